@@ -1,0 +1,61 @@
+# Two commands matter: `make quickstart` and `make test`. Both do their own set-up, once.
+SHELL := /bin/bash
+PYTHON ?= python3
+HOME_FOLDER := .graftwork
+LIBTORCH := $(HOME_FOLDER)/libtorch/torch/build-version
+BASE := $(HOME_FOLDER)/base/all-minilm-l6-v2/model.safetensors
+WHEELS := $(HOME_FOLDER)/wheels
+SETS := question_type sms_spam movie_sentiment tweet_sentiment tweet_intensity bbc_topic
+DATA := $(foreach set,$(SETS),$(HOME_FOLDER)/data/$(set)/import.json)
+GRAFTWORK := target/release/graftwork
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: quickstart test test-all check golden follow build data clean help
+
+help:
+	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
+	@echo "make test         set up, then run all tests"
+	@echo "make test-all     and the tests that need the Python peer or take long"
+	@echo "make check        formatting, lints and docs, warnings as errors"
+	@echo "make golden GOLDEN=DIR          compare the engine with golden numerics"
+	@echo "make follow TRAJECTORY=DIR      follow a recorded training run step by step"
+
+quickstart: build data
+	@$(GRAFTWORK) run --again jobs/quickstart.toml || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
+
+build: $(LIBTORCH)
+	@cargo build --release --locked --quiet -p graftwork -p graftwork-worker
+
+data: build $(BASE) $(DATA)
+
+$(LIBTORCH):
+	@$(PYTHON) scripts/setup.py libtorch
+
+$(BASE):
+	@$(PYTHON) scripts/setup.py base
+
+$(WHEELS)/.data: scripts/packages.json
+	@$(PYTHON) scripts/setup.py data && touch $@
+
+$(HOME_FOLDER)/data/%/import.json: $(WHEELS)/.data jobs/data.toml | build
+	@$(GRAFTWORK) import --recipe jobs/data.toml --name $* --from $(WHEELS) --to $(@D)
+
+test: $(LIBTORCH) $(BASE) data
+	cargo test --release --locked --workspace
+
+test-all: test
+	GRAFTWORK_TEST_ALL=1 cargo test --release --locked -p graftwork-tests
+
+check: $(LIBTORCH)
+	cargo fmt --all -- --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --document-private-items
+
+golden: build
+	@$(GRAFTWORK) golden $(GOLDEN)
+
+follow: build $(BASE)
+	@$(GRAFTWORK) follow $(TRAJECTORY) --base-model $(dir $(BASE))
+
+clean:
+	cargo clean

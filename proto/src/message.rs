@@ -1,0 +1,327 @@
+//! Session messages as the programs use them, and their checked conversion from the wire.
+//!
+//! A conversion error names the field, so that a foreign or damaged peer is found at once.
+
+use graftwork_shared::{
+    assignment::{Assignment, Evaluation, Failure, StageResult},
+    digest::Digest,
+    event::StepReport,
+    id::{LeaseId, Term, WorkerId},
+    recipe::NumericClass,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::v1;
+
+/// A message that does not say what it must.
+#[derive(Debug, thiserror::Error)]
+pub enum WireError {
+    /// A field without a value.
+    #[error("{0} is missing")]
+    Missing(&'static str),
+    /// A field with a value that cannot be.
+    #[error("{field}: {problem}")]
+    Wrong {
+        /// The path of the field.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// What a worker is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Its program's version.
+    pub version: String,
+    /// Its host.
+    pub host: String,
+    /// Its process on that host.
+    pub pid: u32,
+    /// Trainer threads.
+    pub threads: u32,
+    /// Assignments at a time.
+    pub slots: u32,
+    /// Memory of its machine.
+    pub memory_bytes: u64,
+    /// Its numeric class.
+    pub numeric_class: NumericClass,
+    /// Its token; empty on a private socket.
+    pub token: String,
+}
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum WorkerMessage {
+    /// First in a session.
+    Hello(Hello),
+    /// It lives, and holds these leases.
+    Heartbeat(Vec<LeaseId>),
+    /// Training moved on.
+    Step(LeaseId, StepReport),
+    /// Validation was scored.
+    Evaluated(LeaseId, Evaluation),
+    /// A checkpoint of this step was uploaded; it counts once it is accepted.
+    Checkpoint(LeaseId, u64, Digest),
+    /// The result; it counts once it is accepted.
+    Finished(LeaseId, StageResult),
+    /// The attempt ended without a result.
+    Failed(LeaseId, Failure),
+    /// Stopped after its last accepted checkpoint.
+    Released(LeaseId),
+}
+
+/// What a coordinator says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CoordinatorMessage {
+    /// The session is open.
+    Welcome {
+        /// The worker's id.
+        worker: WorkerId,
+        /// Milliseconds between heartbeats.
+        heartbeat_ms: u64,
+    },
+    /// The session ends before it began.
+    Refused(String),
+    /// Work under a lease.
+    Assign(LeaseId, Box<Assignment>),
+    /// What was uploaded up to this step is durable.
+    Accepted(LeaseId, u64),
+    /// The lease is not the live one: drop the work.
+    Fenced(LeaseId),
+    /// Finish the step, checkpoint, release; with the reason.
+    Release(LeaseId, String),
+    /// Release everything and leave; with the reason.
+    Drain(String),
+}
+
+/// A worker's message with its envelope.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkerEnvelope {
+    /// The term that the worker knows; 0 before it was welcomed.
+    pub term: Term,
+    /// Trace id.
+    pub trace: String,
+    /// The message.
+    pub message: WorkerMessage,
+}
+
+/// A coordinator's message with its envelope.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CoordinatorEnvelope {
+    /// The coordinator's term; a worker that has seen a later one refuses it.
+    pub term: Term,
+    /// Trace id.
+    pub trace: String,
+    /// The message.
+    pub message: CoordinatorMessage,
+}
+
+/// The JSON form of a value, as documents travel.
+///
+/// # Panics
+/// When the value has a map whose keys are not strings; no document of this project has.
+pub fn to_document<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).expect("documents can be written as JSON")
+}
+
+/// Reads a document; the error names the field.
+pub fn from_document<T: DeserializeOwned>(field: &'static str, text: &str) -> Result<T, WireError> {
+    serde_json::from_str(text).map_err(|error| WireError::Wrong { field, problem: error.to_string() })
+}
+
+fn digest(field: &'static str, text: &str) -> Result<Digest, WireError> {
+    text.parse()
+        .map_err(|error: graftwork_shared::digest::NotADigest| WireError::Wrong { field, problem: error.to_string() })
+}
+
+impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
+    type Error = WireError;
+
+    fn try_from(wire: v1::WorkerMessage) -> Result<Self, WireError> {
+        use v1::worker_message::Message;
+        let message = match wire.message.ok_or(WireError::Missing("message"))? {
+            Message::Hello(m) => WorkerMessage::Hello(m.try_into()?),
+            Message::Heartbeat(m) => WorkerMessage::Heartbeat(m.leases.into_iter().map(LeaseId).collect()),
+            Message::Step(m) => WorkerMessage::Step(LeaseId(m.lease), from_document("step.report", &m.report)?),
+            Message::Evaluated(m) => {
+                WorkerMessage::Evaluated(LeaseId(m.lease), from_document("evaluated.evaluation", &m.evaluation)?)
+            }
+            Message::Checkpoint(m) => {
+                WorkerMessage::Checkpoint(LeaseId(m.lease), m.step, digest("checkpoint.blob", &m.blob)?)
+            }
+            Message::Finished(m) => {
+                WorkerMessage::Finished(LeaseId(m.lease), from_document("finished.result", &m.result)?)
+            }
+            Message::Failed(m) => WorkerMessage::Failed(LeaseId(m.lease), from_document("failed.failure", &m.failure)?),
+            Message::Released(m) => WorkerMessage::Released(LeaseId(m.lease)),
+        };
+        Ok(Self { term: Term(wire.term), trace: wire.trace, message })
+    }
+}
+
+impl TryFrom<v1::Hello> for Hello {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Hello) -> Result<Self, WireError> {
+        for (field, number) in [("hello.threads", wire.threads), ("hello.slots", wire.slots)] {
+            if number == 0 {
+                return Err(WireError::Wrong { field, problem: "0, but at least 1 is needed".to_owned() });
+            }
+        }
+        Ok(Self {
+            version: wire.version,
+            host: wire.host,
+            pid: wire.pid,
+            threads: wire.threads,
+            slots: wire.slots,
+            memory_bytes: wire.memory_bytes,
+            numeric_class: from_document("hello.numeric_class", &wire.numeric_class)?,
+            token: wire.token,
+        })
+    }
+}
+
+impl From<WorkerEnvelope> for v1::WorkerMessage {
+    fn from(envelope: WorkerEnvelope) -> Self {
+        use v1::worker_message::Message;
+        let message = match envelope.message {
+            WorkerMessage::Hello(hello) => Message::Hello(v1::Hello {
+                version: hello.version,
+                host: hello.host,
+                pid: hello.pid,
+                threads: hello.threads,
+                slots: hello.slots,
+                memory_bytes: hello.memory_bytes,
+                numeric_class: to_document(&hello.numeric_class),
+                token: hello.token,
+            }),
+            WorkerMessage::Heartbeat(leases) => {
+                Message::Heartbeat(v1::Heartbeat { leases: leases.into_iter().map(|lease| lease.0).collect() })
+            }
+            WorkerMessage::Step(lease, report) => {
+                Message::Step(v1::Step { lease: lease.0, report: to_document(&report) })
+            }
+            WorkerMessage::Evaluated(lease, evaluation) => {
+                Message::Evaluated(v1::Evaluated { lease: lease.0, evaluation: to_document(&evaluation) })
+            }
+            WorkerMessage::Checkpoint(lease, step, blob) => {
+                Message::Checkpoint(v1::Checkpoint { lease: lease.0, step, blob: blob.to_string() })
+            }
+            WorkerMessage::Finished(lease, result) => {
+                Message::Finished(v1::Finished { lease: lease.0, result: to_document(&result) })
+            }
+            WorkerMessage::Failed(lease, failure) => {
+                Message::Failed(v1::Failed { lease: lease.0, failure: to_document(&failure) })
+            }
+            WorkerMessage::Released(lease) => Message::Released(v1::Released { lease: lease.0 }),
+        };
+        Self { term: envelope.term.0, trace: envelope.trace, message: Some(message) }
+    }
+}
+
+impl TryFrom<v1::CoordinatorMessage> for CoordinatorEnvelope {
+    type Error = WireError;
+
+    fn try_from(wire: v1::CoordinatorMessage) -> Result<Self, WireError> {
+        use v1::coordinator_message::Message;
+        let message = match wire.message.ok_or(WireError::Missing("message"))? {
+            Message::Welcome(m) => {
+                CoordinatorMessage::Welcome { worker: WorkerId(m.worker), heartbeat_ms: m.heartbeat_ms }
+            }
+            Message::Refused(m) => CoordinatorMessage::Refused(m.reason),
+            Message::Assign(m) => {
+                let assignment = from_document("assign.assignment", &m.assignment)?;
+                CoordinatorMessage::Assign(LeaseId(m.lease), Box::new(assignment))
+            }
+            Message::Accepted(m) => CoordinatorMessage::Accepted(LeaseId(m.lease), m.step),
+            Message::Fenced(m) => CoordinatorMessage::Fenced(LeaseId(m.lease)),
+            Message::Release(m) => CoordinatorMessage::Release(LeaseId(m.lease), m.reason),
+            Message::Drain(m) => CoordinatorMessage::Drain(m.reason),
+        };
+        Ok(Self { term: Term(wire.term), trace: wire.trace, message })
+    }
+}
+
+impl From<CoordinatorEnvelope> for v1::CoordinatorMessage {
+    fn from(envelope: CoordinatorEnvelope) -> Self {
+        use v1::coordinator_message::Message;
+        let message = match envelope.message {
+            CoordinatorMessage::Welcome { worker, heartbeat_ms } => {
+                Message::Welcome(v1::Welcome { worker: worker.0, heartbeat_ms })
+            }
+            CoordinatorMessage::Refused(reason) => Message::Refused(v1::Refused { reason }),
+            CoordinatorMessage::Assign(lease, assignment) => {
+                Message::Assign(v1::Assign { lease: lease.0, assignment: to_document(&assignment) })
+            }
+            CoordinatorMessage::Accepted(lease, step) => Message::Accepted(v1::Accepted { lease: lease.0, step }),
+            CoordinatorMessage::Fenced(lease) => Message::Fenced(v1::Fenced { lease: lease.0 }),
+            CoordinatorMessage::Release(lease, reason) => Message::Release(v1::Release { lease: lease.0, reason }),
+            CoordinatorMessage::Drain(reason) => Message::Drain(v1::Drain { reason }),
+        };
+        Self { term: envelope.term.0, trace: envelope.trace, message: Some(message) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class() -> NumericClass {
+        let text = |s: &str| s.to_owned();
+        NumericClass { device: text("cpu"), instructions: text("avx2"), libtorch: text("2.11.0"), vendor: text("x") }
+    }
+
+    fn hello() -> Hello {
+        Hello {
+            version: "0.1.0".to_owned(),
+            host: "here".to_owned(),
+            pid: 1,
+            threads: 2,
+            slots: 2,
+            memory_bytes: 1 << 30,
+            numeric_class: class(),
+            token: String::new(),
+        }
+    }
+
+    #[test]
+    fn messages_survive_the_wire() {
+        let failure = Failure { blame: graftwork_shared::assignment::Blame::User, message: "no".to_owned() };
+        let messages = [
+            WorkerMessage::Hello(hello()),
+            WorkerMessage::Heartbeat(vec![LeaseId(3), LeaseId(4)]),
+            WorkerMessage::Checkpoint(LeaseId(3), 50, Digest::of(b"x")),
+            WorkerMessage::Failed(LeaseId(3), failure),
+            WorkerMessage::Released(LeaseId(3)),
+        ];
+        for message in messages {
+            let envelope = WorkerEnvelope { term: Term(7), trace: "t".to_owned(), message };
+            let wire = v1::WorkerMessage::from(envelope.clone());
+            assert_eq!(WorkerEnvelope::try_from(wire).unwrap(), envelope);
+        }
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let mut wire = v1::WorkerMessage::from(WorkerEnvelope {
+            term: Term(1),
+            trace: String::new(),
+            message: WorkerMessage::Checkpoint(LeaseId(1), 2, Digest::of(b"x")),
+        });
+        if let Some(v1::worker_message::Message::Checkpoint(checkpoint)) = &mut wire.message {
+            checkpoint.blob = "short".to_owned();
+        }
+        let error = WorkerEnvelope::try_from(wire).unwrap_err().to_string();
+        assert!(error.starts_with("checkpoint.blob: "), "{error}");
+    }
+
+    #[test]
+    fn a_worker_without_threads_is_refused() {
+        let mut hello = hello();
+        hello.threads = 0;
+        let message = WorkerMessage::Hello(hello);
+        let wire = v1::WorkerMessage::from(WorkerEnvelope { term: Term(0), trace: String::new(), message });
+        assert!(WorkerEnvelope::try_from(wire).unwrap_err().to_string().starts_with("hello.threads"));
+    }
+}

@@ -1,0 +1,132 @@
+//! What people watch: facts about a running job, as they are streamed to `watch`, logs and progress displays.
+//!
+//! Events are for eyes. Nothing decides by them and nothing is recovered from them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    assignment::{Evaluation, Failure},
+    id::{JobId, Name, WorkerId},
+};
+
+/// One line of a job's story.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// The job.
+    pub job: JobId,
+    /// Milliseconds since 1970, by the coordinator's clock.
+    pub at_ms: u64,
+    /// The stage, where it is about one.
+    pub stage: Option<Name>,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// The job was accepted, or taken up again after a restart.
+    JobStarted {
+        /// Stages in all.
+        stages: u32,
+        /// It goes on from an earlier start.
+        resumed: bool,
+    },
+    /// A worker opened a session.
+    WorkerJoined {
+        /// The worker.
+        worker: WorkerId,
+        /// Its host and process.
+        place: String,
+        /// Trainer threads.
+        threads: u32,
+    },
+    /// A worker's session ended.
+    WorkerLeft {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// A stage was handed to a worker.
+    StageStarted {
+        /// The worker.
+        worker: WorkerId,
+        /// The step it goes on from.
+        from_step: u64,
+        /// Updates in all.
+        total_steps: u64,
+        /// Attempts before this one.
+        attempt: u32,
+    },
+    /// Training moved on.
+    Step(StepReport),
+    /// Validation was scored.
+    Evaluated(Evaluation),
+    /// A checkpoint is durable.
+    Checkpointed {
+        /// Its step.
+        step: u64,
+    },
+    /// A stage has its result.
+    StageFinished {
+        /// Taken from an earlier result of the same recipe.
+        reused: bool,
+    },
+    /// An attempt failed.
+    AttemptFailed {
+        /// Why.
+        failure: Failure,
+        /// Whether it is tried again.
+        retried: bool,
+    },
+    /// A stage was published.
+    Published {
+        /// Where.
+        release: String,
+    },
+    /// The job ended.
+    JobFinished {
+        /// How.
+        outcome: Outcome,
+    },
+}
+
+/// How training goes, as a mean over the updates since the last report.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Updates done.
+    pub step: u64,
+    /// Updates in all.
+    pub total_steps: u64,
+    /// Epochs done, with the fraction.
+    pub epoch: f64,
+    /// Mean loss.
+    pub loss: f64,
+    /// Learning rate of the last update.
+    pub learning_rate: f64,
+    /// Gradient norm of the last update, before clipping.
+    pub gradient_norm: f64,
+    /// Examples a second of wall time.
+    pub examples_per_second: f64,
+    /// Tokens a second of wall time.
+    pub tokens_per_second: f64,
+    /// Share of the time in which the trainer waited for rows.
+    pub input_wait: f64,
+}
+
+/// How a job ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Everything was trained and published, and every expectation was met.
+    Succeeded,
+    /// Everything was published, but an expectation was missed.
+    ExpectationMissed,
+    /// A stage failed for good.
+    Failed,
+    /// The user cancelled it.
+    Cancelled,
+}

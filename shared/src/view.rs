@@ -1,0 +1,245 @@
+//! What a job looks like from outside at one moment: the one value behind `status`, `watch`, `report`, the pages
+//! and their tests.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    assignment::{Evaluation, Failure, StageResult, Usage},
+    digest::Digest,
+    event::{Outcome, StepReport},
+    id::{JobId, Name, WorkerId},
+    metric::Metric,
+};
+
+/// A job at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct JobView {
+    /// Its id.
+    pub id: JobId,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its name.
+    pub name: String,
+    /// Who pays.
+    pub owner: String,
+    /// Where its base model lies.
+    pub base_model: String,
+    /// Digest of the base model.
+    pub base_model_digest: Digest,
+    /// The hub folder its results go to.
+    pub hub: String,
+    /// Milliseconds since 1970 when it was submitted.
+    pub submitted_ms: u64,
+    /// Milliseconds since 1970 when it ended.
+    pub ended_ms: Option<u64>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// Stages: tasks in the job file's order, then fusions.
+    pub stages: Vec<StageView>,
+    /// What it cost so far.
+    pub usage: Usage,
+}
+
+/// A stage at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageView {
+    /// The task's or fusion's name.
+    pub name: Name,
+    /// Adapter or fusion.
+    pub kind: StageKind,
+    /// The stages it waits for.
+    pub needs: Vec<Name>,
+    /// For a fusion: the names of the fused adapters in the order of attention.
+    pub fused: Vec<String>,
+    /// For a fusion: the task whose rows it uses.
+    pub task: Option<Name>,
+    /// The method, in one line for people, such as `seq_bn, reduction factor 16`.
+    pub method: String,
+    /// Training, validation and test rows.
+    pub rows: [u64; 3],
+    /// Class names; empty for regression.
+    pub labels: Vec<String>,
+    /// Digest of its recipe.
+    pub recipe: Digest,
+    /// Updates in all.
+    pub total_steps: u64,
+    /// Trained numbers.
+    pub trained_parameters: u64,
+    /// The metric that counts.
+    pub metric: Metric,
+    /// What the user expects of it.
+    pub expect: Option<f64>,
+    /// Where it stands.
+    pub state: StageState,
+    /// Step reports so far, oldest first, thinned to at most 500.
+    pub curve: Vec<StepReport>,
+    /// Validation scores so far.
+    pub validation: Vec<Evaluation>,
+    /// The result, once there is one.
+    pub result: Option<StageResult>,
+    /// The release, once published.
+    pub release: Option<String>,
+}
+
+/// What a stage trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StageKind {
+    /// A task's adapter.
+    Adapter,
+    /// A fusion layer.
+    Fusion,
+}
+
+/// Where a stage stands.
+///
+/// ```text
+/// Waiting ──► Ready ──► Running ──► Trained ──► Published
+///                ▲         │
+///                └─ retry ─┴──► Failed      any ──► Cancelled
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum StageState {
+    /// Needs stages that are not trained.
+    Waiting {
+        /// Those stages.
+        for_stages: Vec<Name>,
+    },
+    /// Could start now, but does not yet.
+    Ready {
+        /// Why not.
+        refusal: Refusal,
+    },
+    /// On a worker.
+    Running {
+        /// The worker.
+        worker: WorkerId,
+        /// Step of the last durable checkpoint.
+        checkpoint_step: u64,
+    },
+    /// Has its result.
+    Trained {
+        /// Taken from an earlier result of the same recipe.
+        reused: bool,
+    },
+    /// In the hub.
+    Published {
+        /// Taken from an earlier result of the same recipe.
+        reused: bool,
+    },
+    /// Failed for good.
+    Failed {
+        /// Why.
+        failure: Failure,
+    },
+    /// Stopped by the user, or needs a stage that failed.
+    Cancelled {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a ready stage does not run: the same value in the log, `explain`, the page and the tests (invariant 7).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "refusal", rename_all = "snake_case")]
+pub enum Refusal {
+    /// No worker has a session.
+    NoWorker,
+    /// The hub is being asked for an earlier result of the same recipe.
+    LookingForReuse,
+    /// No worker has the kind of device that the job asks for.
+    Device {
+        /// What the job asks for: `cpu` or `cuda`.
+        needs: String,
+        /// The devices there are.
+        have: Vec<String>,
+    },
+    /// No worker has the memory that it is expected to need.
+    Memory {
+        /// Bytes it is expected to need.
+        needs_bytes: u64,
+        /// Bytes of the largest worker.
+        largest_bytes: u64,
+    },
+    /// All places for assignments are taken.
+    Busy {
+        /// Workers with a session.
+        workers: u32,
+        /// Their places.
+        slots: u32,
+        /// Ready stages that go first.
+        ahead: Vec<Name>,
+    },
+    /// An attempt failed and the next one waits.
+    BackingOff {
+        /// The failure.
+        failure: Failure,
+        /// Attempts so far.
+        attempts: u32,
+        /// Milliseconds since 1970 when it is tried again.
+        until_ms: u64,
+    },
+    /// Its checkpoint was computed in another numeric class than any worker's.
+    NumericClass {
+        /// The class it needs.
+        needs: String,
+        /// The classes there are.
+        have: Vec<String>,
+    },
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoWorker => write!(f, "no worker is connected; start one with `graftwork worker`"),
+            Self::LookingForReuse => write!(f, "the hub is being asked for an earlier result of the same recipe"),
+            Self::Device { needs, have } => {
+                write!(f, "the job asks for device {needs}, and workers here have {}", have.join(", "))
+            }
+            Self::Memory { needs_bytes, largest_bytes } => write!(
+                f,
+                "it is expected to need {} MiB of memory, and the largest worker has {} MiB",
+                needs_bytes.div_ceil(1 << 20),
+                largest_bytes >> 20
+            ),
+            Self::Busy { workers, slots, ahead } => {
+                write!(f, "all {slots} places on {workers} worker(s) are taken")?;
+                match ahead.as_slice() {
+                    [] => Ok(()),
+                    names => write!(f, "; {} ready stage(s) go first: {}", names.len(), join(names)),
+                }
+            }
+            Self::BackingOff { failure, attempts, until_ms } => {
+                write!(f, "attempt {attempts} failed ({}); the next one starts at {until_ms} ms", failure.message)
+            }
+            Self::NumericClass { needs, have } => write!(
+                f,
+                "its checkpoint was computed on {needs}, and equal bytes need the same; workers here are {}",
+                if have.is_empty() { "none".to_owned() } else { have.join(", ") }
+            ),
+        }
+    }
+}
+
+fn join(names: &[Name]) -> String {
+    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
+}
+
+impl StageView {
+    /// The score that the user's expectation is held against: on test rows, or validation rows where there are none.
+    pub fn held_out_score(&self) -> Option<f64> {
+        use crate::data::Split;
+        let scores: &BTreeMap<Split, Evaluation> = &self.result.as_ref()?.scores;
+        let evaluation = scores.get(&Split::Test).or_else(|| scores.get(&Split::Validation))?;
+        evaluation.metrics.get(&self.metric).copied()
+    }
+
+    /// Whether the expectation is missed; `None` without an expectation or a score. A score that is not a number misses.
+    pub fn missed(&self) -> Option<bool> {
+        let (score, expect) = (self.held_out_score()?, self.expect?);
+        Some(score.is_nan() || score < expect)
+    }
+}

@@ -1,0 +1,10 @@
+//! The harness of the tests that cross crates: a tiny world (base model, data, job file) and real processes in it.
+//!
+//! Nothing of Graftwork is replaced here: tests start the programs that users start, read what users read, and kill
+//! with SIGKILL. Faults are placed by what the programs report (a checkpoint of a stage), never by a clock.
+
+mod process;
+mod world;
+
+pub use process::{Finished, Run, program};
+pub use world::{World, tree_digests};

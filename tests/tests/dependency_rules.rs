@@ -1,0 +1,83 @@
+//! The arrows of ARCHITECTURE.md: which crate may use which, and where `tch` and `tonic` may appear.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+/// Direct uses that the house allows, tests and examples aside.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("graftwork-shared", &[]),
+    ("graftwork-model", &["graftwork-shared"]),
+    ("graftwork-dataset", &["graftwork-shared"]),
+    ("graftwork-store", &["graftwork-shared", "graftwork-model"]),
+    ("graftwork-proto", &["graftwork-shared"]),
+    ("graftwork-collective", &["graftwork-shared"]),
+    ("graftwork-scheduler", &["graftwork-shared"]),
+    ("graftwork-web", &["graftwork-shared"]),
+    ("graftwork-engine", &["graftwork-shared", "graftwork-model", "graftwork-dataset", "graftwork-collective"]),
+    (
+        "graftwork",
+        &[
+            "graftwork-shared",
+            "graftwork-model",
+            "graftwork-dataset",
+            "graftwork-store",
+            "graftwork-proto",
+            "graftwork-scheduler",
+            "graftwork-web",
+        ],
+    ),
+    (
+        "graftwork-worker",
+        &[
+            "graftwork-shared",
+            "graftwork-model",
+            "graftwork-dataset",
+            "graftwork-store",
+            "graftwork-proto",
+            "graftwork-collective",
+            "graftwork-engine",
+        ],
+    ),
+    ("graftwork-tests", &["graftwork-shared"]),
+];
+
+/// Packages that only the named crates may use directly.
+const KEPT_TO: &[(&str, &[&str])] = &[
+    ("tch", &["graftwork-engine"]),
+    ("torch-sys", &[]),
+    ("tonic", &["graftwork-proto", "graftwork", "graftwork-worker"]),
+    ("rusqlite", &["graftwork"]),
+];
+
+fn direct_uses() -> BTreeMap<String, BTreeSet<String>> {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
+    let metadata = MetadataCommand::new().manifest_path(manifest).no_deps().exec().expect("cargo metadata works");
+    let uses = |package: &cargo_metadata::Package| {
+        let normal = package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal);
+        normal.map(|dependency| dependency.name.clone()).collect()
+    };
+    metadata.packages.iter().map(|package| (package.name.to_string(), uses(package))).collect()
+}
+
+#[test]
+fn crates_use_only_what_the_house_allows() {
+    let allowed: BTreeMap<&str, BTreeSet<&str>> =
+        MAY_USE.iter().map(|(name, uses)| (*name, uses.iter().copied().collect())).collect();
+    for (package, uses) in direct_uses() {
+        let allowed =
+            allowed.get(package.as_str()).unwrap_or_else(|| panic!("{package} has no line in the house's rules"));
+        let ours: Vec<_> = uses.iter().filter(|name| name.starts_with("graftwork")).collect();
+        let wrong: Vec<_> = ours.iter().filter(|name| !allowed.contains(name.as_str())).collect();
+        assert!(wrong.is_empty(), "{package} may not use {wrong:?}");
+    }
+}
+
+#[test]
+fn libtorch_grpc_and_sqlite_stay_in_their_rooms() {
+    for (package, uses) in direct_uses() {
+        for (kept, rooms) in KEPT_TO {
+            assert!(!uses.contains(*kept) || rooms.contains(&package.as_str()), "{package} may not use {kept}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Invariants 4 and 5 with real processes: whatever is killed, and with any number of threads, the published files
+//! are the same bytes.
+
+use std::{collections::BTreeMap, process::Command};
+
+use anyhow::{Result, ensure};
+use graftwork_shared::{digest::Digest, event::EventKind};
+use graftwork_tests::{Run, World, tree_digests};
+
+fn published(world: &World, hub: &str) -> Result<BTreeMap<String, Digest>> {
+    let mut digests = tree_digests(&world.path().join(hub))?;
+    // Reports hold times and rates; everything else in a hub is a function of the job alone.
+    digests.retain(|name, _| !name.contains("report"));
+    ensure!(
+        digests.keys().filter(|name| name.ends_with("adapter.safetensors")).count() >= 3,
+        "too few releases: {digests:?}"
+    );
+    ensure!(digests.keys().any(|name| name.ends_with("model_adapter_fusion.safetensors")), "no fusion: {digests:?}");
+    Ok(digests)
+}
+
+/// The digests of an undisturbed run, in a state and hub of its own.
+fn undisturbed(world: &World, threads: &str) -> Result<BTreeMap<String, Digest>> {
+    let job = world.job("job.toml", "hub", "")?;
+    Run::start(&job, &["--state", "undisturbed", "--threads", threads])?.finish(0)?;
+    let digests = published(world, "hub")?;
+    std::fs::remove_dir_all(world.path().join("hub"))?;
+    Ok(digests)
+}
+
+fn kill(pid: u32) -> Result<()> {
+    ensure!(Command::new("kill").args(["-9", &pid.to_string()]).status()?.success(), "cannot kill {pid}");
+    Ok(())
+}
+
+#[test]
+fn one_and_two_trainer_threads_publish_the_same_bytes() -> Result<()> {
+    let world = World::new()?;
+    assert_eq!(undisturbed(&world, "1")?, undisturbed(&world, "2")?);
+    Ok(())
+}
+
+#[test]
+fn a_killed_worker_changes_nothing() -> Result<()> {
+    let world = World::new()?;
+    let expected = undisturbed(&world, "2")?;
+    for (stage, step) in [("topic", 4), ("mood", 16), ("mood_fused", 12)] {
+        let job = world.job("job.toml", "hub", "")?;
+        let state = format!("worker-{stage}");
+        let mut run = Run::start(&job, &["--state", &state, "--threads", "2"])?;
+        run.wait_for_checkpoint(stage, step)?;
+        for pid in run.workers()? {
+            kill(pid)?;
+        }
+        run.wait_for("the worker's loss", |event| matches!(event.kind, EventKind::WorkerLeft { .. }))?;
+        run.finish(0)?;
+        assert_eq!(published(&world, "hub")?, expected, "worker killed at step {step} of {stage}");
+        std::fs::remove_dir_all(world.path().join("hub"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_coordinator_goes_on_with_the_same_command() -> Result<()> {
+    let world = World::new()?;
+    let expected = undisturbed(&world, "2")?;
+    for (stage, step) in [("topic", 8), ("mood_fused", 4)] {
+        let job = world.job("job.toml", "hub", "")?;
+        let state = format!("coordinator-{stage}");
+        let mut run = Run::start(&job, &["--state", &state, "--threads", "2"])?;
+        run.wait_for_checkpoint(stage, step)?;
+        run.kill()?;
+        let mut again = Run::start(&job, &["--state", &state, "--threads", "2"])?;
+        again.wait_for("taking the job up again", |event| {
+            matches!(event.kind, EventKind::JobStarted { resumed: true, .. })
+        })?;
+        let started = again.wait_for("the stage", |event| {
+            event.stage.as_ref().is_some_and(|name| name.as_str() == stage)
+                && matches!(event.kind, EventKind::StageStarted { .. })
+        })?;
+        assert!(matches!(started.kind, EventKind::StageStarted { from_step, .. } if from_step >= step), "{started:?}");
+        again.finish(0)?;
+        assert_eq!(published(&world, "hub")?, expected, "coordinator killed at step {step} of {stage}");
+        std::fs::remove_dir_all(world.path().join("hub"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_edited_task_trains_again_alone_with_the_fusions_that_use_it() -> Result<()> {
+    let world = World::new()?;
+    let job = world.job("job.toml", "hub", "")?;
+    Run::start(&job, &["--state", "first"])?.finish(0)?;
+    let job = world.job("job.toml", "hub", "[tasks.topic.training]\nseed = 18\n")?;
+    let mut run = Run::start(&job, &["--state", "second"])?;
+    let mut reused = BTreeMap::new();
+    while let Some(event) = run.next_event()? {
+        if let (Some(stage), EventKind::StageFinished { reused: again }) = (event.stage, event.kind) {
+            reused.insert(stage.to_string(), again);
+        }
+    }
+    run.finish(0)?;
+    let expected = [("mood", true), ("mood_fused", false), ("strength", true), ("topic", false)];
+    assert_eq!(reused, expected.map(|(name, again)| (name.to_owned(), again)).into());
+    Ok(())
+}
