@@ -44,7 +44,8 @@ test: $(LIBTORCH) $(BASE) data
 	cargo test --release --locked --workspace
 
 test-all: test
-	GRAFTWORK_TEST_ALL=1 cargo test --release --locked -p graftwork-tests
+	@scripts/peer.sh
+	cargo test --release --locked --workspace --test peer
 
 check: $(LIBTORCH)
 	cargo fmt --all -- --check

@@ -1,8 +1,11 @@
 //! The arrows of ARCHITECTURE.md: which crate may use which, and where `tch` and `tonic` may appear.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    process::Command,
+};
 
-use cargo_metadata::{DependencyKind, MetadataCommand};
+use serde_json::Value;
 
 /// Direct uses that the house allows, tests and examples aside.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -52,12 +55,18 @@ const KEPT_TO: &[(&str, &[&str])] = &[
 
 fn direct_uses() -> BTreeMap<String, BTreeSet<String>> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
-    let metadata = MetadataCommand::new().manifest_path(manifest).no_deps().exec().expect("cargo metadata works");
-    let uses = |package: &cargo_metadata::Package| {
-        let normal = package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal);
-        normal.map(|dependency| dependency.name.clone()).collect()
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let arguments = ["metadata", "--format-version", "1", "--no-deps", "--offline", "--manifest-path", manifest];
+    let output = Command::new(cargo).args(arguments).output().expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let text = |value: &Value| value.as_str().expect("a text in cargo's metadata").to_owned();
+    let list = |value: &Value| value.as_array().expect("a list in cargo's metadata").clone();
+    let uses = |package: &Value| {
+        let normal = list(&package["dependencies"]).into_iter().filter(|dependency| dependency["kind"].is_null());
+        normal.map(|dependency| text(&dependency["name"])).collect()
     };
-    metadata.packages.iter().map(|package| (package.name.to_string(), uses(package))).collect()
+    list(&metadata["packages"]).iter().map(|package| (text(&package["name"]), uses(package))).collect()
 }
 
 #[test]

@@ -1,0 +1,142 @@
+//! What comes of an attempt: checkpoints, results, failures, and the worker that is gone.
+//!
+//! A result counts once, and only under the live lease (invariant 2). The user's errors are not tried again; the
+//! machine's are, from the last accepted checkpoint, with growing waits, until they no longer bring progress.
+
+use graftwork_shared::{
+    assignment::{Blame, Failure, StageResult},
+    digest::Digest,
+    event::EventKind,
+    id::{LeaseId, WorkerId},
+};
+
+use crate::{
+    fact::Fact,
+    machine::Scheduler,
+    message::{Command, StageKey},
+    phase::Phase,
+};
+
+fn machine_failure(message: String) -> Failure {
+    Failure { blame: Blame::Machine, message }
+}
+
+impl Scheduler {
+    pub(crate) fn on_checkpointed(
+        &mut self,
+        key: &StageKey,
+        (worker, lease): (WorkerId, LeaseId),
+        step: u64,
+        blob: Digest,
+    ) {
+        let (job, position) = self.state.record(key).expect("a live lease is one of a known stage");
+        let total_steps = job.plan.stages[position].total_steps;
+        let accepted = job.stages[position].checkpoint.as_ref().map(|checkpoint| (checkpoint.step, checkpoint.blob));
+        let accept = Command::Accept { worker, lease, step };
+        match accepted {
+            _ if step > total_steps => {
+                let message = format!("a checkpoint of step {step} came, but the stage has {total_steps} updates");
+                self.give_up(key, (worker, lease), message);
+            }
+            Some(earlier) if earlier == (step, blob) => self.out.commands.push(accept),
+            Some((earlier, _)) if step <= earlier => {
+                let message = format!("a checkpoint of step {step} came after one of step {earlier} was accepted");
+                self.give_up(key, (worker, lease), message);
+            }
+            None | Some(_) => {
+                self.record(Fact::CheckpointAccepted { lease, step, blob });
+                self.out.commands.push(accept);
+                self.tell(&key.job, Some(&key.stage), EventKind::Checkpointed { step });
+            }
+        }
+    }
+
+    pub(crate) fn on_finished(
+        &mut self,
+        key: &StageKey,
+        (worker, lease): (WorkerId, LeaseId),
+        result: Box<StageResult>,
+    ) {
+        let (job, position) = self.state.record(key).expect("a live lease is one of a known stage");
+        let granted = job.stages[position].phase.grant().map(|grant| grant.class.clone());
+        if granted.as_ref() != Some(&result.numeric_class) {
+            let class = granted.map(|class| class.to_string()).unwrap_or_default();
+            let message = format!("the result was computed on {}, but the worker joined as {class}", result.numeric_class);
+            self.give_up(key, (worker, lease), message);
+            return;
+        }
+        let (step, at_ms) = (result.steps, self.now_ms);
+        let (job, stage) = (key.job.clone(), key.stage.clone());
+        self.record(Fact::StageTrained { job, stage, lease: Some(lease), result, at_ms });
+        self.out.commands.push(Command::Accept { worker, lease, step });
+        self.tell(&key.job, Some(&key.stage), EventKind::StageFinished { reused: false });
+    }
+
+    /// Ends a lease whose worker says what cannot be.
+    fn give_up(&mut self, key: &StageKey, (worker, lease): (WorkerId, LeaseId), message: String) {
+        self.fail_attempt(key, lease, machine_failure(message));
+        self.out.commands.push(Command::Fence { worker, lease });
+    }
+
+    /// Ends a live lease in failure.
+    pub(crate) fn fail_attempt(&mut self, key: &StageKey, lease: LeaseId, failure: Failure) {
+        let (retry_at_ms, failure) = self.judge(key, failure);
+        let told = EventKind::AttemptFailed { failure: failure.clone(), retried: retry_at_ms.is_some() };
+        self.record(Fact::AttemptFailed { lease, failure, retry_at_ms, at_ms: self.now_ms });
+        self.tell(&key.job, Some(&key.stage), told);
+    }
+
+    pub(crate) fn on_publish_failed(&mut self, key: &StageKey, failure: Failure) {
+        if !self.publishing.remove(key) {
+            return;
+        }
+        let (retry_at_ms, failure) = self.judge(key, failure);
+        let told = EventKind::AttemptFailed { failure: failure.clone(), retried: retry_at_ms.is_some() };
+        let (job, stage) = (key.job.clone(), key.stage.clone());
+        self.record(Fact::PublishFailed { job, stage, failure, retry_at_ms });
+        self.tell(&key.job, Some(&key.stage), told);
+    }
+
+    /// When a failed stage is tried again; for good, the failure then tells of all attempts.
+    fn judge(&self, key: &StageKey, failure: Failure) -> (Option<u64>, Failure) {
+        let failures = self.state.record(key).map(|(job, position)| job.stages[position].failures.clone());
+        let mut failures = failures.unwrap_or_default();
+        let before = u32::try_from(failures.len()).unwrap_or(u32::MAX);
+        if failure.blame == Blame::User {
+            return (None, failure);
+        }
+        if before + 1 < self.policy.attempts {
+            let wait_ms = self.policy.backoff_ms.saturating_mul(1 << before.min(32));
+            return (Some(self.now_ms + wait_ms.min(self.policy.backoff_most_ms)), failure);
+        }
+        failures.push(failure);
+        let reasons = failures.iter().enumerate().map(|(at, failure)| format!("{}. {}", at + 1, failure.message));
+        let reasons = reasons.collect::<Vec<_>>().join("; ");
+        let message = format!("{} attempts failed without progress between them: {reasons}", failures.len());
+        (None, machine_failure(message))
+    }
+
+    /// Forgets a worker; what it held goes back.
+    pub(crate) fn remove_worker(&mut self, worker: WorkerId, reason: &str) {
+        let Some(known) = self.workers.remove(&worker) else { return };
+        let held: Vec<(StageKey, LeaseId)> = self
+            .state
+            .live()
+            .iter()
+            .filter(|(lease, key)| {
+                let record = self.state.record(key).map(|(job, position)| &job.stages[position].phase);
+                matches!(record, Some(Phase::Running(grant)) if grant.worker == worker && grant.lease == **lease)
+            })
+            .map(|(lease, key)| (key.clone(), *lease))
+            .collect();
+        for (key, lease) in held {
+            let message = format!("{worker} ({}) is gone: {reason}", known.info.place);
+            if known.draining {
+                self.record(Fact::LeaseReleased { lease, reason: message, at_ms: self.now_ms });
+            } else {
+                self.fail_attempt(&key, lease, machine_failure(message));
+            }
+        }
+        self.tell_all(&EventKind::WorkerLeft { worker, reason: reason.to_owned() });
+    }
+}

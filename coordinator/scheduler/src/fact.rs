@@ -1,0 +1,182 @@
+//! What is journalled: inputs that were accepted and decisions that were taken.
+//!
+//! Recovery folds facts and decides nothing again, so an upgrade of the scheduler cannot change the past
+//! (invariant 6). A variant is never changed or removed; a new meaning is a new variant and a higher [`FACT_VERSION`].
+
+use graftwork_shared::{
+    assignment::{Failure, StageResult},
+    digest::Digest,
+    event::Outcome,
+    id::{JobId, LeaseId, Name, Term, WorkerId},
+    recipe::NumericClass,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::plan::Plan;
+
+/// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
+pub const FACT_VERSION: u32 = 1;
+
+/// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "fact", rename_all = "snake_case")]
+pub enum Fact {
+    /// A coordinator took over. Leases of earlier terms end here, without blame.
+    TermStarted {
+        /// Its term: the previous one plus 1.
+        term: Term,
+        /// When.
+        at_ms: u64,
+    },
+    /// A worker's session was opened.
+    WorkerJoined {
+        /// Its number, never used again.
+        worker: WorkerId,
+        /// Its host and process.
+        place: String,
+        /// Its numeric class.
+        class: NumericClass,
+    },
+    /// A job was accepted.
+    JobSubmitted {
+        /// Its plan.
+        plan: Box<Plan>,
+        /// When.
+        at_ms: u64,
+    },
+    /// An ended job was submitted again, and something of it is left to do.
+    JobReopened {
+        /// Its new plan.
+        plan: Box<Plan>,
+        /// Published stages that the hub has no longer.
+        gone: Vec<Name>,
+        /// When.
+        at_ms: u64,
+    },
+    /// A stage was handed to a worker.
+    StageLeased {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: Name,
+        /// The lease, higher than any before.
+        lease: LeaseId,
+        /// The worker.
+        worker: WorkerId,
+        /// The worker's numeric class.
+        class: NumericClass,
+        /// When.
+        at_ms: u64,
+    },
+    /// A checkpoint is durable and is where the next attempt goes on.
+    CheckpointAccepted {
+        /// The live lease it came under.
+        lease: LeaseId,
+        /// Its step.
+        step: u64,
+        /// Its blob.
+        blob: Digest,
+    },
+    /// A lease ended without result and without blame.
+    LeaseReleased {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        reason: String,
+        /// When.
+        at_ms: u64,
+    },
+    /// A lease ended in failure.
+    AttemptFailed {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        failure: Failure,
+        /// When it may be tried again; `None` fails the stage for good.
+        retry_at_ms: Option<u64>,
+        /// When.
+        at_ms: u64,
+    },
+    /// A stage has its result.
+    StageTrained {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: Name,
+        /// The live lease it came under; `None` for an earlier result that is reused.
+        lease: Option<LeaseId>,
+        /// The result.
+        result: Box<StageResult>,
+        /// When.
+        at_ms: u64,
+    },
+    /// A stage is in the hub.
+    StagePublished {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: Name,
+        /// Where.
+        release: String,
+    },
+    /// Publishing failed.
+    PublishFailed {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: Name,
+        /// Why.
+        failure: Failure,
+        /// When it is tried again; `None` fails the stage for good.
+        retry_at_ms: Option<u64>,
+    },
+    /// A stage cannot be trained any more.
+    StageCancelled {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: Name,
+        /// Why.
+        reason: String,
+    },
+    /// The user stopped a job: stages without a result are cancelled.
+    JobCancelled {
+        /// The job.
+        job: JobId,
+        /// Why.
+        reason: String,
+        /// When.
+        at_ms: u64,
+    },
+    /// Every stage of a job is published, failed or cancelled.
+    JobEnded {
+        /// The job.
+        job: JobId,
+        /// How.
+        outcome: Outcome,
+        /// When.
+        at_ms: u64,
+    },
+}
+
+impl Fact {
+    /// The word for it, for logs and errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::TermStarted { .. } => "term_started",
+            Self::WorkerJoined { .. } => "worker_joined",
+            Self::JobSubmitted { .. } => "job_submitted",
+            Self::JobReopened { .. } => "job_reopened",
+            Self::StageLeased { .. } => "stage_leased",
+            Self::CheckpointAccepted { .. } => "checkpoint_accepted",
+            Self::LeaseReleased { .. } => "lease_released",
+            Self::AttemptFailed { .. } => "attempt_failed",
+            Self::StageTrained { .. } => "stage_trained",
+            Self::StagePublished { .. } => "stage_published",
+            Self::PublishFailed { .. } => "publish_failed",
+            Self::StageCancelled { .. } => "stage_cancelled",
+            Self::JobCancelled { .. } => "job_cancelled",
+            Self::JobEnded { .. } => "job_ended",
+        }
+    }
+}

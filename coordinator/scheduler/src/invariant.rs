@@ -1,0 +1,164 @@
+//! What must always hold, as one list, and the check that tests run after every event.
+//!
+//! The list is the product's, not only the scheduler's: what cannot be seen from here names the place where it is
+//! proved.
+
+use std::collections::BTreeSet;
+
+use graftwork_shared::id::{LeaseId, WorkerId};
+
+use crate::{
+    fact::Fact,
+    machine::Scheduler,
+    message::{Command, Decision, Event, StageKey},
+    phase::Phase,
+};
+
+/// What must always hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Invariant {
+    /// 1. The trunk's bytes never change. Proved in `graftwork-engine`.
+    TrunkUnchanged,
+    /// 2. One live lease for a stage; a late worker or an old coordinator cannot commit.
+    OneLiveLease,
+    /// 3. Within an epoch each row is trained exactly once. Proved in `graftwork-dataset` and by row digests.
+    EachRowOnce,
+    /// 4. What was acknowledged survives kill -9; a final state is final.
+    AcknowledgedSurvives,
+    /// 5. Within a numeric class, published bytes are a function of the recipe. Here: a checkpoint is continued only
+    ///    in its class. Proved by the tests that kill workers and compare digests.
+    BytesFollowRecipe,
+    /// 6. The same state and facts give the same decisions.
+    SameDecisions,
+    /// 7. A refusal is a value with data; what is not refused runs.
+    RefusalIsValue,
+}
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("invariant {invariant:?} does not hold: {what}")]
+pub struct Violation {
+    /// Which.
+    pub invariant: Invariant,
+    /// What was seen.
+    pub what: String,
+}
+
+fn ensure(holds: bool, invariant: Invariant, what: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(Violation { invariant, what: what() }) }
+}
+
+/// Checks one turn of the machine: `after.apply(now_ms, event)` gave `decision` and began as `before`.
+pub fn check(
+    before: &Scheduler,
+    (now_ms, event): (u64, &Event),
+    after: &Scheduler,
+    decision: &Decision,
+) -> Result<(), Violation> {
+    same_decisions(before, (now_ms, event), after, decision)?;
+    one_live_lease(after)?;
+    only_live_leases_commit(before, event, decision)?;
+    acknowledged_survives(before, after, decision)?;
+    classes_stay(before, decision)?;
+    refusals_are_values(after)
+}
+
+fn same_decisions(
+    before: &Scheduler,
+    (now_ms, event): (u64, &Event),
+    after: &Scheduler,
+    decision: &Decision,
+) -> Result<(), Violation> {
+    let mut again = before.clone();
+    let repeated = again.apply(now_ms, event.clone());
+    ensure(repeated == *decision && again == *after, Invariant::SameDecisions, || format!("{event:?}"))
+}
+
+fn one_live_lease(after: &Scheduler) -> Result<(), Violation> {
+    let mut live = BTreeSet::new();
+    for (id, job) in after.state.jobs() {
+        for (_, stage, record) in job.each() {
+            let Some(grant) = record.phase.grant() else { continue };
+            let key = StageKey { job: id.clone(), stage: stage.name.clone() };
+            let indexed = after.state.live().get(&grant.lease) == Some(&key);
+            let held = after.workers.get(&grant.worker).is_some_and(|w| w.leases.contains_key(&grant.lease));
+            let alone = live.insert(grant.lease);
+            ensure(indexed && held && alone, Invariant::OneLiveLease, || format!("{key}: {grant:?}"))?;
+        }
+    }
+    ensure(live.len() == after.state.live().len(), Invariant::OneLiveLease, || "a live lease has no stage".to_owned())
+}
+
+fn sender(event: &Event) -> Option<(WorkerId, LeaseId)> {
+    match event {
+        Event::Checkpointed { worker, lease, .. } | Event::Finished { worker, lease, .. } => Some((*worker, *lease)),
+        _ => None,
+    }
+}
+
+fn only_live_leases_commit(before: &Scheduler, event: &Event, decision: &Decision) -> Result<(), Violation> {
+    let sender = sender(event);
+    let committed = decision.facts.iter().filter_map(|fact| match fact {
+        Fact::CheckpointAccepted { lease, .. } | Fact::StageTrained { lease: Some(lease), .. } => Some(*lease),
+        _ => None,
+    });
+    let accepted = decision.commands.iter().filter_map(|command| match command {
+        Command::Accept { lease, .. } => Some(*lease),
+        _ => None,
+    });
+    for lease in committed.chain(accepted) {
+        let live = sender.is_some_and(|(worker, sent)| sent == lease && before.holds(worker, lease).is_some());
+        ensure(live, Invariant::OneLiveLease, || format!("{lease} committed by {event:?}"))?;
+    }
+    Ok(())
+}
+
+fn acknowledged_survives(before: &Scheduler, after: &Scheduler, decision: &Decision) -> Result<(), Violation> {
+    let mut folded = before.state.clone();
+    for fact in &decision.facts {
+        let fits = folded.fold(fact);
+        ensure(fits.is_ok(), Invariant::AcknowledgedSurvives, || format!("{fits:?}"))?;
+    }
+    let same = folded == after.state;
+    ensure(same, Invariant::AcknowledgedSurvives, || "the facts do not give the state".to_owned())?;
+    for (id, job) in before.state.jobs() {
+        let reopened = |fact: &Fact| matches!(fact, Fact::JobReopened { plan, .. } if plan.id() == *id);
+        if decision.facts.iter().any(reopened) {
+            continue;
+        }
+        let now = &after.state.jobs()[id];
+        let kept = job.ended.is_none() || job.ended == now.ended;
+        ensure(kept, Invariant::AcknowledgedSurvives, || format!("job {id} had ended"))?;
+        for ((_, stage, record), later) in job.each().zip(&now.stages) {
+            let is_final = !record.phase.is_final() || record.phase == later.phase;
+            let result = record.result.is_none() || record.result == later.result;
+            let step = |record: &crate::state::StageRecord| record.checkpoint.as_ref().map(|c| c.step);
+            let progress = later.result.is_some() || step(record) <= step(later);
+            let kept = is_final && result && progress;
+            ensure(kept, Invariant::AcknowledgedSurvives, || format!("stage {} of job {id}", stage.name))?;
+        }
+    }
+    Ok(())
+}
+
+fn classes_stay(before: &Scheduler, decision: &Decision) -> Result<(), Violation> {
+    for fact in &decision.facts {
+        let Fact::StageLeased { job, stage, class, .. } = fact else { continue };
+        let key = StageKey { job: job.clone(), stage: stage.clone() };
+        let record = before.state.record(&key).map(|(job, position)| &job.stages[position]);
+        let checkpoint = record.and_then(|record| record.checkpoint.as_ref());
+        let same = checkpoint.is_none_or(|checkpoint| checkpoint.class == *class);
+        ensure(same, Invariant::BytesFollowRecipe, || format!("{key} went to {class}"))?;
+    }
+    Ok(())
+}
+
+fn refusals_are_values(after: &Scheduler) -> Result<(), Violation> {
+    for key in after.ready() {
+        let (job, position) = after.state.record(&key).expect("a ready stage is one of a job");
+        ensure(job.stages[position].phase == Phase::Pending, Invariant::RefusalIsValue, || key.to_string())?;
+        let placed = after.choose(job, position);
+        ensure(placed.is_err(), Invariant::RefusalIsValue, || format!("{key} could run on {placed:?} but does not"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! The scheduler: a pure machine that says which stage runs on which worker, when again, and why not.
+//!
+//! `apply(now, event) -> decision`. A decision is facts, which the shell makes durable first, and commands, which it
+//! carries out after that. The state is the fold of the facts, in life and at recovery alike; the machine owns no
+//! clock, socket, file, thread or random source. README.md states the wanted properties and the problem.
+
+mod attempt;
+mod fact;
+pub mod invariant;
+mod machine;
+mod message;
+mod phase;
+mod place;
+mod plan;
+mod state;
+mod view;
+
+pub use fact::{FACT_VERSION, Fact};
+pub use machine::{Policy, Scheduler, Standing};
+pub use message::{Command, Decision, Event, StageKey, WorkerInfo};
+pub use plan::{FusedSource, Plan, PlanError, PlannedStage};
+pub use state::{FoldError, State};
+pub use view::{Explanation, StageExplanation, WorkerView};

@@ -1,0 +1,399 @@
+//! The machine: `apply(now, event) -> decision`.
+//!
+//! It owns no clock, socket, file, thread or random source: time is an argument, and whatever must happen is returned.
+//! All that is durable changes through facts alone ([`State::fold`]), on the way in and at recovery (invariants 4
+//! and 6). Workers, open questions to the hub and running publications are of the moment and are lost with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use graftwork_shared::{
+    event::{EventKind, Outcome},
+    id::{JobId, LeaseId, Name, Term, WorkerId},
+    view::StageState,
+};
+
+use crate::{
+    fact::Fact,
+    message::{Command, Decision, Event, StageKey, WorkerInfo},
+    phase::Phase,
+    plan::Plan,
+    state::{FoldError, JobState, State},
+};
+
+/// The numbers by which the machine judges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// A worker that was silent for so long is given up.
+    pub silence_ms: u64,
+    /// Failures of the machine's kind without progress between them after which a stage fails for good.
+    pub attempts: u32,
+    /// Wait before the second attempt; doubles with each further one.
+    pub backoff_ms: u64,
+    /// Longest wait between attempts.
+    pub backoff_most_ms: u64,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { silence_ms: 10_000, attempts: 5, backoff_ms: 500, backoff_most_ms: 60_000 }
+    }
+}
+
+/// The scheduler. See the crate's documentation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scheduler {
+    pub(crate) policy: Policy,
+    pub(crate) state: State,
+    pub(crate) workers: BTreeMap<WorkerId, Worker>,
+    pub(crate) reuse: BTreeMap<StageKey, Reuse>,
+    pub(crate) publishing: BTreeSet<StageKey>,
+    pub(crate) stopping: Option<String>,
+    pub(crate) now_ms: u64,
+    pub(crate) out: Decision,
+}
+
+/// A worker with a session.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Worker {
+    pub(crate) info: WorkerInfo,
+    pub(crate) seen_ms: u64,
+    /// Leases that take a place on it: live ones, and fenced ones that it has not dropped yet. With their memory.
+    pub(crate) leases: BTreeMap<LeaseId, u64>,
+    pub(crate) draining: bool,
+}
+
+/// The question to the hub, asked once for a stage that was never handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    Asked,
+    Answered,
+}
+
+/// Where a job stands for one who submits it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Never submitted.
+    Unknown,
+    /// It has not ended.
+    Active,
+    /// It has ended; submitting it again reopens what is left to do.
+    Ended,
+}
+
+impl Scheduler {
+    /// Takes over a state: the next term begins, leases of the earlier one end.
+    pub fn start(policy: Policy, state: State, now_ms: u64) -> (Self, Decision) {
+        let mut machine = Self {
+            policy,
+            state,
+            workers: BTreeMap::new(),
+            reuse: BTreeMap::new(),
+            publishing: BTreeSet::new(),
+            stopping: None,
+            now_ms,
+            out: Decision::default(),
+        };
+        machine.record(Fact::TermStarted { term: Term(machine.state.term().0 + 1), at_ms: now_ms });
+        for (id, stages) in machine.active_jobs() {
+            machine.tell(&id, None, EventKind::JobStarted { stages, resumed: true });
+        }
+        machine.settle();
+        let decision = std::mem::take(&mut machine.out);
+        (machine, decision)
+    }
+
+    /// What is durable once the facts given so far are.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Reacts to an event.
+    pub fn apply(&mut self, now_ms: u64, event: Event) -> Decision {
+        // A clock that is set back must not make deadlines move away.
+        self.now_ms = self.now_ms.max(now_ms);
+        self.on_event(event);
+        self.expire();
+        self.settle();
+        self.place();
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`Event::Tick`] is due if nothing else happens before.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let silence = self.workers.values().map(|worker| worker.seen_ms + self.policy.silence_ms);
+        let jobs = self.state.jobs().values().filter(|job| job.ended.is_none());
+        let retries = jobs.flat_map(|job| job.stages.iter().filter_map(|record| record.retry_at_ms));
+        silence.chain(retries.filter(|at| *at > self.now_ms)).min()
+    }
+
+    /// Whether nothing is under way: no live lease, no publication.
+    pub fn is_idle(&self) -> bool {
+        self.state.live().is_empty() && self.publishing.is_empty()
+    }
+
+    /// Where a job stands.
+    pub fn standing(&self, job: &JobId) -> Standing {
+        match self.state.jobs().get(job) {
+            None => Standing::Unknown,
+            Some(job) if job.ended.is_some() => Standing::Ended,
+            Some(_) => Standing::Active,
+        }
+    }
+
+    /// The plan of a job.
+    pub fn plan(&self, job: &JobId) -> Option<&Plan> {
+        self.state.jobs().get(job).map(|job| &job.plan)
+    }
+
+    /// The result of a stage.
+    pub fn result(&self, key: &StageKey) -> Option<&graftwork_shared::assignment::StageResult> {
+        self.state.jobs().get(&key.job)?.result(&key.stage)
+    }
+
+    /// The stage that a worker holds under a live lease.
+    pub fn holds(&self, worker: WorkerId, lease: LeaseId) -> Option<&StageKey> {
+        let key = self.state.live().get(&lease)?;
+        let (job, position) = self.state.record(key)?;
+        let grant = job.stages[position].phase.grant()?;
+        (grant.worker == worker && self.workers.contains_key(&worker)).then_some(key)
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Submitted { plan, gone } => self.on_submitted(plan, gone),
+            Event::Cancel { job, reason } => self.on_cancel(&job, &reason),
+            Event::WorkerJoined { session, info } => self.on_worker_joined(session, info),
+            Event::WorkerLeft { worker, reason } => self.remove_worker(worker, &reason),
+            Event::Heartbeat { worker, leases } => self.on_heartbeat(worker, &leases),
+            Event::Progress { worker, lease } => {
+                self.on_lease_message(worker, lease);
+            }
+            Event::Checkpointed { worker, lease, step, blob } => {
+                if let Some(key) = self.on_lease_message(worker, lease) {
+                    self.on_checkpointed(&key, (worker, lease), step, blob);
+                }
+            }
+            Event::Finished { worker, lease, result } => {
+                if let Some(key) = self.on_lease_message(worker, lease) {
+                    self.on_finished(&key, (worker, lease), result);
+                }
+                self.free(worker, lease);
+            }
+            Event::Failed { worker, lease, failure } => {
+                if let Some(key) = self.on_lease_message(worker, lease) {
+                    self.fail_attempt(&key, lease, failure);
+                }
+                self.free(worker, lease);
+            }
+            Event::Released { worker, lease } => self.on_released(worker, lease),
+            Event::DrainWorker { worker, reason } => self.drain(worker, &reason),
+            Event::Stop { reason } => {
+                for worker in self.workers.keys().copied().collect::<Vec<_>>() {
+                    self.drain(worker, &reason);
+                }
+                self.stopping = Some(reason);
+            }
+            Event::Reusable { key, result } => self.on_reusable(&key, result),
+            Event::Published { key, release } => self.on_published(&key, release),
+            Event::PublishFailed { key, failure } => self.on_publish_failed(&key, failure),
+            Event::Tick => {}
+        }
+    }
+
+    fn on_submitted(&mut self, plan: Box<Plan>, gone: Vec<Name>) {
+        let id = plan.id();
+        let resumed = match self.state.jobs().get(&id) {
+            None => false,
+            Some(job) if job.ended.is_some() && job.reopens(&plan, &gone) => true,
+            Some(_) => return,
+        };
+        let stages = u32::try_from(plan.stages.len()).unwrap_or(u32::MAX);
+        let at_ms = self.now_ms;
+        self.reuse.retain(|key, _| key.job != id);
+        self.record(if resumed {
+            Fact::JobReopened { plan, gone, at_ms }
+        } else {
+            Fact::JobSubmitted { plan, at_ms }
+        });
+        self.tell(&id, None, EventKind::JobStarted { stages, resumed });
+    }
+
+    fn on_cancel(&mut self, id: &JobId, reason: &str) {
+        if self.standing(id) != Standing::Active || self.state.jobs()[id].cancelled.is_some() {
+            return;
+        }
+        let grants = self.state.jobs()[id].stages.iter().filter_map(|record| record.phase.grant());
+        let held: Vec<(WorkerId, LeaseId)> = grants.map(|grant| (grant.worker, grant.lease)).collect();
+        self.record(Fact::JobCancelled { job: id.clone(), reason: reason.to_owned(), at_ms: self.now_ms });
+        for (worker, lease) in held {
+            self.out.commands.push(Command::Fence { worker, lease });
+        }
+    }
+
+    fn on_worker_joined(&mut self, session: u64, info: WorkerInfo) {
+        let worker = self.state.next_worker();
+        self.record(Fact::WorkerJoined { worker, place: info.place.clone(), class: info.class.clone() });
+        self.out.commands.push(Command::Welcome { session, worker });
+        let joined = EventKind::WorkerJoined { worker, place: info.place.clone(), threads: info.threads };
+        let seen_ms = self.now_ms;
+        self.workers.insert(worker, Worker { info, seen_ms, leases: BTreeMap::new(), draining: false });
+        self.tell_all(&joined);
+        if let Some(reason) = self.stopping.clone() {
+            self.drain(worker, &reason);
+        }
+    }
+
+    fn on_heartbeat(&mut self, worker: WorkerId, leases: &[LeaseId]) {
+        let live: BTreeSet<LeaseId> = self.state.live().keys().copied().collect();
+        let Some(known) = self.workers.get_mut(&worker) else { return };
+        known.seen_ms = self.now_ms;
+        known.leases.retain(|lease, _| live.contains(lease) || leases.contains(lease));
+        for lease in leases {
+            if self.holds(worker, *lease).is_none() {
+                self.out.commands.push(Command::Fence { worker, lease: *lease });
+            }
+        }
+    }
+
+    /// Every message about a lease comes through here: of one that is not live nothing is heard (invariant 2).
+    fn on_lease_message(&mut self, worker: WorkerId, lease: LeaseId) -> Option<StageKey> {
+        self.workers.get_mut(&worker)?.seen_ms = self.now_ms;
+        let key = self.holds(worker, lease).cloned();
+        if key.is_none() {
+            self.out.commands.push(Command::Fence { worker, lease });
+        }
+        key
+    }
+
+    fn on_released(&mut self, worker: WorkerId, lease: LeaseId) {
+        if self.holds(worker, lease).is_some() {
+            let reason = "the worker gave it back after its last checkpoint".to_owned();
+            self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
+        }
+        self.free(worker, lease);
+    }
+
+    fn on_reusable(&mut self, key: &StageKey, result: Option<Box<graftwork_shared::assignment::StageResult>>) {
+        let Some(asked) = self.reuse.get_mut(key) else { return };
+        *asked = Reuse::Answered;
+        let Some((job, position)) = self.state.record(key) else { return };
+        let untouched = job.ended.is_none() && job.stages[position].phase == Phase::Pending;
+        if let Some(result) = result.filter(|_| untouched) {
+            let (job, stage, at_ms) = (key.job.clone(), key.stage.clone(), self.now_ms);
+            self.record(Fact::StageTrained { job, stage, lease: None, result, at_ms });
+            self.tell(&key.job, Some(&key.stage), EventKind::StageFinished { reused: true });
+        }
+    }
+
+    fn on_published(&mut self, key: &StageKey, release: String) {
+        if self.publishing.remove(key) {
+            let (job, stage) = (key.job.clone(), key.stage.clone());
+            self.record(Fact::StagePublished { job, stage, release: release.clone() });
+            self.tell(&key.job, Some(&key.stage), EventKind::Published { release });
+        }
+    }
+
+    fn drain(&mut self, worker: WorkerId, reason: &str) {
+        let Some(known) = self.workers.get_mut(&worker).filter(|known| !known.draining) else { return };
+        known.draining = true;
+        self.out.commands.push(Command::Drain { worker, reason: reason.to_owned() });
+    }
+
+    /// Gives up workers that were silent for too long.
+    fn expire(&mut self) {
+        let silence_ms = self.policy.silence_ms;
+        let silent = self.workers.iter().filter(|(_, worker)| worker.seen_ms + silence_ms <= self.now_ms);
+        for worker in silent.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let reason = format!("it was silent for {silence_ms} ms");
+            self.out.commands.push(Command::Disconnect { worker, reason: reason.clone() });
+            self.remove_worker(worker, &reason);
+        }
+    }
+
+    /// Carries on what follows from the state alone: hopeless stages, publications, ends of jobs.
+    fn settle(&mut self) {
+        for (id, _) in self.active_jobs() {
+            while let Some((stage, reason)) = self.hopeless(&id) {
+                self.record(Fact::StageCancelled { job: id.clone(), stage, reason });
+            }
+            self.publish_trained(&id);
+            let job = &self.state.jobs()[&id];
+            if job.stages.iter().all(|record| record.phase.is_final()) {
+                let outcome = self.outcome(job);
+                self.record(Fact::JobEnded { job: id.clone(), outcome, at_ms: self.now_ms });
+                self.tell(&id, None, EventKind::JobFinished { outcome });
+            }
+        }
+    }
+
+    /// A pending stage that needs one without a result to come.
+    fn hopeless(&self, id: &JobId) -> Option<(Name, String)> {
+        let job = &self.state.jobs()[id];
+        job.each().filter(|(_, _, record)| record.phase == Phase::Pending).find_map(|(position, stage, _)| {
+            let (needs, phase) = job.hopeless_need(position)?;
+            let why = match phase {
+                Phase::Failed { failure } => format!("which failed: {}", failure.message),
+                Phase::Cancelled { reason } => format!("which was cancelled: {reason}"),
+                Phase::Pending | Phase::Running(_) | Phase::Trained | Phase::Published { .. } => return None,
+            };
+            Some((stage.name.clone(), format!("it needs {needs}, {why}")))
+        })
+    }
+
+    fn publish_trained(&mut self, id: &JobId) {
+        let due = self.state.jobs()[id].each().filter(|(_, _, record)| {
+            record.phase == Phase::Trained && record.retry_at_ms.is_none_or(|at| at <= self.now_ms)
+        });
+        let keys: Vec<StageKey> =
+            due.map(|(_, stage, _)| StageKey { job: id.clone(), stage: stage.name.clone() }).collect();
+        for key in keys {
+            if self.publishing.insert(key.clone()) {
+                self.out.commands.push(Command::Publish { key });
+            }
+        }
+    }
+
+    fn outcome(&self, job: &JobState) -> Outcome {
+        let failed = |record: &crate::state::StageRecord| matches!(record.phase, Phase::Failed { .. });
+        let view = |position| self.stage_view(job, position, StageState::Published { reused: false });
+        if job.cancelled.is_some() {
+            Outcome::Cancelled
+        } else if job.stages.iter().any(failed) {
+            Outcome::Failed
+        } else if (0..job.stages.len()).any(|position| view(position).missed() == Some(true)) {
+            Outcome::ExpectationMissed
+        } else {
+            Outcome::Succeeded
+        }
+    }
+
+    fn active_jobs(&self) -> Vec<(JobId, u32)> {
+        let active = self.state.jobs().iter().filter(|(_, job)| job.ended.is_none());
+        active.map(|(id, job)| (id.clone(), u32::try_from(job.stages.len()).unwrap_or(u32::MAX))).collect()
+    }
+
+    /// Decides a fact: it changes the state here just as it will at recovery.
+    pub(crate) fn record(&mut self, fact: Fact) {
+        let folded: Result<_, FoldError> = self.state.fold(&fact);
+        let dropped = folded.expect("the machine decides only facts that fit its own state");
+        self.out.commands.extend(dropped.into_iter().map(|blob| Command::Discard { blob }));
+        self.out.facts.push(fact);
+    }
+
+    pub(crate) fn tell(&mut self, job: &JobId, stage: Option<&Name>, kind: EventKind) {
+        self.out.commands.push(Command::Tell { job: job.clone(), stage: stage.cloned(), kind });
+    }
+
+    pub(crate) fn tell_all(&mut self, kind: &EventKind) {
+        for (id, _) in self.active_jobs() {
+            self.tell(&id, None, kind.clone());
+        }
+    }
+
+    /// The worker's place is free again.
+    pub(crate) fn free(&mut self, worker: WorkerId, lease: LeaseId) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.leases.remove(&lease);
+        }
+    }
+}

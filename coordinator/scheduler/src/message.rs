@@ -1,0 +1,246 @@
+//! What goes into the machine and what comes out of it: events, commands, and the facts that must be durable first.
+
+use graftwork_shared::{
+    assignment::{Assignment, Failure, StageResult},
+    digest::Digest,
+    event::EventKind,
+    id::{JobId, LeaseId, Name, WorkerId},
+    recipe::NumericClass,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{fact::Fact, plan::Plan};
+
+/// One stage of one job.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StageKey {
+    /// The job.
+    pub job: JobId,
+    /// The stage.
+    pub stage: Name,
+}
+
+impl std::fmt::Display for StageKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of job {}", self.stage, self.job)
+    }
+}
+
+/// What a worker is, as it said when it joined.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerInfo {
+    /// Its host and process, such as `node7:4123`.
+    pub place: String,
+    /// Trainer threads.
+    pub threads: u32,
+    /// Assignments at a time, at least 1.
+    pub slots: u32,
+    /// Memory of its machine; 0 if unknown.
+    pub memory_bytes: u64,
+    /// Its numeric class.
+    pub class: NumericClass,
+}
+
+/// What happened outside.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A job was planned. For a job that has ended, `gone` lists published stages that the hub has no longer.
+    Submitted {
+        /// The plan; it passes [`Plan::check`].
+        plan: Box<Plan>,
+        /// Published stages that are missing in the hub.
+        gone: Vec<Name>,
+    },
+    /// The user stops a job.
+    Cancel {
+        /// The job.
+        job: JobId,
+        /// Why.
+        reason: String,
+    },
+    /// A worker opened a session.
+    WorkerJoined {
+        /// The shell's number of the session, given back in [`Command::Welcome`].
+        session: u64,
+        /// What the worker is.
+        info: WorkerInfo,
+    },
+    /// A session ended.
+    WorkerLeft {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// A worker lives and holds these leases.
+    Heartbeat {
+        /// The worker.
+        worker: WorkerId,
+        /// The leases.
+        leases: Vec<LeaseId>,
+    },
+    /// A worker has moved on with this lease; of the content nothing is decided.
+    Progress {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// A checkpoint lies in the blob store.
+    Checkpointed {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// Its step.
+        step: u64,
+        /// Its blob.
+        blob: Digest,
+    },
+    /// A result is there, its blobs lie in the blob store.
+    Finished {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// The result.
+        result: Box<StageResult>,
+    },
+    /// An attempt failed.
+    Failed {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        failure: Failure,
+    },
+    /// A worker gave a lease back, as it was asked to.
+    Released {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// A worker shall finish its steps, checkpoint and leave.
+    DrainWorker {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// The coordinator shall stop: all workers are drained and nothing is handed out any more.
+    Stop {
+        /// Why.
+        reason: String,
+    },
+    /// Answer to [`Command::LookForReuse`].
+    Reusable {
+        /// The stage.
+        key: StageKey,
+        /// An earlier result of the same recipe in one of the classes asked for, its blobs in the blob store.
+        result: Option<Box<StageResult>>,
+    },
+    /// Answer to [`Command::Publish`].
+    Published {
+        /// The stage.
+        key: StageKey,
+        /// Where it is in the hub.
+        release: String,
+    },
+    /// The other answer to [`Command::Publish`].
+    PublishFailed {
+        /// The stage.
+        key: StageKey,
+        /// Why.
+        failure: Failure,
+    },
+    /// Time passed: see [`Scheduler::next_deadline`](crate::Scheduler::next_deadline).
+    Tick,
+}
+
+/// What the shell shall do once the facts of the same [`Decision`] are durable.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Open a session.
+    Welcome {
+        /// The shell's number of the session.
+        session: u64,
+        /// The worker's number.
+        worker: WorkerId,
+    },
+    /// Hand out work.
+    Assign {
+        /// To whom.
+        worker: WorkerId,
+        /// Under which lease.
+        lease: LeaseId,
+        /// The work.
+        assignment: Box<Assignment>,
+    },
+    /// A checkpoint or a result counts.
+    Accept {
+        /// Whose.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// Its step.
+        step: u64,
+    },
+    /// A lease is not the live one: the worker shall drop the work.
+    Fence {
+        /// Whose.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// A worker shall release everything and leave.
+    Drain {
+        /// Which.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// A worker was silent for too long: its session is over.
+    Disconnect {
+        /// Which.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// Ask the hub for an earlier result of the same recipe; answered by [`Event::Reusable`].
+    LookForReuse {
+        /// The stage.
+        key: StageKey,
+        /// The classes that the workers have.
+        classes: Vec<NumericClass>,
+    },
+    /// Put a stage into the hub; answered by [`Event::Published`] or [`Event::PublishFailed`].
+    Publish {
+        /// The stage.
+        key: StageKey,
+    },
+    /// A blob is referred to by nothing any more.
+    Discard {
+        /// The blob.
+        blob: Digest,
+    },
+    /// Tell those who watch the job.
+    Tell {
+        /// The job.
+        job: JobId,
+        /// The stage, where it is about one.
+        stage: Option<Name>,
+        /// What happened.
+        kind: EventKind,
+    },
+}
+
+/// What the machine decided: facts to make durable, and then commands to carry out in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Decision {
+    /// Durable first, all or nothing.
+    pub facts: Vec<Fact>,
+    /// Carried out after that.
+    pub commands: Vec<Command>,
+}

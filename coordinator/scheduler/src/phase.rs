@@ -1,0 +1,133 @@
+//! Where a stage stands durably, and the one table of its changes.
+//!
+//! Whether a pending stage waits or is ready follows from other stages' results and from the workers of the moment;
+//! that part is not kept, it is derived where [`StageState`](graftwork_shared::view::StageState) is made.
+
+use graftwork_shared::{
+    assignment::Failure,
+    id::{LeaseId, WorkerId},
+    recipe::NumericClass,
+};
+use serde::{Deserialize, Serialize};
+
+/// Where a stage stands.
+///
+/// ```text
+///            Lease             Train             Publish
+/// Pending ─────────► Running ─────────► Trained ─────────► Published
+///  │  ▲ ▲               │ │                │
+///  │  │ └── GiveBack ───┘ │                │
+///  │  │                   └──── Fail ──────┴──► Failed
+///  │  └ (submitted again: a job that ended; stages that are left to do start from what is kept)
+///  ├─── Train (an earlier result is reused) ──► Trained
+///  └─── Cancel (also from Running) ───────────► Cancelled
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub(crate) enum Phase {
+    /// Not on a worker.
+    Pending,
+    /// On a worker.
+    Running(Grant),
+    /// Has its result.
+    Trained,
+    /// In the hub.
+    Published {
+        /// Where.
+        release: String,
+    },
+    /// Failed for good.
+    Failed {
+        /// Why.
+        failure: Failure,
+    },
+    /// Will not be trained.
+    Cancelled {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One stage, on one worker, under one lease.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Grant {
+    /// The lease.
+    pub(crate) lease: LeaseId,
+    /// Who holds it.
+    pub(crate) worker: WorkerId,
+    /// The holder's numeric class.
+    pub(crate) class: NumericClass,
+    /// Since when, in milliseconds since 1970.
+    pub(crate) since_ms: u64,
+}
+
+/// What happens to a stage.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Change {
+    /// It is handed out.
+    Lease(Grant),
+    /// Its lease ended without a result.
+    GiveBack,
+    /// It has its result.
+    Train,
+    /// It is in the hub.
+    Publish(String),
+    /// It failed for good.
+    Fail(Failure),
+    /// It will not be trained.
+    Cancel(String),
+}
+
+impl Phase {
+    /// The table. `None` for a change that the phase does not know.
+    pub(crate) fn after(&self, change: Change) -> Option<Self> {
+        use Change::{Cancel, Fail, GiveBack, Lease, Publish, Train};
+        match (self, change) {
+            (Self::Pending, Lease(grant)) => Some(Self::Running(grant)),
+            (Self::Pending | Self::Running(_), Train) => Some(Self::Trained),
+            (Self::Pending | Self::Running(_), Cancel(reason)) => Some(Self::Cancelled { reason }),
+            (Self::Running(_), GiveBack) => Some(Self::Pending),
+            (Self::Running(_) | Self::Trained, Fail(failure)) => Some(Self::Failed { failure }),
+            (Self::Trained, Publish(release)) => Some(Self::Published { release }),
+            (Self::Pending, GiveBack | Publish(_) | Fail(_))
+            | (Self::Running(_), Lease(_) | Publish(_))
+            | (Self::Trained, Lease(_) | GiveBack | Train | Cancel(_))
+            | (
+                Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. },
+                Lease(_) | GiveBack | Train | Publish(_) | Fail(_) | Cancel(_),
+            ) => None,
+        }
+    }
+
+    /// Whether nothing more happens to it until the job is submitted again.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::Pending | Self::Running(_) | Self::Trained => false,
+            Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. } => true,
+        }
+    }
+
+    /// The lease under which it runs.
+    pub(crate) fn grant(&self) -> Option<&Grant> {
+        match self {
+            Self::Running(grant) => Some(grant),
+            Self::Pending
+            | Self::Trained
+            | Self::Published { .. }
+            | Self::Failed { .. }
+            | Self::Cancelled { .. } => None,
+        }
+    }
+
+    /// The word for it.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Running(_) => "running",
+            Self::Trained => "trained",
+            Self::Published { .. } => "published",
+            Self::Failed { .. } => "failed",
+            Self::Cancelled { .. } => "cancelled",
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Which stage goes to which worker, or why none does.
+//!
+//! Jobs go by priority and then by submission; within a job the stage at the head of the longest remaining chain of
+//! work goes first, so that the tail is short. A worker takes a stage when it has a free place, the device, the memory
+//! and, for a stage with a checkpoint, the numeric class; of those that do, the one with the fewest goes first. The
+//! order is total, so the same state gives the same placement (invariant 6), and a refusal is a value (invariant 7).
+
+use std::cmp::Reverse;
+
+use graftwork_shared::{
+    id::{Name, WorkerId},
+    job::Device,
+    recipe::NumericClass,
+    view::Refusal,
+};
+
+use crate::{
+    fact::Fact,
+    machine::{Reuse, Scheduler, Worker},
+    message::{Command, StageKey},
+    phase::Phase,
+    state::JobState,
+};
+
+impl Scheduler {
+    /// Hands out what can run.
+    pub(crate) fn place(&mut self) {
+        for key in self.ready() {
+            let Some((job, position)) = self.state.record(&key) else { continue };
+            match self.choose(job, position) {
+                Ok(worker) => self.lease(&key, worker),
+                Err(Refusal::LookingForReuse) => self.look_for_reuse(key),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Stages that could run by what they need, in the order in which they are served.
+    pub(crate) fn ready(&self) -> Vec<StageKey> {
+        let mut ready = Vec::new();
+        for (id, job) in self.state.jobs().iter().filter(|(_, job)| job.ended.is_none()) {
+            let rank = (Reverse(job.plan.job.priority), job.order);
+            for (position, stage, record) in job.each() {
+                if record.phase == Phase::Pending && job.waits_for(position).is_empty() {
+                    let key = StageKey { job: id.clone(), stage: stage.name.clone() };
+                    ready.push(((rank, Reverse(job.remaining_chain(position)), position), key));
+                }
+            }
+        }
+        ready.sort();
+        ready.into_iter().map(|(_, key)| key).collect()
+    }
+
+    /// The worker for a ready stage, or why there is none.
+    pub(crate) fn choose(&self, job: &JobState, position: usize) -> Result<WorkerId, Refusal> {
+        let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
+        if let (Some(until_ms), Some(failure)) = (record.retry_at_ms, record.failures.last())
+            && until_ms > self.now_ms
+        {
+            let attempts = u32::try_from(record.failures.len()).unwrap_or(u32::MAX);
+            return Err(Refusal::BackingOff { failure: failure.clone(), attempts, until_ms });
+        }
+        let suited = self.suited(job, position)?;
+        let untouched = record.attempts == 0 && record.checkpoint.is_none();
+        let key = StageKey { job: job.plan.id(), stage: stage.name.clone() };
+        if untouched && self.reuse.get(&key) != Some(&Reuse::Answered) {
+            return Err(Refusal::LookingForReuse);
+        }
+        let free = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes));
+        let best = free.min_by_key(|(id, worker)| (worker.leases.len(), *id));
+        best.map(|(id, _)| *id).ok_or_else(|| Refusal::Busy {
+            workers: u32::try_from(suited.len()).unwrap_or(u32::MAX),
+            slots: suited.iter().map(|(_, worker)| worker.info.slots).sum(),
+            ahead: Vec::new(),
+        })
+    }
+
+    /// Workers that could run the stage if they had nothing else to do; at least one.
+    fn suited(&self, job: &JobState, position: usize) -> Result<Vec<(WorkerId, &Worker)>, Refusal> {
+        let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
+        let staying = self.workers.iter().filter(|(_, worker)| !worker.draining);
+        let mut workers: Vec<(WorkerId, &Worker)> = staying.map(|(id, worker)| (*id, worker)).collect();
+        if workers.is_empty() {
+            return Err(Refusal::NoWorker);
+        }
+        let device = job.plan.job.resources.device;
+        let have = distinct(workers.iter().map(|(_, worker)| worker.info.class.device.clone()));
+        workers.retain(|(_, worker)| (worker.info.class.device == "cpu") == (device == Device::Cpu));
+        if workers.is_empty() {
+            let needs = match device {
+                Device::Cpu => "cpu",
+                Device::Cuda => "cuda",
+            };
+            return Err(Refusal::Device { needs: needs.to_owned(), have });
+        }
+        let largest_bytes = workers.iter().map(|(_, worker)| worker.info.memory_bytes).max().unwrap_or(0);
+        workers.retain(|(_, worker)| worker.could_hold(stage.memory_bytes));
+        if workers.is_empty() {
+            return Err(Refusal::Memory { needs_bytes: stage.memory_bytes, largest_bytes });
+        }
+        if let Some(checkpoint) = &record.checkpoint {
+            let have = distinct(workers.iter().map(|(_, worker)| worker.info.class.to_string()));
+            workers.retain(|(_, worker)| worker.info.class == checkpoint.class);
+            if workers.is_empty() {
+                return Err(Refusal::NumericClass { needs: checkpoint.class.to_string(), have });
+            }
+        }
+        Ok(workers)
+    }
+
+    /// Names of the ready stages that are served before this one.
+    pub(crate) fn ahead_of(&self, key: &StageKey) -> Vec<Name> {
+        self.ready().into_iter().take_while(|other| other != key).map(|other| other.stage).collect()
+    }
+
+    fn lease(&mut self, key: &StageKey, worker: WorkerId) {
+        let Some((job, position)) = self.state.record(key) else { return };
+        let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
+        let mut assignment = stage.assignment(key.job.clone());
+        assignment.attempt = record.attempts;
+        assignment.resume = record.checkpoint.as_ref().map(|checkpoint| checkpoint.blob);
+        assignment.adapters = job.fused_blobs(position);
+        let from_step = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        let started = graftwork_shared::event::EventKind::StageStarted {
+            worker,
+            from_step,
+            total_steps: stage.total_steps,
+            attempt: record.attempts,
+        };
+        let memory_bytes = stage.memory_bytes;
+        let lease = self.state.next_lease();
+        let known = self.workers.get_mut(&worker).expect("a worker is chosen among those there are");
+        known.leases.insert(lease, memory_bytes);
+        let class = known.info.class.clone();
+        let (job, stage, at_ms) = (key.job.clone(), key.stage.clone(), self.now_ms);
+        self.record(Fact::StageLeased { job, stage, lease, worker, class, at_ms });
+        self.out.commands.push(Command::Assign { worker, lease, assignment: Box::new(assignment) });
+        self.tell(&key.job, Some(&key.stage), started);
+    }
+
+    fn look_for_reuse(&mut self, key: StageKey) {
+        if self.reuse.contains_key(&key) {
+            return;
+        }
+        let staying = self.workers.values().filter(|worker| !worker.draining);
+        let classes: Vec<NumericClass> = distinct(staying.map(|worker| worker.info.class.clone()));
+        self.reuse.insert(key.clone(), Reuse::Asked);
+        self.out.commands.push(Command::LookForReuse { key, classes });
+    }
+}
+
+impl Worker {
+    /// 0 bytes: the worker does not know, so nothing is held against it.
+    fn could_hold(&self, memory_bytes: u64) -> bool {
+        self.info.memory_bytes == 0 || memory_bytes <= self.info.memory_bytes
+    }
+
+    fn has_room(&self, memory_bytes: u64) -> bool {
+        let used = self.leases.values().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
+        let places = usize::try_from(self.info.slots).unwrap_or(usize::MAX);
+        self.leases.len() < places && self.could_hold(used.saturating_add(memory_bytes))
+    }
+}
+
+impl JobState {
+    /// Work that is left in a stage, in tokens.
+    fn remaining(&self, position: usize) -> u64 {
+        let (stage, record) = (&self.plan.stages[position], &self.stages[position]);
+        let done = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        stage.total_steps.saturating_sub(done).saturating_mul(stage.tokens_per_step())
+    }
+
+    /// Work that is left in a stage and in the longest chain of stages that wait for it.
+    pub(crate) fn remaining_chain(&self, position: usize) -> u64 {
+        let name = &self.plan.stages[position].name;
+        let waiting = self.each().filter(|(_, stage, record)| record.result.is_none() && stage.needs.contains(name));
+        let longest = waiting.map(|(next, _, _)| self.remaining_chain(next)).max().unwrap_or(0);
+        self.remaining(position).saturating_add(longest)
+    }
+}
+
+fn distinct<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
+    values.collect::<std::collections::BTreeSet<T>>().into_iter().collect()
+}

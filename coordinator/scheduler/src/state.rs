@@ -1,0 +1,466 @@
+//! What is durable: the fold of all facts.
+//!
+//! Folding decides nothing (invariant 6): the same facts give the same state in every later program. A fact that
+//! does not fit the state means that the journal is damaged or foreign, and says so.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use graftwork_shared::{
+    assignment::{Failure, StageResult},
+    data::SplitManifest,
+    digest::Digest,
+    event::Outcome,
+    id::{JobId, LeaseId, Name, Term, WorkerId},
+    recipe::NumericClass,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    fact::Fact,
+    message::StageKey,
+    phase::{Change, Grant, Phase},
+    plan::{FusedSource, Plan, PlannedStage},
+};
+
+/// A fact that does not fit the facts before it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the fact {fact} does not fit the facts before it: {problem}")]
+pub struct FoldError {
+    /// The fact's word.
+    pub fact: &'static str,
+    /// What does not fit.
+    pub problem: String,
+}
+
+/// All that is durable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    term: Term,
+    last_worker: WorkerId,
+    last_lease: LeaseId,
+    submissions: u64,
+    jobs: BTreeMap<JobId, JobState>,
+    /// Stage of each live lease.
+    live: BTreeMap<LeaseId, StageKey>,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct JobState {
+    pub(crate) plan: Plan,
+    /// Number of its submission: earlier ones go first.
+    pub(crate) order: u64,
+    pub(crate) submitted_ms: u64,
+    pub(crate) cancelled: Option<String>,
+    pub(crate) ended: Option<(u64, Outcome)>,
+    /// In the plan's order.
+    pub(crate) stages: Vec<StageRecord>,
+}
+
+/// One stage of a job.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct StageRecord {
+    pub(crate) phase: Phase,
+    /// Where the next attempt goes on.
+    pub(crate) checkpoint: Option<Checkpoint>,
+    /// How often it was handed out.
+    pub(crate) attempts: u32,
+    /// Failures since the last progress.
+    pub(crate) failures: Vec<Failure>,
+    /// Not before this time, in milliseconds since 1970.
+    pub(crate) retry_at_ms: Option<u64>,
+    pub(crate) result: Option<StageResult>,
+    /// The result is an earlier one.
+    pub(crate) reused: bool,
+    /// Wall time of attempts that gave no result, in milliseconds.
+    pub(crate) lost_ms: u64,
+}
+
+/// An accepted checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Checkpoint {
+    pub(crate) step: u64,
+    pub(crate) blob: Digest,
+    pub(crate) class: NumericClass,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            term: Term(0),
+            last_worker: WorkerId(0),
+            last_lease: LeaseId(0),
+            submissions: 0,
+            jobs: BTreeMap::new(),
+            live: BTreeMap::new(),
+        }
+    }
+}
+
+impl StageRecord {
+    fn new() -> Self {
+        Self {
+            phase: Phase::Pending,
+            checkpoint: None,
+            attempts: 0,
+            failures: Vec::new(),
+            retry_at_ms: None,
+            result: None,
+            reused: false,
+            lost_ms: 0,
+        }
+    }
+
+    /// What is kept of it when its job is submitted again with the same recipe for it.
+    fn reopened(&self, gone: bool) -> Self {
+        let phase = match &self.phase {
+            Phase::Published { release } if !gone => Phase::Published { release: release.clone() },
+            _ if self.result.is_some() => Phase::Trained,
+            _ => Phase::Pending,
+        };
+        Self { phase, failures: Vec::new(), retry_at_ms: None, ..self.clone() }
+    }
+
+    fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let result = self.result.iter().flat_map(|result| {
+            std::iter::once(result.weights).chain(result.predictions.values().copied())
+        });
+        self.checkpoint.iter().map(|checkpoint| checkpoint.blob).chain(result)
+    }
+}
+
+/// The blob behind a location: `blob://<digest>`, or a path into the blob store, where files are named so.
+fn uploaded(location: &str) -> Option<Digest> {
+    location.rsplit('/').next()?.parse().ok()
+}
+
+impl PlannedStage {
+    /// Blobs that its assignments name: adapters from outside and uploaded data.
+    fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let external = self.fused.iter().filter_map(|fused| match fused {
+            FusedSource::External { blob, .. } => Some(*blob),
+            FusedSource::Stage(_) => None,
+        });
+        let manifests: [Option<&SplitManifest>; 3] = [Some(&self.train), Some(&self.validation), self.test.as_ref()];
+        let files = manifests.into_iter().flatten().flat_map(|manifest| &manifest.files);
+        external.chain(files.filter_map(|file| uploaded(&file.location)))
+    }
+}
+
+impl JobState {
+    fn new(plan: Plan, order: u64, submitted_ms: u64) -> Self {
+        let stages = plan.stages.iter().map(|_| StageRecord::new()).collect();
+        Self { plan, order, submitted_ms, cancelled: None, ended: None, stages }
+    }
+
+    /// The position of a stage.
+    pub(crate) fn position(&self, name: &Name) -> Option<usize> {
+        self.plan.stages.iter().position(|stage| stage.name == *name)
+    }
+
+    /// A stage's result by its name.
+    pub(crate) fn result(&self, name: &Name) -> Option<&StageResult> {
+        self.stages[self.position(name)?].result.as_ref()
+    }
+
+    /// Stages that the stage at this position waits for.
+    pub(crate) fn waits_for(&self, position: usize) -> Vec<Name> {
+        let needs = &self.plan.stages[position].needs;
+        needs.iter().filter(|needs| self.result(needs).is_none()).cloned().collect()
+    }
+
+    /// A stage that it waits for and that will never have a result.
+    pub(crate) fn hopeless_need(&self, position: usize) -> Option<(&Name, &Phase)> {
+        self.plan.stages[position].needs.iter().find_map(|needs| {
+            let record = &self.stages[self.position(needs)?];
+            (record.result.is_none() && record.phase.is_final()).then_some((needs, &record.phase))
+        })
+    }
+
+    /// The planned stages with where they stand.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (usize, &PlannedStage, &StageRecord)> {
+        self.plan.stages.iter().zip(&self.stages).enumerate().map(|(position, (stage, record))| (position, stage, record))
+    }
+
+    fn blobs(&self) -> impl Iterator<Item = Digest> {
+        let stages = self.each().flat_map(|(_, stage, record)| stage.blobs().chain(record.blobs()));
+        let sources = self.plan.job.tasks.iter().flat_map(|task| {
+            let data = &task.data;
+            [Some(&data.train), data.validation.as_ref(), data.test.as_ref()].into_iter().flatten().flatten()
+        });
+        stages.chain(sources.filter_map(|source| uploaded(source)))
+    }
+
+    fn reopen(&mut self, plan: &Plan, gone: &[Name]) {
+        let stages = plan.stages.iter().map(|stage| {
+            let earlier = self.position(&stage.name);
+            match earlier.filter(|at| self.plan.stages[*at].recipe_digest == stage.recipe_digest) {
+                Some(at) => self.stages[at].reopened(gone.contains(&stage.name)),
+                None => StageRecord::new(),
+            }
+        });
+        self.stages = stages.collect();
+        self.plan = plan.clone();
+        self.cancelled = None;
+        self.ended = None;
+    }
+
+    /// Whether submitting this plan after the job's end leaves something to do.
+    pub(crate) fn reopens(&self, plan: &Plan, gone: &[Name]) -> bool {
+        let mut again = self.clone();
+        again.reopen(plan, gone);
+        again.stages.iter().any(|record| !record.phase.is_final())
+    }
+}
+
+/// A problem on the way of folding; [`State::fold`] adds the fact's word.
+type Folded = Result<(), String>;
+
+impl State {
+    /// The term of the coordinator that leads.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    pub(crate) fn jobs(&self) -> &BTreeMap<JobId, JobState> {
+        &self.jobs
+    }
+
+    pub(crate) fn live(&self) -> &BTreeMap<LeaseId, StageKey> {
+        &self.live
+    }
+
+    pub(crate) fn next_worker(&self) -> WorkerId {
+        WorkerId(self.last_worker.0 + 1)
+    }
+
+    pub(crate) fn next_lease(&self) -> LeaseId {
+        LeaseId(self.last_lease.0 + 1)
+    }
+
+    pub(crate) fn record(&self, key: &StageKey) -> Option<(&JobState, usize)> {
+        let job = self.jobs.get(&key.job)?;
+        Some((job, job.position(&key.stage)?))
+    }
+
+    /// Every blob that must be kept.
+    pub fn blobs(&self) -> BTreeSet<Digest> {
+        self.jobs.values().flat_map(JobState::blobs).collect()
+    }
+
+    /// Whether this blob must be kept.
+    pub fn refers_to(&self, blob: Digest) -> bool {
+        self.jobs.values().any(|job| job.blobs().any(|other| other == blob))
+    }
+
+    /// Adds a fact. Gives the blobs to which nothing refers any more.
+    pub fn fold(&mut self, fact: &Fact) -> Result<Vec<Digest>, FoldError> {
+        let mut dropped = Vec::new();
+        self.fold_into(fact, &mut dropped).map_err(|problem| FoldError { fact: fact.name(), problem })?;
+        dropped.retain(|blob| !self.refers_to(*blob));
+        Ok(dropped)
+    }
+
+    fn fold_into(&mut self, fact: &Fact, dropped: &mut Vec<Digest>) -> Folded {
+        match fact {
+            Fact::TermStarted { term, at_ms } => self.fold_term(*term, *at_ms),
+            Fact::WorkerJoined { worker, .. } => {
+                grows("worker", worker.0, self.last_worker.0)?;
+                self.last_worker = *worker;
+                Ok(())
+            }
+            Fact::JobSubmitted { plan, at_ms } => self.fold_submission(plan, *at_ms),
+            Fact::JobReopened { plan, gone, .. } => {
+                let job = self.job(&plan.id())?;
+                if job.ended.is_none() {
+                    return Err(format!("job {} has not ended", plan.id()));
+                }
+                dropped.extend(job.blobs());
+                job.reopen(plan, gone);
+                Ok(())
+            }
+            Fact::StageLeased { job, stage, lease, worker, class, at_ms } => {
+                grows("lease", lease.0, self.last_lease.0)?;
+                let grant = Grant { lease: *lease, worker: *worker, class: class.clone(), since_ms: *at_ms };
+                let key = StageKey { job: job.clone(), stage: stage.clone() };
+                let record = self.change(&key, Change::Lease(grant))?;
+                record.attempts += 1;
+                record.retry_at_ms = None;
+                self.last_lease = *lease;
+                self.live.insert(*lease, key);
+                Ok(())
+            }
+            Fact::CheckpointAccepted { lease, step, blob } => {
+                let key = self.live.get(lease).cloned().ok_or_else(|| not_live(*lease))?;
+                dropped.extend(self.stage(&key)?.accept(*step, *blob)?);
+                Ok(())
+            }
+            Fact::LeaseReleased { lease, at_ms, .. } => self.end_lease(*lease, *at_ms, Change::GiveBack).map(drop),
+            Fact::AttemptFailed { lease, failure, retry_at_ms, at_ms } => {
+                let change = retry_at_ms.map_or_else(|| Change::Fail(failure.clone()), |_| Change::GiveBack);
+                let record = self.end_lease(*lease, *at_ms, change)?;
+                record.failures.push(failure.clone());
+                record.retry_at_ms = *retry_at_ms;
+                Ok(())
+            }
+            Fact::StageTrained { .. }
+            | Fact::StagePublished { .. }
+            | Fact::PublishFailed { .. }
+            | Fact::StageCancelled { .. } => self.fold_outcome(fact, dropped),
+            Fact::JobCancelled { job, reason, at_ms } => self.fold_cancellation(job, reason, *at_ms),
+            Fact::JobEnded { job, outcome, at_ms } => {
+                let job = self.job(job)?;
+                if job.ended.is_some() || job.stages.iter().any(|record| !record.phase.is_final()) {
+                    return Err("the job has ended before, or a stage has not".to_owned());
+                }
+                job.ended = Some((*at_ms, *outcome));
+                Ok(())
+            }
+        }
+    }
+
+    fn fold_term(&mut self, term: Term, at_ms: u64) -> Folded {
+        grows("term", term.0, self.term.0)?;
+        self.term = term;
+        let leases: Vec<LeaseId> = self.live.keys().copied().collect();
+        for lease in leases {
+            self.end_lease(lease, at_ms, Change::GiveBack)?;
+        }
+        // Clocks of two processes need not agree, so what waited for a time may go on at once.
+        for record in self.jobs.values_mut().flat_map(|job| &mut job.stages) {
+            record.retry_at_ms = None;
+        }
+        Ok(())
+    }
+
+    fn fold_submission(&mut self, plan: &Plan, at_ms: u64) -> Folded {
+        plan.check().map_err(|error| error.to_string())?;
+        let id = plan.id();
+        if self.jobs.contains_key(&id) {
+            return Err(format!("job {id} was submitted before"));
+        }
+        self.submissions += 1;
+        self.jobs.insert(id, JobState::new(plan.clone(), self.submissions, at_ms));
+        Ok(())
+    }
+
+    fn fold_outcome(&mut self, fact: &Fact, dropped: &mut Vec<Digest>) -> Folded {
+        let key = |job: &JobId, stage: &Name| StageKey { job: job.clone(), stage: stage.clone() };
+        match fact {
+            Fact::StageTrained { job, stage, lease, result, at_ms } => {
+                let key = key(job, stage);
+                let record = match lease {
+                    Some(lease) if self.live.get(lease) != Some(&key) => return Err(not_live(*lease)),
+                    Some(lease) => self.end_lease(*lease, *at_ms, Change::Train)?,
+                    None => self.change(&key, Change::Train)?,
+                };
+                dropped.extend(record.checkpoint.take().map(|checkpoint| checkpoint.blob));
+                record.result = Some((**result).clone());
+                record.reused = lease.is_none();
+                record.failures.clear();
+                record.retry_at_ms = None;
+                Ok(())
+            }
+            Fact::StagePublished { job, stage, release } => {
+                self.change(&key(job, stage), Change::Publish(release.clone()))?.retry_at_ms = None;
+                Ok(())
+            }
+            Fact::PublishFailed { job, stage, failure, retry_at_ms } => {
+                let record = match retry_at_ms {
+                    Some(_) => self.stage(&key(job, stage))?,
+                    None => self.change(&key(job, stage), Change::Fail(failure.clone()))?,
+                };
+                record.failures.push(failure.clone());
+                record.retry_at_ms = *retry_at_ms;
+                Ok(())
+            }
+            Fact::StageCancelled { job, stage, reason } => {
+                self.change(&key(job, stage), Change::Cancel(reason.clone())).map(drop)
+            }
+            other => Err(format!("{} is not the outcome of a stage", other.name())),
+        }
+    }
+
+    fn fold_cancellation(&mut self, id: &JobId, reason: &str, at_ms: u64) -> Folded {
+        let job = self.job(id)?;
+        if job.ended.is_some() {
+            return Err(format!("job {id} has ended"));
+        }
+        job.cancelled = Some(reason.to_owned());
+        let stages: Vec<Name> = job.plan.stages.iter().map(|stage| stage.name.clone()).collect();
+        for stage in stages {
+            let key = StageKey { job: id.clone(), stage };
+            let change = Change::Cancel(reason.to_owned());
+            match self.stage(&key)?.phase.clone() {
+                Phase::Running(grant) => self.end_lease(grant.lease, at_ms, change).map(drop)?,
+                Phase::Pending => self.change(&key, change).map(drop)?,
+                Phase::Trained | Phase::Published { .. } | Phase::Failed { .. } | Phase::Cancelled { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn job(&mut self, id: &JobId) -> Result<&mut JobState, String> {
+        self.jobs.get_mut(id).ok_or_else(|| format!("there is no job {id}"))
+    }
+
+    fn stage(&mut self, key: &StageKey) -> Result<&mut StageRecord, String> {
+        let job = self.job(&key.job)?;
+        let position = job.position(&key.stage).ok_or_else(|| format!("there is no stage {key}"))?;
+        Ok(&mut job.stages[position])
+    }
+
+    fn change(&mut self, key: &StageKey, change: Change) -> Result<&mut StageRecord, String> {
+        let record = self.stage(key)?;
+        let Some(phase) = record.phase.after(change.clone()) else {
+            return Err(format!("stage {key} is {}, so this cannot happen to it: {change:?}", record.phase.word()));
+        };
+        record.phase = phase;
+        Ok(record)
+    }
+
+    /// Ends a live lease with this change of its stage.
+    fn end_lease(&mut self, lease: LeaseId, at_ms: u64, change: Change) -> Result<&mut StageRecord, String> {
+        let key = self.live.get(&lease).cloned().ok_or_else(|| not_live(lease))?;
+        let lost = change != Change::Train;
+        let since_ms = self.stage(&key)?.phase.grant().map_or(at_ms, |grant| grant.since_ms);
+        self.live.remove(&lease);
+        let record = self.change(&key, change)?;
+        if lost {
+            record.lost_ms += at_ms.saturating_sub(since_ms);
+        }
+        Ok(record)
+    }
+}
+
+impl StageRecord {
+    /// Takes a checkpoint; gives the blob of the one before.
+    fn accept(&mut self, step: u64, blob: Digest) -> Result<Option<Digest>, String> {
+        let earlier = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        if step <= earlier && self.checkpoint.is_some() {
+            return Err(format!("checkpoint of step {step} after one of step {earlier}"));
+        }
+        let class = self.phase.grant().ok_or("the stage does not run")?.class.clone();
+        self.failures.clear();
+        Ok(self.checkpoint.replace(Checkpoint { step, blob, class }).map(|checkpoint| checkpoint.blob))
+    }
+}
+
+fn grows(what: &str, new: u64, last: u64) -> Folded {
+    if new > last { Ok(()) } else { Err(format!("{what} {new} after {what} {last}")) }
+}
+
+fn not_live(lease: LeaseId) -> String {
+    format!("{lease} is not live")
+}
+
+impl JobState {
+    /// Weight blobs of what a fusion reads, in the recipe's order. Its needs have their results.
+    pub(crate) fn fused_blobs(&self, position: usize) -> Vec<Digest> {
+        let blob = |fused: &FusedSource| match fused {
+            FusedSource::Stage(name) => self.result(name).map(|result| result.weights),
+            FusedSource::External { blob, .. } => Some(*blob),
+        };
+        self.plan.stages[position].fused.iter().filter_map(blob).collect()
+    }
+}

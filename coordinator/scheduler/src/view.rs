@@ -1,0 +1,241 @@
+//! Jobs as people see them: views and explanations, drawn from the state at one moment.
+//!
+//! Nothing here decides. Curves and validation scores of running stages are not durable and are added by the shell.
+
+use std::fmt;
+
+use graftwork_shared::{
+    assignment::{Failure, Usage},
+    id::{JobId, Name, WorkerId},
+    view::{JobView, Refusal, StageKind, StageState, StageView},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{machine::Scheduler, message::{StageKey, WorkerInfo}, phase::Phase, plan::FusedSource, state::JobState};
+
+/// Why each stage of a job stands where it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The job.
+    pub job: JobId,
+    /// Its name.
+    pub name: String,
+    /// Its stages in the plan's order.
+    pub stages: Vec<StageExplanation>,
+}
+
+/// Why one stage stands where it stands.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageExplanation {
+    /// The stage.
+    pub stage: Name,
+    /// Where it stands, with its data.
+    pub data: StageState,
+    /// The same in words.
+    pub sentence: String,
+    /// How often it was handed out.
+    pub attempts: u32,
+    /// Failures since the last progress.
+    pub failures: Vec<Failure>,
+    /// Step of the last accepted checkpoint.
+    pub checkpoint_step: Option<u64>,
+    /// Place among the ready stages, from 0.
+    pub queue: Option<usize>,
+}
+
+/// A worker as it is now.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Its number.
+    pub id: WorkerId,
+    /// What it is.
+    pub info: WorkerInfo,
+    /// Stages that it holds under live leases.
+    pub running: Vec<StageKey>,
+    /// It was asked to leave.
+    pub draining: bool,
+    /// Milliseconds since 1970 when it was last heard of.
+    pub seen_ms: u64,
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "job {} ({})", self.name, self.job)?;
+        let width = self.stages.iter().map(|stage| stage.stage.as_str().len()).max().unwrap_or(0);
+        for stage in &self.stages {
+            writeln!(f, "  {:width$}  {}", stage.stage, stage.sentence)?;
+            for failure in &stage.failures {
+                writeln!(f, "  {:width$}  earlier: {}", "", failure.message)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Scheduler {
+    /// Ids of all jobs, newest first.
+    pub fn jobs(&self) -> Vec<JobId> {
+        let mut jobs: Vec<(&JobId, &JobState)> = self.state.jobs().iter().collect();
+        jobs.sort_by_key(|(_, job)| std::cmp::Reverse(job.order));
+        jobs.into_iter().map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Workers with a session.
+    pub fn workers(&self) -> Vec<WorkerView> {
+        let view = |(id, worker): (&WorkerId, &crate::machine::Worker)| WorkerView {
+            id: *id,
+            info: worker.info.clone(),
+            running: worker.leases.keys().filter_map(|lease| self.holds(*id, *lease).cloned()).collect(),
+            draining: worker.draining,
+            seen_ms: worker.seen_ms,
+        };
+        self.workers.iter().map(view).collect()
+    }
+
+    /// A job as it is now, without curves.
+    pub fn view(&self, id: &JobId) -> Option<JobView> {
+        let job = self.state.jobs().get(id)?;
+        let stages: Vec<StageView> =
+            (0..job.stages.len()).map(|at| self.stage_view(job, at, self.stage_state(job, at))).collect();
+        Some(JobView {
+            id: id.clone(),
+            digest: job.plan.digest,
+            name: job.plan.job.name.clone(),
+            owner: job.plan.job.owner.clone(),
+            base_model: job.plan.job.base_model.location.clone(),
+            base_model_digest: job.plan.base_model_digest,
+            hub: job.plan.job.publish.hub.clone(),
+            submitted_ms: job.submitted_ms,
+            ended_ms: job.ended.map(|(at_ms, _)| at_ms),
+            outcome: job.ended.map(|(_, outcome)| outcome),
+            stages,
+            usage: job.usage(),
+        })
+    }
+
+    /// Why each stage stands where it stands.
+    pub fn explain(&self, id: &JobId) -> Option<Explanation> {
+        let job = self.state.jobs().get(id)?;
+        let ready = self.ready();
+        let explained = job.each().map(|(position, stage, record)| {
+            let key = StageKey { job: id.clone(), stage: stage.name.clone() };
+            let data = self.stage_state(job, position);
+            StageExplanation {
+                stage: stage.name.clone(),
+                sentence: self.sentence(job, position, &data),
+                data,
+                attempts: record.attempts,
+                failures: record.failures.clone(),
+                checkpoint_step: record.checkpoint.as_ref().map(|checkpoint| checkpoint.step),
+                queue: ready.iter().position(|other| *other == key),
+            }
+        });
+        Some(Explanation { job: id.clone(), name: job.plan.job.name.clone(), stages: explained.collect() })
+    }
+
+    /// Where a stage stands, as people and programs see it.
+    pub(crate) fn stage_state(&self, job: &JobState, position: usize) -> StageState {
+        let record = &job.stages[position];
+        let checkpoint_step = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        match &record.phase {
+            Phase::Pending => {
+                let for_stages = job.waits_for(position);
+                if for_stages.is_empty() {
+                    StageState::Ready { refusal: self.refusal(job, position) }
+                } else {
+                    StageState::Waiting { for_stages }
+                }
+            }
+            Phase::Running(grant) => StageState::Running { worker: grant.worker, checkpoint_step },
+            Phase::Trained => StageState::Trained { reused: record.reused },
+            Phase::Published { .. } => StageState::Published { reused: record.reused },
+            Phase::Failed { failure } => StageState::Failed { failure: failure.clone() },
+            Phase::Cancelled { reason } => StageState::Cancelled { reason: reason.clone() },
+        }
+    }
+
+    /// Why a ready stage does not run.
+    fn refusal(&self, job: &JobState, position: usize) -> Refusal {
+        let key = StageKey { job: job.plan.id(), stage: job.plan.stages[position].name.clone() };
+        match self.choose(job, position) {
+            Err(Refusal::Busy { workers, slots, .. }) => Refusal::Busy { workers, slots, ahead: self.ahead_of(&key) },
+            Err(refusal) => refusal,
+            // Whatever can be handed out is handed out before a view can be drawn; see invariant 7's check.
+            Ok(_) => Refusal::Busy { workers: 0, slots: 0, ahead: self.ahead_of(&key) },
+        }
+    }
+
+    fn sentence(&self, job: &JobState, position: usize, state: &StageState) -> String {
+        let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
+        let from_hub = |reused: &bool| if *reused { ", taken from an earlier result of the same recipe" } else { "" };
+        match state {
+            StageState::Waiting { for_stages } => {
+                let names: Vec<&str> = for_stages.iter().map(Name::as_str).collect();
+                format!("waits for {}", names.join(", "))
+            }
+            StageState::Ready { refusal } => format!("ready, but {refusal}"),
+            StageState::Running { worker, checkpoint_step } => {
+                let place = self.workers.get(worker).map_or("gone", |worker| worker.info.place.as_str());
+                let total = stage.total_steps;
+                format!("runs on {worker} ({place}); step {checkpoint_step} of {total} is safe")
+            }
+            StageState::Trained { reused } => match record.failures.last() {
+                None => format!("trained{}; being published", from_hub(reused)),
+                Some(failure) => format!("trained; publishing is tried again after: {}", failure.message),
+            },
+            StageState::Published { reused } => format!("published{}", from_hub(reused)),
+            StageState::Failed { failure } => format!("failed: {}", failure.message),
+            StageState::Cancelled { reason } => format!("cancelled: {reason}"),
+        }
+    }
+
+    pub(crate) fn stage_view(&self, job: &JobState, position: usize, state: StageState) -> StageView {
+        use graftwork_shared::head::HeadOutput;
+        let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
+        let labels = match &stage.recipe.head.output {
+            HeadOutput::Classification { labels } => labels.clone(),
+            HeadOutput::Regression => Vec::new(),
+        };
+        let release = match &record.phase {
+            Phase::Published { release } => Some(release.clone()),
+            _ => None,
+        };
+        StageView {
+            name: stage.name.clone(),
+            kind: stage.kind,
+            needs: stage.needs.clone(),
+            fused: match stage.kind {
+                StageKind::Adapter => Vec::new(),
+                StageKind::Fusion => stage.fused.iter().map(FusedSource::name).collect(),
+            },
+            task: stage.task.clone(),
+            method: stage.method.clone(),
+            rows: [stage.train.rows, stage.validation.rows, stage.test.as_ref().map_or(0, |test| test.rows)],
+            labels,
+            recipe: stage.recipe_digest,
+            total_steps: stage.total_steps,
+            trained_parameters: stage.trained_parameters,
+            metric: stage.recipe.metric,
+            expect: stage.expect,
+            state,
+            curve: Vec::new(),
+            validation: record.result.as_ref().map(|result| result.validation.clone()).unwrap_or_default(),
+            result: record.result.clone(),
+            release,
+        }
+    }
+}
+
+impl JobState {
+    /// What the job cost so far: its own results, and the time of attempts that gave none.
+    fn usage(&self) -> Usage {
+        let mut usage = Usage::default();
+        for record in &self.stages {
+            usage.wall_seconds += record.lost_ms as f64 / 1000.0;
+            if let Some(result) = record.result.as_ref().filter(|_| !record.reused) {
+                usage.add(&result.usage);
+            }
+        }
+        usage
+    }
+}

@@ -1,0 +1,77 @@
+//! `graftwork-worker`, the program beside this one that links libtorch. It must have the same version.
+
+use std::{
+    ffi::OsString,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, anyhow};
+use graftwork_shared::VERSION;
+
+use super::Failure;
+
+const PROGRAM: &str = "graftwork-worker";
+
+/// Arguments that are handed over as they are.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Passed {
+    /// Arguments of graftwork-worker.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+/// The worker program of this installation.
+#[derive(Clone, Debug)]
+pub(crate) struct Worker {
+    path: PathBuf,
+}
+
+impl Worker {
+    /// Finds the program beside this one.
+    pub(crate) fn find() -> Result<Self, Failure> {
+        let own = std::env::current_exe().context("finding this program's own path")?;
+        let path = own.parent().unwrap_or(Path::new(".")).join(PROGRAM);
+        if path.is_file() {
+            return Ok(Self { path });
+        }
+        let words = format!(
+            "{} is not there: {PROGRAM} must lie beside graftwork; install or build both (cargo build --release -p graftwork-worker)",
+            path.display()
+        );
+        Err(Failure { code: super::OURS, error: anyhow!(words) })
+    }
+
+    /// Asks the program for its version; it must be this one's.
+    pub(crate) fn check_version(&self) -> Result<(), Failure> {
+        let output = Command::new(&self.path).arg("--version").output();
+        let output = output.with_context(|| format!("starting {}", self.path.display()))?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(anyhow!("{} does not start: {reason}", self.path.display()).into());
+        }
+        if said.split_whitespace().last() == Some(VERSION) {
+            return Ok(());
+        }
+        let path = self.path.display();
+        Err(anyhow!("{path} is {said:?}, but this is graftwork {VERSION}: install both programs of one version").into())
+    }
+
+    /// A command that runs the program.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(&self.path);
+        // One torch thread for each trainer thread, sleeping instead of spinning: lanes are the unit of parallelism.
+        command.env("OMP_NUM_THREADS", "1").env("OMP_WAIT_POLICY", "PASSIVE");
+        command
+    }
+}
+
+/// Becomes the worker program with one of its commands.
+pub(super) fn exec(command: &str, passed: &Passed) -> Result<u8, Failure> {
+    let worker = Worker::find()?;
+    worker.check_version()?;
+    let error = worker.command().arg(command).args(&passed.arguments).exec();
+    Err(anyhow!(error).context(format!("starting {}", worker.path.display())).into())
+}

@@ -1,0 +1,90 @@
+//! `graftwork doctor`: what this installation runs on, and what is wrong with it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use graftwork_shared::VERSION;
+use serde_json::{Value, json};
+
+use super::{DONE, Failure, OURS, Worker, cache_folder, print};
+use crate::run;
+
+/// Less free space than this is worth a word.
+const LITTLE_SPACE_BYTES: u64 = 1 << 30;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// As one JSON document.
+    #[arg(long)]
+    json: bool,
+    /// Folder with the states of local jobs.
+    #[arg(long, value_name = "FOLDER", default_value = run::STATE)]
+    state: PathBuf,
+}
+
+struct Finding {
+    what: &'static str,
+    value: String,
+    problem: Option<String>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
+    let mut findings = vec![Finding { what: "graftwork", value: VERSION.to_owned(), problem: None }];
+    findings.push(folder("state folder", &arguments.state));
+    findings.push(folder("download cache", &cache_folder()));
+    let worker = worker();
+    match &worker {
+        Ok(_) => findings.push(Finding { what: "graftwork-worker", value: VERSION.to_owned(), problem: None }),
+        Err(problem) => {
+            let problem = Some(problem.clone());
+            findings.push(Finding { what: "graftwork-worker", value: "not usable".to_owned(), problem });
+        }
+    }
+    let sound = findings.iter().all(|finding| finding.problem.is_none());
+    if arguments.json {
+        let own: Vec<Value> =
+            findings.iter().map(|f| json!({ "what": f.what, "value": f.value, "problem": f.problem })).collect();
+        let document = json!({ "sound": sound, "findings": own, "worker": worker.ok() });
+        print(&(serde_json::to_string_pretty(&document)? + "\n"));
+    } else {
+        let lines = findings.iter().map(|f| match &f.problem {
+            None => format!("✓ {:<18} {}\n", f.what, f.value),
+            Some(problem) => format!("✗ {:<18} {}: {problem}\n", f.what, f.value),
+        });
+        print(&lines.collect::<String>());
+        if let Ok(Value::Object(found)) = &worker {
+            let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            print(&found.iter().map(|(key, value)| format!("  {key:<18} {}\n", text(value))).collect::<String>());
+        }
+    }
+    Ok(if sound { DONE } else { OURS })
+}
+
+fn folder(what: &'static str, path: &Path) -> Finding {
+    let problem = match graftwork_store::free_bytes(path) {
+        Err(error) => Some(error.to_string()),
+        Ok(free) if free < LITTLE_SPACE_BYTES => Some(format!("only {} are free", crate::report::bytes(free))),
+        Ok(_) => writable(path).err().map(|error| format!("{error:#}")),
+    };
+    let free = graftwork_store::free_bytes(path).map_or("?".to_owned(), crate::report::bytes);
+    Finding { what, value: format!("{} ({free} free)", path.display()), problem }
+}
+
+/// Whether this user can write there, or in the nearest folder that exists.
+fn writable(path: &Path) -> anyhow::Result<()> {
+    let absolute = std::path::absolute(path)?;
+    let nearest = absolute.ancestors().find(|folder| folder.is_dir()).context("no folder exists on the way")?;
+    rustix::fs::access(nearest, rustix::fs::Access::WRITE_OK).with_context(|| format!("{}", nearest.display()))
+}
+
+/// What the worker says of itself.
+fn worker() -> Result<Value, String> {
+    let words = |failure: Failure| format!("{:#}", failure.error);
+    let worker = Worker::find().map_err(words)?;
+    worker.check_version().map_err(words)?;
+    let output = worker.command().args(["doctor", "--json"]).output().map_err(|error| error.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| format!("its doctor does not speak JSON: {error}"))
+}

@@ -1,0 +1,224 @@
+//! What users type: arguments, what goes to stdout and stderr, and exit codes.
+//!
+//! Exit codes: 0 done; 1 the user's input; 2 ours or the machine's; 3 published, but an expectation was missed;
+//! 130 interrupted, state kept. Data goes to stdout, everything else to stderr. No secret is ever an argument: options
+//! name the environment variable that holds it.
+
+mod beside;
+mod coordinator;
+mod doctor;
+mod import;
+mod jobs;
+mod plan;
+mod verify;
+
+use std::path::PathBuf;
+
+pub(crate) use beside::Worker;
+use clap::{CommandFactory as _, Parser, Subcommand};
+pub(crate) use jobs::exit_code;
+pub(crate) use plan::{JobFile, Output, Refused, show_problems};
+
+use crate::{client::ClientError, run};
+
+/// Done.
+pub(crate) const DONE: u8 = 0;
+/// The user's input.
+pub(crate) const INPUT: u8 = 1;
+/// Ours, or the machine's.
+pub(crate) const OURS: u8 = 2;
+/// Published, but an expectation was missed.
+pub(crate) const MISSED: u8 = 3;
+/// Interrupted; the state is kept.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// Trains many task adapters on one shared frozen transformer, fuses them, scores them and publishes them.
+#[derive(Debug, Parser)]
+#[command(name = "graftwork", version, propagate_version = true, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Check a job and show its stages, rows, steps, parameters, expected memory and time; train nothing.
+    Plan(plan::Arguments),
+    /// Train, score and publish a job on this machine; the same command goes on after any interruption.
+    Run(run::Arguments),
+    /// Hand a job to a coordinator.
+    Submit(jobs::Submit),
+    /// Show jobs, or one job's stages.
+    Status(jobs::Status),
+    /// Watch a job until it ends.
+    Watch(jobs::Watch),
+    /// Show what the workers of a local job wrote.
+    Logs(jobs::Logs),
+    /// Say why each stage of a job stands where it stands.
+    Explain(jobs::Explain),
+    /// Stop a job; what is published stays.
+    Cancel(jobs::Cancel),
+    /// Show a job's report.
+    Report(jobs::Report),
+    /// Turn tables and documents into Parquet with fixed splits.
+    Import(Box<import::Arguments>),
+    /// Predict with adapters: see `graftwork predict --help`.
+    #[command(disable_help_flag = true)]
+    Predict(beside::Passed),
+    /// Serve a coordinator with this machine: see `graftwork worker --help`.
+    #[command(disable_help_flag = true)]
+    Worker(beside::Passed),
+    /// Compare the engine with recorded reference cases: see `graftwork golden --help`.
+    #[command(disable_help_flag = true)]
+    Golden(beside::Passed),
+    /// Follow a recorded training run step by step: see `graftwork follow --help`.
+    #[command(disable_help_flag = true)]
+    Follow(beside::Passed),
+    /// Lead workers: take jobs, hand out work, publish.
+    Coordinator(coordinator::Arguments),
+    /// Check a release against its record, or train it again and compare.
+    Verify(verify::Arguments),
+    /// Print the JSON schema of job files, for editors.
+    Schema,
+    /// Say what this installation runs on, and what is wrong with it.
+    Doctor(doctor::Arguments),
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Where a command finds its coordinator.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Connection {
+    /// The coordinator: unix:///path/to/socket or http://host:port. Without it, jobs of the state folder are looked at.
+    #[arg(long, value_name = "ADDRESS", env = crate::client::ADDRESS_VARIABLE)]
+    pub(crate) coordinator: Option<String>,
+    /// Environment variable that holds the coordinator's token.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) token_env: Option<String>,
+    /// Folder with the states of local jobs.
+    #[arg(long, value_name = "FOLDER", default_value = run::STATE)]
+    pub(crate) state: PathBuf,
+}
+
+/// What ends a command early, with its exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    pub(crate) error: anyhow::Error,
+}
+
+impl Failure {
+    /// The user's input is at fault.
+    pub(crate) fn input(error: impl Into<anyhow::Error>) -> Self {
+        Self { code: INPUT, error: error.into() }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let code = match error.downcast_ref::<ClientError>() {
+            Some(refused) if refused.is_input() => INPUT,
+            Some(ClientError::Unreachable { .. }) => INPUT,
+            _ => OURS,
+        };
+        Self { code, error }
+    }
+}
+
+/// Does what the arguments say; gives the exit code.
+pub(crate) fn main() -> u8 {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // A closed terminal is no reason to fail over help.
+            drop(error.print());
+            return u8::from(error.use_stderr());
+        }
+    };
+    start_log(&arguments.command);
+    match dispatch(arguments.command) {
+        Ok(code) => code,
+        Err(Failure { code, error }) => {
+            if let Some(ClientError::Plan(problems)) = error.downcast_ref() {
+                show_problems("", "the job", problems);
+            }
+            eprintln!("error: {error:#}");
+            code
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<u8, Failure> {
+    match command {
+        Command::Plan(arguments) => wait_for(plan::run(arguments)),
+        Command::Run(arguments) => wait_for(run::run(arguments)),
+        Command::Submit(arguments) => wait_for(jobs::submit(arguments)),
+        Command::Status(arguments) => wait_for(jobs::status(arguments)),
+        Command::Watch(arguments) => wait_for(jobs::watch(arguments)),
+        Command::Logs(arguments) => jobs::logs(&arguments),
+        Command::Explain(arguments) => wait_for(jobs::explain(arguments)),
+        Command::Cancel(arguments) => wait_for(jobs::cancel(arguments)),
+        Command::Report(arguments) => wait_for(jobs::report(arguments)),
+        Command::Import(arguments) => import::run(*arguments),
+        Command::Predict(passed) => beside::exec("predict", &passed),
+        Command::Worker(passed) => beside::exec("session", &passed),
+        Command::Golden(passed) => beside::exec("golden", &passed),
+        Command::Follow(passed) => beside::exec("follow", &passed),
+        Command::Coordinator(arguments) => wait_for(coordinator::run(arguments)),
+        Command::Verify(arguments) => wait_for(verify::run(arguments)),
+        Command::Schema => {
+            print(&(serde_json::to_string_pretty(&graftwork_shared::job::json_schema())? + "\n"));
+            Ok(DONE)
+        }
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "graftwork", &mut script);
+            print(&String::from_utf8_lossy(&script));
+            Ok(DONE)
+        }
+    }
+}
+
+/// Runs async code; planning, serving and waiting share two threads, since mathematics happens elsewhere.
+fn wait_for(act: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let code = runtime.block_on(act);
+    // A blocking wait (a lock, a slow disk) must not hold up the end of the program.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    code
+}
+
+/// Writes data to stdout; a reader that has gone away is no error.
+pub(crate) fn print(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// Where downloads are kept: `XDG_CACHE_HOME/graftwork`, or `~/.cache/graftwork`; workers use the same.
+pub(crate) fn cache_folder() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let base = std::env::var_os("XDG_CACHE_HOME").filter(|value| !value.is_empty()).map(PathBuf::from).or_else(home);
+    base.unwrap_or_else(std::env::temp_dir).join("graftwork")
+}
+
+/// The value of a variable that an option names.
+pub(crate) fn secret(variable: Option<&str>) -> Result<Option<String>, Failure> {
+    let Some(variable) = variable else { return Ok(None) };
+    match std::env::var(variable) {
+        Ok(value) if !value.is_empty() => Ok(Some(value)),
+        _ => Err(Failure::input(anyhow::anyhow!("the environment variable {variable} that holds the token is not set"))),
+    }
+}
+
+/// GRAFTWORK_LOG says what is logged to stderr; by default warnings, and for a coordinator what it does.
+fn start_log(command: &Command) {
+    let level = if matches!(command, Command::Coordinator(_)) { "info" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GRAFTWORK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).compact().init();
+}

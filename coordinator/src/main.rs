@@ -1,0 +1,28 @@
+//! `graftwork`: command line, planner, publisher and coordinator in one small program without libtorch.
+//!
+//! ```text
+//! cli        what users type: arguments, exit codes, output
+//! planner    job + files → plan, or every problem at once
+//! server     coordinator's shell around the pure scheduler
+//! publish    results → releases in the hub folder
+//! run        the embedded coordinator with local workers as children
+//! client     gRPC client of a coordinator
+//! progress   what a person watches while it runs
+//! report     what a person reads when it ended
+//! ```
+//! Data goes to stdout, everything else to stderr. No secret is ever an argument.
+
+mod cli;
+mod client;
+#[cfg(test)]
+mod fixture;
+mod planner;
+mod progress;
+mod publish;
+mod report;
+mod run;
+mod server;
+
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::from(cli::main())
+}

@@ -1,0 +1,163 @@
+//! What a job is expected to take, from stated rates. Estimates are for people; nothing decides by them but the checks
+//! for too little memory or disk.
+
+use std::path::PathBuf;
+
+use graftwork_model::{Footprint, TrunkDescription};
+use graftwork_scheduler::PlannedStage;
+use graftwork_shared::{data::SplitManifest, diagnostic::Diagnostic, job::Job, training::Training};
+
+use super::{Planning, problems::Problems};
+
+/// Bytes of activations for one token in flight with 6 layers of 384, measured; grows with layers × width.
+const ACTIVATION_BYTES_PER_TOKEN: u64 = 125_000;
+/// Sustained floating-point operations a second of one trainer thread on packed rows of a small model, measured on
+/// servers of the last years; a desktop core is up to twice as fast.
+const OPERATIONS_PER_SECOND: f64 = 30e9;
+/// Forward, and backward with respect to the input, for each weight and token.
+const OPERATIONS_PER_WEIGHT: f64 = 4.0;
+/// Bytes of one process with libtorch opened, before any model.
+const PROCESS_BYTES: u64 = 400 << 20;
+/// Copies of trained numbers that a state folder and a hub hold at a time: two checkpoints with moments and best
+/// weights, the result, and both weight formats of the release, four bytes each.
+const BYTES_ON_DISK_FOR_EACH_TRAINED: u64 = (2 * 4 + 1 + 2) * 4;
+
+/// The machine that trains.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    /// Memory that programs can have now.
+    pub(crate) memory_bytes: u64,
+    /// Trainer threads in all.
+    pub(crate) threads: u32,
+    /// Worker processes.
+    pub(crate) workers: u32,
+    /// The state folder.
+    pub(crate) state: PathBuf,
+}
+
+/// What a job is expected to take.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub(crate) struct Estimate {
+    /// Memory of all processes together.
+    pub(crate) memory_bytes: u64,
+    /// Space in the state folder and the hub.
+    pub(crate) disk_bytes: u64,
+    /// Seconds of training on the threads below.
+    pub(crate) seconds: f64,
+    /// Seconds by stage, in the plan's order.
+    pub(crate) stage_seconds: Vec<f64>,
+    /// Trainer threads that this assumes.
+    pub(crate) threads: u32,
+}
+
+/// Tokens of a row, special tokens included, from the stored size of its columns.
+fn tokens_per_row(rows: &SplitManifest, training: &Training) -> f64 {
+    let bytes: u64 = rows.files.iter().flat_map(|file| &file.content.row_group_bytes).sum();
+    let all: u64 = rows.files.iter().map(|file| file.content.rows()).sum();
+    // English text has about four bytes a token.
+    let tokens = 2.0 + bytes as f64 / all.max(1) as f64 / 4.0;
+    tokens.min(f64::from(training.max_length))
+}
+
+/// Bytes that a stage needs beside the base model: its numbers, and the activations of the lanes in flight.
+pub(super) fn stage_memory(
+    footprint: &Footprint,
+    training: &Training,
+    rows: &SplitManifest,
+    trunk: &TrunkDescription,
+) -> u64 {
+    let scale = u64::from(trunk.layers) * u64::from(trunk.hidden_size);
+    let for_each_token = ACTIVATION_BYTES_PER_TOKEN * scale / (6 * 384);
+    // A batch may hold only long rows; twice the mean is seldom passed by the sum of a whole batch.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number below max_length × 2")]
+    let tokens_per_row = (2.0 * tokens_per_row(rows, training)).min(f64::from(training.max_length)).ceil() as u64;
+    footprint.stage_bytes() + u64::from(training.batch_size) * tokens_per_row * for_each_token
+}
+
+/// Adds up what the stages take.
+pub(super) fn estimate(
+    stages: &[PlannedStage],
+    trunk: &TrunkDescription,
+    job: &Job,
+    planning: &Planning,
+) -> Estimate {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
+    let wished = job.resources.workers * job.resources.threads.unwrap_or(cores);
+    let threads = planning.machine.as_ref().map_or(wished, |machine| machine.threads).max(1);
+    let workers = planning.machine.as_ref().map_or(job.resources.workers, |machine| machine.workers).max(1);
+    let (hidden, inner) = (f64::from(trunk.hidden_size), f64::from(trunk.intermediate_size));
+    let weights = f64::from(trunk.layers) * (4.0 * hidden * hidden + 2.0 * hidden * inner);
+    let used = f64::from(threads.min(cores));
+    let seconds = |stage: &PlannedStage| {
+        let training = &stage.recipe.training;
+        let batch = f64::from(training.batch_size) * f64::from(training.accumulation);
+        let trained = (stage.total_steps as f64 * batch).min(trained_rows(stage));
+        // Validation costs the forward half, once an epoch or so.
+        let scored = 0.5 * stage.validation.rows as f64 * (trained / stage.train.rows.max(1) as f64).ceil();
+        let tokens = (trained + scored) * tokens_per_row(&stage.train, training);
+        tokens * weights * OPERATIONS_PER_WEIGHT / (OPERATIONS_PER_SECOND * used)
+    };
+    let stage_seconds: Vec<f64> = stages.iter().map(seconds).collect();
+    // The largest stages may run at the same time, one on each thread.
+    let mut memory: Vec<u64> = stages.iter().map(|stage| stage.memory_bytes).collect();
+    memory.sort_unstable_by(|a, b| b.cmp(a));
+    let at_once: u64 = memory.iter().take(threads as usize).sum();
+    let vocabulary = f64::from(trunk.vocab_size + trunk.max_positions) * hidden;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of bytes below 2^52")]
+    let trunk_bytes = (4.0 * (weights + vocabulary)) as u64;
+    Estimate {
+        memory_bytes: trunk_bytes + at_once + u64::from(workers) * PROCESS_BYTES,
+        disk_bytes: stages.iter().map(|stage| stage.trained_parameters * BYTES_ON_DISK_FOR_EACH_TRAINED).sum(),
+        seconds: stage_seconds.iter().sum(),
+        stage_seconds,
+        threads,
+    }
+}
+
+fn trained_rows(stage: &PlannedStage) -> f64 {
+    match stage.recipe.training.length {
+        graftwork_shared::training::Length::Epochs(epochs) => f64::from(epochs) * stage.train.rows as f64,
+        graftwork_shared::training::Length::Steps(_) => f64::INFINITY,
+    }
+}
+
+/// Too little memory or disk is an error: training would be killed half-way.
+pub(super) fn check_machine(estimate: &Estimate, machine: &Machine, job: &Job, problems: &Problems<'_>) {
+    let mebibytes = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
+    if estimate.memory_bytes > machine.memory_bytes {
+        let message = format!(
+            "training is expected to need {} of memory, but {} are free",
+            mebibytes(estimate.memory_bytes),
+            mebibytes(machine.memory_bytes)
+        );
+        let help = "use a smaller batch_size or max_length, fewer threads, or a machine with more memory";
+        problems.add("resources", Diagnostic::error("memory", message).help(help));
+    }
+    for (folder, path) in [(&machine.state, "resources"), (&PathBuf::from(&job.publish.hub), "publish.hub")] {
+        let Ok(free) = graftwork_store::free_bytes(folder) else { continue };
+        if free < estimate.disk_bytes {
+            let message = format!(
+                "training is expected to need {} of disk, but {} are free in {}",
+                mebibytes(estimate.disk_bytes),
+                mebibytes(free),
+                folder.display()
+            );
+            problems.add(path, Diagnostic::error("disk", message).help("free some space, or use another folder"));
+        }
+    }
+}
+
+impl Machine {
+    /// This machine, as it is now.
+    pub(crate) fn here(threads: u32, workers: u32, state: PathBuf) -> Self {
+        Self { memory_bytes: available_memory(), threads, workers, state }
+    }
+}
+
+/// Memory that programs can have now; all there could be where the system does not tell.
+fn available_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kibibytes = line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok());
+    kibibytes.map_or(u64::MAX, |number| number * 1024)
+}

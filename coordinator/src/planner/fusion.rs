@@ -1,0 +1,105 @@
+//! The stage of one fusion: whose rows and head, which adapters, in which order.
+
+use graftwork_model::Footprint;
+use graftwork_scheduler::{FusedSource, PlannedStage};
+use graftwork_shared::{
+    NUMERICS_VERSION,
+    id::Name,
+    job::{AdapterRef, Fusion, Job},
+    recipe::{FusedAdapter, Method, Recipe},
+    view::StageKind,
+};
+
+use super::{
+    Base, estimate, method,
+    outside::Outside,
+    problems::Problems,
+    task::{self, PlannedTask},
+};
+
+/// What fusions are made of.
+pub(super) struct Parts<'a> {
+    /// In the order of the job's tasks; `None` for a task whose rows have a problem.
+    pub(super) tasks: &'a [Option<PlannedTask>],
+    pub(super) outside: &'a Outside,
+    pub(super) base: Option<&'a Base>,
+}
+
+impl<'a> Parts<'a> {
+    fn task(&self, job: &Job, name: &Name) -> Option<&'a PlannedTask> {
+        let position = job.tasks.iter().position(|task| task.name == *name)?;
+        self.tasks.get(position)?.as_ref()
+    }
+}
+
+/// `None` when something that it needs has a problem, which was told already, or when it has one itself.
+pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Problems<'_>) -> Option<PlannedStage> {
+    let at = format!("fusions.{}", fusion.name);
+    let base = parts.base?;
+    let fits = task::check_training(&at, &fusion.training, &fusion.skip_layers, base, problems);
+    let mut adapters = Vec::new();
+    let mut fused = Vec::new();
+    let mut needs: Vec<Name> = Vec::new();
+    for adapter in &fusion.adapters {
+        let (source, part) = match adapter {
+            AdapterRef::Task(name) => {
+                let stage = parts.task(job, name)?.stage.as_ref()?;
+                let config = job.task(name)?.adapter.clone();
+                if !needs.contains(name) {
+                    needs.push(name.clone());
+                }
+                (FusedSource::Stage(name.clone()), FusedAdapter { config, origin: stage.recipe_digest })
+            }
+            AdapterRef::Folder(location) | AdapterRef::Hub(location) => {
+                let found = parts.outside.get(location)?;
+                let source = FusedSource::External { blob: found.blob, name: found.name.clone() };
+                (source, FusedAdapter { config: found.config.clone(), origin: found.blob })
+            }
+        };
+        fused.push(source);
+        adapters.push(part);
+    }
+    let target = parts.task(job, &fusion.task)?;
+    let (task, metric) = (job.task(&fusion.task)?, target.metric?);
+    let method = Method::Fusion { config: fusion.config.clone(), adapters };
+    let footprint = Footprint::of(&method, &target.head, &base.model.description)
+        .map_err(|error| problems.error(&at, "fusion", format!("fusion {}: {error}", fusion.name)))
+        .ok()?;
+    if !fits {
+        return None;
+    }
+    let rows = &target.rows;
+    let recipe = Recipe {
+        numerics_version: NUMERICS_VERSION,
+        base_model: base.digest,
+        method,
+        head: target.head.clone(),
+        metric,
+        training: fusion.training.clone(),
+        columns: task.data.columns.clone(),
+        train: rows.train.content(),
+        validation: rows.validation.content(),
+        test: rows.test.as_ref().map(graftwork_shared::data::SplitManifest::content),
+        skip_layers: fusion.skip_layers.clone(),
+    };
+    Some(PlannedStage {
+        name: fusion.name.clone(),
+        kind: StageKind::Fusion,
+        needs,
+        task: Some(fusion.task.clone()),
+        method: method::fusion_line(&fusion.config, &fused),
+        fused,
+        recipe_digest: recipe.digest(),
+        base_model: job.base_model.location.clone(),
+        train: rows.train.clone(),
+        validation: rows.validation.clone(),
+        test: rows.test.clone(),
+        total_steps: fusion.training.total_steps(rows.train.rows),
+        trained_parameters: footprint.trained_parameters,
+        memory_bytes: estimate::stage_memory(&footprint, &fusion.training, &rows.train, &base.model.description),
+        expect: fusion.expect,
+        publish_as: fusion.publish_as.clone(),
+        credentials: task.data.credentials.clone().or_else(|| job.base_model.credentials.clone()),
+        recipe,
+    })
+}

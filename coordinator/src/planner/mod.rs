@@ -1,0 +1,123 @@
+//! From a resolved job to a plan: everything that needs files is checked here, and every problem is reported at once.
+//!
+//! Planning reads configurations, Parquet footers, label columns where labels are not written down, and adapters from
+//! outside the job. It writes nothing but the download cache, starts nothing, and decides nothing about machines. The
+//! same job over the same files gives the same plan (invariant 6), and names of places never enter a recipe
+//! (invariant 5).
+
+mod door;
+mod estimate;
+mod fusion;
+mod head;
+mod method;
+mod outside;
+mod problems;
+mod rows;
+mod task;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+pub(crate) use door::{PlannerDoor, plan_with_spans};
+pub(crate) use estimate::{Estimate, Machine};
+use futures::future::join_all;
+use graftwork_model::BaseModel;
+use graftwork_scheduler::Plan;
+use graftwork_shared::{
+    diagnostic::{Diagnostic, Severity},
+    digest::Digest,
+    job::{Job, Spans},
+};
+use problems::Problems;
+use task::PlannedTask;
+
+/// Where planning keeps what it downloads.
+#[derive(Clone, Debug)]
+pub(crate) struct Planning {
+    /// Folder of downloaded base models and adapters.
+    pub(crate) cache: PathBuf,
+    /// The machine that will train, when it is this one; its memory and disk are then checked.
+    pub(crate) machine: Option<Machine>,
+}
+
+/// A plan with what comes beside it.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    /// The plan.
+    pub(crate) plan: Plan,
+    /// Weights of adapters from outside the job, by digest, to be put into the coordinator's blob store.
+    pub(crate) blobs: Vec<(Digest, Vec<u8>)>,
+    /// What the user should know although the job can run.
+    pub(crate) warnings: Vec<Diagnostic>,
+    /// What it is expected to take.
+    pub(crate) estimate: Estimate,
+}
+
+/// The base model as planning needs it.
+struct Base {
+    model: BaseModel,
+    digest: Digest,
+}
+
+/// Plans a job, or says everything that is wrong with it; `spans` place what is said in the job file.
+pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result<Planned, Vec<Diagnostic>> {
+    let problems = Problems::new(spans);
+    let (base, tasks) =
+        futures::join!(open_base(&job, planning, &problems), join_all(job.tasks.iter().map(|task| rows::open(task, &problems))));
+    let tasks: Vec<Option<PlannedTask>> = tasks
+        .into_iter()
+        .zip(&job.tasks)
+        .map(|(rows, task)| task::plan(&job, task, rows?, base.as_ref(), &problems))
+        .collect();
+    let outside = outside::fetch(&job, base.as_ref(), planning, &problems).await;
+    let mut stages: Vec<_> = tasks.iter().flatten().filter_map(|task| task.stage.clone()).collect();
+    for fusion in &job.fusions {
+        let parts = fusion::Parts { tasks: &tasks, outside: &outside, base: base.as_ref() };
+        stages.extend(fusion::plan(&job, fusion, &parts, &problems));
+    }
+    let estimate = base.as_ref().map(|base| estimate::estimate(&stages, &base.model.description, &job, planning));
+    if let (Some(estimate), Some(machine)) = (&estimate, &planning.machine) {
+        estimate::check_machine(estimate, machine, &job, &problems);
+    }
+    let (Some(base), Some(estimate)) = (base, estimate) else { return Err(problems.into_list()) };
+    let digest = job.digest();
+    let plan = Plan { job, digest, base_model_digest: base.digest, stages };
+    let mut said = problems.into_list();
+    if said.iter().any(|problem| problem.severity == Severity::Error) {
+        return Err(said);
+    }
+    if let Err(error) = plan.check() {
+        said.push(Diagnostic::error("plan", error.to_string()));
+        return Err(said);
+    }
+    Ok(Planned { plan, blobs: outside.into_blobs(), warnings: said, estimate })
+}
+
+async fn open_base(job: &Job, planning: &Planning, problems: &Problems<'_>) -> Option<Base> {
+    let (location, credentials) = (&job.base_model.location, job.base_model.credentials.as_deref());
+    let place = "base_model.location";
+    let folder = match graftwork_store::fetch_base_model(location, credentials, &planning.cache).await {
+        Ok(folder) => folder,
+        Err(error) => {
+            problems.error(place, "base-model", format!("base model: {error}"));
+            return None;
+        }
+    };
+    let opened = tokio::task::spawn_blocking(move || {
+        let model = BaseModel::open(&folder)?;
+        let digest = model.digest()?;
+        Ok::<_, graftwork_model::ModelError>(Base { model, digest })
+    });
+    match opened.await {
+        Ok(Ok(base)) => Some(base),
+        Ok(Err(error)) => {
+            problems.error(place, "base-model", format!("base model: {error}"));
+            None
+        }
+        Err(error) => {
+            problems.error(place, "base-model", format!("base model: reading it ended early: {error}"));
+            None
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The stage of one task.
+
+use graftwork_model::Footprint;
+use graftwork_scheduler::PlannedStage;
+use graftwork_shared::{
+    NUMERICS_VERSION,
+    diagnostic::Diagnostic,
+    head::Head,
+    job::{Job, Task},
+    metric::Metric,
+    recipe::{Method, Recipe},
+    training::{AdapterDrop, Training},
+    view::StageKind,
+};
+
+use super::{Base, estimate, head, method, problems::Problems, rows::Rows};
+
+/// What fusions need of a task, even when its own stage has a problem.
+pub(super) struct PlannedTask {
+    pub(super) rows: Rows,
+    pub(super) head: Head,
+    pub(super) metric: Option<Metric>,
+    pub(super) stage: Option<PlannedStage>,
+}
+
+pub(super) fn plan(
+    job: &Job,
+    task: &Task,
+    rows: Rows,
+    base: Option<&Base>,
+    problems: &Problems<'_>,
+) -> Option<PlannedTask> {
+    let head = head::head(task, rows.output.clone());
+    let metric = head::metric(task, &head, problems);
+    let stage = base.zip(metric).and_then(|(base, metric)| stage(job, task, &rows, &head, metric, base, problems));
+    Some(PlannedTask { rows, head, metric, stage })
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of one stage, each made by another file")]
+fn stage(
+    job: &Job,
+    task: &Task,
+    rows: &Rows,
+    head: &Head,
+    metric: Metric,
+    base: &Base,
+    problems: &Problems<'_>,
+) -> Option<PlannedStage> {
+    let at = format!("tasks.{}", task.name);
+    let fits = check_training(&at, &task.training, &task.skip_layers, base, problems);
+    check_left_out(&at, task, base, problems);
+    let method = Method::Adapter(task.adapter.clone());
+    let footprint = Footprint::of(&method, head, &base.model.description)
+        .map_err(|error| problems.error(&format!("{at}.adapter"), "adapter", format!("task {}: {error}", task.name)))
+        .ok()?;
+    if !fits {
+        return None;
+    }
+    let recipe = Recipe {
+        numerics_version: NUMERICS_VERSION,
+        base_model: base.digest,
+        method,
+        head: head.clone(),
+        metric,
+        training: task.training.clone(),
+        columns: task.data.columns.clone(),
+        train: rows.train.content(),
+        validation: rows.validation.content(),
+        test: rows.test.as_ref().map(graftwork_shared::data::SplitManifest::content),
+        skip_layers: task.skip_layers.clone(),
+    };
+    Some(PlannedStage {
+        name: task.name.clone(),
+        kind: StageKind::Adapter,
+        needs: Vec::new(),
+        task: None,
+        fused: Vec::new(),
+        recipe_digest: recipe.digest(),
+        base_model: job.base_model.location.clone(),
+        train: rows.train.clone(),
+        validation: rows.validation.clone(),
+        test: rows.test.clone(),
+        total_steps: task.training.total_steps(rows.train.rows),
+        trained_parameters: footprint.trained_parameters,
+        memory_bytes: estimate::stage_memory(&footprint, &task.training, &rows.train, &base.model.description),
+        expect: task.expect,
+        publish_as: task.publish_as.clone(),
+        method: method::adapter_line(&task.adapter),
+        credentials: task.data.credentials.clone().or_else(|| job.base_model.credentials.clone()),
+        recipe,
+    })
+}
+
+/// Options that only the base model can judge: its positions and its layers.
+pub(super) fn check_training(
+    at: &str,
+    training: &Training,
+    skip_layers: &[u32],
+    base: &Base,
+    problems: &Problems<'_>,
+) -> bool {
+    let trunk = &base.model.description;
+    let mut fits = true;
+    if training.max_length > trunk.max_tokens() {
+        let message =
+            format!("max_length is {}, but the base model reads at most {} tokens", training.max_length, trunk.max_tokens());
+        let help = format!("use a max_length of at most {}", trunk.max_tokens());
+        problems.add(&format!("{at}.training.max_length"), Diagnostic::error("max-length", message).help(help));
+        fits = false;
+    }
+    let dropped = match &training.adapter_drop {
+        AdapterDrop::Off => Vec::new(),
+        AdapterDrop::Layers(layers) => layers.clone(),
+        AdapterDrop::DrawnUpTo(most) => vec![most.saturating_sub(1)],
+    };
+    for (layers, key) in [(skip_layers, "skip_layers"), (&dropped[..], "training.adapter_drop")] {
+        fits &= check_layers(&format!("{at}.{key}"), layers, trunk.layers, problems);
+    }
+    fits
+}
+
+fn check_left_out(at: &str, task: &Task, base: &Base, problems: &Problems<'_>) {
+    check_layers(&format!("{at}.adapter.leave_out"), task.adapter.leave_out(), base.model.description.layers, problems);
+}
+
+fn check_layers(path: &str, layers: &[u32], there_are: u32, problems: &Problems<'_>) -> bool {
+    let Some(wrong) = layers.iter().find(|layer| **layer >= there_are) else { return true };
+    let message = format!("layer {wrong} does not exist: the base model's layers are 0 to {}", there_are - 1);
+    problems.error(path, "unknown-layer", message);
+    false
+}

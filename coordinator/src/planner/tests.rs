@@ -1,0 +1,252 @@
+//! What planning accepts, and each bad input with its own message.
+
+use std::collections::BTreeMap;
+
+use graftwork_model::{HostTensor, adapter_shapes, hub::{AdapterFolder, ModelReference}};
+use graftwork_scheduler::FusedSource;
+use graftwork_shared::{
+    adapter::AdapterConfig,
+    diagnostic::Diagnostic,
+    head::HeadOutput,
+    recipe::{Method, trained_slot},
+};
+
+use super::{Machine, Planned, Planning, plan_with_spans};
+use crate::fixture::{TASK, World};
+
+async fn plan(world: &World, tasks: &str) -> Result<Planned, Vec<Diagnostic>> {
+    let (_, job, spans) = world.job(tasks);
+    plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None }).await
+}
+
+/// The message of the only problem, and the text of the job file that it points at.
+async fn refused(world: &World, tasks: &str) -> (String, String, String) {
+    let (text, ..) = world.job(tasks);
+    let problems = plan(world, tasks).await.expect_err("the job has a problem");
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    let problem = problems.into_iter().next().unwrap();
+    let place = problem.span.map(|span| text[span].to_owned()).unwrap_or_default();
+    (problem.code, problem.message.replace(&world.path("").display().to_string(), "WORLD/"), place)
+}
+
+#[tokio::test]
+async fn a_task_becomes_a_stage_with_everything_resolved() {
+    let world = World::new();
+    let planned = plan(&world, TASK).await.unwrap();
+    let stage = &planned.plan.stages[0];
+    assert_eq!(stage.recipe.head.output, HeadOutput::Classification { labels: vec!["bad".into(), "good".into()] });
+    assert_eq!((stage.train.rows, stage.validation.rows, stage.test.as_ref().unwrap().rows), (4, 4, 4));
+    assert_eq!(stage.total_steps, 4);
+    // Down 8 × 4 + 4 and up 4 × 8 + 8, and the head's 8 × 8 + 8 and 8 × 2 + 2.
+    assert_eq!(stage.trained_parameters, 36 + 40 + 72 + 18);
+    assert_eq!(stage.recipe_digest, stage.recipe.digest());
+    assert_eq!(stage.method, "seq_bn, reduction factor 2");
+    assert!(planned.estimate.memory_bytes > 0 && planned.estimate.seconds > 0.0);
+}
+
+#[tokio::test]
+async fn recipes_do_not_know_places_or_names() {
+    let (first, second) = (World::new(), World::new());
+    let one = plan(&first, TASK).await.unwrap();
+    let two = plan(&second, &TASK.replace("tasks.mood", "tasks.other")).await.unwrap();
+    assert_eq!(one.plan.stages[0].recipe_digest, two.plan.stages[0].recipe_digest);
+    assert_ne!(one.plan.digest, two.plan.digest);
+}
+
+#[tokio::test]
+async fn a_fusion_names_the_recipes_of_its_adapters() {
+    let world = World::new();
+    let two = format!(
+        "{TASK}{}[fusions.both]\nadapters = [\"other\", \"mood\"]\ntask = \"mood\"\n",
+        TASK.replace("tasks.mood", "tasks.other")
+    );
+    let planned = plan(&world, &two).await.unwrap();
+    let [mood, other, both] = &planned.plan.stages[..] else { panic!("three stages") };
+    assert_eq!(both.needs, [other.name.clone(), mood.name.clone()]);
+    let Method::Fusion { adapters, .. } = &both.recipe.method else { panic!("a fusion") };
+    assert_eq!([adapters[0].origin, adapters[1].origin], [other.recipe_digest, mood.recipe_digest]);
+    assert_eq!(both.recipe.head, mood.recipe.head);
+    assert_eq!(both.task.as_ref(), Some(&mood.name));
+}
+
+/// A published adapter of the fixture's base model, in a folder.
+fn adapter_in_a_folder(world: &World, hidden: usize) -> String {
+    let trunk = graftwork_model::TrunkDescription::read(&world.path("base")).unwrap();
+    let config = AdapterConfig::preset("seq_bn").unwrap();
+    let mut tensors = BTreeMap::new();
+    for (name, shape) in adapter_shapes(&config, &trunk, "sst@ukp").unwrap() {
+        let count = shape.iter().product();
+        tensors.insert(name, HostTensor { shape, values: vec![0.25; count] });
+    }
+    let mut model = ModelReference::of(&trunk, "tiny");
+    model.hidden_size = u32::try_from(hidden).unwrap();
+    let folder = AdapterFolder { name: "sst@ukp".to_owned(), model, config, tensors, head: None };
+    let path = world.path("outside");
+    graftwork_model::hub::write_folder(&path, &folder.files().unwrap()).unwrap();
+    path.display().to_string()
+}
+
+#[tokio::test]
+async fn an_adapter_from_a_folder_becomes_a_blob_under_a_stages_name() {
+    let world = World::new();
+    let folder = adapter_in_a_folder(&world, 8);
+    let tasks = format!("{TASK}[fusions.both]\nadapters = [\"mood\", \"{folder}\"]\ntask = \"mood\"\n");
+    let planned = plan(&world, &tasks).await.unwrap();
+    let stage = &planned.plan.stages[1];
+    let FusedSource::External { blob, name } = &stage.fused[1] else { panic!("from outside") };
+    assert_eq!((name.as_str(), planned.blobs[0].0), ("sst@ukp", *blob));
+    let tensors = graftwork_model::safetensors::read(&planned.blobs[0].1).unwrap();
+    let slot = format!(".adapters.{}.", trained_slot());
+    assert!(tensors.keys().all(|name| name.contains(&slot)), "{:?}", tensors.keys());
+}
+
+#[tokio::test]
+async fn an_adapter_of_another_base_model_is_refused() {
+    let world = World::new();
+    let folder = adapter_in_a_folder(&world, 16);
+    let tasks = format!("{TASK}[fusions.both]\nadapters = [\"mood\", \"{folder}\"]\ntask = \"mood\"\n");
+    let (code, message, _) = refused(&world, &tasks).await;
+    assert_eq!(code, "adapter");
+    assert!(message.contains("hidden_size") && message.contains("the base model's is 8"), "{message}");
+}
+
+#[tokio::test]
+async fn a_missing_column_lists_those_there_are() {
+    let world = World::new();
+    let (code, message, place) = refused(&world, &format!("{TASK}label = \"lable\"\n")).await;
+    assert_eq!(code, "missing-column");
+    assert!(message.contains("no label column \"lable\"; it has \"text\", \"label\""), "{message}");
+    assert!(place.contains("lable"), "{place}");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_fit_its_label_column_is_told_at_the_head() {
+    let world = World::new();
+    let (code, message, place) = refused(&world, &format!("{TASK}head = \"regression\"\n")).await;
+    assert_eq!(code, "head-does-not-fit");
+    assert!(message.contains("a regression needs"), "{message}");
+    assert!(place.contains("regression"), "{place}");
+}
+
+#[tokio::test]
+async fn a_label_outside_the_set_is_found_before_training() {
+    let world = World::new();
+    world.rows("validation.parquet", &["x", "y"], &["good", "mixed"]);
+    let labels = "head = { kind = \"classification\", labels = [\"bad\", \"good\"] }\n";
+    let (code, message, _) = refused(&world, &format!("{TASK}{labels}")).await;
+    assert_eq!(code, "unknown-label");
+    assert!(message.contains("validation rows have the label \"mixed\""), "{message}");
+    assert!(message.contains("\"bad\", \"good\""), "{message}");
+}
+
+#[tokio::test]
+async fn integers_are_class_ids_where_labels_are_words() {
+    let world = World::new();
+    for name in ["train", "validation", "test"] {
+        world.numbers(&format!("{name}.parquet"), &[0, 1, 1, 0]);
+    }
+    let named = "label = \"class\"\nhead = { kind = \"classification\", labels = [\"ham\", \"spam\"] }\n";
+    assert!(plan(&world, &format!("{TASK}{named}")).await.is_ok());
+    world.numbers("test.parquet", &[0, 2]);
+    let (code, message, _) = refused(&world, &format!("{TASK}{named}")).await;
+    assert_eq!(code, "unknown-label");
+    assert!(message.contains("test rows have the label \"2\""), "{message}");
+}
+
+#[tokio::test]
+async fn a_metric_that_cannot_score_the_head_names_those_that_can() {
+    let world = World::new();
+    for name in ["train", "validation", "test"] {
+        world.rows(&format!("{name}.parquet"), &["a", "b", "c"], &["x", "y", "z"]);
+    }
+    let problems = plan(&world, &format!("{TASK}metric = \"f1\"\n")).await.unwrap_err();
+    assert_eq!(problems[0].message, "task mood: f1 cannot score a classification of 3 classes");
+    assert!(problems[0].help.as_ref().unwrap().contains("accuracy, f1_macro"), "{problems:?}");
+}
+
+#[tokio::test]
+async fn one_label_is_no_classification() {
+    let world = World::new();
+    for name in ["train", "validation", "test"] {
+        world.rows(&format!("{name}.parquet"), &["a", "b"], &["x", "x"]);
+    }
+    let (code, message, _) = refused(&world, TASK).await;
+    assert_eq!(code, "one-label");
+    assert!(message.contains("only the label \"x\""), "{message}");
+}
+
+#[tokio::test]
+async fn damaged_missing_and_empty_files_have_their_own_messages() {
+    let world = World::new();
+    let whole = std::fs::read(world.path("train.parquet")).unwrap();
+    std::fs::write(world.path("train.parquet"), &whole[..whole.len() / 2]).unwrap();
+    let (_, message, _) = refused(&world, TASK).await;
+    assert!(message.contains("not a whole Parquet file"), "{message}");
+    std::fs::remove_file(world.path("train.parquet")).unwrap();
+    let (_, message, place) = refused(&world, TASK).await;
+    assert!(message.contains("WORLD/train.parquet"), "{message}");
+    assert!(place.contains("train.parquet"), "{place}");
+    world.rows("train.parquet", &[], &[]);
+    let (_, message, _) = refused(&world, TASK).await;
+    assert!(message.contains("no rows") || message.contains("empty") || message.contains("0 rows"), "{message}");
+}
+
+#[tokio::test]
+async fn a_base_model_is_checked_before_anything_is_trained() {
+    let world = World::new();
+    let config = std::fs::read_to_string(world.path("base/config.json")).unwrap();
+    std::fs::write(world.path("base/config.json"), config.replace("\"bert\"", "\"t5\"")).unwrap();
+    let (code, message, place) = refused(&world, TASK).await;
+    assert_eq!(code, "base-model");
+    assert!(message.contains("t5"), "{message}");
+    assert!(place.contains("base"), "{place}");
+    std::fs::write(world.path("base/config.json"), config).unwrap();
+    let weights = std::fs::read(world.path("base/model.safetensors")).unwrap();
+    std::fs::write(world.path("base/model.safetensors"), &weights[..100]).unwrap();
+    let (_, message, _) = refused(&world, TASK).await;
+    assert!(message.contains("model.safetensors"), "{message}");
+}
+
+#[tokio::test]
+async fn options_that_only_the_base_model_can_judge_are_judged() {
+    let world = World::new();
+    let tasks = format!("{TASK}skip_layers = [3]\n[tasks.mood.training]\nmax_length = 64\n");
+    let problems = plan(&world, &tasks).await.unwrap_err();
+    let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
+    assert_eq!(problems.len(), 2, "{messages:?}");
+    assert!(messages.contains(&"max_length is 64, but the base model reads at most 20 tokens"), "{messages:?}");
+    assert!(messages.contains(&"layer 3 does not exist: the base model's layers are 0 to 0"), "{messages:?}");
+}
+
+#[tokio::test]
+async fn all_problems_come_at_once_in_the_order_of_the_file() {
+    let world = World::new();
+    let tasks = format!(
+        "{TASK}label = \"lable\"\n[tasks.other]\ntrain = \"nowhere.parquet\"\nvalidation = \"validation.parquet\"\n\
+         [tasks.third]\ntrain = \"train.parquet\"\nvalidation = \"validation.parquet\"\nhead = \"regression\"\n"
+    );
+    let problems = plan(&world, &tasks).await.unwrap_err();
+    assert_eq!(problems.len(), 3, "{problems:#?}");
+    let starts: Vec<usize> = problems.iter().map(|problem| problem.span.clone().unwrap().start).collect();
+    assert!(starts.is_sorted(), "{starts:?}");
+}
+
+#[tokio::test]
+async fn too_little_memory_is_told_with_both_numbers() {
+    let world = World::new();
+    let (_, job, spans) = world.job(TASK);
+    let machine = Machine { memory_bytes: 1 << 20, threads: 1, workers: 1, state: world.path("state") };
+    let planning = Planning { cache: world.path("cache"), machine: Some(machine) };
+    let problems = plan_with_spans(job, spans, planning).await.unwrap_err();
+    assert_eq!(problems[0].code, "memory");
+    assert!(problems[0].message.contains("but 1 MiB are free"), "{}", problems[0].message);
+}
+
+#[tokio::test]
+async fn rows_that_no_validation_was_cut_from_cannot_choose_weights() {
+    let world = World::new();
+    let (_, mut job, spans) = world.job(TASK);
+    job.tasks[0].data.validation = None;
+    let problems = plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None }).await.unwrap_err();
+    assert_eq!(problems[0].code, "no-validation");
+}

@@ -1,0 +1,109 @@
+//! Plain lines for logs: aligned, and at most one line of progress for each stage in some seconds.
+
+use std::collections::BTreeMap;
+
+use graftwork_shared::{
+    event::{Event, EventKind, Outcome, StepReport},
+    id::Name,
+    metric::Metric,
+    view::JobView,
+};
+
+use super::{duration, pace::Pace};
+
+/// Milliseconds between two step lines of one stage.
+const BETWEEN_LINES_MS: u64 = 5_000;
+
+pub(crate) struct Plain {
+    metrics: BTreeMap<Name, Metric>,
+    width: usize,
+    said_ms: BTreeMap<Name, u64>,
+    pace: Pace,
+}
+
+impl Plain {
+    pub(crate) fn new(view: &JobView) -> Self {
+        Self {
+            metrics: view.stages.iter().map(|stage| (stage.name.clone(), stage.metric)).collect(),
+            width: view.stages.iter().map(|stage| stage.name.as_str().len()).max().unwrap_or(0).max(3),
+            said_ms: BTreeMap::new(),
+            pace: Pace::default(),
+        }
+    }
+
+    /// The line for an event, when it is worth one.
+    pub(crate) fn line(&mut self, event: &Event) -> Option<String> {
+        let words = match (&event.stage, &event.kind) {
+            (Some(stage), kind) => self.stage_words(stage, kind, event.at_ms)?,
+            (None, kind) => job_words(kind)?,
+        };
+        let name = event.stage.as_ref().map_or("job", Name::as_str);
+        Some(format!("{name:width$}  {words}", width = self.width))
+    }
+
+    fn stage_words(&mut self, stage: &Name, kind: &EventKind, at_ms: u64) -> Option<String> {
+        Some(match kind {
+            EventKind::StageStarted { worker, from_step, total_steps, attempt } => {
+                self.pace.start(stage, *from_step, at_ms);
+                let from = if *from_step > 0 { format!(", goes on from step {from_step}") } else { String::new() };
+                let again = if *attempt > 0 { format!(", attempt {}", attempt + 1) } else { String::new() };
+                format!("starts on {worker}: {total_steps} steps{from}{again}")
+            }
+            EventKind::Step(report) => {
+                let said = self.said_ms.get(stage).copied();
+                if said.is_some_and(|said| at_ms < said + BETWEEN_LINES_MS) {
+                    return None;
+                }
+                self.said_ms.insert(stage.clone(), at_ms);
+                step_words(report, self.pace.seconds_left(stage, report, at_ms))
+            }
+            EventKind::Evaluated(evaluation) => {
+                let metric = self.metrics.get(stage)?;
+                let score = evaluation.metrics.get(metric)?;
+                format!("step {:>6}  validation {metric} {score:.4}, loss {:.4}", evaluation.step, evaluation.loss)
+            }
+            EventKind::StageFinished { reused: true } => "taken from an earlier result of the same recipe".to_owned(),
+            EventKind::StageFinished { reused: false } => "trained".to_owned(),
+            EventKind::AttemptFailed { failure, retried } => {
+                format!("attempt failed: {}{}", failure.message, if *retried { "; it is tried again" } else { "" })
+            }
+            EventKind::Published { release } => format!("published {release}"),
+            EventKind::Checkpointed { .. }
+            | EventKind::JobStarted { .. }
+            | EventKind::WorkerJoined { .. }
+            | EventKind::WorkerLeft { .. }
+            | EventKind::JobFinished { .. } => return None,
+        })
+    }
+}
+
+/// Step, loss, learning rate, speed and time left, aligned.
+pub(super) fn step_words(report: &StepReport, left_seconds: f64) -> String {
+    let digits = report.total_steps.to_string().len();
+    format!(
+        "step {:>digits$}/{}  loss {:.4}  lr {:.2e}  {:>7.1} ex/s  {} left",
+        report.step,
+        report.total_steps,
+        report.loss,
+        report.learning_rate,
+        report.examples_per_second,
+        duration(left_seconds)
+    )
+}
+
+fn job_words(kind: &EventKind) -> Option<String> {
+    Some(match kind {
+        EventKind::JobStarted { stages, resumed } => {
+            format!("{} with {stages} stages", if *resumed { "goes on" } else { "starts" })
+        }
+        EventKind::WorkerJoined { worker, place, threads } => format!("{worker} joined: {place}, {threads} threads"),
+        EventKind::WorkerLeft { worker, reason } => format!("{worker} left: {reason}"),
+        EventKind::JobFinished { outcome } => match outcome {
+            Outcome::Succeeded => "done".to_owned(),
+            Outcome::ExpectationMissed => "done, but an expectation was missed".to_owned(),
+            Outcome::Failed => "failed".to_owned(),
+            Outcome::Cancelled => "cancelled".to_owned(),
+        },
+        _ => return None,
+    })
+}

@@ -1,0 +1,191 @@
+//! README.md of a release: AdapterHub's card, with what was measured.
+
+use std::fmt::Write as _;
+
+use graftwork_model::TrunkDescription;
+use graftwork_scheduler::PlannedStage;
+use graftwork_shared::{
+    data::Split,
+    head::HeadOutput,
+    record::Record,
+    training::{Length, Schedule, Warmup},
+    view::StageKind,
+};
+
+/// What a card tells of.
+pub(super) struct Card<'a> {
+    pub(super) record: &'a Record,
+    pub(super) stage: &'a PlannedStage,
+    pub(super) trunk: &'a TrunkDescription,
+    pub(super) base_name: &'a str,
+}
+
+/// The whole card.
+pub(super) fn card(card: &Card<'_>) -> String {
+    let mut text = String::new();
+    card.front_matter(&mut text);
+    card.introduction(&mut text);
+    card.usage(&mut text);
+    card.training(&mut text);
+    card.results(&mut text);
+    card.data(&mut text);
+    text
+}
+
+impl Card<'_> {
+    fn id(&self) -> String {
+        format!("{}/{}", self.record.job.publish.organisation, self.stage.publish_as)
+    }
+
+    fn is_fusion(&self) -> bool {
+        self.stage.kind == StageKind::Fusion
+    }
+
+    fn front_matter(&self, text: &mut String) {
+        let mut tags = vec!["adapter-transformers", self.trunk.model_type, "graftwork"];
+        tags.push(match self.record.recipe.head.output {
+            HeadOutput::Classification { .. } => "text-classification",
+            HeadOutput::Regression => "text-regression",
+        });
+        if self.is_fusion() {
+            tags.push("adapterfusion");
+        }
+        tags.sort_unstable();
+        text.push_str("---\n");
+        if self.record.job.base_model.location.starts_with("hf://") {
+            line(text, &format!("base_model: {}", self.base_name));
+        }
+        line(text, "library_name: adapters");
+        if let Some(license) = &self.record.job.publish.license {
+            line(text, &format!("license: {}", quoted(license)));
+        }
+        line(text, "metrics:");
+        line(text, &format!("- {}", self.record.recipe.metric));
+        line(text, "pipeline_tag: text-classification");
+        line(text, "tags:");
+        for tag in tags {
+            line(text, &format!("- {tag}"));
+        }
+        text.push_str("---\n\n");
+    }
+
+    fn introduction(&self, text: &mut String) {
+        let what = if self.is_fusion() { "Adapter fusion" } else { "Adapter" };
+        line(text, &format!("# {what} `{}` for `{}`\n", self.id(), self.base_name));
+        let task = self.stage.task.as_ref().unwrap_or(&self.stage.name);
+        let head = match &self.record.recipe.head.output {
+            HeadOutput::Classification { labels } => format!("a classification head with {} classes", labels.len()),
+            HeadOutput::Regression => "a regression head".to_owned(),
+        };
+        let made = if self.is_fusion() {
+            let names = self.record.composition.adapters();
+            let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            format!("An [AdapterFusion](https://aclanthology.org/2021.eacl-main.39/) layer over {}", names.join(", "))
+        } else {
+            "An [adapter](https://adapterhub.ml)".to_owned()
+        };
+        let sentence = format!("{made} for `{}`, trained on the task `{task}`, with {head}.", self.base_name);
+        line(text, &format!("{sentence} The base model itself was not changed.\n"));
+    }
+
+    fn usage(&self, text: &mut String) {
+        let load = if self.is_fusion() { "load_adapter_setup" } else { "load_adapter" };
+        line(text, "## Usage\n\nIn Python, with the [Adapters](https://github.com/adapter-hub/adapters) library:\n");
+        line(text, "```python\nfrom adapters import AutoAdapterModel\n");
+        line(text, &format!("model = AutoAdapterModel.from_pretrained(\"{}\")", self.base_name));
+        line(text, &format!("model.{load}(\"path/to/{}\", set_active=True)\n```\n", self.id()));
+        line(text, "On the command line, with Graftwork:\n");
+        line(text, &format!("```sh\ngraftwork predict --adapter path/to/{} --text \"…\"\n```\n", self.id()));
+        if let HeadOutput::Classification { labels } = &self.record.recipe.head.output {
+            let listed: Vec<String> = labels.iter().enumerate().map(|(id, label)| format!("{id} = {label}")).collect();
+            line(text, &format!("Classes: {}.\n", listed.join(", ")));
+        }
+    }
+
+    fn training(&self, text: &mut String) {
+        let training = &self.record.recipe.training;
+        line(text, "## Architecture and training\n\n| option | value |\n|---|---|");
+        let mut row = |name: &str, value: String| line(text, &format!("| {name} | {} |", cell(&value)));
+        row("method", self.stage.method.clone());
+        row("trained parameters", self.record.trained_parameters.to_string());
+        row("length", match training.length {
+            Length::Epochs(epochs) => format!("{epochs} epochs"),
+            Length::Steps(steps) => format!("{steps} steps"),
+        });
+        row("steps done, step kept", format!("{}, {}", self.record.steps[0], self.record.steps[1]));
+        let rows = u64::from(training.batch_size) * u64::from(training.accumulation);
+        row("rows of an update", format!("{rows} in {} lanes", training.lanes));
+        row("learning rate", training.learning_rate.to_string());
+        row("schedule", match training.schedule {
+            Schedule::Linear => "linear".to_owned(),
+            Schedule::Cosine => "cosine".to_owned(),
+            Schedule::Constant => "constant".to_owned(),
+        });
+        row("warm-up", match training.warmup {
+            Warmup::Steps(steps) => format!("{steps} steps"),
+            Warmup::Fraction(share) => format!("{share} of all steps"),
+        });
+        row("weight decay", training.weight_decay.to_string());
+        row("gradient norm cut to", training.clip_norm.map_or("not cut".to_owned(), |norm| norm.to_string()));
+        row("tokens of a row at most", training.max_length.to_string());
+        row("base model's dropout", if training.base_model_dropout { "on" } else { "off" }.to_owned());
+        row("seed", training.seed.to_string());
+        row("numeric class", self.record.numeric_class.to_string());
+        line(text, "");
+    }
+
+    fn results(&self, text: &mut String) {
+        line(text, "## Results\n");
+        let metrics: std::collections::BTreeSet<_> =
+            self.record.scores.values().flat_map(|evaluation| evaluation.metrics.keys().copied()).collect();
+        let mut head = String::from("| rows | loss |");
+        let mut rule = String::from("|---|---|");
+        for metric in &metrics {
+            let _ = write!(head, " {metric} |");
+            rule.push_str("---|");
+        }
+        line(text, &head);
+        line(text, &rule);
+        for (split, evaluation) in &self.record.scores {
+            let rows = self.record.data.get(split).map_or(0, |manifest| manifest.rows);
+            let mut row = format!("| {split} ({rows}) | {:.4} |", evaluation.loss);
+            for metric in &metrics {
+                let score = evaluation.metrics.get(metric).map_or("–".to_owned(), |score| format!("{score:.4}"));
+                let _ = write!(row, " {score} |");
+            }
+            line(text, &row);
+        }
+        let chosen = format!("The weights were chosen by {} on validation rows.", self.record.recipe.metric);
+        line(text, &format!("\n{chosen} Each prediction is kept in `predictions/`.\n"));
+    }
+
+    fn data(&self, text: &mut String) {
+        line(text, "## Data and licence\n\n| rows | number | SHA-256 of their bytes |\n|---|---|---|");
+        for split in [Split::Train, Split::Validation, Split::Test] {
+            let Some(manifest) = self.record.data.get(&split) else { continue };
+            let digest = self.record.data_digests.get(&split).map_or("–".to_owned(), |digest| format!("`{digest}`"));
+            line(text, &format!("| {split} | {} | {digest} |", manifest.rows));
+        }
+        let license = self.record.job.publish.license.as_deref();
+        let license = license.map_or("no licence was stated".to_owned(), |license| format!("`{license}`"));
+        line(text, &format!("\nLicence of this release: {license}. The data's own licences stay with its owners.\n"));
+        line(text, "`graftwork.json` binds these files to everything that decided them;");
+        line(text, "`graftwork verify --retrain` trains them again from it and compares.");
+    }
+}
+
+fn line(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
+}
+
+/// A text inside a Markdown table.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|").replace('\n', " ")
+}
+
+/// A YAML scalar: plain where it is plain, quoted otherwise.
+fn quoted(text: &str) -> String {
+    let plain = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._+".contains(&b));
+    if plain { text.to_owned() } else { serde_json::Value::from(text).to_string() }
+}

@@ -1,0 +1,216 @@
+//! Releases are functions of results, can be read back, and give the result again.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use graftwork_model::{
+    HostTensor, Tensors, TrunkDescription, adapter_shapes, fusion_shapes, head_shapes,
+    hub::{AdapterFolder, SetupFolder},
+    safetensors,
+};
+use graftwork_shared::{
+    assignment::{Evaluation, StageResult, Usage},
+    data::Split,
+    digest::Digest,
+    id::Name,
+    metric::Metric,
+    recipe::{Method, NumericClass, trained_slot},
+    record::Record,
+};
+use graftwork_store::{Hub, RECORD_FILE};
+
+use super::{PublisherDoor, holds, publish};
+use crate::{
+    fixture::{TASK, World},
+    planner::{Planned, Planning, plan_with_spans},
+    server::{BlobStore, Publication, Publisher as _, StageOfPlan},
+};
+
+fn class() -> NumericClass {
+    let text = |s: &str| s.to_owned();
+    NumericClass { device: text("cpu"), instructions: text("avx2"), libtorch: text("2.11.0"), vendor: text("x") }
+}
+
+struct Trained {
+    world: World,
+    planned: Planned,
+    trunk: TrunkDescription,
+    blobs: BlobStore,
+    results: BTreeMap<Name, StageResult>,
+}
+
+/// A job whose stages all have results: what workers would have uploaded.
+async fn trained() -> Trained {
+    let world = World::new();
+    let tasks = format!(
+        "{TASK}expect = 0.5\n{}publish_as = \"renamed\"\n[fusions.both]\nadapters = [\"other\", \"mood\"]\ntask = \"mood\"\n",
+        TASK.replace("tasks.mood", "tasks.other")
+    );
+    let (_, job, spans) = world.job(&tasks);
+    let planned = plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None }).await.unwrap();
+    let trunk = TrunkDescription::read(&world.path("base")).unwrap();
+    let blobs = BlobStore::open(&world.path("state")).unwrap();
+    let mut results = BTreeMap::new();
+    for (number, stage) in planned.plan.stages.iter().enumerate() {
+        let slot = trained_slot();
+        let mut shapes = match &stage.recipe.method {
+            Method::Adapter(config) => adapter_shapes(config, &trunk, slot.as_str()).unwrap(),
+            Method::Fusion { config, adapters } => {
+                let configs: Vec<_> = adapters.iter().map(|adapter| &adapter.config).collect();
+                fusion_shapes(config, &configs, &trunk, slot.as_str()).unwrap()
+            }
+        };
+        shapes.extend(head_shapes(&stage.recipe.head, &trunk, slot.as_str()).unwrap());
+        let tensors: Tensors = shapes
+            .into_iter()
+            .map(|(name, shape)| {
+                let count = shape.iter().product();
+                (name, HostTensor { shape, values: vec![number as f32 + 0.5; count] })
+            })
+            .collect();
+        let weights = blobs.put(&safetensors::write(&tensors, &BTreeMap::new())).unwrap();
+        let predictions = blobs.put(b"{\"row\":0,\"label\":1,\"prediction\":1}\n").unwrap();
+        let evaluation = Evaluation { step: 4, loss: 0.25, metrics: BTreeMap::from([(Metric::Accuracy, 0.75)]) };
+        results.insert(
+            stage.name.clone(),
+            StageResult {
+                weights,
+                steps: 4,
+                best_step: 4,
+                validation: vec![evaluation.clone()],
+                scores: BTreeMap::from([(Split::Validation, evaluation.clone()), (Split::Test, evaluation)]),
+                predictions: BTreeMap::from([(Split::Test, predictions)]),
+                data: BTreeMap::from([(Split::Train, Digest::of(b"rows"))]),
+                epochs: vec![Digest::of(b"first"), Digest::of(b"second")],
+                attention: Vec::new(),
+                trained_parameters: stage.trained_parameters,
+                numeric_class: class(),
+                usage: Usage { core_seconds: 3.0, ..Usage::default() },
+            },
+        );
+    }
+    Trained { world, planned, trunk, blobs, results }
+}
+
+impl Trained {
+    fn stage(&self, name: &str) -> StageOfPlan {
+        StageOfPlan { plan: Arc::new(self.planned.plan.clone()), name: name.parse().unwrap(), blobs: self.blobs.clone() }
+    }
+
+    fn publication(&self, name: &str) -> Publication {
+        let stage = self.stage(name);
+        let needed = stage.stage().needs.iter().map(|name| (name.clone(), self.results[name].clone())).collect();
+        let result = self.results[&stage.name].clone();
+        Publication { stage, result, needed }
+    }
+
+    fn folder(&self, name: &str) -> std::path::PathBuf {
+        self.world.path("hub").join("lab").join(name)
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_is_read_back_under_the_users_name() {
+    let trained = trained().await;
+    let path = publish(&trained.publication("other"), &trained.trunk).unwrap();
+    assert_eq!(path, trained.folder("renamed").display().to_string());
+    let adapter = AdapterFolder::read(&trained.folder("renamed")).unwrap();
+    assert_eq!((adapter.name.as_str(), adapter.head.as_ref().unwrap().name.as_str()), ("renamed", "renamed"));
+    adapter.check(&trained.trunk).unwrap();
+    let both = ["pytorch_adapter.bin", "pytorch_model_head.bin", "predictions/test.jsonl", "README.md"];
+    assert!(both.iter().all(|file| trained.folder("renamed").join(file).is_file()));
+}
+
+#[tokio::test]
+async fn a_fusion_is_read_back_with_its_adapters() {
+    let trained = trained().await;
+    publish(&trained.publication("both"), &trained.trunk).unwrap();
+    let setup = SetupFolder::read(&trained.folder("both")).unwrap();
+    assert_eq!(setup.composition.to_string(), "Fuse[renamed, mood]");
+    assert_eq!(setup.fusions[0].name, "renamed,mood");
+    assert_eq!(setup.adapters[1].tensors.values().next().unwrap().values[0], 0.5, "mood is the job's first task");
+    let head = setup.fusions[0].head.as_ref().or(setup.heads.first()).unwrap();
+    assert_eq!(head.name, "both");
+}
+
+#[tokio::test]
+async fn the_record_binds_every_other_file() {
+    let trained = trained().await;
+    publish(&trained.publication("both"), &trained.trunk).unwrap();
+    let folder = trained.folder("both");
+    let record: Record = serde_json::from_slice(&std::fs::read(folder.join(RECORD_FILE)).unwrap()).unwrap();
+    assert_eq!(Hub::verify(&folder).unwrap(), record);
+    assert!(record.files.contains_key("README.md") && !record.files.contains_key(RECORD_FILE));
+    assert_eq!(record.job.tasks.len(), 2, "a fusion needs its tasks");
+    std::fs::write(folder.join("README.md"), "changed").unwrap();
+    assert!(Hub::verify(&folder).unwrap_err().to_string().contains("README.md"));
+}
+
+#[tokio::test]
+async fn published_bytes_know_no_clock_no_rate_and_no_neighbour() {
+    let trained = trained().await;
+    let first = publish(&trained.publication("mood"), &trained.trunk).unwrap();
+    let target = std::fs::read_link(&first).unwrap();
+    let mut other = trained.publication("mood");
+    other.result.usage = Usage { core_seconds: 99.0, wall_seconds: 7.0, ..Usage::default() };
+    let mut plan = (*other.stage.plan).clone();
+    plan.job.resources.workers = 5;
+    plan.job.priority = 9;
+    plan.job.tasks.pop();
+    plan.job.fusions.clear();
+    for file in &mut plan.stages[0].train.files {
+        file.version = "another time".to_owned();
+    }
+    other.stage.plan = Arc::new(plan);
+    publish(&other, &trained.trunk).unwrap();
+    assert_eq!(std::fs::read_link(&first).unwrap(), target, "the release is the same one");
+}
+
+#[tokio::test]
+async fn a_result_comes_back_out_of_its_release() {
+    let trained = trained().await;
+    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true };
+    for name in ["mood", "both"] {
+        assert_eq!(door.reusable(trained.stage(name), vec![class()]).await, None, "nothing is published yet");
+        publish(&trained.publication(name), &trained.trunk).unwrap();
+        let found = door.reusable(trained.stage(name), vec![class()]).await.unwrap();
+        let expected = StageResult { usage: Usage::default(), ..trained.results[&name.parse().unwrap()].clone() };
+        assert_eq!(found, expected);
+        let elsewhere = NumericClass { vendor: "y".to_owned(), ..class() };
+        assert_eq!(door.reusable(trained.stage(name), vec![elsewhere]).await, None);
+    }
+    let never = PublisherDoor { reuse: false, ..door };
+    assert_eq!(never.reusable(trained.stage("mood"), vec![class()]).await, None);
+}
+
+#[tokio::test]
+async fn a_release_is_held_only_while_it_is_whole_and_of_this_recipe() {
+    let trained = trained().await;
+    let path = publish(&trained.publication("mood"), &trained.trunk).unwrap();
+    let folder = std::path::Path::new(&path);
+    assert!(holds(&trained.stage("mood"), folder));
+    assert!(!holds(&trained.stage("both"), folder));
+    std::fs::remove_file(folder.join("adapter.safetensors")).unwrap();
+    assert!(!holds(&trained.stage("mood"), folder));
+}
+
+#[tokio::test]
+async fn a_result_with_a_missing_tensor_is_not_published() {
+    let trained = trained().await;
+    let mut publication = trained.publication("mood");
+    let bytes = trained.blobs.read(publication.result.weights).unwrap();
+    let mut tensors = safetensors::read(&bytes).unwrap();
+    let name = tensors.keys().next().unwrap().clone();
+    tensors.remove(&name);
+    publication.result.weights = trained.blobs.put(&safetensors::write(&tensors, &BTreeMap::new())).unwrap();
+    let error = publish(&publication, &trained.trunk).unwrap_err().to_string();
+    assert!(error.contains("no tensor"), "{error}");
+    assert!(!trained.folder("mood").exists());
+}
+
+#[tokio::test]
+async fn the_card_says_how_to_load_and_what_was_measured() {
+    let trained = trained().await;
+    publish(&trained.publication("mood"), &trained.trunk).unwrap();
+    let card = std::fs::read_to_string(trained.folder("mood").join("README.md")).unwrap();
+    insta::assert_snapshot!(card);
+}

@@ -1,0 +1,247 @@
+//! The embedded coordinator: plan, serve, train, stop.
+
+use std::{
+    os::unix::fs::DirBuilderExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::{Context as _, anyhow};
+use futures::StreamExt as _;
+use graftwork_scheduler::Plan;
+use graftwork_shared::{
+    event::EventKind,
+    id::{JobId, Name},
+    job::Device,
+    view::JobView,
+};
+
+use super::{
+    End, LOG, Signals, Training, attach,
+    workers::{Pool, Start},
+};
+use crate::{
+    cli::{Failure, Worker, cache_folder, show_problems},
+    client::Client,
+    planner::{Machine, Planned, PlannerDoor, Planning, plan_with_spans},
+    progress::Progress,
+    publish::PublisherDoor,
+    report::REPORT_JSON,
+    server::{self, Listen, Options, Running, ServerError},
+};
+
+/// Longest path that a socket may have, with room for the system's own end mark.
+const LONGEST_SOCKET: usize = 100;
+
+/// What one try came to.
+enum Tried {
+    End(End),
+    /// The job ended before, over other data: its state was removed.
+    StartOver,
+}
+
+pub(super) async fn train(training: Training, signals: &mut Signals) -> Result<End, Failure> {
+    if training.again && training.folder.join(REPORT_JSON).exists() {
+        remove(&training.folder)?;
+    }
+    loop {
+        private_folder(&training.folder)?;
+        let socket = Socket::for_state(&training.folder)?;
+        let start = Start {
+            worker: Worker::find()?,
+            socket: socket.path.clone(),
+            threads: training.threads,
+            cuda: training.job.resources.device == Device::Cuda,
+            cache: cache_folder(),
+            log: training.folder.join(LOG),
+        };
+        let mut pool = Pool::start(start, training.workers)?;
+        let tried = try_once(&training, &socket.path, &mut pool, signals).await;
+        pool.leave().await;
+        match tried? {
+            Tried::End(end) => return Ok(end),
+            Tried::StartOver => remove(&training.folder)?,
+        }
+    }
+}
+
+async fn try_once(
+    training: &Training,
+    socket: &Path,
+    pool: &mut Pool,
+    signals: &mut Signals,
+) -> Result<Tried, Failure> {
+    let threads = training.threads * training.workers;
+    let machine = Machine::here(threads, training.workers, training.folder.clone());
+    let planning = Planning { cache: cache_folder(), machine: Some(machine) };
+    let planned = tokio::select! {
+        planned = plan_with_spans(training.job.clone(), training.spans.clone(), planning.clone()) => planned,
+        () = signals.stop() => {
+            pool.kill().await;
+            return Ok(Tried::End(End::Interrupted));
+        }
+    };
+    let planned = match planned {
+        Ok(planned) => planned,
+        Err(problems) => {
+            pool.kill().await;
+            return Ok(Tried::End(End::Refused(problems)));
+        }
+    };
+    show_problems("", "the job", &planned.warnings);
+    let plan = planned.plan.clone();
+    let mut running = match serve(training, planning, planned, socket).await {
+        Ok(running) => running,
+        // Another process was faster: watch it.
+        Err(ServerError::Locked { holder, .. }) => {
+            pool.kill().await;
+            return attach::watch(training, &holder, signals).await.map(Tried::End);
+        }
+        Err(error) => {
+            pool.kill().await;
+            return Err(error.into());
+        }
+    };
+    let mut led = Led { training, running: &mut running, pool, signals };
+    let tried = led.lead(&plan, socket).await;
+    match &tried {
+        Ok(Tried::End(End::Interrupted)) => {
+            tokio::select! {
+                stopped = running.stop("interrupted by the user") => stopped?,
+                () = signals.stop() => eprintln!("stopping at once; the last checkpoints are safe"),
+            }
+            eprintln!("stopped; this goes on where it stopped: {}", training.go_on);
+        }
+        Ok(_) => running.stop("the job has ended").await?,
+        // The first trouble is the one to tell.
+        Err(_) => drop(running.stop("trouble").await),
+    }
+    tried
+}
+
+async fn serve(
+    training: &Training,
+    planning: Planning,
+    planned: Planned,
+    socket: &Path,
+) -> Result<Running, ServerError> {
+    let planner = Arc::new(PlannerDoor::new(planning, Some(planned)));
+    let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: training.reuse });
+    let mut options = Options::new(training.folder.clone(), planner, publisher);
+    options.listen = vec![Listen::Unix(socket.to_owned())];
+    server::start(options).await
+}
+
+enum Followed {
+    Ended,
+    Interrupted,
+}
+
+/// What is at work while a job is led.
+struct Led<'a> {
+    training: &'a Training,
+    running: &'a mut Running,
+    pool: &'a mut Pool,
+    signals: &'a mut Signals,
+}
+
+impl Led<'_> {
+    /// From submission to the end of the job.
+    async fn lead(&mut self, plan: &Plan, socket: &Path) -> Result<Tried, Failure> {
+        let training = self.training;
+        let mut client = Client::connect(&format!("unix://{}", socket.display()), None).await?;
+        let (id, attached) = client.submit(&training.job).await?;
+        let view = client.view(&id).await?;
+        if attached && let Some(changed) = changed_stage(&view, plan) {
+            if view.outcome.is_some() || training.again {
+                return Ok(Tried::StartOver);
+            }
+            let words = format!(
+                "the data, the base model or the program of {changed} changed since this job was planned; \
+                 run it with --again to start over with what is there now"
+            );
+            return Err(Failure::input(anyhow!(words)));
+        }
+        let mut progress = Progress::new(training.progress, &view);
+        let followed = self.follow(&mut client, &id, &mut progress).await;
+        progress.finish();
+        match followed? {
+            Followed::Ended => Ok(Tried::End(End::Ended(Box::new(client.view(&id).await?)))),
+            Followed::Interrupted => {
+                eprintln!("stopping: workers finish their step and checkpoint");
+                Ok(Tried::End(End::Interrupted))
+            }
+        }
+    }
+
+    async fn follow(&mut self, client: &mut Client, id: &JobId, progress: &mut Progress) -> Result<Followed, Failure> {
+        let mut events = client.watch(id).await?;
+        loop {
+            tokio::select! {
+                event = events.next() => match event {
+                    Some(Ok(event)) => {
+                        if matches!(event.kind, EventKind::Checkpointed { .. } | EventKind::StageFinished { .. }) {
+                            self.pool.on_progress();
+                        }
+                        progress.on_event(&event);
+                    }
+                    Some(Err(error)) => return Err(error.into()),
+                    None => return Ok(Followed::Ended),
+                },
+                error = self.running.wait() => return Err(error.into()),
+                () = self.signals.stop() => return Ok(Followed::Interrupted),
+                status = self.pool.died() => self.pool.replace(status).await?,
+            }
+        }
+    }
+}
+
+/// A stage that would be planned otherwise today.
+fn changed_stage(view: &JobView, plan: &Plan) -> Option<Name> {
+    let same = |stage: &&graftwork_shared::view::StageView| {
+        plan.stage(&stage.name).is_some_and(|planned| planned.recipe_digest == stage.recipe)
+    };
+    view.stages.iter().find(|stage| !same(stage)).map(|stage| stage.name.clone())
+}
+
+fn remove(folder: &Path) -> Result<(), Failure> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(anyhow!("removing {}: {error}", folder.display()).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn private_folder(folder: &Path) -> Result<(), Failure> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    Ok(made.with_context(|| format!("making the state folder {}", folder.display()))?)
+}
+
+/// A socket's path in a folder that only this user enters: inside the state folder, or where that path would be too
+/// long for a socket, in a temporary folder that goes with this value.
+struct Socket {
+    path: PathBuf,
+    temporary: Option<PathBuf>,
+}
+
+impl Socket {
+    fn for_state(state: &Path) -> Result<Self, Failure> {
+        let path = state.join("door").join("socket");
+        if path.as_os_str().len() <= LONGEST_SOCKET {
+            private_folder(&state.join("door"))?;
+            return Ok(Self { path, temporary: None });
+        }
+        let folder = std::env::temp_dir().join(format!("graftwork-{}", std::process::id()));
+        private_folder(&folder)?;
+        Ok(Self { path: folder.join("socket"), temporary: Some(folder) })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Some(folder) = &self.temporary {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}

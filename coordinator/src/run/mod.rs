@@ -1,0 +1,158 @@
+//! `graftwork run`: a coordinator on a private socket, local workers as child processes, the report, the end.
+//!
+//! The state lies in `<state>/<job id>` and is locked by the coordinator in it. kill -9 of this process takes the
+//! workers with it and loses nothing that was acknowledged: the same command goes on. A second command for a job that
+//! is being trained watches it.
+
+mod attach;
+mod embedded;
+mod signals;
+mod workers;
+
+use std::path::PathBuf;
+
+use graftwork_shared::{
+    diagnostic::Diagnostic,
+    id::JobId,
+    job::{Job, Spans},
+    view::JobView,
+};
+pub(crate) use signals::Signals;
+
+use crate::{
+    cli::{Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, exit_code, print, show_problems},
+    progress::Mode,
+    report,
+    server,
+};
+
+/// Folder of local states, unless `--state` names another.
+pub(crate) const STATE: &str = ".graftwork/state";
+/// What local workers wrote, inside a job's state folder.
+pub(crate) const LOG: &str = "workers.log";
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The job file.
+    file: PathBuf,
+    /// Folder with the states of local jobs; each job has a folder of its own in it.
+    #[arg(long, value_name = "FOLDER", default_value = STATE)]
+    state: PathBuf,
+    /// Worker processes, instead of what the job says.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    workers: Option<u32>,
+    /// Trainer threads of each worker, instead of what the job says.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// How progress is shown on stderr.
+    #[arg(long, value_enum, default_value = "auto")]
+    progress: Mode,
+    /// How the report is printed on stdout.
+    #[arg(long, value_enum, default_value = "human")]
+    output: Output,
+    /// Train everything again when the job has ended already, without earlier results; an interrupted job goes on.
+    #[arg(long)]
+    again: bool,
+}
+
+/// What training one job on this machine needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Training {
+    pub(crate) job: Job,
+    pub(crate) spans: Spans,
+    /// The job's own state folder.
+    pub(crate) folder: PathBuf,
+    pub(crate) workers: u32,
+    pub(crate) threads: u32,
+    pub(crate) progress: Mode,
+    /// An ended job starts over.
+    pub(crate) again: bool,
+    /// Earlier results of the hub are taken.
+    pub(crate) reuse: bool,
+    /// The command that goes on after an interruption.
+    pub(crate) go_on: String,
+}
+
+/// How training ended for the command that waited.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The job has ended.
+    Ended(Box<JobView>),
+    /// It cannot be planned.
+    Refused(Vec<Diagnostic>),
+    /// The user stopped it; the state is kept.
+    Interrupted,
+}
+
+/// Trainer threads of each worker: as the command line says, else the job, else the cores shared among the workers.
+pub(crate) fn threads(job: &Job, wished: Option<u32>) -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
+    wished.or(job.resources.threads).unwrap_or((cores / job.resources.workers.max(1)).max(1))
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
+    let file = match JobFile::read(&arguments.file)? {
+        Ok(file) => file,
+        Err(Refused { name, text, problems }) => {
+            show_problems(&text, &name, &problems);
+            return Ok(INPUT);
+        }
+    };
+    let JobFile { name, text, mut job, spans, warnings } = file;
+    show_problems(&text, &name, &warnings);
+    job.resources.workers = arguments.workers.unwrap_or(job.resources.workers);
+    let id = JobId::of(&job.digest());
+    let folder = std::path::absolute(arguments.state.join(id.as_str()))?;
+    let training = Training {
+        workers: job.resources.workers,
+        threads: threads(&job, arguments.threads),
+        job,
+        spans,
+        folder: folder.clone(),
+        progress: arguments.progress,
+        again: arguments.again,
+        reuse: !arguments.again,
+        go_on: go_on(&arguments),
+    };
+    match train(training).await? {
+        End::Refused(problems) => {
+            show_problems(&text, &name, &problems);
+            Ok(INPUT)
+        }
+        End::Interrupted => Ok(INTERRUPTED),
+        End::Ended(view) => {
+            let paths = report::write(&view, &folder)?;
+            match arguments.output {
+                Output::Json => print(&report::json(&view)?),
+                Output::Human => {
+                    use std::io::IsTerminal as _;
+                    print(&report::table(&view, std::io::stdout().is_terminal()));
+                    paths.iter().for_each(|path| eprintln!("report: {}", path.display()));
+                    eprintln!("hub:    {}", view.hub);
+                }
+            }
+            Ok(exit_code(&view))
+        }
+    }
+}
+
+/// Trains a job, or watches the process that does.
+pub(crate) async fn train(training: Training) -> Result<End, Failure> {
+    let mut signals = Signals::listen()?;
+    if let Some(holder) = server::holder(&training.folder)? {
+        return attach::watch(&training, &holder, &mut signals).await;
+    }
+    embedded::train(training, &mut signals).await
+}
+
+/// The command as it was typed, without `--again`: that would only start over what has ended.
+fn go_on(arguments: &Arguments) -> String {
+    let mut words = vec!["graftwork run".to_owned()];
+    if arguments.state != PathBuf::from(STATE) {
+        words.push(format!("--state {}", arguments.state.display()));
+    }
+    words.extend(arguments.workers.map(|workers| format!("--workers {workers}")));
+    words.extend(arguments.threads.map(|threads| format!("--threads {threads}")));
+    words.push(arguments.file.display().to_string());
+    words.join(" ")
+}

@@ -1,0 +1,188 @@
+//! How the driver takes inputs: each becomes an event for the machine, or an answer drawn from it.
+
+use graftwork_proto::WorkerMessage;
+use graftwork_scheduler::{Event, Scheduler, StageKey, Standing, WorkerInfo};
+use graftwork_shared::{
+    VERSION,
+    event::{Event as Told, EventKind},
+    id::{JobId, LeaseId, Name, WorkerId},
+    view::JobView,
+};
+
+use super::{
+    driver::{Act, Driver},
+    input::{CoordinatorView, Input, Join, Submission, Watched},
+    story::Story,
+};
+
+/// Jobs whose stories are kept after their end.
+const ENDED_STORIES: usize = 64;
+
+impl Driver {
+    pub(super) fn on_input(&mut self, input: Input) {
+        match input {
+            Input::Standing(job, to) => {
+                let answer = (self.machine.standing(&job), releases(&self.machine, &job));
+                self.reply(to, answer);
+            }
+            Input::Submit(submission) => self.on_submit(*submission),
+            Input::View(job, to) => {
+                let jobs = job.map_or_else(|| self.machine.jobs(), |job| vec![job]);
+                let views = jobs.iter().filter_map(|job| self.view(job)).collect();
+                self.reply(to, views);
+            }
+            Input::Watch(job, to) => {
+                let watched = self.watch(&job);
+                self.reply(to, watched);
+            }
+            Input::Explain(job, to) => {
+                let explanation = self.machine.explain(&job);
+                self.reply(to, explanation);
+            }
+            Input::Cancel(job, to) => {
+                let known = self.machine.standing(&job) != Standing::Unknown;
+                self.apply(Event::Cancel { job, reason: "cancelled by the user".to_owned() }, Vec::new());
+                self.reply(to, known);
+            }
+            Input::Coordinator(to) => {
+                let view = self.coordinator();
+                self.reply(to, view);
+            }
+            Input::Join(join) => self.on_join(join),
+            Input::Worker(worker, message) => self.on_worker(worker, *message),
+            Input::Left(worker, reason) => {
+                self.sessions.remove(&worker);
+                self.apply(Event::WorkerLeft { worker, reason }, Vec::new());
+            }
+            Input::Reusable(key, result) => {
+                let put = result.iter().flat_map(|result| result_blobs(result)).map(Act::Settle).collect();
+                self.apply(Event::Reusable { key, result }, put);
+            }
+            Input::Published(key, Ok(release)) => {
+                self.apply(Event::Published { key, release }, Vec::new());
+            }
+            Input::Published(key, Err(failure)) => {
+                self.apply(Event::PublishFailed { key, failure }, Vec::new());
+            }
+            Input::Stop(reason) => {
+                self.stop_at_ms = Some(self.clock.now_ms() + self.stop_ms);
+                self.apply(Event::Stop { reason }, Vec::new());
+            }
+        }
+    }
+
+    fn on_submit(&mut self, submission: Submission) {
+        let Submission { plan, gone, trace, attached } = submission;
+        let id = plan.id();
+        if self.machine.standing(&id) != Standing::Active {
+            let trace = if trace.is_empty() { id.to_string() } else { trace };
+            tracing::info!(job = %id, trace, "job submitted");
+            self.stories.entry(id).or_insert_with(|| Story::new(String::new())).trace = trace;
+            self.forget_old_stories();
+        }
+        let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone }, Vec::new());
+        self.reply(attached, !taken);
+    }
+
+    fn forget_old_stories(&mut self) {
+        let ended = |job: &JobId| self.machine.standing(job) == Standing::Ended;
+        let old: Vec<JobId> = self.machine.jobs().into_iter().filter(ended).skip(ENDED_STORIES).collect();
+        self.stories.retain(|job, _| !old.contains(job));
+    }
+
+    fn on_join(&mut self, join: Box<Join>) {
+        let hello = &join.hello;
+        let info = WorkerInfo {
+            place: format!("{}:{}", hello.host, hello.pid),
+            threads: hello.threads,
+            slots: hello.slots,
+            memory_bytes: hello.memory_bytes,
+            class: hello.numeric_class.clone(),
+        };
+        self.joined += 1;
+        let session = self.joined;
+        self.joining.insert(session, join);
+        self.apply(Event::WorkerJoined { session, info }, Vec::new());
+    }
+
+    fn on_worker(&mut self, worker: WorkerId, message: WorkerMessage) {
+        match message {
+            // The session refuses a second hello.
+            WorkerMessage::Hello(_) => {}
+            WorkerMessage::Heartbeat(leases) => {
+                self.apply(Event::Heartbeat { worker, leases }, Vec::new());
+            }
+            WorkerMessage::Step(lease, report) => self.on_progress(worker, lease, EventKind::Step(report)),
+            WorkerMessage::Evaluated(lease, scores) => self.on_progress(worker, lease, EventKind::Evaluated(scores)),
+            WorkerMessage::Checkpoint(lease, step, blob) => {
+                self.apply(Event::Checkpointed { worker, lease, step, blob }, vec![Act::Settle(blob)]);
+            }
+            WorkerMessage::Finished(lease, result) => {
+                let put = result_blobs(&result).map(Act::Settle).collect();
+                self.apply(Event::Finished { worker, lease, result: Box::new(result) }, put);
+            }
+            WorkerMessage::Failed(lease, failure) => {
+                self.apply(Event::Failed { worker, lease, failure }, Vec::new());
+            }
+            WorkerMessage::Released(lease) => {
+                self.apply(Event::Released { worker, lease }, Vec::new());
+            }
+        }
+    }
+
+    /// Reports are for eyes: told if the lease is live, and not journalled.
+    fn on_progress(&mut self, worker: WorkerId, lease: LeaseId, kind: EventKind) {
+        if let Some(StageKey { job, stage }) = self.machine.holds(worker, lease).cloned() {
+            self.tell(job, Some(stage), kind);
+        }
+        self.apply(Event::Progress { worker, lease }, Vec::new());
+    }
+
+    fn view(&self, job: &JobId) -> Option<JobView> {
+        let mut view = self.machine.view(job)?;
+        if let Some(story) = self.stories.get(job) {
+            story.draw(&mut view);
+        }
+        Some(view)
+    }
+
+    fn watch(&self, job: &JobId) -> Option<Watched> {
+        let view = self.machine.view(job)?;
+        let (so_far, to_come) = self.stories.get(job).map(Story::watch).unzip();
+        let mut so_far: Vec<Told> = so_far.unwrap_or_default();
+        let ended = view.outcome.map(|outcome| Told {
+            job: job.clone(),
+            at_ms: view.ended_ms.unwrap_or_default(),
+            stage: None,
+            kind: EventKind::JobFinished { outcome },
+        });
+        let to_come = to_come.filter(|_| ended.is_none());
+        // After a restart, or before its end was told, the end of a job is known while its story lacks it.
+        let finished = |event: &Told| matches!(event.kind, EventKind::JobFinished { .. });
+        so_far.extend(ended.filter(|_| !so_far.iter().any(finished)));
+        Some(Watched { so_far, to_come })
+    }
+
+    fn coordinator(&self) -> CoordinatorView {
+        CoordinatorView {
+            version: VERSION.to_owned(),
+            pid: std::process::id(),
+            term: self.machine.state().term(),
+            started_ms: self.clock.start_ms(),
+            stopping: self.stop_at_ms.is_some(),
+            workers: self.machine.workers(),
+            jobs: self.machine.jobs(),
+        }
+    }
+}
+
+fn releases(machine: &Scheduler, job: &JobId) -> Vec<(Name, String)> {
+    let stages = machine.view(job).map(|view| view.stages).unwrap_or_default();
+    stages.into_iter().filter_map(|stage| Some((stage.name, stage.release?))).collect()
+}
+
+fn result_blobs(
+    result: &graftwork_shared::assignment::StageResult,
+) -> impl Iterator<Item = graftwork_shared::digest::Digest> + '_ {
+    std::iter::once(result.weights).chain(result.predictions.values().copied())
+}

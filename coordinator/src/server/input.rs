@@ -1,0 +1,96 @@
+//! What reaches the driver: requests with a place for their answer, and news from sessions and from work beside it.
+
+use graftwork_proto::{Hello, WorkerMessage, v1};
+use graftwork_scheduler::{Explanation, Plan, Standing, StageKey, WorkerView};
+use graftwork_shared::{
+    assignment::{Failure, StageResult},
+    event::Event,
+    id::{JobId, Name, Term, WorkerId},
+    view::JobView,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tonic::Status;
+
+/// The coordinator's end of a worker's stream.
+pub(super) type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
+
+/// What happens to the driver.
+pub(super) enum Input {
+    /// Where a job stands, and the releases of its published stages.
+    Standing(JobId, oneshot::Sender<(Standing, Vec<(Name, String)>)>),
+    /// Takes a planned job; answered with whether it was there already.
+    Submit(Box<Submission>),
+    /// Views of one job or of all.
+    View(Option<JobId>, oneshot::Sender<Vec<JobView>>),
+    /// Events of a job: those so far, and those to come unless it has ended.
+    Watch(JobId, oneshot::Sender<Option<Watched>>),
+    /// Why its stages stand where they stand.
+    Explain(JobId, oneshot::Sender<Option<Explanation>>),
+    /// Stops a job; answered with whether there is one.
+    Cancel(JobId, oneshot::Sender<bool>),
+    /// What the coordinator is.
+    Coordinator(oneshot::Sender<CoordinatorView>),
+    /// A worker said hello and may come in.
+    Join(Box<Join>),
+    /// A worker said something.
+    Worker(WorkerId, Box<WorkerMessage>),
+    /// A session ended.
+    Left(WorkerId, String),
+    /// The hub has answered.
+    Reusable(StageKey, Option<Box<StageResult>>),
+    /// Publishing has ended.
+    Published(StageKey, Result<String, Failure>),
+    /// The coordinator shall stop.
+    Stop(String),
+}
+
+/// A planned job on its way in.
+pub(super) struct Submission {
+    pub(super) plan: Plan,
+    pub(super) gone: Vec<Name>,
+    pub(super) trace: String,
+    pub(super) attached: oneshot::Sender<bool>,
+}
+
+/// A worker on its way in.
+pub(super) struct Join {
+    pub(super) hello: Hello,
+    pub(super) outgoing: Outgoing,
+    /// Answered once the worker has its number. Dropped with the driver's end of the session.
+    pub(super) welcome: oneshot::Sender<Welcome>,
+}
+
+/// The session's part of a worker that came in.
+#[derive(Debug)]
+pub(super) struct Welcome {
+    pub(super) worker: WorkerId,
+    pub(super) term: Term,
+    /// Ends when the driver ends the session.
+    pub(super) open: oneshot::Receiver<()>,
+}
+
+/// A job's events.
+pub(super) struct Watched {
+    pub(super) so_far: Vec<Event>,
+    pub(super) to_come: Option<broadcast::Receiver<Event>>,
+}
+
+/// What a coordinator is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CoordinatorView {
+    /// Its program's version.
+    pub(crate) version: String,
+    /// Its process.
+    pub(crate) pid: u32,
+    /// Its term.
+    pub(crate) term: Term,
+    /// Milliseconds since 1970 when it started.
+    pub(crate) started_ms: u64,
+    /// It stops: nothing is handed out any more.
+    pub(crate) stopping: bool,
+    /// Workers with a session.
+    pub(crate) workers: Vec<WorkerView>,
+    /// All jobs, newest first.
+    pub(crate) jobs: Vec<JobId>,
+}

@@ -1,0 +1,175 @@
+//! The Jobs service: what people and programs ask, turned into inputs for the driver.
+//!
+//! Planning runs here and not in the driver's loop, since it reads files; only a planned job reaches the driver.
+
+use std::{pin::Pin, sync::Arc};
+
+use futures::{Stream, StreamExt as _};
+use graftwork_proto::{from_document, to_document, v1};
+use graftwork_scheduler::{Plan, Standing};
+use graftwork_shared::{
+    diagnostic::Diagnostic,
+    event::{Event, EventKind},
+    id::{JobId, Name},
+    job::Job,
+};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
+use tonic::{Request, Response, Status};
+
+use super::{
+    BlobStore, Planner, Publisher, StageOfPlan,
+    input::{Input, Submission},
+    workers::stopped,
+};
+
+/// Jobs that are planned at a time; planning reads many files.
+const PLANNED_AT_A_TIME: usize = 4;
+
+/// Serves requests about jobs.
+#[derive(Clone)]
+pub(super) struct Jobs {
+    inputs: mpsc::Sender<Input>,
+    blobs: BlobStore,
+    planner: Arc<dyn Planner>,
+    publisher: Arc<dyn Publisher>,
+    planning: Arc<Semaphore>,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn job_id(text: &str) -> Result<JobId, Status> {
+    text.parse().map_err(|_| {
+        Status::invalid_argument(format!("job: {text:?} is not a job id of 16 hexadecimal digits; see `graftwork status`"))
+    })
+}
+
+fn unknown(job: &JobId) -> Status {
+    Status::not_found(format!("there is no job {job} here; `graftwork status` lists those there are"))
+}
+
+/// All problems of a job: the message counts them, the details are the diagnostics as a JSON list.
+fn problems(diagnostics: &[Diagnostic]) -> Status {
+    let texts: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+    let message = format!("the job cannot run: {}", texts.join("; "));
+    // Statuses travel in headers, which are small.
+    let message: String = message.chars().take(1_000).collect();
+    let mut details = to_document(&diagnostics);
+    if details.len() > 4_000 {
+        details = to_document(&diagnostics.iter().take(8).collect::<Vec<_>>());
+    }
+    Status::with_details(tonic::Code::InvalidArgument, message, details.into())
+}
+
+impl Jobs {
+    pub(super) fn new(
+        inputs: mpsc::Sender<Input>,
+        blobs: BlobStore,
+        planner: Arc<dyn Planner>,
+        publisher: Arc<dyn Publisher>,
+    ) -> Self {
+        Self { inputs, blobs, planner, publisher, planning: Arc::new(Semaphore::new(PLANNED_AT_A_TIME)) }
+    }
+
+    async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
+        let (to, answer) = oneshot::channel();
+        self.inputs.send(input(to)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
+    }
+
+    async fn plan(&self, job: Job) -> Result<Plan, Status> {
+        let _permit = self.planning.acquire().await.map_err(|_| stopped())?;
+        let digest = job.digest();
+        let plan = self.planner.plan(job, self.blobs.clone()).await.map_err(|found| problems(&found))?;
+        plan.check().map_err(|error| Status::internal(error.to_string()))?;
+        if plan.digest != digest {
+            return Err(Status::internal(format!("the plan is of job {}, not of {digest}", plan.digest)));
+        }
+        Ok(plan)
+    }
+
+    /// Published stages that the hub has no longer, or no longer whole.
+    async fn gone(&self, plan: &Plan, releases: Vec<(Name, String)>) -> Vec<Name> {
+        let plan = Arc::new(plan.clone());
+        let mut gone = Vec::new();
+        for (name, release) in releases {
+            let stage = StageOfPlan { plan: Arc::clone(&plan), name: name.clone(), blobs: self.blobs.clone() };
+            if plan.stage(&name).is_some() && !self.publisher.holds(stage, release).await {
+                gone.push(name);
+            }
+        }
+        gone
+    }
+}
+
+#[tonic::async_trait]
+impl v1::jobs_server::Jobs for Jobs {
+    async fn submit(&self, request: Request<v1::SubmitRequest>) -> Answer<v1::SubmitReply> {
+        let v1::SubmitRequest { job, trace } = request.into_inner();
+        let job: Job = from_document("job", &job).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let id = JobId::of(&job.digest());
+        let reply = |attached| Ok(Response::new(v1::SubmitReply { job: id.to_string(), attached }));
+        let (standing, releases) = self.ask(|to| Input::Standing(id.clone(), to)).await?;
+        let gone = match standing {
+            Standing::Active => return reply(true),
+            Standing::Unknown | Standing::Ended => releases,
+        };
+        let plan = self.plan(job).await?;
+        let gone = self.gone(&plan, gone).await;
+        let submission = |attached| Input::Submit(Box::new(Submission { plan, gone, trace, attached }));
+        let attached = self.ask(submission).await?;
+        reply(attached)
+    }
+
+    async fn view(&self, request: Request<v1::JobRequest>) -> Answer<v1::Documents> {
+        let text = request.into_inner().job;
+        let job = if text.is_empty() { None } else { Some(job_id(&text)?) };
+        let views = self.ask(|to| Input::View(job.clone(), to)).await?;
+        match job {
+            Some(job) if views.is_empty() => Err(unknown(&job)),
+            _ => Ok(Response::new(v1::Documents { json: views.iter().map(to_document).collect() })),
+        }
+    }
+
+    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::Document, Status>> + Send>>;
+
+    async fn watch(&self, request: Request<v1::JobRequest>) -> Answer<Self::WatchStream> {
+        let job = job_id(&request.into_inner().job)?;
+        let watched = self.ask(|to| Input::Watch(job.clone(), to)).await?.ok_or_else(|| unknown(&job))?;
+        let to_come = futures::stream::iter(watched.to_come).flat_map(BroadcastStream::new);
+        let events = futures::stream::iter(watched.so_far.into_iter().map(Ok)).chain(to_come);
+        Ok(Response::new(Box::pin(until_the_end(events))))
+    }
+
+    async fn explain(&self, request: Request<v1::JobRequest>) -> Answer<v1::Document> {
+        let job = job_id(&request.into_inner().job)?;
+        let explanation = self.ask(|to| Input::Explain(job.clone(), to)).await?.ok_or_else(|| unknown(&job))?;
+        Ok(Response::new(v1::Document { json: to_document(&explanation) }))
+    }
+
+    async fn cancel(&self, request: Request<v1::JobRequest>) -> Answer<v1::Empty> {
+        let job = job_id(&request.into_inner().job)?;
+        let known = self.ask(|to| Input::Cancel(job.clone(), to)).await?;
+        known.then(|| Response::new(v1::Empty {})).ok_or_else(|| unknown(&job))
+    }
+
+    async fn coordinator(&self, _: Request<v1::Empty>) -> Answer<v1::Document> {
+        let view = self.ask(Input::Coordinator).await?;
+        Ok(Response::new(v1::Document { json: to_document(&view) }))
+    }
+}
+
+/// Events as documents, up to and with the job's end. A watcher that lagged behind misses events and goes on.
+fn until_the_end(
+    events: impl Stream<Item = Result<Event, BroadcastStreamRecvError>> + Send + 'static,
+) -> impl Stream<Item = Result<v1::Document, Status>> + Send {
+    let mut ended = false;
+    events
+        .filter_map(|event| async move { event.ok() })
+        .take_while(move |event| {
+            let wanted = !ended;
+            ended = matches!(event.kind, EventKind::JobFinished { .. });
+            std::future::ready(wanted)
+        })
+        .map(|event| Ok(v1::Document { json: to_document(&event) }))
+}

@@ -1,0 +1,167 @@
+//! What the driver does once it may: messages to workers, publications, stories, blobs that go.
+//!
+//! Nothing here waits. A worker that does not read its messages loses its session, so that a slow or hostile peer
+//! holds up nobody.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, v1};
+use graftwork_scheduler::{Command, Event, StageKey};
+use graftwork_shared::{
+    assignment::{Blame, Failure},
+    digest::Digest,
+    event::{Event as Told, EventKind},
+    id::{JobId, LeaseId, Name, WorkerId},
+    recipe::NumericClass,
+};
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use super::{
+    Publication, StageOfPlan,
+    driver::{Act, Driver, Session},
+    input::{Input, Welcome},
+    story::Story,
+};
+
+/// How long the hub may take to say whether it has an earlier result.
+const REUSE_WAIT: Duration = Duration::from_secs(30);
+
+impl Driver {
+    pub(super) fn perform(&mut self, act: Act) {
+        match act {
+            Act::Reply(reply) => reply(),
+            Act::Settle(blob) => {
+                self.blobs.unpin(blob);
+                self.discard(blob);
+            }
+            Act::Command(command) => self.perform_command(command),
+        }
+    }
+
+    fn perform_command(&mut self, command: Command) {
+        match command {
+            Command::Welcome { session, worker } => self.welcome(session, worker),
+            Command::Assign { worker, lease, assignment } => {
+                let trace = self.trace(&assignment.job);
+                self.send(worker, trace, CoordinatorMessage::Assign(lease, assignment));
+            }
+            Command::Accept { worker, lease, step } => {
+                self.send(worker, String::new(), CoordinatorMessage::Accepted(lease, step));
+            }
+            Command::Fence { worker, lease } => self.fence(worker, lease),
+            Command::Drain { worker, reason } => self.send(worker, String::new(), CoordinatorMessage::Drain(reason)),
+            Command::Disconnect { worker, reason } => {
+                if let Some(session) = self.sessions.remove(&worker) {
+                    // A full queue says nothing more; the stream ends either way.
+                    let _ = session.outgoing.try_send(Err(Status::deadline_exceeded(reason)));
+                }
+            }
+            Command::LookForReuse { key, classes } => self.look_for_reuse(key, classes),
+            Command::Publish { key } => self.publish(key),
+            Command::Discard { blob } => self.discard(blob),
+            Command::Tell { job, stage, kind } => self.tell(job, stage, kind),
+        }
+    }
+
+    /// The submission's trace, or the job's id after a restart.
+    fn trace(&self, job: &JobId) -> String {
+        self.stories.get(job).map_or_else(|| job.to_string(), |story| story.trace.clone())
+    }
+
+    fn welcome(&mut self, session: u64, worker: WorkerId) {
+        let Some(join) = self.joining.remove(&session) else { return };
+        let (keep, open) = oneshot::channel();
+        let term = self.machine.state().term();
+        if join.welcome.send(Welcome { worker, term, open }).is_err() {
+            self.follow_ups.push(Event::WorkerLeft { worker, reason: "it left before it was welcomed".to_owned() });
+            return;
+        }
+        self.sessions.insert(worker, Session { outgoing: join.outgoing, _open: keep });
+        let heartbeat_ms = self.heartbeat_ms;
+        self.send(worker, String::new(), CoordinatorMessage::Welcome { worker, heartbeat_ms });
+    }
+
+    fn fence(&mut self, worker: WorkerId, lease: LeaseId) {
+        tracing::debug!(%worker, %lease, "fenced: the lease is not the live one");
+        self.send(worker, String::new(), CoordinatorMessage::Fenced(lease));
+    }
+
+    fn send(&mut self, worker: WorkerId, trace: String, message: CoordinatorMessage) {
+        let Some(session) = self.sessions.get(&worker) else { return };
+        let envelope = CoordinatorEnvelope { term: self.machine.state().term(), trace, message };
+        if session.outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope))).is_err() {
+            self.sessions.remove(&worker);
+            let reason = "its connection is closed, or it does not read its messages".to_owned();
+            self.follow_ups.push(Event::WorkerLeft { worker, reason });
+        }
+    }
+
+    fn discard(&mut self, blob: Digest) {
+        if self.machine.state().refers_to(blob) {
+            return;
+        }
+        if let Err(error) = self.blobs.discard(blob) {
+            // It takes room until the next start sweeps it away; nothing depends on its going.
+            tracing::warn!(%error, "a blob that is no longer needed cannot be removed");
+        }
+    }
+
+    pub(super) fn tell(&mut self, job: JobId, stage: Option<Name>, kind: EventKind) {
+        let event = Told { job: job.clone(), at_ms: self.clock.now_ms(), stage, kind };
+        self.stories.entry(job).or_insert_with_key(|job| Story::new(job.to_string())).tell(event);
+    }
+
+    fn stage_of_plan(&self, key: &StageKey) -> Option<StageOfPlan> {
+        let plan = Arc::new(self.machine.plan(&key.job)?.clone());
+        plan.stage(&key.stage)?;
+        Some(StageOfPlan { plan, name: key.stage.clone(), blobs: self.blobs.clone() })
+    }
+
+    fn look_for_reuse(&mut self, key: StageKey, classes: Vec<NumericClass>) {
+        let (Some(stage), sender) = (self.stage_of_plan(&key), self.sender.clone()) else { return };
+        let publisher = Arc::clone(&self.publisher);
+        tokio::spawn(async move {
+            let asked = tokio::spawn(async move {
+                tokio::time::timeout(REUSE_WAIT, publisher.reusable(stage, classes)).await
+            });
+            // A hub that is slow, or code that panics, costs a training and not the job.
+            let result = match asked.await {
+                Ok(Ok(result)) => result.map(Box::new),
+                Ok(Err(_)) => {
+                    tracing::warn!(stage = %key, "the hub did not answer in {REUSE_WAIT:?}; the stage is trained");
+                    None
+                }
+                Err(error) => {
+                    tracing::error!(stage = %key, %error, "looking for an earlier result failed; the stage is trained");
+                    None
+                }
+            };
+            if let Some(sender) = sender.upgrade() {
+                let _ = sender.send(Input::Reusable(key, result)).await;
+            }
+        });
+    }
+
+    fn publish(&mut self, key: StageKey) {
+        let (Some(stage), Some(result)) = (self.stage_of_plan(&key), self.machine.result(&key).cloned()) else {
+            return;
+        };
+        let needed = |name: &Name| {
+            let key = StageKey { job: key.job.clone(), stage: name.clone() };
+            Some((name.clone(), self.machine.result(&key)?.clone()))
+        };
+        let needed: BTreeMap<_, _> = stage.stage().needs.iter().filter_map(needed).collect();
+        let (publisher, sender) = (Arc::clone(&self.publisher), self.sender.clone());
+        tokio::spawn(async move {
+            let publication = Publication { stage, result, needed };
+            let published = tokio::spawn(async move { publisher.publish(publication).await }).await;
+            let ended = published.unwrap_or_else(|error| {
+                Err(Failure { blame: Blame::Machine, message: format!("publishing ended unexpectedly: {error}") })
+            });
+            if let Some(sender) = sender.upgrade() {
+                let _ = sender.send(Input::Published(key, ended)).await;
+            }
+        });
+    }
+}

@@ -1,0 +1,110 @@
+//! What a coordinator refuses to start with, and what it says.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use graftwork_proto::{
+    CoordinatorMessage, Hello,
+    v1::{self, jobs_client::JobsClient},
+};
+use tonic::Code;
+
+use super::{
+    super::{CoordinatorView, Listen, ServerError, holder, start},
+    Place,
+    fixture::{plan, stage},
+    peer::{Peer, connect, hello},
+};
+
+fn place() -> Place {
+    Place::new(plan("one", vec![stage("a", &[], 10)]))
+}
+
+async fn refusal(place: &Place, listen: Vec<Listen>) -> ServerError {
+    let mut options = place.options();
+    options.listen = listen;
+    match start(options).await {
+        Ok(_) => panic!("it started"),
+        Err(error) => error,
+    }
+}
+
+#[tokio::test]
+async fn addresses_that_are_not_private_are_refused() {
+    let place = place();
+    let error = refusal(&place, vec![Listen::Tcp("0.0.0.0:0".parse().unwrap())]).await;
+    assert!(error.to_string().starts_with("listening on 0.0.0.0:0 would let everyone"), "{error}");
+    assert!(matches!(refusal(&place, Vec::new()).await, ServerError::NoAddress));
+    let long = place.folder.path().join("x".repeat(120));
+    assert!(matches!(refusal(&place, vec![Listen::Unix(long)]).await, ServerError::LongPath { limit: 107, .. }));
+    let open = place.folder.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
+    let error = refusal(&place, vec![Listen::Unix(open.join("socket"))]).await;
+    assert!(error.to_string().ends_with("is open to others (mode 755): use a folder of its own with mode 700"), "{error}");
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let error = refusal(&place(), vec![Listen::Tcp(address)]).await;
+    assert!(error.to_string().starts_with(&format!("cannot listen on {address}: ")), "{error}");
+}
+
+#[tokio::test]
+async fn a_second_coordinator_is_refused_and_learns_where_the_first_listens() {
+    let place = place();
+    let running = place.start().await;
+    let state = place.folder.path().join("state");
+    let Err(ServerError::Locked { holder: refused, .. }) = start(place.options()).await else { panic!() };
+    assert_eq!((refused.pid, refused.addresses.as_slice()), (std::process::id(), running.addresses()));
+    assert_eq!(holder(&state).unwrap(), Some(refused));
+    running.stop("done").await.unwrap();
+    assert_eq!(holder(&state).unwrap(), None);
+}
+
+#[tokio::test]
+async fn on_tcp_everyone_must_show_the_token() {
+    let place = place();
+    let running = place
+        .start_with(|options| {
+            options.listen = vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())];
+            options.token = Some("secret".to_owned());
+        })
+        .await;
+    let channel = connect(&running).await;
+    let ask = |token: Option<&'static str>| {
+        let mut request = tonic::Request::new(v1::Empty {});
+        if let Some(token) = token {
+            request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        }
+        let mut client = JobsClient::new(channel.clone());
+        async move { client.coordinator(request).await.map(|reply| reply.into_inner().json) }
+    };
+    assert_eq!(ask(None).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(ask(Some("guess")).await.unwrap_err().code(), Code::Unauthenticated);
+    let (_, answer) = Peer::say(&channel, hello()).await.unwrap();
+    assert!(matches!(answer, CoordinatorMessage::Refused(reason) if reason.contains("token")));
+    let (_peer, answer) = Peer::say(&channel, Hello { token: "secret".to_owned(), ..hello() }).await.unwrap();
+    assert!(matches!(answer, CoordinatorMessage::Welcome { heartbeat_ms: 1_000, .. }));
+    let seen: CoordinatorView = serde_json::from_str(&ask(Some("secret")).await.unwrap()).unwrap();
+    assert_eq!((seen.workers.len(), seen.pid), (1, std::process::id()));
+}
+
+#[tokio::test]
+async fn a_damaged_journal_stops_the_start_with_its_message() {
+    let place = place();
+    place.start().await.stop("done").await.unwrap();
+    fs::write(place.folder.path().join("state/journal.sqlite"), b"").unwrap();
+    let Err(error) = start(place.options()).await else { panic!() };
+    assert!(error.to_string().contains("journal.sqlite is damaged (it is empty)"), "{error}");
+}
+
+#[tokio::test]
+async fn each_start_takes_the_next_term() {
+    let place = place();
+    for term in 1..4 {
+        let running = place.start().await;
+        assert_eq!(Peer::join(&connect(&running).await).await.term.0, term);
+    }
+}

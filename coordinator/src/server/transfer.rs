@@ -1,0 +1,86 @@
+//! The Blobs service: bytes in and out, in chunks, on threads that may block.
+//!
+//! A blob is durable when Put answers. Whoever stalls holds no thread: each chunk is its own short piece of work, and
+//! a stream on which nothing comes for a minute is ended.
+
+use std::{pin::Pin, time::Duration};
+
+use futures::Stream;
+use graftwork_proto::{CHUNK_BYTES, v1};
+use graftwork_shared::digest::Digest;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{BlobError, BlobStore};
+
+/// How long the next chunk may take.
+const CHUNK_WAIT: Duration = Duration::from_secs(60);
+
+/// Most digests of one Has.
+const MOST_DIGESTS: usize = 100_000;
+
+/// Serves blobs.
+#[derive(Clone)]
+pub(super) struct Transfer {
+    pub(super) blobs: BlobStore,
+}
+
+fn status(error: &BlobError) -> Status {
+    let message = error.to_string();
+    match error {
+        BlobError::Missing(_) => Status::not_found(message),
+        BlobError::Damaged { .. } => Status::data_loss(message),
+        BlobError::TooLarge { .. } => Status::out_of_range(message),
+        BlobError::Full { .. } => Status::resource_exhausted(message),
+        BlobError::Io { .. } => Status::internal(message),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, BlobError> + Send + 'static) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| status(&error))
+}
+
+fn digest(text: &str) -> Result<Digest, Status> {
+    text.parse().map_err(|error| Status::invalid_argument(format!("digest: {error}")))
+}
+
+#[tonic::async_trait]
+impl v1::blobs_server::Blobs for Transfer {
+    async fn put(&self, request: Request<Streaming<v1::Chunk>>) -> Result<Response<v1::BlobDigest>, Status> {
+        let mut stream = request.into_inner();
+        let blobs = self.blobs.clone();
+        let mut writer = blocking(move || blobs.writer()).await?;
+        loop {
+            let next = tokio::time::timeout(CHUNK_WAIT, stream.message());
+            let next = next.await.map_err(|_| Status::deadline_exceeded("no chunk of the blob came for 60 s"))?;
+            let Some(chunk) = next? else { break };
+            writer = blocking(move || writer.write(&chunk.data).map(|()| writer)).await?;
+        }
+        let digest = blocking(move || writer.finish()).await?;
+        Ok(Response::new(v1::BlobDigest { digest: digest.to_string() }))
+    }
+
+    type GetStream = Pin<Box<dyn Stream<Item = Result<v1::Chunk, Status>> + Send>>;
+
+    async fn get(&self, request: Request<v1::BlobDigest>) -> Result<Response<Self::GetStream>, Status> {
+        let digest = digest(&request.into_inner().digest)?;
+        let blobs = self.blobs.clone();
+        let reader = blocking(move || blobs.reader(digest)).await?;
+        let chunks = futures::stream::try_unfold(reader, |mut reader| async move {
+            blocking(move || Ok(reader.next(CHUNK_BYTES)?.map(|data| (v1::Chunk { data }, reader)))).await
+        });
+        Ok(Response::new(Box::pin(chunks)))
+    }
+
+    async fn has(&self, request: Request<v1::BlobDigests>) -> Result<Response<v1::BlobDigests>, Status> {
+        let texts = request.into_inner().digests;
+        if texts.len() > MOST_DIGESTS {
+            let message = format!("digests: {} at a time, but at most {MOST_DIGESTS} are answered", texts.len());
+            return Err(Status::out_of_range(message));
+        }
+        let asked = texts.iter().map(|text| digest(text)).collect::<Result<Vec<_>, _>>()?;
+        let blobs = self.blobs.clone();
+        let here = blocking(move || Ok(asked.into_iter().filter(|digest| blobs.has(*digest)).collect::<Vec<_>>())).await?;
+        Ok(Response::new(v1::BlobDigests { digests: here.iter().map(ToString::to_string).collect() }))
+    }
+}

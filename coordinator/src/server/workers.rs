@@ -1,0 +1,154 @@
+//! The Workers service: one task for each session, between a worker's stream and the driver.
+//!
+//! It checks what a peer may say before the driver hears of it: version, token, term, well-formed documents, blobs
+//! that were uploaded. Whatever is wrong ends this session with a message that names the field; nothing else suffers.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::Stream;
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnvelope, WorkerMessage, v1};
+use graftwork_shared::{VERSION, digest::Digest, id::Term};
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    BlobStore,
+    input::{Input, Join, Outgoing, Welcome},
+};
+
+/// How long a peer may take to say hello.
+const HELLO_WAIT: Duration = Duration::from_secs(10);
+
+/// Messages that wait for a worker to read them. An assignment is the largest, and a worker has few places.
+const OUTGOING_MESSAGES: usize = 256;
+
+/// Serves worker sessions.
+#[derive(Clone)]
+pub(super) struct Workers {
+    pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) blobs: BlobStore,
+    /// What a worker must show here.
+    pub(super) token: Option<Arc<str>>,
+}
+
+#[tonic::async_trait]
+impl v1::workers_server::Workers for Workers {
+    type SessionStream = Pin<Box<dyn Stream<Item = Result<v1::CoordinatorMessage, Status>> + Send>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let (outgoing, messages) = mpsc::channel(OUTGOING_MESSAGES);
+        let workers = self.clone();
+        tokio::spawn(async move {
+            if let Err(status) = workers.serve(request.into_inner(), &outgoing).await {
+                tracing::info!(reason = status.message(), "a worker's session ended");
+                // A peer that reads nothing hears nothing; its stream ends either way.
+                let _ = outgoing.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+}
+
+/// Why a peer is not let in; it is told so and the stream ends.
+fn refuse(outgoing: &Outgoing, reason: String) {
+    tracing::warn!(reason, "a worker was refused");
+    let envelope =
+        CoordinatorEnvelope { term: Term(0), trace: String::new(), message: CoordinatorMessage::Refused(reason) };
+    let _ = outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope)));
+}
+
+impl Workers {
+    async fn serve(&self, mut stream: Streaming<v1::WorkerMessage>, outgoing: &Outgoing) -> Result<(), Status> {
+        let first = tokio::time::timeout(HELLO_WAIT, next(&mut stream));
+        let first = first.await.map_err(|_| Status::deadline_exceeded("no hello came within 10 s"))??;
+        let Some(WorkerEnvelope { message: WorkerMessage::Hello(hello), .. }) = first else {
+            return Err(Status::failed_precondition("the first message of a session must be a hello"));
+        };
+        if let Some(reason) = self.objection(&hello) {
+            refuse(outgoing, reason);
+            return Ok(());
+        }
+        let (welcome, welcomed) = oneshot::channel();
+        self.tell(Input::Join(Box::new(Join { hello, outgoing: outgoing.clone(), welcome }))).await?;
+        let welcome = welcomed.await.map_err(|_| stopped())?;
+        let worker = welcome.worker;
+        let ended = self.read(stream, welcome).await;
+        let reason = match &ended {
+            Ok(()) => "its session ended".to_owned(),
+            Err(status) => format!("its session ended: {}", status.message()),
+        };
+        self.tell(Input::Left(worker, reason)).await?;
+        ended
+    }
+
+    fn objection(&self, hello: &Hello) -> Option<String> {
+        if hello.version != VERSION {
+            let theirs = &hello.version;
+            return Some(format!("the worker is version {theirs:?} and the coordinator is version {VERSION:?}; use one"));
+        }
+        let right = self.token.as_ref().is_none_or(|token| same_token(token, &hello.token));
+        (!right).then(|| "the worker's token is not the coordinator's".to_owned())
+    }
+
+    /// Reads until the stream ends, the worker errs, or the driver ends the session.
+    async fn read(&self, mut stream: Streaming<v1::WorkerMessage>, welcome: Welcome) -> Result<(), Status> {
+        let Welcome { worker, term, mut open } = welcome;
+        loop {
+            let envelope = tokio::select! {
+                // The driver ended it and has said why.
+                _ = &mut open => return Ok(()),
+                envelope = next(&mut stream) => envelope?,
+            };
+            let Some(envelope) = envelope else { return Ok(()) };
+            if envelope.term != term {
+                let theirs = envelope.term;
+                return Err(Status::failed_precondition(format!("the message is of {theirs}, but this is {term}")));
+            }
+            self.check(&envelope.message)?;
+            self.tell(Input::Worker(worker, Box::new(envelope.message))).await?;
+        }
+    }
+
+    fn check(&self, message: &WorkerMessage) -> Result<(), Status> {
+        let uploaded = |field: &str, blob: Digest| {
+            let here = self.blobs.has(blob);
+            here.then_some(()).ok_or_else(|| Status::failed_precondition(format!("{field}: {blob} was not uploaded")))
+        };
+        match message {
+            WorkerMessage::Hello(_) => Err(Status::failed_precondition("hello: a session has one, and it is the first")),
+            WorkerMessage::Checkpoint(_, _, blob) => uploaded("checkpoint.blob", *blob),
+            WorkerMessage::Finished(_, result) => {
+                uploaded("finished.result.weights", result.weights)?;
+                result.predictions.values().try_for_each(|blob| uploaded("finished.result.predictions", *blob))
+            }
+            WorkerMessage::Heartbeat(_)
+            | WorkerMessage::Step(..)
+            | WorkerMessage::Evaluated(..)
+            | WorkerMessage::Failed(..)
+            | WorkerMessage::Released(_) => Ok(()),
+        }
+    }
+
+    async fn tell(&self, input: Input) -> Result<(), Status> {
+        self.inputs.send(input).await.map_err(|_| stopped())
+    }
+}
+
+/// Compares digests, whose common beginning tells nothing about the tokens'.
+pub(super) fn same_token(one: &str, other: &str) -> bool {
+    Digest::of(one.as_bytes()) == Digest::of(other.as_bytes())
+}
+
+/// The coordinator is on its way out.
+pub(super) fn stopped() -> Status {
+    Status::unavailable("the coordinator stops")
+}
+
+async fn next(stream: &mut Streaming<v1::WorkerMessage>) -> Result<Option<WorkerEnvelope>, Status> {
+    let Some(message) = stream.message().await? else { return Ok(None) };
+    WorkerEnvelope::try_from(message).map(Some).map_err(|error| Status::invalid_argument(error.to_string()))
+}

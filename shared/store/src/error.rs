@@ -1,0 +1,80 @@
+//! What can go wrong with places and bytes, in words that name the place and the mend.
+
+use std::{io, path::PathBuf};
+
+use graftwork_shared::assignment::Blame;
+
+/// Why something could not be fetched, stored or found.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A location that is no folder and no address of a known kind.
+    #[error("{location:?} is not a place this program can read: {problem}")]
+    Location {
+        /// As it was written.
+        location: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Nothing is there.
+    #[error("{0} does not exist")]
+    Missing(String),
+    /// The environment variable that a job names for credentials has no value.
+    #[error("the environment variable {0} that holds the credentials is not set")]
+    Credentials(String),
+    /// A server refused.
+    #[error("{url}: the server answered {status}{detail}")]
+    Refused {
+        /// What was asked for.
+        url: String,
+        /// HTTP status.
+        status: u16,
+        /// The server's own words, or nothing.
+        detail: String,
+    },
+    /// A server could not be reached, or the connection broke.
+    #[error("{url}: {problem}")]
+    Network {
+        /// What was asked for.
+        url: String,
+        /// What happened.
+        problem: String,
+    },
+    /// What arrived is not what was announced.
+    #[error("{place}: {problem}")]
+    Damaged {
+        /// A file, an address or a release.
+        place: String,
+        /// What was found and what was expected.
+        problem: String,
+    },
+    /// The disk is full; nothing was made visible.
+    #[error("no space is left on the disk of {0}; nothing was published there, so free some space and run it again")]
+    DiskFull(PathBuf),
+    /// Any other trouble with a file.
+    #[error("{path}: {source}")]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// Whose fault it is: decides whether a retry can help.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Location { .. } | Self::Missing(_) | Self::Credentials(_) => Blame::User,
+            Self::Refused { status, .. } if (400..500).contains(status) && *status != 429 => Blame::User,
+            _ => Blame::Machine,
+        }
+    }
+
+    pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull(path),
+            _ => Self::File { path, source },
+        }
+    }
+}

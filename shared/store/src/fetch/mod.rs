@@ -1,0 +1,134 @@
+//! Base models and adapters by their location: a folder as it is, everything else through the cache.
+//!
+//! ```text
+//! <cache>/<kind>/<version>/           complete and checked; never changed after its name appears
+//! <cache>/<kind>/<version>.partial/   being downloaded, gone on with by the next try
+//! <cache>/<kind>/<version>.lock       one downloader at a time; others wait and find it done
+//! ```
+//! A version names content (a commit of a hub, ETags of an object store), so what is there needs no network again.
+
+mod object;
+mod partial;
+mod repository;
+
+use std::path::{Path, PathBuf};
+
+use crate::StoreError;
+
+/// Files of a base model that this program reads.
+const MODEL_FILES: [&str; 7] = [
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "model.safetensors",
+    "model.safetensors.index.json",
+];
+
+/// Files of an adapter, head, fusion or setup in AdapterHub's layout, at any depth.
+const ADAPTER_FILES: [&str; 11] = [
+    "adapter_config.json",
+    "adapter.safetensors",
+    "pytorch_adapter.bin",
+    "head_config.json",
+    "model_head.safetensors",
+    "pytorch_model_head.bin",
+    "adapter_fusion_config.json",
+    "model_adapter_fusion.safetensors",
+    "pytorch_model_adapter_fusion.bin",
+    "adapter_setup.json",
+    crate::RECORD_FILE,
+];
+
+/// What is wanted from a place that holds more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Model,
+    Adapter,
+}
+
+impl Wanted {
+    /// Whether a file at this relative path is part of it.
+    fn takes(self, path: &str) -> bool {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        match self {
+            Self::Model => {
+                MODEL_FILES.contains(&path) || (path.starts_with("model-") && path.ends_with(".safetensors"))
+            }
+            Self::Adapter => ADAPTER_FILES.contains(&name),
+        }
+    }
+
+    /// The file without which it is not there at all.
+    fn key_files(self) -> &'static [&'static str] {
+        match self {
+            Self::Model => &["config.json"],
+            Self::Adapter => &["adapter_config.json", "adapter_setup.json", "adapter_fusion_config.json"],
+        }
+    }
+}
+
+/// The folder of a base model: a local folder as it is; `hf://organisation/name@revision` and object-store addresses
+/// (`s3://`, `http(s)://`, …) through `cache`. `credentials_env` names the environment variable with the token.
+///
+/// # Errors
+/// A location that cannot be read, a server's refusal, or bytes that are not what was announced; nothing of an
+/// incomplete download is ever visible, and the next call goes on with it.
+pub async fn fetch_base_model(
+    location: &str,
+    credentials_env: Option<&str>,
+    cache: &Path,
+) -> Result<PathBuf, StoreError> {
+    fetch(location, credentials_env, cache, Wanted::Model).await
+}
+
+/// The folder of an adapter in AdapterHub's layout: a local folder or a release of our hub folder as it is (links
+/// resolved, so that a later release does not change it under the reader); `hf://organisation/name@revision` through
+/// `cache`.
+///
+/// # Errors
+/// As [`fetch_base_model`].
+pub async fn fetch_adapter(location: &str, credentials_env: Option<&str>, cache: &Path) -> Result<PathBuf, StoreError> {
+    fetch(location, credentials_env, cache, Wanted::Adapter).await
+}
+
+async fn fetch(
+    location: &str,
+    credentials_env: Option<&str>,
+    cache: &Path,
+    wanted: Wanted,
+) -> Result<PathBuf, StoreError> {
+    if let Some(rest) = location.strip_prefix("hf://") {
+        let source = repository::Address::parse(location, rest)?;
+        return repository::fetch(&source, token(credentials_env)?.as_deref(), cache, wanted).await;
+    }
+    if let Some(path) = location.strip_prefix("file://").or((!location.contains("://")).then_some(location)) {
+        return local_folder(path, wanted);
+    }
+    object::fetch(location, token(credentials_env)?.as_deref(), cache, wanted).await
+}
+
+fn local_folder(path: &str, wanted: Wanted) -> Result<PathBuf, StoreError> {
+    let folder = std::fs::canonicalize(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => StoreError::Missing(path.to_owned()),
+        _ => StoreError::file(path)(error),
+    })?;
+    let problem = |problem: String| StoreError::Location { location: path.to_owned(), problem };
+    if !folder.is_dir() {
+        return Err(problem("it is a file, and a folder is needed".to_owned()));
+    }
+    if !wanted.key_files().iter().any(|name| folder.join(name).is_file()) {
+        return Err(problem(format!("the folder holds no {}", wanted.key_files().join(" or "))));
+    }
+    Ok(folder)
+}
+
+/// The value of the variable that a job names; it never leaves this process except in a request's header.
+fn token(variable: Option<&str>) -> Result<Option<String>, StoreError> {
+    let Some(variable) = variable else { return Ok(None) };
+    match std::env::var(variable) {
+        Ok(value) if !value.is_empty() => Ok(Some(value)),
+        _ => Err(StoreError::Credentials(variable.to_owned())),
+    }
+}

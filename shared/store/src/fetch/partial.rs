@@ -1,0 +1,115 @@
+//! A download in progress: a folder aside, gone on with after a break, checked, then renamed into the cache.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use graftwork_shared::digest::{Digest, Hasher};
+use tokio::io::AsyncWriteExt as _;
+
+use crate::{StoreError, disk::Disk, disk::Lock};
+
+/// The folder of one version that is being completed. Holds the lock of that version.
+#[derive(Debug)]
+pub(super) struct Partial {
+    folder: PathBuf,
+    target: PathBuf,
+    _lock: Lock,
+}
+
+/// What a server announced about a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Announced {
+    /// Its size.
+    pub(super) bytes: u64,
+    /// Its SHA-256, where the server tells.
+    pub(super) sha256: Option<Digest>,
+}
+
+/// Where a version stands in the cache.
+pub(super) enum Entry {
+    /// Complete, in this folder.
+    Complete(PathBuf),
+    /// Ours to complete.
+    Open(Partial),
+}
+
+impl Partial {
+    /// Takes the lock of `<cache>/<version>` and tells whether somebody completed it meanwhile.
+    pub(super) async fn open(cache: &Path, version: &str) -> Result<Entry, StoreError> {
+        let target = cache.join(version);
+        if target.is_dir() {
+            return Ok(Entry::Complete(target));
+        }
+        let beside = |suffix: &str| PathBuf::from(format!("{}.{suffix}", target.display()));
+        let (folder, lock) = (beside("partial"), beside("lock"));
+        Disk::real().create_folder(target.parent().unwrap_or(cache))?;
+        // Another process may download for minutes; the wait belongs on a thread of its own.
+        let waited = tokio::task::spawn_blocking(move || Lock::wait(lock)).await;
+        let lock = waited.map_err(|error| StoreError::file(&folder)(io::Error::other(error)))??;
+        if target.is_dir() {
+            return Ok(Entry::Complete(target));
+        }
+        Disk::real().create_folder(&folder)?;
+        Ok(Entry::Open(Self { folder, target, _lock: lock }))
+    }
+
+    /// Bytes of a file that are here already; the download goes on behind them.
+    pub(super) fn have(&self, path: &str) -> u64 {
+        fs::metadata(self.folder.join(path)).map_or(0, |metadata| metadata.len())
+    }
+
+    /// Opens a file to append behind `from` bytes.
+    pub(super) async fn append(&self, path: &str, from: u64) -> Result<tokio::fs::File, StoreError> {
+        let file = self.folder.join(path);
+        Disk::real().create_folder(file.parent().unwrap_or(&self.folder))?;
+        let opened = tokio::fs::File::options().create(true).append(true).open(&file).await;
+        let opened = opened.map_err(StoreError::file(&file))?;
+        opened.set_len(from).await.map_err(StoreError::file(&file))?;
+        Ok(opened)
+    }
+
+    /// Writes bytes to the file and tells which file it was when that fails.
+    pub(super) async fn write(&self, path: &str, to: &mut tokio::fs::File, bytes: &[u8]) -> Result<(), StoreError> {
+        to.write_all(bytes).await.map_err(StoreError::file(self.folder.join(path)))
+    }
+
+    /// Makes a file durable and compares it with what was announced; a wrong one is removed, so that the next try
+    /// starts anew.
+    pub(super) async fn close(
+        &self,
+        path: &str,
+        mut file: tokio::fs::File,
+        announced: &Announced,
+    ) -> Result<(), StoreError> {
+        let place = self.folder.join(path);
+        file.flush().await.map_err(StoreError::file(&place))?;
+        file.sync_all().await.map_err(StoreError::file(&place))?;
+        let announced = announced.clone();
+        let checked = tokio::task::spawn_blocking(move || check(&place, &announced)).await;
+        checked.map_err(|error| StoreError::file(&self.folder)(io::Error::other(error)))?
+    }
+
+    /// Gives the complete folder its name.
+    pub(super) fn finish(self) -> Result<PathBuf, StoreError> {
+        Disk::real().rename(&self.folder, &self.target)?;
+        Ok(self.target)
+    }
+}
+
+fn check(place: &Path, announced: &Announced) -> Result<(), StoreError> {
+    let mut file = fs::File::open(place).map_err(StoreError::file(place))?;
+    let mut hasher = Hasher::new();
+    let bytes = io::copy(&mut file, &mut hasher).map_err(StoreError::file(place))?;
+    let found = hasher.finish();
+    let problem = match announced.sha256 {
+        _ if bytes != announced.bytes => format!("{bytes} bytes arrived, but {} were announced", announced.bytes),
+        Some(expected) if expected != found => {
+            format!("SHA-256 is {}, but {} was announced", found.short(), expected.short())
+        }
+        _ => return Ok(()),
+    };
+    fs::remove_file(place).map_err(StoreError::file(place))?;
+    Err(StoreError::Damaged { place: place.display().to_string(), problem })
+}

@@ -1,0 +1,236 @@
+//! Self-attention over ragged rows: each row's queries attend to the visible tokens of the same row.
+//!
+//! Packed in, packed out; no padding. The arithmetic of a row never reads another row, so a row's context does not
+//! depend on its neighbours. On the CPU and without dropout our own kernel runs: with rows of 20 tokens it takes a
+//! third of the time of a library call for each product. Elsewhere libtorch computes row by row.
+
+mod kernel;
+
+use tch::{Kind, Tensor};
+
+use crate::{
+    dropout::{Address, Masks},
+    host,
+    spans::{Span, Spans, signed},
+};
+
+/// Which tokens attend to which, and with how many heads.
+pub(crate) struct Shape<'a> {
+    /// Rows of the queries.
+    pub(crate) queries: &'a Spans,
+    /// Rows of keys and values: as many, in the same order.
+    pub(crate) keys: &'a Spans,
+    pub(crate) heads: i64,
+}
+
+/// Dropout on the attention probabilities.
+pub(crate) struct ProbabilityDropout<'a> {
+    pub(crate) masks: &'a Masks,
+    pub(crate) address: Address,
+    pub(crate) probability: f64,
+}
+
+/// What the backward reads.
+pub(crate) struct SavedAttention {
+    query_td: Tensor,
+    key_td: Tensor,
+    value_td: Tensor,
+    weights: Weights,
+}
+
+enum Weights {
+    /// Of the kernel: probabilities, row after row, head after head.
+    Packed(Vec<f32>),
+    /// Of libtorch: for each row, probabilities `[h, queries, keys]` and the dropout mask on them.
+    Rows(Vec<(Tensor, Option<Tensor>)>),
+}
+
+/// Context `[queries, d]` of `softmax(q kᵀ / √width) v` for each row and head.
+pub(crate) fn attention(
+    [query_td, key_td, value_td]: [Tensor; 3],
+    shape: &Shape,
+    dropout: Option<&ProbabilityDropout>,
+) -> (Tensor, SavedAttention) {
+    let in_kernel = if dropout.is_none() { on_host([&query_td, &key_td, &value_td], shape) } else { None };
+    let (context_td, weights) = match in_kernel {
+        Some((context_td, probabilities)) => (context_td, Weights::Packed(probabilities)),
+        None => by_rows([&query_td, &key_td, &value_td], shape, dropout),
+    };
+    (context_td, SavedAttention { query_td, key_td, value_td, weights })
+}
+
+/// Gradients of queries, keys and values from the gradient of the context.
+pub(crate) fn attention_backward(saved: &SavedAttention, gradient_td: &Tensor, shape: &Shape) -> [Tensor; 3] {
+    match &saved.weights {
+        Weights::Packed(probabilities) => on_host_backward(saved, probabilities, gradient_td, shape),
+        Weights::Rows(rows) => by_rows_backward(saved, rows, gradient_td, shape),
+    }
+}
+
+fn on_host([query_td, key_td, value_td]: [&Tensor; 3], shape: &Shape) -> Option<(Tensor, Vec<f32>)> {
+    let mut context_td = query_td.empty_like();
+    let inputs =
+        kernel::Inputs { query: host::values(query_td)?, key: host::values(key_td)?, value: host::values(value_td)? };
+    let context = host::values_mut(&mut context_td)?;
+    let probabilities = kernel::forward(inputs, context, &kernel_rows(shape), kernel_sizes(query_td, shape));
+    Some((context_td, probabilities))
+}
+
+fn on_host_backward(saved: &SavedAttention, probabilities: &[f32], gradient_td: &Tensor, shape: &Shape) -> [Tensor; 3] {
+    let gradient_td = gradient_td.contiguous();
+    let mut query = saved.query_td.empty_like();
+    let (mut key, mut value) = (saved.key_td.zeros_like(), saved.value_td.zeros_like());
+    let read = |tensor| host::values(tensor).expect("a tensor that the forward pass has read, or one like it");
+    let inputs =
+        kernel::Inputs { query: read(&saved.query_td), key: read(&saved.key_td), value: read(&saved.value_td) };
+    let mut gradients = kernel::Gradients {
+        query: host::values_mut(&mut query).expect("a fresh tensor"),
+        key: host::values_mut(&mut key).expect("a fresh tensor"),
+        value: host::values_mut(&mut value).expect("a fresh tensor"),
+    };
+    let rows = kernel_rows(shape);
+    let sizes = kernel_sizes(&saved.query_td, shape);
+    kernel::backward(inputs, probabilities, read(&gradient_td), &mut gradients, (&rows, sizes));
+    [query, key, value]
+}
+
+/// Rows without a query or a visible key have no context, and none occurs: each row has a token.
+fn kernel_rows(shape: &Shape) -> Vec<kernel::Row> {
+    let rows = shape.queries.0.iter().zip(&shape.keys.0);
+    let row = |(query, key): (&Span, &Span)| kernel::Row {
+        query: query.start,
+        queries: query.length,
+        key: key.start,
+        keys: key.visible,
+    };
+    rows.map(row).collect()
+}
+
+fn kernel_sizes(query_td: &Tensor, shape: &Shape) -> kernel::Sizes {
+    let size = |size: i64| usize::try_from(size).expect("sizes are not negative");
+    kernel::Sizes { heads: size(shape.heads), width: size(query_td.size()[1] / shape.heads) }
+}
+
+fn by_rows(
+    [query_td, key_td, value_td]: [&Tensor; 3],
+    shape: &Shape,
+    dropout: Option<&ProbabilityDropout>,
+) -> (Tensor, Weights) {
+    let context_td = query_td.empty_like();
+    let scale = scale(query_td, shape);
+    let mut rows = Vec::with_capacity(shape.queries.rows());
+    for (query, key) in shape.queries.0.iter().zip(&shape.keys.0) {
+        let q = heads_of(query_td, query.start, query.length, shape.heads);
+        let k = heads_of(key_td, key.start, key.visible, shape.heads);
+        let v = heads_of(value_td, key.start, key.visible, shape.heads);
+        let probabilities = (q.bmm(&k.transpose(1, 2)) * scale).softmax(-1, Kind::Float);
+        let mask = dropout.map(|dropout| mask(dropout, query, key, shape.heads));
+        let weights = mask.as_ref().map_or_else(|| probabilities.shallow_clone(), |mask| &probabilities * mask);
+        heads_of(&context_td, query.start, query.length, shape.heads).copy_(&weights.bmm(&v));
+        rows.push((probabilities, mask));
+    }
+    (context_td, Weights::Rows(rows))
+}
+
+fn by_rows_backward(
+    saved: &SavedAttention,
+    rows: &[(Tensor, Option<Tensor>)],
+    gradient_td: &Tensor,
+    shape: &Shape,
+) -> [Tensor; 3] {
+    let query_gradient = saved.query_td.empty_like();
+    // Tokens that nobody attends to get a gradient of 0.
+    let (key_gradient, value_gradient) = (saved.key_td.zeros_like(), saved.value_td.zeros_like());
+    let scale = scale(&saved.query_td, shape);
+    for ((query, key), (probabilities, mask)) in shape.queries.0.iter().zip(&shape.keys.0).zip(rows) {
+        let of_query = |x: &Tensor| heads_of(x, query.start, query.length, shape.heads);
+        let of_key = |x: &Tensor| heads_of(x, key.start, key.visible, shape.heads);
+        let g = of_query(gradient_td);
+        let weights = mask.as_ref().map_or_else(|| probabilities.shallow_clone(), |mask| probabilities * mask);
+        of_key(&value_gradient).copy_(&weights.transpose(1, 2).bmm(&g));
+        let mut weight_gradient = g.bmm(&of_key(&saved.value_td).transpose(1, 2));
+        if let Some(mask) = mask {
+            weight_gradient *= mask;
+        }
+        let scores = Tensor::internal_softmax_backward_data(&weight_gradient, probabilities, -1, Kind::Float) * scale;
+        of_query(&query_gradient).copy_(&scores.bmm(&of_key(&saved.key_td)));
+        of_key(&key_gradient).copy_(&scores.transpose(1, 2).bmm(&of_query(&saved.query_td)));
+    }
+    [query_gradient, key_gradient, value_gradient]
+}
+
+fn mask(dropout: &ProbabilityDropout, query: &Span, key: &Span, heads: i64) -> Tensor {
+    let heads = usize::try_from(heads).expect("a number of heads");
+    dropout.masks.attention(dropout.address, query, heads, key.visible, dropout.probability)
+}
+
+/// A row of a packed tensor as `[h, tokens, width]`, a view.
+fn heads_of(x_td: &Tensor, start: usize, length: usize, heads: i64) -> Tensor {
+    x_td.narrow(0, signed(start), signed(length)).view([signed(length), heads, -1]).transpose(0, 1)
+}
+
+fn scale(query_td: &Tensor, shape: &Shape) -> f64 {
+    1.0 / ((query_td.size()[1] / shape.heads) as f64).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{assert_close, normal};
+
+    /// softmax(q kᵀ / √width) v of one row under autograd.
+    fn plain(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
+        let split = |x: &Tensor| x.view([x.size()[0], heads, -1]).transpose(0, 1);
+        let (q, k, v) = (split(q), split(k), split(v));
+        let width = q.size()[2] as f64;
+        let context = (q.matmul(&k.transpose(1, 2)) / width.sqrt()).softmax(-1, Kind::Float).matmul(&v);
+        context.transpose(0, 1).reshape([context.size()[1], -1])
+    }
+
+    #[expect(clippy::many_single_char_names, reason = "queries, keys, values and gradients as everywhere")]
+    fn check(queries: &Spans, keys: &Spans) {
+        let (heads, d) = (3, 24);
+        let (q, g) = (normal(1, &[signed(queries.tokens()), d]), normal(4, &[signed(queries.tokens()), d]));
+        let (k, v) = (normal(2, &[signed(keys.tokens()), d]), normal(3, &[signed(keys.tokens()), d]));
+        let leaves: Vec<Tensor> = [&q, &k, &v].iter().map(|x| x.detach().set_requires_grad(true)).collect();
+        let rows = queries.0.iter().zip(&keys.0).map(|(query, key)| {
+            let key_rows = |x: &Tensor| x.narrow(0, signed(key.start), signed(key.visible));
+            let query_rows = leaves[0].narrow(0, signed(query.start), signed(query.length));
+            plain(&query_rows, &key_rows(&leaves[1]), &key_rows(&leaves[2]), heads)
+        });
+        let expected = Tensor::cat(&rows.collect::<Vec<_>>(), 0);
+        let gradients = Tensor::run_backward(&[(&expected * &g).sum(Kind::Float)], &leaves, false, false);
+
+        let shape = Shape { queries, keys, heads };
+        let inputs = || [&q, &k, &v].map(Tensor::shallow_clone);
+        let in_kernel = attention(inputs(), &shape, None);
+        assert!(matches!(in_kernel.1.weights, Weights::Packed(_)));
+        let (context, weights) = by_rows([&q, &k, &v], &shape, None);
+        let [query_td, key_td, value_td] = inputs();
+        for (context, saved) in [in_kernel, (context, SavedAttention { query_td, key_td, value_td, weights })] {
+            assert_close(&context, &expected.detach(), 1e-6);
+            for (ours, theirs) in attention_backward(&saved, &g, &shape).iter().zip(&gradients) {
+                assert_close(ours, theirs, 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn ragged_rows_attend_to_themselves_alone() {
+        let spans = Spans::new(&[4, 1, 7, 7], &[0, 1, 2, 3]);
+        check(&spans, &spans);
+    }
+
+    #[test]
+    fn first_tokens_alone_may_ask() {
+        let spans = Spans::new(&[4, 1, 7], &[0, 1, 2]);
+        check(&spans.first_tokens(), &spans);
+    }
+
+    #[test]
+    fn hidden_tokens_get_no_attention_and_no_gradient() {
+        let mut spans = Spans::new(&[4, 5], &[0, 1]);
+        spans.0[1].visible = 2;
+        check(&spans, &spans);
+    }
+}

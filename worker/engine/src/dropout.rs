@@ -1,0 +1,174 @@
+//! Dropout masks as a counter-based function of (seed, step, site, row, element).
+//!
+//! A row's mask is therefore the same in whatever lane, thread or packing the row is computed.
+
+use graftwork_shared::random::{Purpose, Stream};
+use tch::{Device, Tensor};
+
+use crate::{
+    rows::{Dropout, LaneOptions},
+    spans::{Span, Spans, signed},
+};
+
+/// Where in the network a mask acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Embeddings,
+    AttentionProbabilities,
+    AttentionOutput,
+    Output,
+    LoraQuery,
+    LoraKey,
+    LoraValue,
+    LoraIntermediate,
+    LoraOutput,
+    AttentionAdapter,
+    OutputAdapter,
+    AttentionFusion,
+    OutputFusion,
+    Head,
+}
+
+/// A mask's address apart from rows: the layer, the place in it, and a number among the modules at that place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) layer: u32,
+    pub(crate) place: Place,
+    pub(crate) module: u32,
+}
+
+impl Address {
+    pub(crate) fn of(layer: u32, place: Place) -> Self {
+        Self { layer, place, module: 0 }
+    }
+
+    /// Layers below 2^10, places below 2^5, modules below 2^8, copies of a row below 2^9: 32 bits.
+    fn major(self, copy: u32) -> u32 {
+        (self.layer & 0x3ff) | (self.place as u32) << 10 | (self.module & 0xff) << 15 | copy << 23
+    }
+}
+
+/// The masks of one pass.
+#[derive(Clone, Copy)]
+pub(crate) struct Masks {
+    stream: Stream,
+    base_model: bool,
+    device: Device,
+}
+
+impl Masks {
+    /// `None` when the pass has no dropout.
+    pub(crate) fn of(options: &LaneOptions, device: Device) -> Option<Self> {
+        let Dropout { seed, base_model } = options.dropout?;
+        // Each step has a key of its own, drawn at a position that no mask uses (row 2^40 − 1).
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves of the step")]
+        let key = Stream::new(seed, Purpose::Dropout).u64(options.step as u32, u64::MAX << 24 | options.step >> 32);
+        Some(Self { stream: Stream::new(key, Purpose::Dropout), base_model, device })
+    }
+
+    /// The probability of a dropout that belongs to the trunk: 0 unless the trunk's dropout is asked for.
+    pub(crate) fn of_trunk(&self, probability: f64) -> f64 {
+        if self.base_model { probability } else { 0.0 }
+    }
+
+    /// A mask of `[tokens, width]` whose elements are 0, or 1 / (1 − p).
+    pub(crate) fn tokens(&self, address: Address, spans: &Spans, width: usize, probability: f64) -> Tensor {
+        let mut mask = vec![0.0; spans.tokens() * width];
+        let mut rest = mask.as_mut_slice();
+        for span in &spans.0 {
+            let (part, behind) = rest.split_at_mut(span.length * width);
+            self.fill(address, span, span.first * width, probability, part);
+            rest = behind;
+        }
+        Tensor::from_slice(&mask).view([signed(spans.tokens()), signed(width)]).to_device(self.device)
+    }
+
+    /// A mask of `[heads, queries, keys]` for the attention of one row of `keys` tokens.
+    pub(crate) fn attention(
+        &self,
+        address: Address,
+        span: &Span,
+        heads: usize,
+        keys: usize,
+        probability: f64,
+    ) -> Tensor {
+        let queries = span.length;
+        let mut mask = vec![0.0; heads * queries * keys];
+        for (head, part) in mask.chunks_mut(queries * keys).enumerate() {
+            self.fill(address, span, head * keys * keys, probability, part);
+        }
+        Tensor::from_slice(&mask).view([signed(heads), signed(queries), signed(keys)]).to_device(self.device)
+    }
+
+    /// Elements `first..` of a row's mask. Eight 16-bit numbers come out of one block; p is rounded to 1/65536, and
+    /// the factor belongs to the rounded p.
+    fn fill(&self, address: Address, span: &Span, first: usize, probability: f64, mask: &mut [f32]) {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a probability times 65536")]
+        let dropped = (probability.clamp(0.0, 1.0) * 65536.0).round() as u32;
+        let factor = if dropped >= 65536 { 0.0 } else { 65536.0 / (65536 - dropped) as f32 };
+        let major = address.major(span.copy);
+        let mut index = first;
+        let mut rest = mask;
+        while !rest.is_empty() {
+            let block = self.stream.block(major, span.row << 24 | (index / 8) as u64);
+            let skip = index % 8;
+            let count = (8 - skip).min(rest.len());
+            let (part, behind) = rest.split_at_mut(count);
+            for (offset, value) in part.iter_mut().enumerate() {
+                let lane = skip + offset;
+                let bits = block[lane / 2] >> (16 * (lane % 2)) & 0xffff;
+                *value = if bits < dropped { 0.0 } else { factor };
+            }
+            rest = behind;
+            index += count;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parameters::to_host;
+
+    fn masks(step: u64) -> Masks {
+        let options = LaneOptions {
+            loss_scale: 1.0,
+            step,
+            dropout: Some(Dropout { seed: 5, base_model: true }),
+            skip_layers: &[],
+        };
+        Masks::of(&options, Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn a_rows_mask_does_not_depend_on_its_place_in_the_lane() {
+        let address = Address::of(3, Place::Output);
+        let together = to_host(&masks(1).tokens(address, &Spans::new(&[5, 3], &[40, 41]), 7, 0.3));
+        let alone = to_host(&masks(1).tokens(address, &Spans::new(&[3], &[41]), 7, 0.3));
+        assert_eq!(together[5 * 7..], alone);
+        let (later, _) = Spans::new(&[3], &[41]).cut(1, 3);
+        assert_eq!(to_host(&masks(1).tokens(address, &later, 7, 0.3)), alone[7..]);
+    }
+
+    #[test]
+    fn masks_keep_the_asked_share_and_the_mean() {
+        let mask = to_host(&masks(1).tokens(Address::of(0, Place::Embeddings), &Spans::new(&[500], &[1]), 64, 0.1));
+        let kept = mask.iter().filter(|&&value| value > 0.0).count() as f64 / mask.len() as f64;
+        let mean = mask.iter().map(|&value| f64::from(value)).sum::<f64>() / mask.len() as f64;
+        assert!((kept - 0.9).abs() < 0.01 && (mean - 1.0).abs() < 0.01, "{kept} {mean}");
+    }
+
+    #[test]
+    fn steps_sites_and_copies_have_masks_of_their_own() {
+        let spans = Spans::new(&[8], &[1]);
+        let of =
+            |step, layer, place, spans: &Spans| to_host(&masks(step).tokens(Address::of(layer, place), spans, 16, 0.5));
+        let first = of(1, 0, Place::Output, &spans);
+        assert_ne!(first, of(2, 0, Place::Output, &spans));
+        assert_ne!(first, of(1, 1, Place::Output, &spans));
+        assert_ne!(first, of(1, 0, Place::AttentionOutput, &spans));
+        let copied = of(1, 0, Place::Output, &spans.repeat(2));
+        assert_eq!(copied[..128], first);
+        assert_ne!(copied[128..], first);
+    }
+}

@@ -1,0 +1,85 @@
+//! AdapterFusion (Pfeiffer et al. 2021): attention of each token over the outputs of several adapters.
+//!
+//! Runs under autograd inside an island. With query `x`, adapter outputs `aᵢ` and projections `Q`, `K`, `V`, the
+//! scores `(Q x)·(K aᵢ + b)` are computed as `(Kᵀ Q x)·aᵢ + (Q x)·b`, and `Σ sᵢ V aᵢ` as `V Σ sᵢ aᵢ`: three products
+//! whatever the number of adapters, where the Python peer needs 1 + 2n.
+
+use graftwork_shared::adapter::FusionConfig;
+use tch::{Kind, Tensor};
+
+use crate::parameters::{Leaves, Parameter};
+
+/// One fusion layer's projections at one place of the trunk.
+pub(crate) struct FusionWeights {
+    pub(crate) config: FusionConfig,
+    pub(crate) query: Option<[Parameter; 2]>,
+    pub(crate) key: Option<[Parameter; 2]>,
+    pub(crate) value_dd: Option<Parameter>,
+}
+
+/// Softmax temperature after some updates, as the peer lowers it: from 50 by 0.05 an update, not below 1.
+pub(crate) fn temperature(config: &FusionConfig, step: u64) -> f64 {
+    if config.temperature { (50.0 - 0.05 * step as f64).max(1.0) } else { 1.0 }
+}
+
+impl FusionWeights {
+    pub(crate) fn new(config: &FusionConfig, mut take: impl FnMut(&str) -> Option<Parameter>) -> Self {
+        let mut pair = |at: &str| Some([take(&format!("{at}.weight"))?, take(&format!("{at}.bias"))?]);
+        let (query, key) = (pair("query"), pair("key"));
+        Self { config: config.clone(), query, key, value_dd: take("value.weight") }
+    }
+
+    /// Fused output and attention: `query_td`, adapter outputs `n × [t, d]`, `residual_td` to `[t, d]` and `[t, n]`.
+    ///
+    /// `mask` acts on the scores in front of the softmax, as the peer's dropout does.
+    pub(crate) fn forward(
+        &self,
+        leaves: &Leaves,
+        [query_td, residual_td]: [&Tensor; 2],
+        outputs: &[Tensor],
+        (temperature, mask): (f64, Option<Tensor>),
+    ) -> (Tensor, Tensor) {
+        let mut values_tnd = Tensor::stack(outputs, 1);
+        if self.config.residual_before {
+            // The peer adds it in place to a tensor that is key and value at once.
+            values_tnd += residual_td.unsqueeze(1);
+        }
+        let query_td = match &self.query {
+            Some([weight, bias]) => query_td.linear(leaves.get(weight), Some(leaves.get(bias))),
+            None => query_td.shallow_clone(),
+        };
+        let mut scores_tn = match &self.key {
+            Some([weight, bias]) => {
+                let along = query_td.matmul(leaves.get(weight)).unsqueeze(1);
+                let constant = query_td.matmul(leaves.get(bias)).unsqueeze(1);
+                sum_last(&(&values_tnd * along)) + constant
+            }
+            None => sum_last(&(&values_tnd * query_td.unsqueeze(1))),
+        };
+        if let Some(mask) = mask {
+            scores_tn *= mask;
+        }
+        let weights_tn = (scores_tn / temperature).softmax(-1, Kind::Float);
+        let context_td = (values_tnd * weights_tn.unsqueeze(2)).sum_dim_intlist([1].as_slice(), false, Kind::Float);
+        let context_td = match &self.value_dd {
+            Some(value) => context_td.linear(leaves.get(value), None::<&Tensor>),
+            None => context_td,
+        };
+        let out_td = if self.config.residual_before { context_td } else { context_td + residual_td };
+        (out_td, weights_tn.detach())
+    }
+
+    pub(crate) fn share(&self) -> Self {
+        let pair = |pair: &Option<[Parameter; 2]>| pair.as_ref().map(|[weight, bias]| [weight.share(), bias.share()]);
+        Self {
+            config: self.config.clone(),
+            query: pair(&self.query),
+            key: pair(&self.key),
+            value_dd: self.value_dd.as_ref().map(Parameter::share),
+        }
+    }
+}
+
+fn sum_last(x: &Tensor) -> Tensor {
+    x.sum_dim_intlist([-1].as_slice(), false, Kind::Float)
+}

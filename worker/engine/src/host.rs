@@ -1,0 +1,39 @@
+//! fp32 tensors in host memory as slices, for kernels of our own. The only place that reads a tensor's address.
+
+use tch::{Device, Kind, Tensor};
+
+/// The values of a contiguous fp32 tensor on the CPU; `None` for any other tensor.
+pub(crate) fn values(tensor: &Tensor) -> Option<&[f32]> {
+    usable(tensor).then(|| {
+        // SAFETY: the tensor is dense fp32 in host memory with `numel` elements, and the borrow keeps it alive. Nothing
+        // writes to it meanwhile: kernels read activations of their own lane, which no other thread knows.
+        unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
+    })
+}
+
+/// The values of a tensor that was just made, has no other owner, and is contiguous fp32 on the CPU; `None` otherwise.
+pub(crate) fn values_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
+    usable(tensor).then(|| {
+        // SAFETY: as above; callers pass tensors fresh from an allocation, so no other handle shares the storage, and
+        // the mutable borrow keeps this one from being read.
+        unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
+    })
+}
+
+fn usable(tensor: &Tensor) -> bool {
+    tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.is_contiguous() && tensor.numel() > 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_dense_floats_in_host_memory_are_slices() {
+        let mut tensor = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0]).view([2, 2]);
+        assert_eq!(values(&tensor), Some([1.0, 2.0, 3.0, 4.0].as_slice()));
+        values_mut(&mut tensor).unwrap()[1] = 7.0;
+        assert_eq!(values(&tensor), Some([1.0, 7.0, 3.0, 4.0].as_slice()));
+        assert!(values(&tensor.tr()).is_none() && values(&tensor.to_kind(Kind::Double)).is_none());
+    }
+}

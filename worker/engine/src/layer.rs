@@ -1,0 +1,351 @@
+//! One transformer layer with its adapter sites: forward, and backward down to the lowest trained site.
+//!
+//! Post-norm: attention, residual, layer norm; feed-forward, residual, layer norm. LoRA sites stand beside the linear
+//! layers, bottleneck sites replace the residual and layer norm at the end of a block. Runs without autograd; only the
+//! islands inside record graphs of their own.
+
+use graftwork_model::Activation;
+use graftwork_shared::composition::Composition;
+use tch::Tensor;
+
+use crate::{
+    attention::{ProbabilityDropout, SavedAttention, Shape, attention, attention_backward},
+    block::{LayerNorm, Linear, SavedNorm, activate, activate_backward},
+    bottleneck::{BottleneckSite, SiteContext},
+    dropout::{Address, Masks, Place},
+    island::Island,
+    lora::LoraSite,
+    parameters::Leaves,
+    spans::Spans,
+    timing::{Work, timed},
+    trunk::LayerWeights,
+};
+
+/// The sites of one layer; a place without an adapter of the composition has none.
+#[derive(Default)]
+pub(crate) struct LayerSites {
+    pub(crate) query: Option<LoraSite>,
+    pub(crate) key: Option<LoraSite>,
+    pub(crate) value: Option<LoraSite>,
+    pub(crate) attention_end: Option<BottleneckSite>,
+    pub(crate) intermediate: Option<LoraSite>,
+    pub(crate) output: Option<LoraSite>,
+    pub(crate) output_end: Option<BottleneckSite>,
+}
+
+/// Places of sites within a layer, from the bottom up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rank {
+    Projections,
+    AttentionEnd,
+    Intermediate,
+    Output,
+    OutputEnd,
+}
+
+/// How far down the backward of a layer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Nothing in this layer or below is trained.
+    Nothing,
+    /// The lowest trained site is this one.
+    DownTo(Rank),
+    /// A lower layer has a trained site.
+    Whole,
+}
+
+impl Depth {
+    /// Whether a gradient arrives at the output of the site.
+    fn reaches(self, rank: Rank) -> bool {
+        self == Self::Whole || matches!(self, Self::DownTo(lowest) if rank >= lowest)
+    }
+
+    /// Whether a gradient is needed below the site.
+    fn passes(self, rank: Rank) -> bool {
+        self == Self::Whole || matches!(self, Self::DownTo(lowest) if rank > lowest)
+    }
+}
+
+impl LayerSites {
+    /// The lowest site with a trained leaf.
+    pub(crate) fn lowest_trained(&self) -> Option<Rank> {
+        let lora = |site: &Option<LoraSite>| site.as_ref().is_some_and(|site| !site.leaves.is_empty());
+        let end = |site: &Option<BottleneckSite>| site.as_ref().is_some_and(|site| !site.leaves.is_empty());
+        let projections = lora(&self.query) || lora(&self.key) || lora(&self.value);
+        [
+            (projections, Rank::Projections),
+            (end(&self.attention_end), Rank::AttentionEnd),
+            (lora(&self.intermediate), Rank::Intermediate),
+            (lora(&self.output), Rank::Output),
+            (end(&self.output_end), Rank::OutputEnd),
+        ]
+        .into_iter()
+        .find_map(|(trained, rank)| trained.then_some(rank))
+    }
+
+    /// Whether there is a site at all.
+    pub(crate) fn any(&self) -> bool {
+        let lora = [&self.query, &self.key, &self.value, &self.intermediate, &self.output];
+        lora.into_iter().any(Option::is_some) || self.attention_end.is_some() || self.output_end.is_some()
+    }
+
+    /// Whether a gate averages over whole rows, so that no token may be left out.
+    pub(crate) fn reads_whole_rows(&self) -> bool {
+        let lora = [&self.query, &self.intermediate, &self.output];
+        let ends = [&self.attention_end, &self.output_end];
+        lora.into_iter().flatten().any(LoraSite::reads_whole_rows)
+            || ends.into_iter().flatten().any(BottleneckSite::reads_whole_rows)
+    }
+
+    pub(crate) fn share(&self) -> Self {
+        let lora = |site: &Option<LoraSite>| site.as_ref().map(LoraSite::share);
+        let end = |site: &Option<BottleneckSite>| site.as_ref().map(BottleneckSite::share);
+        Self {
+            query: lora(&self.query),
+            key: lora(&self.key),
+            value: lora(&self.value),
+            attention_end: end(&self.attention_end),
+            intermediate: lora(&self.intermediate),
+            output: lora(&self.output),
+            output_end: end(&self.output_end),
+        }
+    }
+}
+
+/// What all layers of a pass share.
+#[derive(Clone, Copy)]
+pub(crate) struct Constants {
+    pub(crate) activation: Activation,
+    pub(crate) heads: i64,
+    pub(crate) hidden_dropout: f64,
+}
+
+/// One layer within one pass.
+pub(crate) struct Layer<'a> {
+    pub(crate) index: u32,
+    pub(crate) weights: &'a LayerWeights,
+    /// Absent where the composition or this pass has no adapter in the layer.
+    pub(crate) sites: Option<(&'a LayerSites, &'a Composition)>,
+    pub(crate) constants: Constants,
+    pub(crate) site_context: Option<&'a SiteContext<'a>>,
+    pub(crate) masks: Option<&'a Masks>,
+    pub(crate) attention_dropout: f64,
+    /// Rows of the layer's input.
+    pub(crate) spans: &'a Spans,
+    /// Rows of the layer's output: the same, or the first tokens alone where nothing else is read.
+    pub(crate) out_spans: &'a Spans,
+    pub(crate) depth: Depth,
+}
+
+/// What a layer's backward reads.
+pub(crate) struct SavedLayer {
+    projections: [Option<Island>; 3],
+    attention: SavedAttention,
+    attention_mask: Option<Tensor>,
+    attention_end: End,
+    inner_ti: Tensor,
+    intermediate: Option<Island>,
+    output: Option<Island>,
+    output_mask: Option<Tensor>,
+    output_end: End,
+}
+
+enum End {
+    Plain(SavedNorm),
+    Site(Option<Island>),
+}
+
+impl Layer<'_> {
+    /// `[tokens, d]` to `[out tokens, d]`; the second value is absent where the backward does not reach.
+    pub(crate) fn forward(&self, x_td: &Tensor) -> (Tensor, Option<SavedLayer>) {
+        let weights = self.weights;
+        let asking_td = if self.only_first() {
+            x_td.index_select(0, &self.spans.starts().to_device(x_td.device()))
+        } else {
+            x_td.shallow_clone()
+        };
+        let sites = self.sites.map(|(sites, _)| sites);
+        let project = |linear, site: Option<&Option<LoraSite>>, x: &Tensor, spans| {
+            self.linear(linear, site.and_then(Option::as_ref), (x, spans), Rank::Projections)
+        };
+        let (query_td, query) = project(&weights.query, sites.map(|sites| &sites.query), &asking_td, self.out_spans);
+        let (key_td, key) = project(&weights.key, sites.map(|sites| &sites.key), x_td, self.spans);
+        let (value_td, value) = project(&weights.value, sites.map(|sites| &sites.value), x_td, self.spans);
+        let dropout = self.probability_dropout();
+        let (context_td, saved) =
+            timed(Work::Attention, || attention([query_td, key_td, value_td], &self.shape(), dropout.as_ref()));
+        let hidden_td = weights.attention_output.forward(&context_td);
+        let (hidden_td, attention_mask) = self.drop(hidden_td, Place::AttentionOutput);
+        let site = sites.and_then(|sites| sites.attention_end.as_ref());
+        let (middle_td, attention_end) =
+            self.end([&hidden_td, &asking_td], &weights.attention_norm, site, Rank::AttentionEnd);
+
+        let site = sites.and_then(|sites| sites.intermediate.as_ref());
+        let (inner_ti, intermediate) =
+            self.linear(&weights.intermediate, site, (&middle_td, self.out_spans), Rank::Intermediate);
+        let bent_ti = timed(Work::ElementWise, || activate(self.constants.activation, &inner_ti));
+        let site = sites.and_then(|sites| sites.output.as_ref());
+        let (hidden_td, output) = self.linear(&weights.output, site, (&bent_ti, self.out_spans), Rank::Output);
+        let (hidden_td, output_mask) = self.drop(hidden_td, Place::Output);
+        let site = sites.and_then(|sites| sites.output_end.as_ref());
+        let (out_td, output_end) = self.end([&hidden_td, &middle_td], &weights.output_norm, site, Rank::OutputEnd);
+        let saved = (self.depth != Depth::Nothing).then_some(SavedLayer {
+            projections: [query, key, value],
+            attention: saved,
+            attention_mask,
+            attention_end,
+            inner_ti,
+            intermediate,
+            output,
+            output_mask,
+            output_end,
+        });
+        (out_td, saved)
+    }
+
+    /// Gradient of the input, or `None` where nothing below is trained. Gradients of trained leaves go to `leaves`.
+    pub(crate) fn backward(&self, saved: SavedLayer, gradient_td: &Tensor, leaves: &mut Leaves) -> Option<Tensor> {
+        let weights = self.weights;
+        let [hidden, middle] = self.end_backward(saved.output_end, gradient_td, &weights.output_norm, leaves);
+        if !self.depth.passes(Rank::OutputEnd) {
+            return None;
+        }
+        let hidden = undrop(hidden?, saved.output_mask.as_ref());
+        let bent = self.linear_backward((&weights.output, saved.output), &hidden, leaves, Rank::Output)?;
+        let activation = self.constants.activation;
+        let inner = timed(Work::ElementWise, || activate_backward(activation, &saved.inner_ti, &bent));
+        let below =
+            self.linear_backward((&weights.intermediate, saved.intermediate), &inner, leaves, Rank::Intermediate)?;
+        let middle = middle? + below;
+
+        let [hidden, asking] = self.end_backward(saved.attention_end, &middle, &weights.attention_norm, leaves);
+        if !self.depth.passes(Rank::AttentionEnd) {
+            return None;
+        }
+        let context = weights.attention_output.backward(&undrop(hidden?, saved.attention_mask.as_ref()));
+        let gradients = timed(Work::Attention, || attention_backward(&saved.attention, &context, &self.shape()));
+        let linears = [&weights.query, &weights.key, &weights.value];
+        let below = linears.into_iter().zip(saved.projections).zip(&gradients).map(|((linear, island), gradient)| {
+            self.linear_backward((linear, island), gradient, leaves, Rank::Projections)
+        });
+        // All three run, since each may have leaves, before the first missing one ends the layer.
+        let below: Vec<Option<Tensor>> = below.collect();
+        let [query, key, value] = <[_; 3]>::try_from(below).expect("three projections");
+        let (asking, all) = (asking? + query?, key? + value?);
+        Some(if self.only_first() {
+            all.index_add(0, &self.spans.starts().to_device(all.device()), &asking)
+        } else {
+            all + asking
+        })
+    }
+
+    fn only_first(&self) -> bool {
+        self.spans.tokens() != self.out_spans.tokens()
+    }
+
+    fn shape(&self) -> Shape<'_> {
+        Shape { queries: self.out_spans, keys: self.spans, heads: self.constants.heads }
+    }
+
+    /// A linear layer and the LoRA update beside it.
+    fn linear(
+        &self,
+        linear: &Linear,
+        site: Option<&LoraSite>,
+        (x_ti, spans): (&Tensor, &Spans),
+        rank: Rank,
+    ) -> (Tensor, Option<Island>) {
+        let out_to = linear.forward(x_ti);
+        let (Some(site), Some((_, composition)), Some(context)) = (site, self.sites, self.site_context) else {
+            return (out_to, None);
+        };
+        let update = |x: &[Tensor]| site.forward(composition, &x[0], spans, (context.leaves, self.masks));
+        let (island, update_to) = self.site(&[x_ti], rank, &site.leaves, update);
+        (out_to + update_to, island)
+    }
+
+    fn linear_backward(
+        &self,
+        (linear, island): (&Linear, Option<Island>),
+        gradient_to: &Tensor,
+        leaves: &mut Leaves,
+        rank: Rank,
+    ) -> Option<Tensor> {
+        let through_island = island.and_then(|island| island.backward(gradient_to, leaves).pop());
+        let through_linear = self.depth.passes(rank).then(|| linear.backward(gradient_to))?;
+        Some(match through_island {
+            Some(gradient) => through_linear + gradient,
+            None => through_linear,
+        })
+    }
+
+    /// The end of a block: residual and layer norm, with adapters where there are some.
+    fn end(&self, inputs: [&Tensor; 2], norm: &LayerNorm, site: Option<&BottleneckSite>, rank: Rank) -> (Tensor, End) {
+        let (Some(site), Some(context)) = (site, self.site_context) else {
+            let (out_td, saved) = timed(Work::ElementWise, || norm.forward_sum(inputs[0], inputs[1]));
+            return (out_td, End::Plain(saved));
+        };
+        let run = |x: &[Tensor]| site.forward([&x[0], &x[1]], norm, self.out_spans, context);
+        let (island, out_td) = self.site(&inputs, rank, &site.leaves, run);
+        (out_td, End::Site(island))
+    }
+
+    /// Gradients of the block's output and of its residual.
+    fn end_backward(
+        &self,
+        end: End,
+        gradient_td: &Tensor,
+        norm: &LayerNorm,
+        leaves: &mut Leaves,
+    ) -> [Option<Tensor>; 2] {
+        match end {
+            End::Plain(saved) => {
+                let sum = timed(Work::ElementWise, || norm.backward(&saved, gradient_td));
+                [Some(sum.shallow_clone()), Some(sum)]
+            }
+            End::Site(Some(island)) => {
+                let mut gradients = island.backward(gradient_td, leaves).into_iter();
+                [gradients.next(), gradients.next()]
+            }
+            End::Site(None) => [None, None],
+        }
+    }
+
+    fn site(
+        &self,
+        inputs: &[&Tensor],
+        rank: Rank,
+        leaves: &[usize],
+        run: impl FnOnce(&[Tensor]) -> Tensor,
+    ) -> (Option<Island>, Tensor) {
+        if self.depth.reaches(rank) {
+            let (island, out) = Island::forward(inputs, self.depth.passes(rank), leaves.to_vec(), run);
+            (Some(island), out)
+        } else {
+            let inputs: Vec<Tensor> = inputs.iter().map(|input| input.shallow_clone()).collect();
+            (None, run(&inputs))
+        }
+    }
+
+    fn drop(&self, hidden_td: Tensor, place: Place) -> (Tensor, Option<Tensor>) {
+        let probability = self.masks.map_or(0.0, |masks| masks.of_trunk(self.constants.hidden_dropout));
+        let Some(masks) = self.masks.filter(|_| probability > 0.0) else { return (hidden_td, None) };
+        let width = usize::try_from(hidden_td.size()[1]).expect("a width");
+        let mask = masks.tokens(Address::of(self.index, place), self.out_spans, width, probability);
+        (hidden_td * &mask, Some(mask))
+    }
+
+    fn probability_dropout(&self) -> Option<ProbabilityDropout<'_>> {
+        let masks = self.masks?;
+        let probability = masks.of_trunk(self.attention_dropout);
+        let address = Address::of(self.index, Place::AttentionProbabilities);
+        (probability > 0.0).then_some(ProbabilityDropout { masks, address, probability })
+    }
+}
+
+fn undrop(gradient: Tensor, mask: Option<&Tensor>) -> Tensor {
+    match mask {
+        Some(mask) => gradient * mask,
+        None => gradient,
+    }
+}

@@ -1,0 +1,61 @@
+//! Trunks, adapters, composition, heads and the training of them on libtorch.
+//!
+//! The trunk is frozen: its blocks have an explicit forward that returns what the backward needs, and an explicit
+//! backward with respect to their input only. Adapter sites and heads are small autograd islands. Activations are
+//! packed, `[tokens, hidden]`, without padding. Nothing here draws from libtorch's random generator, and a lane's
+//! result is a function of its rows, the parameters and the options alone (invariant 5 of ARCHITECTURE.md).
+//!
+//! Suffixes of tensor names: `t` tokens, `d` hidden size, `o`/`i` output/input width, `b` rows, `c` logits,
+//! `h` attention heads, `n` fused adapters.
+
+mod attention;
+mod block;
+mod bottleneck;
+mod checkpoint;
+mod clock;
+mod compose;
+mod dropout;
+mod error;
+mod follow;
+mod fusion;
+mod golden;
+mod head;
+mod host;
+mod initial;
+mod input;
+mod island;
+mod layer;
+mod lora;
+mod metrics;
+mod network;
+mod parameters;
+mod process;
+mod rows;
+mod scoring;
+mod setup;
+mod spans;
+#[cfg(test)]
+mod testing;
+mod timing;
+mod trainer;
+mod trunk;
+
+pub use checkpoint::CheckpointError;
+pub use clock::thread_seconds;
+pub use error::EngineError;
+pub use follow::{FollowError, follow};
+pub use golden::{GoldenError, golden};
+pub use initial::initial_weights;
+pub use input::{BatchShape, Consumed, Encoded, Input, InputCost, InputError, InputRequest, Position, TextEncoder, Update};
+pub use metrics::{Predictions, largest};
+pub use network::Network;
+pub use parameters::{Layout, TrainedTensor};
+pub use process::{cuda_devices, use_one_thread};
+pub use rows::{Dropout, FusionAttention, HeadLogits, Lane, LaneOptions, LaneOutput, Prediction, Targets, Tokens};
+pub use scoring::Scored;
+pub use setup::{Setup, Trained};
+pub use timing::{Work, take_work_times};
+pub use trainer::{Course, Progress, StepOptions, StepOutcome, TrainError, Trainer};
+pub use trunk::Trunk;
+/// Where tensors live.
+pub use tch::Device;

@@ -1,0 +1,316 @@
+//! One pass through a network: embeddings, layers, heads, and back.
+
+use std::cell::RefCell;
+
+use graftwork_model::{Family, TrunkDescription};
+use tch::{Kind, Tensor};
+
+use super::Network;
+use crate::{
+    bottleneck::SiteContext,
+    dropout::{Address, Masks, Place},
+    head::{Service, loss as loss_of, loss_value, services},
+    island::Island,
+    layer::{Constants, Depth, Layer, LayerSites, SavedLayer},
+    parameters::{Leaves, to_host},
+    rows::{FusionAttention, HeadLogits, LaneOptions, LaneOutput, Prediction, Targets, Tokens},
+    spans::{Spans, signed},
+};
+
+/// Packed rows as the trunk reads them.
+pub(crate) struct Input {
+    pub(crate) ids: Vec<i64>,
+    pub(crate) type_ids: Vec<i64>,
+    pub(crate) positions: Vec<i64>,
+    pub(crate) spans: Spans,
+}
+
+impl Input {
+    pub(crate) fn new(tokens: &Tokens, rows: &[u64], description: &TrunkDescription) -> Self {
+        let spans = Spans::new(&tokens.lengths, rows);
+        Self::with_spans(tokens, spans, description)
+    }
+
+    /// Rows of which some tokens may be hidden (padding, in comparisons with the peer).
+    pub(crate) fn with_spans(tokens: &Tokens, spans: Spans, description: &TrunkDescription) -> Self {
+        let first = i64::from(description.first_position());
+        let position = |index: usize, visible: usize| match description.family {
+            // RoBERTa gives padding the position of the padding id.
+            Family::Roberta if index >= visible => description.pad_token_id,
+            _ => first + signed(index),
+        };
+        let of_row = spans.0.iter().flat_map(|span| (0..span.length).map(|index| position(index, span.visible)));
+        let positions = of_row.collect();
+        Self { ids: tokens.ids.clone(), type_ids: tokens.type_ids.clone(), positions, spans }
+    }
+}
+
+/// What a forward pass leaves behind.
+struct Forward {
+    /// Output of the last layer: all tokens, or the first ones alone.
+    out_td: Tensor,
+    /// Rows of `out_td`.
+    spans: Spans,
+    /// What the backward needs, from the lowest layer that it reaches on.
+    saved: Vec<(u32, Frame, SavedLayer)>,
+}
+
+/// Rows and depth of one layer in this pass.
+#[derive(Clone)]
+struct Frame {
+    spans: Spans,
+    out_spans: Spans,
+    depth: Depth,
+}
+
+/// What a pass is asked for.
+struct Ask<'a> {
+    input: &'a Input,
+    skip_layers: &'a [u32],
+    step: u64,
+    masks: Option<&'a Masks>,
+    attention: Option<&'a RefCell<Vec<FusionAttention>>>,
+    /// Gradients are wanted.
+    train: bool,
+    /// Every token of the last layer is wanted.
+    whole: bool,
+}
+
+/// Everything that a comparison looks at.
+pub(crate) struct Inside {
+    /// `[tokens, d]`, of all tokens when asked for, of first tokens otherwise.
+    pub(crate) hidden_td: Tensor,
+    /// For each head, `[b, c]`.
+    pub(crate) logits: Vec<Tensor>,
+}
+
+/// Forward and backward of one lane. Arguments are checked by the caller, who has also switched autograd off.
+pub(crate) fn train(
+    network: &Network,
+    input: &Input,
+    targets: &Targets,
+    options: &LaneOptions,
+    whole: bool,
+) -> (LaneOutput, Inside) {
+    let mut leaves = Leaves::new(&network.layout, &network.flat, true);
+    let masks = Masks::of(options, network.trunk.device());
+    let ask = Ask {
+        input,
+        skip_layers: options.skip_layers,
+        step: options.step,
+        masks: masks.as_ref(),
+        attention: None,
+        train: true,
+        whole,
+    };
+    let forward = network.forward(&ask, &leaves);
+    let first_bd = first_tokens(&forward);
+    let reaches_trunk = !forward.saved.is_empty();
+    let rows = input.spans.rows();
+    let (mut loss, mut gradients, mut logits) = (0.0, Vec::new(), Vec::new());
+    for service in services(network.setup.composition.as_ref(), rows) {
+        let (first, count) = service.rows;
+        let scale = options.loss_scale * rows as f64 / count as f64;
+        let scale = if count == rows { options.loss_scale } else { scale };
+        let rows_bd = first_bd.narrow(0, signed(first), signed(count));
+        let leaf_indices = network.heads[service.head].leaves.clone();
+        let mut head_logits = None;
+        let (island, value) = Island::forward(&[&rows_bd], reaches_trunk, leaf_indices, |x| {
+            let out_bc = network.head_logits(&service, &x[0], &forward.spans, (&leaves, masks.as_ref()));
+            head_logits = Some(out_bc.detach());
+            loss_of(&out_bc, targets, (service.first_target, count), scale)
+        });
+        loss += loss_value(&value);
+        logits.extend(head_logits);
+        gradients.extend(island.backward_of_loss(&mut leaves));
+    }
+    if reaches_trunk {
+        let gradient_bd = Tensor::cat(&gradients, 0);
+        network.backward(&forward.spans, forward.saved, gradient_bd, &mut leaves);
+    }
+    (LaneOutput { loss, gradient: leaves.into_gradient() }, Inside { hidden_td: forward.out_td, logits })
+}
+
+/// Logits and fusion attention. Autograd is off.
+pub(super) fn predict(network: &Network, input: &Input, skip_layers: &[u32]) -> Prediction {
+    let leaves = Leaves::new(&network.layout, &network.flat, false);
+    let attention = RefCell::new(Vec::new());
+    // A fusion's temperature has fallen to 1 when it is used.
+    let ask = Ask {
+        input,
+        skip_layers,
+        step: u64::MAX,
+        masks: None,
+        attention: Some(&attention),
+        train: false,
+        whole: false,
+    };
+    let forward = network.forward(&ask, &leaves);
+    let first_bd = first_tokens(&forward);
+    let one = |service: Service| {
+        let (first, count) = service.rows;
+        let rows_bd = first_bd.narrow(0, signed(first), signed(count));
+        let logits_bc = network.head_logits(&service, &rows_bd, &forward.spans, (&leaves, None));
+        let head = &network.heads[service.head];
+        HeadLogits { head: head.name.clone(), outputs: head.config.outputs(), logits: to_host(&logits_bc) }
+    };
+    let heads = services(network.setup.composition.as_ref(), input.spans.rows()).into_iter().map(one).collect();
+    Prediction { heads, fusion_attention: attention.into_inner() }
+}
+
+fn first_tokens(forward: &Forward) -> Tensor {
+    if forward.spans.tokens() == forward.spans.rows() {
+        return forward.out_td.shallow_clone();
+    }
+    forward.out_td.index_select(0, &forward.spans.starts().to_device(forward.out_td.device()))
+}
+
+impl Network {
+    fn forward(&self, ask: &Ask, leaves: &Leaves) -> Forward {
+        let description = self.description();
+        let composition = self.setup.composition.as_ref();
+        let context = composition.map(|composition| SiteContext {
+            composition,
+            leaves,
+            masks: ask.masks,
+            attention_dropout: description.attention_dropout,
+            step: ask.step,
+            attention: ask.attention,
+        });
+        let last = description.layers - 1;
+        let repeat_at = (0..last).find(|layer| self.active(*layer, ask.skip_layers)).unwrap_or(last);
+        let copies = self.copies();
+        let mut spans = ask.input.spans.clone();
+        let mut x_td = self.embed(ask.input, ask.masks);
+        let mut saved = Vec::new();
+        for index in 0..description.layers {
+            if index == repeat_at && copies > 1 {
+                x_td = x_td.repeat([signed(copies), 1]);
+                spans = spans.repeat(copies);
+            }
+            let first_only = index == last
+                && !ask.whole
+                && !self.sites(index, ask.skip_layers).is_some_and(LayerSites::reads_whole_rows);
+            let out_spans = if first_only { spans.first_tokens() } else { spans.clone() };
+            let depth = if ask.train { self.depth(index, ask.skip_layers) } else { Depth::Nothing };
+            let frame = Frame { spans, out_spans, depth };
+            let layer = self.layer(index, &frame, context.as_ref(), ask);
+            let (out_td, kept) = layer.forward(&x_td);
+            x_td = out_td;
+            spans = frame.out_spans.clone();
+            saved.extend(kept.map(|kept| (index, frame, kept)));
+        }
+        Forward { out_td: x_td, spans, saved }
+    }
+
+    /// Sends the gradient of the first tokens down to the lowest trained site.
+    fn backward(&self, spans: &Spans, saved: Vec<(u32, Frame, SavedLayer)>, gradient_bd: Tensor, leaves: &mut Leaves) {
+        let mut gradient = gradient_bd;
+        if spans.tokens() != spans.rows() {
+            let size = [signed(spans.tokens()), gradient.size()[1]];
+            let zeros = Tensor::zeros(size, (Kind::Float, gradient.device()));
+            gradient = zeros.index_copy(0, &spans.starts().to_device(gradient.device()), &gradient);
+        }
+        for (index, frame, saved) in saved.into_iter().rev() {
+            let layer = self.layer_frame(index, &frame);
+            match layer.backward(saved, &gradient, leaves) {
+                Some(below) => gradient = below,
+                None => return,
+            }
+        }
+    }
+
+    fn embed(&self, input: &Input, masks: Option<&Masks>) -> Tensor {
+        let embeddings = &self.trunk.embeddings;
+        let device = self.trunk.device();
+        let rows = |table: &Tensor, ids: &[i64]| table.index_select(0, &Tensor::from_slice(ids).to_device(device));
+        let sum_td = rows(&embeddings.word_vd, &input.ids)
+            + rows(&embeddings.segment_sd, &input.type_ids)
+            + rows(&embeddings.position_pd, &input.positions);
+        let out_td = embeddings.norm.forward(&sum_td);
+        let probability = masks.map_or(0.0, |masks| masks.of_trunk(self.description().hidden_dropout));
+        match masks.filter(|_| probability > 0.0) {
+            Some(masks) => {
+                let width = usize::try_from(out_td.size()[1]).expect("a width");
+                out_td * masks.tokens(Address::of(0, Place::Embeddings), &input.spans, width, probability)
+            }
+            None => out_td,
+        }
+    }
+
+    fn head_logits(
+        &self,
+        service: &Service,
+        rows_bd: &Tensor,
+        spans: &Spans,
+        (leaves, masks): (&Leaves, Option<&Masks>),
+    ) -> Tensor {
+        let (first, count) = service.rows;
+        let spans = spans.first_tokens().slice(first, first + count).0;
+        let head = &self.heads[service.head];
+        head.logits(rows_bd, self.trunk.pooler.as_ref(), (leaves, masks), (service.head, &spans))
+    }
+
+    /// The sites of a layer, unless it is left out.
+    fn sites(&self, layer: u32, skip_layers: &[u32]) -> Option<&LayerSites> {
+        (!skip_layers.contains(&layer)).then(|| &self.layers[layer as usize])
+    }
+
+    fn active(&self, layer: u32, skip_layers: &[u32]) -> bool {
+        self.sites(layer, skip_layers).is_some_and(LayerSites::any)
+    }
+
+    fn depth(&self, layer: u32, skip_layers: &[u32]) -> Depth {
+        let lowest = |layer: u32| self.sites(layer, skip_layers).and_then(LayerSites::lowest_trained);
+        if (0..layer).any(|below| lowest(below).is_some()) {
+            return Depth::Whole;
+        }
+        lowest(layer).map_or(Depth::Nothing, Depth::DownTo)
+    }
+
+    /// How often `Parallel` repeats the batch.
+    fn copies(&self) -> usize {
+        match crate::head::final_block(self.setup.composition.as_ref()) {
+            Some(graftwork_shared::composition::Composition::Parallel { children }) => children.len(),
+            _ => 1,
+        }
+    }
+
+    fn layer<'a>(
+        &'a self,
+        index: u32,
+        frame: &'a Frame,
+        context: Option<&'a SiteContext<'a>>,
+        ask: &Ask<'a>,
+    ) -> Layer<'a> {
+        let sites = self.sites(index, ask.skip_layers).filter(|sites| sites.any());
+        Layer {
+            sites: sites.zip(context.map(|context| context.composition)),
+            site_context: context,
+            masks: ask.masks,
+            ..self.layer_frame(index, frame)
+        }
+    }
+
+    /// A layer as its backward needs it: without sites, since islands keep what they need.
+    fn layer_frame<'a>(&'a self, index: u32, frame: &'a Frame) -> Layer<'a> {
+        let description = self.description();
+        let constants = Constants {
+            activation: description.hidden_act,
+            heads: i64::from(description.attention_heads),
+            hidden_dropout: description.hidden_dropout,
+        };
+        Layer {
+            index,
+            weights: &self.trunk.layers[index as usize],
+            sites: None,
+            constants,
+            site_context: None,
+            masks: None,
+            attention_dropout: description.attention_dropout,
+            spans: &frame.spans,
+            out_spans: &frame.out_spans,
+            depth: frame.depth,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! What goes into a lane and what comes out: packed rows, options, gradients and predictions. Values only.
+
+use graftwork_shared::id::Name;
+
+use crate::EngineError;
+
+/// Packed rows without padding: the tokens of row 0, then of row 1, and so on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Token ids of all rows, special tokens included.
+    pub ids: Vec<i64>,
+    /// Segment ids, one for each token; zeros where the model has one segment type.
+    pub type_ids: Vec<i64>,
+    /// Tokens of each row, each at least 1; their sum is the number of ids.
+    pub lengths: Vec<usize>,
+}
+
+/// What the heads should have said, one for each row of the lane.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Targets {
+    /// Class ids, for classification heads.
+    Classes(Vec<i64>),
+    /// Numbers, for regression heads.
+    Values(Vec<f32>),
+}
+
+/// A fixed slice of a global batch: the unit of parallelism.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lane {
+    /// The rows' tokens.
+    pub tokens: Tokens,
+    /// The rows' targets.
+    pub targets: Targets,
+    /// The rows' numbers within the data; they address dropout, so that a mask does not depend on the packing.
+    pub rows: Vec<u64>,
+}
+
+/// How a lane is computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LaneOptions<'a> {
+    /// Factor on each row's loss, usually 1 / rows of the global batch, so that lanes add up to the batch's mean.
+    pub loss_scale: f64,
+    /// Number of the optimizer update, from 0: addresses dropout and sets the temperature of fusions that have one.
+    pub step: u64,
+    /// Dropout, or `None` for a pass without any.
+    pub dropout: Option<Dropout>,
+    /// Layers whose adapters and fusions are left out in this pass (AdapterDrop).
+    pub skip_layers: &'a [u32],
+}
+
+/// Which dropout is active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropout {
+    /// Seed of the masks.
+    pub seed: u64,
+    /// The trunk's own dropout too, and what takes its probability from the trunk: heads and fusions without a
+    /// probability of their own. Adapters' dropout is active in any case.
+    pub base_model: bool,
+}
+
+/// Loss and gradient of one lane.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaneOutput {
+    /// Sum over rows and heads of the row losses, each times `loss_scale`.
+    pub loss: f64,
+    /// Gradient of `loss` over all trained parameters, in the order of [`crate::Layout`].
+    pub gradient: Vec<f32>,
+}
+
+/// What a network says about rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// Logits, one entry for each head.
+    pub heads: Vec<HeadLogits>,
+    /// Attention of active fusions, one entry for each fusion and layer.
+    pub fusion_attention: Vec<FusionAttention>,
+}
+
+/// One head's logits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadLogits {
+    /// The head.
+    pub head: Name,
+    /// Numbers in a row.
+    pub outputs: usize,
+    /// `[rows, outputs]`, row after row. A head of a `BatchSplit` has the rows of its run alone.
+    pub logits: Vec<f32>,
+}
+
+/// How much attention a fusion layer gave to each of its adapters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FusionAttention {
+    /// The fusion.
+    pub fusion: String,
+    /// The trunk's layer.
+    pub layer: u32,
+    /// Tokens that were averaged: all of them, in the last layer those that a head reads.
+    pub tokens: u64,
+    /// Mean weight of each fused adapter that acts in this layer, in order; they sum to 1.
+    pub weights: Vec<f64>,
+}
+
+impl Targets {
+    /// How many rows have a target.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Classes(classes) => classes.len(),
+            Self::Values(values) => values.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Tokens {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Checks lengths and ids against a model's limits.
+    pub(crate) fn check(&self, vocabulary: u32, types: u32, longest: usize) -> Result<(), EngineError> {
+        let wrong = |what: String| Err(EngineError::Rows(what));
+        let total: usize = self.lengths.iter().sum();
+        if self.lengths.is_empty() || total != self.ids.len() || total != self.type_ids.len() {
+            return wrong(format!(
+                "{} rows of {total} tokens in sum need as many ids and segment ids, but there are {} and {}",
+                self.lengths.len(),
+                self.ids.len(),
+                self.type_ids.len()
+            ));
+        }
+        if let Some(row) = self.lengths.iter().position(|&length| length == 0 || length > longest) {
+            let length = self.lengths[row];
+            return wrong(format!("row {row} of the lane has {length} tokens, the model takes 1 to {longest}"));
+        }
+        if let Some(id) = self.ids.iter().find(|&&id| !(0..i64::from(vocabulary)).contains(&id)) {
+            return wrong(format!("token id {id} is outside the vocabulary of {vocabulary}"));
+        }
+        if let Some(id) = self.type_ids.iter().find(|&&id| !(0..i64::from(types)).contains(&id)) {
+            return wrong(format!("segment id {id} is outside the model's {types} segment types"));
+        }
+        Ok(())
+    }
+}

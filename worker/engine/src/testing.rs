@@ -1,0 +1,101 @@
+//! What the tests of this crate share: random tensors, comparisons and tiny setups.
+
+use std::{collections::BTreeMap, path::Path};
+
+use graftwork_model::{BaseModel, TrunkDescription};
+use graftwork_shared::{
+    adapter::AdapterConfig,
+    composition::Composition,
+    head::{Head, HeadOutput},
+    id::Name,
+    random::{Purpose, Stream},
+};
+use tch::Tensor;
+
+use crate::{
+    network::Network,
+    parameters::to_host,
+    rows::{Lane, Targets, Tokens},
+    setup::{Setup, Trained},
+    trunk::Trunk,
+};
+
+/// Standard normal numbers, other ones for each number `major`.
+pub(crate) fn normal(major: u32, shape: &[i64]) -> Tensor {
+    let mut values = vec![0.0; usize::try_from(shape.iter().product::<i64>()).unwrap()];
+    Stream::new(99, Purpose::InitialWeights).fill_normal(major, &mut values);
+    Tensor::from_slice(&values).view(shape)
+}
+
+pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+#[track_caller]
+pub(crate) fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f32) {
+    assert_eq!(found.size(), expected.size());
+    let difference = largest_difference(&to_host(found), &to_host(expected));
+    assert!(difference <= tolerance, "largest difference {difference}, allowed {tolerance}");
+}
+
+pub(crate) fn tiny_description() -> TrunkDescription {
+    let config = br#"{"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 64, "vocab_size": 50, "max_position_embeddings": 20, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1, "pad_token_id": 0, "initializer_range": 0.02}"#;
+    TrunkDescription::parse(config, "config.json").unwrap()
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+pub(crate) fn classification(labels: &[&str]) -> Head {
+    Head::new(HeadOutput::Classification { labels: labels.iter().map(ToString::to_string).collect() })
+}
+
+/// One trained adapter of a preset with a head of three classes.
+pub(crate) fn adapter_setup(preset: &str, adapter: &str) -> Setup {
+    let mut setup = Setup {
+        composition: Some(Composition::single(name(adapter))),
+        adapters: BTreeMap::from([(name(adapter), AdapterConfig::preset(preset).unwrap())]),
+        heads: vec![(name(adapter), classification(&["x", "y", "z"]))],
+        ..Setup::default()
+    };
+    setup.trained = Trained::all(&setup);
+    setup
+}
+
+/// The peer's tiny BERT: 2 layers of 16, at most 14 tokens.
+pub(crate) fn tiny_trunk() -> Trunk {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/peer/bert/base");
+    Trunk::open(&BaseModel::open_without_tokenizer(&folder).unwrap(), tch::Device::Cpu).unwrap()
+}
+
+/// A network whose parameters are all off their initial values, so that no term is zero.
+pub(crate) fn shaken(setup: &Setup) -> Network {
+    let trunk = tiny_trunk();
+    let everything = Setup { trained: Trained::all(setup), ..setup.clone() };
+    let mut weights = crate::initial_weights(&everything, trunk.description(), 5).unwrap();
+    for (index, tensor) in weights.values_mut().enumerate() {
+        let noise = to_host(&normal(u32::try_from(index).unwrap(), &[i64::try_from(tensor.values.len()).unwrap()]));
+        tensor.values.iter_mut().zip(noise).for_each(|(value, noise)| *value += 0.1 * noise);
+    }
+    Network::new(trunk, setup.clone(), weights).unwrap()
+}
+
+/// Rows of these lengths with ids and classes that depend on the row's number alone.
+pub(crate) fn rows(lengths: &[usize], first_row: u64) -> Lane {
+    let random = Stream::new(3, Purpose::WindowOrder);
+    let numbers: Vec<u64> = (first_row..first_row + lengths.len() as u64).collect();
+    let ids = numbers.iter().zip(lengths).flat_map(|(&row, &length)| {
+        (0..length as u64).map(move |token| i64::try_from(random.below(1, row * 100 + token, 200)).unwrap())
+    });
+    let ids: Vec<i64> = ids.collect();
+    Lane {
+        tokens: Tokens { type_ids: vec![0; ids.len()], ids, lengths: lengths.to_vec() },
+        targets: Targets::Classes(numbers.iter().map(|row| i64::try_from(row % 3).unwrap()).collect()),
+        rows: numbers,
+    }
+}

@@ -1,0 +1,283 @@
+//! Training as a state machine: lane outputs go in, an update of the parameters comes out.
+//!
+//! ```text
+//! lanes ─► tree sum ─► fusion penalty ─► norm ─► cut ─► AdamW at the schedule's rate ─► parameters
+//! ```
+//!
+//! The trainer owns every number that training changes, on plain buffers, and does all of this on one thread in one
+//! order. It computes no lane, reads no clock and holds no tensor of libtorch: who computed the lanes, and when, cannot
+//! reach it (invariant 5). [`crate::checkpoint`] writes all of its state and nothing else.
+
+mod adamw;
+mod gradient;
+mod progress;
+#[cfg(test)]
+mod tests;
+
+use graftwork_collective::{Tree, tree_sum};
+use graftwork_shared::{
+    assignment::Evaluation,
+    metric::Metric,
+    random::{Purpose, Stream},
+    training::{AdapterDrop, Training},
+};
+
+pub use progress::Progress;
+
+pub(crate) use adamw::Moments;
+
+use crate::{
+    Dropout, EngineError, LaneOptions, LaneOutput, Layout, Setup,
+    input::{BatchShape, Consumed},
+};
+use adamw::Factors;
+use gradient::ValueMatrix;
+
+/// Why training cannot go on. Trying again gives the same.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// Setup and layout do not fit.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The loss or the gradient is not a number any more.
+    #[error(
+        "training diverged at update {step}: the loss is {loss} and the gradient's norm {norm}; lower learning_rate or set clip_norm"
+    )]
+    Diverged {
+        /// The update, from 1.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Its gradient norm.
+        norm: f64,
+    },
+    /// The number of lanes or of their numbers is not that of the plan.
+    #[error("update {step} got {found} {what}, expected {expected}")]
+    Count {
+        /// The update, from 1.
+        step: u64,
+        /// What was counted.
+        what: &'static str,
+        /// How many came.
+        found: usize,
+        /// How many must come.
+        expected: usize,
+    },
+}
+
+/// What one update did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// Mean loss over the update's rows before it, fusion penalty included.
+    pub loss: f64,
+    /// Norm of the gradient before the cut.
+    pub gradient_norm: f64,
+    /// Learning rate of the update.
+    pub learning_rate: f64,
+}
+
+/// How to compute the lanes of one update; owned, so that it can travel to device threads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepOptions {
+    /// Factor on each row's loss: 1 / rows of the update.
+    pub loss_scale: f64,
+    /// Number of the update, from 0.
+    pub step: u64,
+    /// Active dropout.
+    pub dropout: Dropout,
+    /// Layers without adapters in this update.
+    pub skip_layers: Vec<u32>,
+}
+
+impl StepOptions {
+    /// The options of each lane.
+    pub fn lane(&self) -> LaneOptions<'_> {
+        let (dropout, skip_layers) = (Some(self.dropout), self.skip_layers.as_slice());
+        LaneOptions { loss_scale: self.loss_scale, step: self.step, dropout, skip_layers }
+    }
+}
+
+/// The weights of the best evaluation so far.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Best {
+    pub(crate) step: u64,
+    pub(crate) parameters: Vec<f32>,
+}
+
+/// Everything that training changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trainer {
+    pub(crate) layout: Layout,
+    pub(crate) parameters: Vec<f32>,
+    pub(crate) moments: Moments,
+    pub(crate) best: Option<Best>,
+    pub(crate) progress: Progress,
+    training: Training,
+    metric: Metric,
+    total_steps: u64,
+    value_matrices: Vec<ValueMatrix>,
+}
+
+/// What a trainer is told once: the options and the size of the data.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Course {
+    /// Optimisation.
+    pub training: Training,
+    /// The metric that chooses the best weights.
+    pub metric: Metric,
+    /// Rows of an epoch.
+    pub rows: u64,
+}
+
+impl Trainer {
+    /// A trainer at its first update. `parameters` are the initial weights in the order of `layout`.
+    pub fn new(course: Course, setup: &Setup, layout: &Layout, parameters: Vec<f32>) -> Result<Self, TrainError> {
+        if parameters.len() != layout.len {
+            let (found, expected) = (parameters.len(), layout.len);
+            return Err(TrainError::Count { step: 0, what: "parameters", found, expected });
+        }
+        Ok(Self {
+            value_matrices: gradient::value_matrices(layout, setup)?,
+            layout: layout.clone(),
+            moments: Moments::new(parameters.len()),
+            parameters,
+            best: None,
+            progress: Progress::default(),
+            total_steps: course.training.total_steps(course.rows),
+            training: course.training,
+            metric: course.metric,
+        })
+    }
+
+    /// The trained numbers, in the order of the layout.
+    pub fn parameters(&self) -> &[f32] {
+        &self.parameters
+    }
+
+    /// The weights to publish: the best scored ones where the job keeps them, the last ones otherwise.
+    pub fn kept_parameters(&self) -> &[f32] {
+        self.best.as_ref().map_or(&self.parameters, |best| &best.parameters)
+    }
+
+    /// The update after which [`Self::kept_parameters`] were scored.
+    pub fn kept_step(&self) -> u64 {
+        self.best.as_ref().map_or(self.progress.step, |best| best.step)
+    }
+
+    /// How far training is.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// Updates of the whole training, early stopping aside.
+    pub fn total_steps(&self) -> u64 {
+        self.total_steps
+    }
+
+    /// How rows are cut into lanes.
+    pub fn shape(&self) -> BatchShape {
+        BatchShape::of(&self.training)
+    }
+
+    /// How the next update's lanes are computed; the update has `rows` rows.
+    pub fn step_options(&self, rows: u64) -> StepOptions {
+        let step = self.progress.step;
+        let skip_layers = match &self.training.adapter_drop {
+            AdapterDrop::Off => Vec::new(),
+            AdapterDrop::Layers(layers) => layers.clone(),
+            AdapterDrop::DrawnUpTo(most) => {
+                let drawn = Stream::new(self.training.seed, Purpose::AdapterDrop).below(0, step, u64::from(*most) + 1);
+                (0..*most).filter(|&layer| u64::from(layer) < drawn).collect()
+            }
+        };
+        let dropout = Dropout { seed: self.training.seed, base_model: self.training.base_model_dropout };
+        StepOptions { loss_scale: 1.0 / rows.max(1) as f64, step, dropout, skip_layers }
+    }
+
+    /// One update from its lanes' outputs, in the order of the lanes; `consumed` is which rows they were.
+    ///
+    /// The gradient of a layer that AdapterDrop left out is zero: its moments fade and it moves by what is left of
+    /// them.
+    pub fn apply(&mut self, lanes: Vec<Option<LaneOutput>>, consumed: Consumed) -> Result<StepOutcome, TrainError> {
+        let outcome = self.step(lanes)?;
+        self.progress.take(consumed);
+        Ok(outcome)
+    }
+
+    /// The arithmetic of [`Self::apply`].
+    pub(crate) fn step(&mut self, lanes: Vec<Option<LaneOutput>>) -> Result<StepOutcome, TrainError> {
+        let step = self.progress.step;
+        let (losses, gradients) = self.take_lanes(lanes)?;
+        let tree = Tree::new(losses.len());
+        let mut gradient = tree_sum(gradients);
+        gradient.resize(self.parameters.len(), 0.0);
+        let mut loss = tree.fold(losses, |left, right| left + right).unwrap_or_default();
+        loss += gradient::add_fusion_penalty(&self.value_matrices, &self.parameters, &mut gradient);
+        let norm = gradient::norm(&gradient);
+        if !loss.is_finite() || !norm.is_finite() {
+            return Err(TrainError::Diverged { step: step + 1, loss, norm });
+        }
+        if let Some(limit) = self.training.clip_norm {
+            gradient::clip(&mut gradient, norm, limit);
+        }
+        let learning_rate = self.training.rate(step, self.total_steps);
+        let factors = Factors::new(&self.training, step, learning_rate);
+        for tensor in &self.layout.tensors {
+            let range = tensor.offset..tensor.offset + tensor.elements();
+            self.moments.update(range, &mut self.parameters, &gradient, &factors, tensor.decays);
+        }
+        self.progress.step += 1;
+        Ok(StepOutcome { loss, gradient_norm: norm, learning_rate })
+    }
+
+    #[expect(clippy::type_complexity, reason = "two lists that were one")]
+    fn take_lanes(
+        &self,
+        lanes: Vec<Option<LaneOutput>>,
+    ) -> Result<(Vec<Option<f64>>, Vec<Option<Vec<f32>>>), TrainError> {
+        let step = self.progress.step + 1;
+        let shape = self.shape();
+        let count = |what, found, expected| {
+            if found == expected { Ok(()) } else { Err(TrainError::Count { step, what, found, expected }) }
+        };
+        count("lanes", lanes.len(), shape.lanes * shape.accumulation)?;
+        for lane in lanes.iter().flatten() {
+            count("gradients of a lane", lane.gradient.len(), self.parameters.len())?;
+        }
+        Ok(lanes
+            .into_iter()
+            .map(|lane| lane.map_or((None, None), |lane| (Some(lane.loss), Some(lane.gradient))))
+            .unzip())
+    }
+
+    /// Records an evaluation of the current weights, and keeps them when they are the best so far and the job keeps
+    /// the best. Of equal scores the earlier one is kept.
+    pub fn record(&mut self, evaluation: Evaluation) {
+        let score = |evaluation: &Evaluation| evaluation.metrics.get(&self.metric).copied().unwrap_or_default();
+        let best_before = self
+            .progress
+            .evaluations
+            .iter()
+            .map(score)
+            .fold(None, |best: Option<f64>, score| Some(best.map_or(score, |best| best.max(score))));
+        if self.training.keep_best && best_before.is_none_or(|best| score(&evaluation) > best) {
+            self.best = Some(Best { step: self.progress.step, parameters: self.parameters.clone() });
+        }
+        self.progress.evaluations.push(evaluation);
+    }
+
+    /// Whether validation is due: at the job's interval and at the end, once for each update.
+    pub fn evaluation_is_due(&self) -> bool {
+        self.progress.evaluation_is_due(&self.training, self.total_steps)
+    }
+
+    /// Whether training is over: every update is done, or validation no longer improves.
+    pub fn is_finished(&self) -> bool {
+        self.progress.step >= self.total_steps || self.progress.stops_early(&self.training, self.metric)
+    }
+
+    /// Whether the job wants a checkpoint after the updates done so far.
+    pub fn checkpoint_is_due(&self) -> bool {
+        self.progress.step > 0 && self.progress.step.is_multiple_of(self.training.checkpoint_every_steps.max(1))
+    }
+}

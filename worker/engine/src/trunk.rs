@@ -1,0 +1,170 @@
+//! The frozen transformer's weights on a device.
+//!
+//! On the CPU the tensors lie in the mapped weight file itself, so that all threads and processes of a machine share
+//! its pages. Nothing ever writes to them (invariant 1).
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use graftwork_model::{BaseModel, Dtype, MappedWeights, ModelError, TrunkDescription, TrunkTensor};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    EngineError,
+    block::{LayerNorm, Linear},
+    spans::signed,
+};
+
+/// A frozen BERT or RoBERTa. `Send`, not `Sync`: a thread takes its own [`Trunk::share`].
+pub struct Trunk {
+    description: Arc<TrunkDescription>,
+    tokenizer: Arc<PathBuf>,
+    /// The file behind the tensors; must outlive every one of them.
+    mapped: Arc<MappedWeights>,
+    device: Device,
+    pub(crate) embeddings: Embeddings,
+    pub(crate) layers: Vec<LayerWeights>,
+    pub(crate) pooler: Option<Linear>,
+}
+
+/// Tables and layer norm in front of the first layer.
+pub(crate) struct Embeddings {
+    pub(crate) word_vd: Tensor,
+    pub(crate) position_pd: Tensor,
+    pub(crate) segment_sd: Tensor,
+    pub(crate) norm: LayerNorm,
+}
+
+/// One layer's frozen blocks.
+pub(crate) struct LayerWeights {
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) attention_output: Linear,
+    pub(crate) attention_norm: LayerNorm,
+    pub(crate) intermediate: Linear,
+    pub(crate) output: Linear,
+    pub(crate) output_norm: LayerNorm,
+}
+
+impl Trunk {
+    /// Maps a base model's weights. fp32 tensors are used where they lie; other types are converted into memory.
+    pub fn open(base: &BaseModel, device: Device) -> Result<Self, EngineError> {
+        let mapped = Arc::new(base.map()?);
+        let reader = Reader { base, mapped: &mapped, device };
+        let norm = |at: &str| reader.norm(at, base.description.layer_norm_eps);
+        let table = |name: &str| reader.tensor(&format!("embeddings.{name}_embeddings.weight"));
+        let embeddings = Embeddings {
+            word_vd: table("word")?,
+            position_pd: table("position")?,
+            segment_sd: table("token_type")?,
+            norm: norm("embeddings.LayerNorm")?,
+        };
+        let layer = |index: u32| {
+            let at = |place: &str| format!("encoder.layer.{index}.{place}");
+            Ok(LayerWeights {
+                query: reader.linear(&at("attention.self.query"))?,
+                key: reader.linear(&at("attention.self.key"))?,
+                value: reader.linear(&at("attention.self.value"))?,
+                attention_output: reader.linear(&at("attention.output.dense"))?,
+                attention_norm: norm(&at("attention.output.LayerNorm"))?,
+                intermediate: reader.linear(&at("intermediate.dense"))?,
+                output: reader.linear(&at("output.dense"))?,
+                output_norm: norm(&at("output.LayerNorm"))?,
+            })
+        };
+        let layers = (0..base.description.layers).map(layer).collect::<Result<_, EngineError>>()?;
+        let pooler = if base.has_pooler() { Some(reader.linear("pooler.dense")?) } else { None };
+        let description = Arc::new(base.description.clone());
+        let tokenizer = Arc::new(base.tokenizer.clone());
+        Ok(Self { description, tokenizer, mapped, device, embeddings, layers, pooler })
+    }
+
+    /// The same weights for another thread; costs a few dozen reference counts.
+    pub fn share(&self) -> Self {
+        let embeddings = Embeddings {
+            word_vd: self.embeddings.word_vd.shallow_clone(),
+            position_pd: self.embeddings.position_pd.shallow_clone(),
+            segment_sd: self.embeddings.segment_sd.shallow_clone(),
+            norm: self.embeddings.norm.share(),
+        };
+        let layer = |layer: &LayerWeights| LayerWeights {
+            query: layer.query.share(),
+            key: layer.key.share(),
+            value: layer.value.share(),
+            attention_output: layer.attention_output.share(),
+            attention_norm: layer.attention_norm.share(),
+            intermediate: layer.intermediate.share(),
+            output: layer.output.share(),
+            output_norm: layer.output_norm.share(),
+        };
+        Self {
+            description: Arc::clone(&self.description),
+            tokenizer: Arc::clone(&self.tokenizer),
+            mapped: Arc::clone(&self.mapped),
+            device: self.device,
+            embeddings,
+            layers: self.layers.iter().map(layer).collect(),
+            pooler: self.pooler.as_ref().map(Linear::share),
+        }
+    }
+
+    /// Sizes and constants of the model.
+    pub fn description(&self) -> &TrunkDescription {
+        &self.description
+    }
+
+    /// The base model's `tokenizer.json`.
+    pub fn tokenizer(&self) -> &Path {
+        &self.tokenizer
+    }
+
+    /// Where the weights lie.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+}
+
+struct Reader<'a> {
+    base: &'a BaseModel,
+    mapped: &'a MappedWeights,
+    device: Device,
+}
+
+impl Reader<'_> {
+    fn linear(&self, at: &str) -> Result<Linear, EngineError> {
+        Ok(Linear { weight_oi: self.tensor(&format!("{at}.weight"))?, bias_o: self.tensor(&format!("{at}.bias"))? })
+    }
+
+    fn norm(&self, at: &str, eps: f64) -> Result<LayerNorm, EngineError> {
+        Ok(LayerNorm {
+            weight_d: self.tensor(&format!("{at}.weight"))?,
+            bias_d: self.tensor(&format!("{at}.bias"))?,
+            eps,
+        })
+    }
+
+    fn tensor(&self, name: &str) -> Result<Tensor, EngineError> {
+        let missing = || EngineError::MissingTensor { name: name.to_owned(), present: self.base.tensors().len() };
+        let tensor = self.base.tensor(name).ok_or_else(missing)?;
+        let shape: Vec<i64> = tensor.shape.iter().map(|&size| signed(size)).collect();
+        let on_host =
+            if tensor.usable_in_place() { self.in_place(tensor, &shape) } else { self.copied(tensor, &shape)? };
+        Ok(on_host.to_device(self.device))
+    }
+
+    fn in_place(&self, tensor: &TrunkTensor, shape: &[i64]) -> Tensor {
+        debug_assert_eq!(tensor.dtype, Dtype::F32);
+        let bytes = self.mapped.bytes(tensor);
+        // SAFETY: `bytes` holds exactly the tensor's fp32 elements in row-major order at an address that is a
+        // multiple of 4 (both checked by `usable_in_place` and by the slice's range). The map is read-only and kept
+        // alive by `Trunk::mapped`, and no tensor of a trunk leaves this crate; nothing here writes to a trunk tensor.
+        unsafe { Tensor::from_blob(bytes.as_ptr(), shape, &[], Kind::Float, Device::Cpu) }
+    }
+
+    fn copied(&self, tensor: &TrunkTensor, shape: &[i64]) -> Result<Tensor, ModelError> {
+        Ok(Tensor::from_slice(&self.mapped.values(tensor)?.values).view(shape))
+    }
+}

@@ -1,0 +1,170 @@
+//! Blobs over the wire: content-addressed bytes, put and fetched in chunks.
+//!
+//! The digest is checked on both ends: damaged bytes are asked for again and never handed on. A broken connection or
+//! a coordinator that restarts costs a wait, not the work: every request is repeated for [`Blobs::new`]'s patience.
+
+use std::time::{Duration, Instant};
+
+use graftwork_proto::{
+    CHUNK_BYTES,
+    v1::{BlobDigest, Chunk, blobs_client::BlobsClient},
+};
+use graftwork_shared::digest::Digest;
+use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+
+use crate::channel::{Backoff, Token};
+
+/// How often bytes may arrive damaged before the fault is taken for a lasting one.
+const DAMAGED_ATTEMPTS: u32 = 4;
+
+/// Why a blob could not be moved.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BlobError {
+    /// The coordinator does not answer.
+    #[error("the coordinator did not answer for {seconds} seconds while blob {digest} was moved: {problem}")]
+    Unreachable {
+        /// Which blob.
+        digest: String,
+        /// How long it was tried.
+        seconds: u64,
+        /// What the last attempt said.
+        problem: String,
+    },
+    /// The coordinator answers, and says no.
+    #[error("the coordinator refused blob {digest}: {problem}")]
+    Refused {
+        /// Which blob.
+        digest: String,
+        /// What it said.
+        problem: String,
+    },
+    /// The bytes have another digest.
+    #[error("blob {digest} arrived damaged {attempts} times; the last time its digest was {found}")]
+    Damaged {
+        /// Which blob.
+        digest: String,
+        /// How often it was tried.
+        attempts: u32,
+        /// The digest of what arrived.
+        found: String,
+    },
+}
+
+/// One attempt's end.
+enum Attempt<T> {
+    Done(T),
+    Damaged(String),
+    Broken(Status),
+}
+
+/// The coordinator's blobs.
+#[derive(Clone, Debug)]
+pub(crate) struct Blobs {
+    client: BlobsClient<InterceptedService<Channel, Token>>,
+    patience: Duration,
+}
+
+impl Blobs {
+    /// Over this channel; requests are repeated as long as `patience` while the coordinator cannot be reached.
+    pub(crate) fn new(channel: Channel, token: Token, patience: Duration) -> Self {
+        Self { client: BlobsClient::with_interceptor(channel, token), patience }
+    }
+
+    /// Stores bytes; they are durable when this returns.
+    pub(crate) async fn put(&self, bytes: &[u8]) -> Result<Digest, BlobError> {
+        let digest = Digest::of(bytes);
+        self.repeat(digest, || self.put_once(bytes, digest)).await
+    }
+
+    /// Fetches bytes; they have this digest.
+    pub(crate) async fn get(&self, digest: Digest) -> Result<Vec<u8>, BlobError> {
+        self.repeat(digest, || self.get_once(digest)).await
+    }
+
+    async fn put_once(&self, bytes: &[u8], digest: Digest) -> Attempt<Digest> {
+        let mut chunks: Vec<Chunk> = bytes.chunks(CHUNK_BYTES).map(|chunk| Chunk { data: chunk.to_vec() }).collect();
+        if chunks.is_empty() {
+            chunks.push(Chunk { data: Vec::new() });
+        }
+        match self.client.clone().put(tokio_stream::iter(chunks)).await {
+            Ok(reply) => match reply.into_inner().digest {
+                stored if stored == digest.to_string() => Attempt::Done(digest),
+                other => Attempt::Damaged(other),
+            },
+            Err(status) => Attempt::Broken(status),
+        }
+    }
+
+    async fn get_once(&self, digest: Digest) -> Attempt<Vec<u8>> {
+        let request = BlobDigest { digest: digest.to_string() };
+        let mut stream = match self.client.clone().get(request).await {
+            Ok(reply) => reply.into_inner(),
+            Err(status) => return Attempt::Broken(status),
+        };
+        let mut bytes = Vec::new();
+        loop {
+            match stream.message().await {
+                Ok(Some(chunk)) => bytes.extend_from_slice(&chunk.data),
+                Ok(None) => break,
+                Err(status) => return Attempt::Broken(status),
+            }
+        }
+        let found = Digest::of(&bytes);
+        if found == digest { Attempt::Done(bytes) } else { Attempt::Damaged(found.to_string()) }
+    }
+
+    async fn repeat<T, F: Future<Output = Attempt<T>>>(
+        &self,
+        digest: Digest,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, BlobError> {
+        let started = Instant::now();
+        let mut backoff = Backoff::new();
+        let mut damaged = 0;
+        loop {
+            match attempt().await {
+                Attempt::Done(value) => return Ok(value),
+                Attempt::Damaged(found) => {
+                    damaged += 1;
+                    if damaged == DAMAGED_ATTEMPTS {
+                        return Err(BlobError::Damaged { digest: digest.short(), attempts: damaged, found });
+                    }
+                    tracing::warn!(blob = %digest.short(), %found, "a blob arrived damaged; trying again");
+                }
+                Attempt::Broken(status) if is_final(&status) => {
+                    return Err(BlobError::Refused { digest: digest.short(), problem: describe(&status) });
+                }
+                Attempt::Broken(status) if started.elapsed() >= self.patience => {
+                    let seconds = started.elapsed().as_secs();
+                    return Err(BlobError::Unreachable { digest: digest.short(), seconds, problem: describe(&status) });
+                }
+                Attempt::Broken(status) => {
+                    tracing::debug!(blob = %digest.short(), problem = %describe(&status), "a blob transfer broke");
+                }
+            }
+            tokio::time::sleep(backoff.wait()).await;
+        }
+    }
+}
+
+/// Whether the coordinator's answer stays the same however often it is asked. Everything else may be the network.
+fn is_final(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::InvalidArgument
+            | Code::NotFound
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::FailedPrecondition
+            | Code::OutOfRange
+            | Code::Unimplemented
+            | Code::ResourceExhausted
+    )
+}
+
+fn describe(status: &Status) -> String {
+    format!("{}: {}", status.code(), status.message())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! The command line of the worker, and what each verb calls.
+
+use std::{path::PathBuf, sync::LazyLock, time::Duration};
+
+use clap::{Parser, Subcommand};
+use tokio::runtime::Runtime;
+
+use crate::{
+    channel::{Address, AddressError, Token},
+    computer::{self, DeviceChoice, NoCuda},
+    doctor,
+    logs::LogFormat,
+    predict::{self, PredictError},
+    reference,
+    session::{self, SessionError},
+    trunks,
+};
+
+/// Exit code for what the user can mend.
+const USER: u8 = 1;
+
+/// Exit code for what only we or the machine's owner can.
+const OURS: u8 = 2;
+
+/// An error with its exit code.
+#[derive(Debug)]
+pub(crate) struct CommandError {
+    pub(crate) cause: anyhow::Error,
+    pub(crate) code: u8,
+}
+
+impl From<anyhow::Error> for CommandError {
+    fn from(cause: anyhow::Error) -> Self {
+        let unreachable = cause.downcast_ref::<SessionError>();
+        let ours = matches!(unreachable, Some(SessionError::Unreachable { .. })) || cause.is::<std::io::Error>();
+        Self { cause, code: if ours { OURS } else { USER } }
+    }
+}
+
+impl From<PredictError> for CommandError {
+    fn from(error: PredictError) -> Self {
+        let code = if error.is_ours() { OURS } else { USER };
+        Self { cause: error.into(), code }
+    }
+}
+
+macro_rules! user_errors {
+    ($($error:ty),+) => {
+        $(impl From<$error> for CommandError {
+            fn from(error: $error) -> Self {
+                Self { cause: error.into(), code: USER }
+            }
+        })+
+    };
+}
+user_errors!(AddressError, NoCuda);
+
+/// The program's version stands last: `graftwork` reads it there.
+fn version() -> &'static str {
+    static VERSION: LazyLock<String> =
+        LazyLock::new(|| format!("(libtorch {}) {}", computer::libtorch_version(), graftwork_shared::VERSION));
+    &VERSION
+}
+
+/// Trains, evaluates and predicts on one device. Usually started by `graftwork`.
+#[derive(Debug, Parser)]
+#[command(name = "graftwork-worker", version = version())]
+pub(crate) struct Arguments {
+    /// Form of the log lines on stderr; GRAFTWORK_LOG filters them.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    pub(crate) log_format: LogFormat,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve a coordinator: take assignments, train them, upload results.
+    Session(SessionArguments),
+    /// Predict with adapters from folders, a hub folder or a Hugging Face compatible hub.
+    Predict(Box<predict::Arguments>),
+    /// Compare the engine with recorded reference cases; exit 1 above tolerance.
+    Golden {
+        /// Folder with the cases.
+        folder: PathBuf,
+    },
+    /// Follow recorded training trajectories step by step; exit 1 above tolerance.
+    Follow {
+        /// Folder with the trajectories.
+        folder: PathBuf,
+        /// Folder of the base model from which they start.
+        #[arg(long)]
+        base_model: PathBuf,
+    },
+    /// Say what this process runs on.
+    Doctor {
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct SessionArguments {
+    /// unix:///path/to/socket, http://host:port or https://host:port.
+    #[arg(long)]
+    coordinator: String,
+    /// Device threads; by default one for each processor.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// Assignments at a time; by default as many as threads.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    slots: Option<u32>,
+    /// What computes.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: DeviceChoice,
+    /// Environment variable that holds this worker's token.
+    #[arg(long, value_name = "NAME")]
+    token_env: Option<String>,
+    /// Folder for fetched base models; by default ~/.cache/graftwork.
+    #[arg(long, value_name = "FOLDER")]
+    cache: Option<PathBuf>,
+    /// End when the process that started this one ends; with its id, even if it has ended already.
+    #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true)]
+    die_with_parent: Option<Option<i32>>,
+    /// Never give up looking for a lost coordinator.
+    #[arg(long, conflicts_with = "patience")]
+    persist: bool,
+    /// Seconds for which a lost coordinator is looked for.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    patience: u64,
+}
+
+impl Command {
+    /// What is logged when GRAFTWORK_LOG says nothing.
+    pub(crate) fn log_level(&self) -> &'static str {
+        if matches!(self, Self::Session(_)) { "info" } else { "warn" }
+    }
+
+    /// Does it; gives the exit code.
+    pub(crate) fn run(self) -> Result<u8, CommandError> {
+        match self {
+            Self::Session(arguments) => serve(arguments).map(|()| 0),
+            Self::Predict(arguments) => Ok(predict::run(&arguments, runtime()?.handle()).map(|()| 0)?),
+            Self::Golden { folder } => Ok(verdict(reference::golden(&folder)?)),
+            Self::Follow { folder, base_model } => Ok(verdict(reference::follow(&folder, &base_model)?)),
+            Self::Doctor { json } => Ok(doctor::run(json).map(|()| 0)?),
+        }
+    }
+}
+
+fn verdict(within_tolerance: bool) -> u8 {
+    u8::from(!within_tolerance)
+}
+
+fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
+    let device = arguments.device.open()?;
+    let threads = arguments.threads.unwrap_or_else(|| u32::try_from(computer::processors()).unwrap_or(1));
+    let runtime = runtime()?;
+    let _inside = runtime.enter();
+    let options = session::Options {
+        address: Address::parse(&arguments.coordinator)?,
+        token: Token::from_environment(arguments.token_env.as_deref())?,
+        threads,
+        slots: arguments.slots.unwrap_or(threads),
+        device,
+        cache_folder: arguments.cache.unwrap_or_else(trunks::default_cache),
+        patience: (!arguments.persist).then(|| Duration::from_secs(arguments.patience)),
+        parent: arguments.die_with_parent,
+    };
+    Ok(runtime.block_on(session::serve(options))?)
+}
+
+/// Two threads are enough: they read rows and move messages; mathematics has its own.
+fn runtime() -> Result<Runtime, CommandError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.map_err(|error| CommandError { cause: error.into(), code: OURS })
+}

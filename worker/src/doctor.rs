@@ -1,0 +1,94 @@
+//! `doctor`: what this process runs on, for a person or as JSON. It trains nothing and changes nothing.
+
+use std::io::Write;
+
+use graftwork_engine::Device;
+use graftwork_shared::recipe::NumericClass;
+use serde::Serialize;
+
+use crate::computer::{self, Memory};
+
+/// What was found. An unavailable part says why.
+#[derive(Debug, Serialize)]
+struct Findings {
+    version: &'static str,
+    libtorch: String,
+    numeric_class: NumericClass,
+    processor: String,
+    threads: usize,
+    memory: Memory,
+    cuda: Part<usize>,
+    nccl: Part<String>,
+}
+
+/// A part that may be missing.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Part<T> {
+    Available(T),
+    Unavailable(String),
+}
+
+impl<T> From<Result<T, String>> for Part<T> {
+    fn from(result: Result<T, String>) -> Self {
+        result.map_or_else(Self::Unavailable, Self::Available)
+    }
+}
+
+/// Looks, and prints to stdout.
+pub(crate) fn run(json: bool) -> anyhow::Result<()> {
+    // First of all: libtorch keeps its first answer about CUDA for good.
+    let cuda = Part::from(computer::load_cuda());
+    let device = if matches!(cuda, Part::Available(_)) { Device::Cuda(0) } else { Device::Cpu };
+    let findings = Findings {
+        version: graftwork_shared::VERSION,
+        libtorch: computer::libtorch_version(),
+        numeric_class: computer::numeric_class(device),
+        processor: computer::processor("model name"),
+        threads: computer::processors(),
+        memory: Memory::read(),
+        cuda,
+        nccl: computer::nccl_version().into(),
+    };
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer(&mut out, &findings)?;
+        writeln!(out)?;
+    } else {
+        write!(out, "{}", describe(&findings))?;
+    }
+    Ok(())
+}
+
+fn describe(findings: &Findings) -> String {
+    const GIGABYTE: f64 = 1024.0 * 1024.0 * 1024.0;
+    let gigabytes = |bytes: u64| bytes as f64 / GIGABYTE;
+    let cuda = match &findings.cuda {
+        Part::Available(devices) => format!("{devices} devices"),
+        Part::Unavailable(reason) => format!("not available: {reason}"),
+    };
+    let nccl = match &findings.nccl {
+        Part::Available(version) => version.clone(),
+        Part::Unavailable(reason) => format!("not available: {reason}"),
+    };
+    [
+        ("worker", findings.version.to_owned()),
+        ("libtorch", findings.libtorch.clone()),
+        ("processor", findings.processor.clone()),
+        ("numeric class", findings.numeric_class.to_string()),
+        ("threads", findings.threads.to_string()),
+        (
+            "memory",
+            format!(
+                "{:.1} GiB, {:.1} GiB available",
+                gigabytes(findings.memory.total_bytes),
+                gigabytes(findings.memory.available_bytes)
+            ),
+        ),
+        ("CUDA", cuda),
+        ("NCCL", nccl),
+    ]
+    .iter()
+    .map(|(name, value)| format!("{name:<14} {value}\n"))
+    .collect()
+}

@@ -1,0 +1,206 @@
+//! What a stage's controller thread stands on: device threads, blobs, base models, and the way to the session.
+//!
+//! A stage may be abandoned at any time (its lease was fenced). Then nothing more of it may reach the coordinator, and
+//! it must stop at once: every call of the host unwinds the controller thread, silently and up to [`run`]. The same
+//! way a broken device task leaves the driver, with its failure.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use graftwork_engine::Trunk;
+use graftwork_shared::{
+    assignment::{Assignment, Evaluation, Failure},
+    digest::Digest,
+    event::StepReport,
+    id::LeaseId,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    blobs::Blobs,
+    computer::peak_memory_bytes,
+    pool::{Pool, failure_of, panic_message, thread_cpu_time},
+    session::StageEvent,
+    stage::{self, StageEnd},
+    trunks::Trunks,
+};
+
+/// What all stages of a process share.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) trunks: Arc<Trunks>,
+    pub(crate) blobs: Blobs,
+    pub(crate) events: mpsc::Sender<(LeaseId, StageEvent)>,
+    pub(crate) runtime: Handle,
+}
+
+/// The session's hand on one stage.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    interrupted: Arc<AtomicBool>,
+    abandoned: CancellationToken,
+    accepted: watch::Sender<Option<u64>>,
+}
+
+impl Control {
+    /// A stage that may go on.
+    pub(crate) fn new() -> Self {
+        Self {
+            interrupted: Arc::new(AtomicBool::new(false)),
+            abandoned: CancellationToken::new(),
+            accepted: watch::Sender::new(None),
+        }
+    }
+
+    /// Asks the stage to checkpoint and stop.
+    pub(crate) fn interrupt(&self) {
+        self.interrupted.store(true, Ordering::Relaxed);
+    }
+
+    /// Drops the stage's work at once.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.cancel();
+    }
+
+    /// Tells that the checkpoint of this step was accepted.
+    pub(crate) fn accept(&self, step: u64) {
+        self.accepted.send_replace(Some(step));
+    }
+}
+
+/// Payload that unwinds the controller thread of an abandoned stage.
+struct Abandoned;
+
+/// The host of one stage.
+struct StageHost<'a> {
+    shared: Shared,
+    control: Control,
+    lease: LeaseId,
+    assignment: &'a Assignment,
+    /// CPU time of device threads, in nanoseconds.
+    device_cpu: AtomicU64,
+}
+
+/// Runs a stage to its end on the calling thread and tells the session how it ended; an abandoned one ends in silence.
+pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment: &Assignment) {
+    let host = StageHost {
+        shared: shared.clone(),
+        control: control.clone(),
+        lease,
+        assignment,
+        device_cpu: AtomicU64::new(0),
+    };
+    let event = match catch_unwind(AssertUnwindSafe(|| stage::run_stage(assignment, &host))) {
+        Ok(Ok(StageEnd::Finished(mut result))) => {
+            let device = Duration::from_nanos(host.device_cpu.load(Ordering::Relaxed));
+            result.usage.core_seconds += (device + thread_cpu_time()).as_secs_f64();
+            result.usage.peak_memory_bytes = result.usage.peak_memory_bytes.max(peak_memory_bytes());
+            StageEvent::Finished(Box::new(result))
+        }
+        Ok(Ok(StageEnd::Interrupted)) => StageEvent::Stopped,
+        Ok(Err(failure)) => StageEvent::Failed(failure),
+        Err(payload) => match payload.downcast::<Failure>() {
+            Ok(failure) => StageEvent::Failed(*failure),
+            Err(payload) if payload.is::<Abandoned>() => return,
+            Err(payload) => StageEvent::Failed(failure_of(&panic_message(payload.as_ref()))),
+        },
+    };
+    if !control.abandoned.is_cancelled() {
+        // The session is gone only when the process ends.
+        drop(shared.events.blocking_send((lease, event)));
+    }
+}
+
+impl StageHost<'_> {
+    /// Waits for an async piece of work, unless the stage is abandoned meanwhile.
+    fn wait<T>(&self, work: impl Future<Output = T>) -> T {
+        let value = self.shared.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.control.abandoned.cancelled() => None,
+                value = work => Some(value),
+            }
+        });
+        value.unwrap_or_else(|| resume_unwind(Box::new(Abandoned)))
+    }
+
+    fn leave_if_abandoned(&self) {
+        if self.control.abandoned.is_cancelled() {
+            resume_unwind(Box::new(Abandoned));
+        }
+    }
+
+    /// Passes on what is for eyes alone; it is lost when the session is busy.
+    fn mention(&self, event: StageEvent) {
+        self.leave_if_abandoned();
+        drop(self.shared.events.try_send((self.lease, event)));
+    }
+}
+
+impl stage::Host for StageHost<'_> {
+    fn run<T: Send + 'static>(&self, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
+        self.leave_if_abandoned();
+        match self.shared.pool.run(tasks) {
+            Ok(ran) => {
+                let nanoseconds = u64::try_from(ran.cpu.as_nanos()).unwrap_or(u64::MAX);
+                self.device_cpu.fetch_add(nanoseconds, Ordering::Relaxed);
+                ran.values
+            }
+            Err(failed) => resume_unwind(Box::new(failure_of(&failed.message))),
+        }
+    }
+
+    fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>> {
+        Ok(self.wait(self.shared.blobs.get(digest))?)
+    }
+
+    fn put_blob(&self, bytes: Vec<u8>) -> anyhow::Result<Digest> {
+        Ok(self.wait(self.shared.blobs.put(&bytes))?)
+    }
+
+    fn on_checkpoint(&self, step: u64, blob: Digest) -> anyhow::Result<()> {
+        let mut accepted = self.control.accepted.subscribe();
+        let event = (self.lease, StageEvent::Uploaded(step, blob));
+        self.wait(self.shared.events.send(event)).context("the session ended")?;
+        let waited = self.wait(accepted.wait_for(|accepted| accepted.is_some_and(|accepted| accepted >= step)));
+        if waited.is_err() {
+            bail!("the session ended before the checkpoint of step {step} was accepted");
+        }
+        Ok(())
+    }
+
+    fn on_step(&self, report: StepReport) {
+        self.mention(StageEvent::Stepped(report));
+    }
+
+    fn on_evaluation(&self, evaluation: &Evaluation) {
+        self.mention(StageEvent::Evaluated(evaluation.clone()));
+    }
+
+    fn interrupted(&self) -> bool {
+        self.leave_if_abandoned();
+        self.control.interrupted.load(Ordering::Relaxed)
+    }
+
+    fn trunk(&self, location: &str, digest: Digest) -> anyhow::Result<Trunk> {
+        self.leave_if_abandoned();
+        let credentials = self.assignment.credentials.as_deref();
+        self.shared.trunks.get(&self.shared.runtime, location, credentials, digest)
+    }
+
+    fn runtime(&self) -> &Handle {
+        &self.shared.runtime
+    }
+}

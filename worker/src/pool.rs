@@ -1,0 +1,235 @@
+//! The device pool: OS threads that own the device, and one bounded queue in front of them.
+//!
+//! All libtorch work of the process runs here and nowhere else; async code never touches libtorch. Tasks of different
+//! stages are taken in the order in which they came, so stages take turns step by step. A task that panics (libtorch
+//! reports its exceptions as panics) is a [`TaskFailed`] of its own run: the thread and the process live on. Which
+//! thread computes a task never changes a byte (invariant 5): each thread has one libtorch thread.
+
+use std::{
+    any::Any,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, channel, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+
+use graftwork_shared::assignment::{Blame, Failure};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Tasks that may wait for each thread before a caller has to wait itself.
+const WAITING_PER_THREAD: usize = 16;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A task that ended by a panic.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct TaskFailed {
+    /// What the panic said.
+    pub(crate) message: String,
+}
+
+/// What a run gave and what it cost.
+#[derive(Debug)]
+pub(crate) struct Ran<T> {
+    /// One value for each task, in the tasks' order.
+    pub(crate) values: Vec<T>,
+    /// CPU time of the device threads.
+    pub(crate) cpu: Duration,
+}
+
+/// The device threads. They end when the pool is dropped and the queue is empty.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    queue: SyncSender<Job>,
+    threads: usize,
+}
+
+impl Pool {
+    /// Starts the threads; `prepare` runs first on each of them.
+    pub(crate) fn start(threads: usize, prepare: fn()) -> std::io::Result<Self> {
+        let threads = threads.max(1);
+        let (queue, jobs) = sync_channel::<Job>(threads * WAITING_PER_THREAD);
+        let jobs = Arc::new(Mutex::new(jobs));
+        for number in 0..threads {
+            let jobs = Arc::clone(&jobs);
+            thread::Builder::new().name(format!("device-{number}")).spawn(move || {
+                prepare();
+                serve(&jobs);
+            })?;
+        }
+        Ok(Self { queue, threads })
+    }
+
+    /// Number of device threads.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs the tasks on the device threads and waits for all of them.
+    ///
+    /// # Errors
+    /// The first task, in the tasks' order, that panicked; the others were still run to their end.
+    pub(crate) fn run<T: Send + 'static>(
+        &self,
+        tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
+    ) -> Result<Ran<T>, TaskFailed> {
+        let count = tasks.len();
+        let (done, results) = channel();
+        for (position, task) in tasks.into_iter().enumerate() {
+            let done = done.clone();
+            let job: Job = Box::new(move || {
+                let before = thread_cpu_time();
+                let result = catch_unwind(AssertUnwindSafe(task)).map_err(|panic| panic_message(panic.as_ref()));
+                let cpu = thread_cpu_time().saturating_sub(before);
+                // Nobody listens any more only when the caller itself is unwinding.
+                drop(done.send((position, result, cpu)));
+            });
+            self.queue.send(job).map_err(|_| TaskFailed { message: "the device threads are gone".to_owned() })?;
+        }
+        drop(done);
+        let mut finished: Vec<_> = results.iter().collect();
+        finished.sort_by_key(|(position, ..)| *position);
+        let cpu = finished.iter().map(|(_, _, cpu)| *cpu).sum();
+        let values = finished.into_iter().map(|(_, result, _)| result).collect::<Result<Vec<T>, String>>();
+        let values = values.map_err(|message| TaskFailed { message })?;
+        if values.len() == count {
+            Ok(Ran { values, cpu })
+        } else {
+            Err(TaskFailed { message: "a device thread ended in the middle of a task".to_owned() })
+        }
+    }
+}
+
+fn serve(jobs: &Mutex<Receiver<Job>>) {
+    loop {
+        // The lock is held while waiting, and released before the job runs: one idle thread waits, the others queue.
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match job {
+            Ok(job) => job(),
+            Err(_) => return,
+        }
+    }
+}
+
+/// CPU time that the calling thread has used.
+pub(crate) fn thread_cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or(0))
+}
+
+/// What a panic said, as far as it said it in words.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+/// The failure that a panic's message stands for.
+///
+/// Memory that the device does not have is the job's fault, since the same batch meets the same end elsewhere.
+pub(crate) fn failure_of(message: &str) -> Failure {
+    // The words of libtorch's CPU allocator, of its CUDA allocator, and of the C++ runtime.
+    const OUT_OF_MEMORY: [&str; 4] =
+        ["can't allocate memory", "not enough memory", "CUDA out of memory", "std::bad_alloc"];
+    let first_lines = message.lines().take(4).collect::<Vec<_>>().join(" / ");
+    if OUT_OF_MEMORY.iter().any(|words| message.contains(words)) {
+        let message = format!(
+            "the device has too little memory for this stage ({first_lines}); lower the batch or max_length, or use \
+             more lanes"
+        );
+        return Failure { blame: Blame::User, message };
+    }
+    Failure { blame: Blame::Machine, message: format!("the trainer broke down: {first_lines}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn tasks<T: Send + 'static>(
+        count: usize,
+        task: impl Fn(usize) -> T + Clone + Send + 'static,
+    ) -> Vec<Box<dyn FnOnce() -> T + Send>> {
+        let boxed = |number| {
+            let task = task.clone();
+            Box::new(move || task(number)) as Box<dyn FnOnce() -> T + Send>
+        };
+        (0..count).map(boxed).collect()
+    }
+
+    #[test]
+    fn values_come_in_the_order_of_the_tasks() {
+        let pool = Pool::start(3, || ()).unwrap();
+        let ran = pool
+            .run(tasks(40, |number| {
+                thread::sleep(Duration::from_millis(u64::try_from(40 - number).unwrap() / 10));
+                number * number
+            }))
+            .unwrap();
+        assert_eq!(ran.values, (0..40).map(|number| number * number).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn more_tasks_than_the_queue_holds_are_all_run() {
+        let pool = Pool::start(1, || ()).unwrap();
+        let many = WAITING_PER_THREAD * 5;
+        assert_eq!(pool.run(tasks(many, |number| number)).unwrap().values.len(), many);
+        assert!(pool.run(tasks(0, |number| number)).unwrap().values.is_empty());
+    }
+
+    #[test]
+    fn a_panic_fails_its_own_run_and_no_other() {
+        let pool = Pool::start(2, || ()).unwrap();
+        let broken = pool.run(tasks(6, |number| assert!(number != 3, "lane {number} broke"))).unwrap_err();
+        assert_eq!(broken.message, "lane 3 broke");
+        assert_eq!(pool.run(tasks(6, |number| number)).unwrap().values, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(pool.threads(), 2);
+    }
+
+    #[test]
+    fn cpu_time_is_that_of_the_tasks_and_not_of_waiting() {
+        let pool = Pool::start(1, || ()).unwrap();
+        let asleep = pool.run(tasks(1, |_| thread::sleep(Duration::from_millis(80)))).unwrap();
+        assert!(asleep.cpu < Duration::from_millis(40), "{:?}", asleep.cpu);
+        let busy = pool
+            .run(tasks(1, |_| {
+                let start = thread_cpu_time();
+                while thread_cpu_time().saturating_sub(start) < Duration::from_millis(30) {}
+            }))
+            .unwrap();
+        assert!(busy.cpu >= Duration::from_millis(30), "{:?}", busy.cpu);
+    }
+
+    #[test]
+    fn two_stages_take_turns() {
+        let pool = Arc::new(Pool::start(1, || ()).unwrap());
+        let long = {
+            let pool = Arc::clone(&pool);
+            thread::spawn(move || {
+                for _ in 0..40 {
+                    pool.run(tasks(1, |_| thread::sleep(Duration::from_millis(5)))).unwrap();
+                }
+            })
+        };
+        let start = Instant::now();
+        for _ in 0..5 {
+            pool.run(tasks(1, |number| number)).unwrap();
+        }
+        assert!(start.elapsed() < Duration::from_millis(150), "{:?}", start.elapsed());
+        long.join().unwrap();
+    }
+
+    #[test]
+    fn too_little_memory_is_the_jobs_fault_and_other_panics_are_the_machines() {
+        let words = "Torch(\"[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried\")";
+        assert_eq!(failure_of(words).blame, Blame::User);
+        assert_eq!(failure_of("index out of bounds").blame, Blame::Machine);
+    }
+}

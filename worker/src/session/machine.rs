@@ -1,0 +1,380 @@
+//! The session's state machine: which leases this worker holds, and what is said about them.
+//!
+//! Pure: no socket, clock, thread or file. [`Machine::apply`] takes one event and returns commands that the shell
+//! performs. It keeps the worker's half of invariants 2 and 4: nothing of an older term is obeyed, a fenced lease is
+//! never spoken of again, and a checkpoint counts only when the coordinator accepted it.
+//!
+//! A lease goes this way; whatever is not listed is ignored, and what refers to a lease that is not held is ignored:
+//!
+//! | state           | event            | next            | commands                                         |
+//! |-----------------|------------------|-----------------|--------------------------------------------------|
+//! | (none)          | Assign           | Training        | Start; or Released is said, when leaving         |
+//! | Training        | Uploaded(step)   | Checkpointing   | Checkpoint is said                               |
+//! | Checkpointing   | Accepted(≥ step) | Training        | Acknowledge                                      |
+//! | Training        | Ended(result)    | Finishing       | Finished is said                                 |
+//! | Finishing       | Accepted(≥ step) | (none)          |                                                  |
+//! | Training, Ch.   | Release, Drain   | the same        | Interrupt                                        |
+//! | Training, Ch.   | Ended(stopped)   | (none)          | Released is said; Parting while there is no link |
+//! | Training, Ch.   | Ended(failure)   | (none)          | Failed is said; Parting while there is no link   |
+//! | any             | Fenced           | (none)          | Abandon                                          |
+//! | Ch., Fi., Pa.   | Welcome, Beat    | the same; none  | what was not accepted is said again              |
+//!
+//! While the link is down work goes on under its lease. After a new Welcome a heartbeat lists the held leases at once,
+//! and what was not accepted is said again with the next one: by then the coordinator has fenced what is not ours.
+
+use std::collections::BTreeMap;
+
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, WorkerEnvelope, WorkerMessage};
+use graftwork_shared::{
+    assignment::{Assignment, Blame, Evaluation, Failure, StageResult},
+    digest::Digest,
+    event::StepReport,
+    id::{LeaseId, Term, WorkerId},
+};
+
+/// What happened to a session.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// The coordinator said something on the present link.
+    Message(CoordinatorEnvelope),
+    /// The link broke, or could not be opened.
+    Lost,
+    /// It is time for a heartbeat.
+    Beat,
+    /// This process was asked to end.
+    Stop(String),
+    /// A stage told its story.
+    Stage(LeaseId, StageEvent),
+}
+
+/// What a stage's controller thread tells.
+#[derive(Debug)]
+pub(crate) enum StageEvent {
+    /// Training moved on.
+    Stepped(StepReport),
+    /// Validation was scored.
+    Evaluated(Evaluation),
+    /// The checkpoint of a step lies on the coordinator as this blob.
+    Uploaded(u64, Digest),
+    /// The stage ended with its result.
+    Finished(Box<StageResult>),
+    /// The stage ended because it was interrupted; its last checkpoint is accepted.
+    Stopped,
+    /// The stage ended without a result.
+    Failed(Failure),
+}
+
+/// What the shell has to do.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Command {
+    /// Say this to the coordinator.
+    Say(Box<WorkerEnvelope>),
+    /// Beat the heart this often, in milliseconds.
+    BeatEvery(u64),
+    /// Start a stage's controller thread.
+    Start {
+        /// Under this lease.
+        lease: LeaseId,
+        /// What to do.
+        assignment: Box<Assignment>,
+        /// Trace id of the request.
+        trace: String,
+    },
+    /// Ask a stage to stop after its step.
+    Interrupt(LeaseId),
+    /// Tell a stage that its checkpoint of this step was accepted.
+    Acknowledge(LeaseId, u64),
+    /// Drop a stage's work at once; it has nothing more to say.
+    Abandon(LeaseId),
+    /// Close the link and open it again later; with the reason.
+    HangUp(String),
+    /// End the process.
+    Exit(Exit),
+}
+
+/// How a session ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// All work was released as somebody wished; with the wish's reason.
+    Left(String),
+    /// The coordinator does not take this worker; with its reason.
+    Refused(String),
+}
+
+/// Whether the coordinator can hear.
+#[derive(Debug, PartialEq, Eq)]
+enum Link {
+    /// It cannot, or has not welcomed this worker yet.
+    Down,
+    /// It welcomed this worker under this id.
+    Up(WorkerId),
+}
+
+/// A lease and where its work stands.
+#[derive(Debug)]
+struct Lease {
+    /// Trace id of the assignment; all that is said about the lease carries it.
+    trace: String,
+    state: State,
+    /// What the state waits to be accepted was not said on the present link.
+    unheard: bool,
+}
+
+#[derive(Debug)]
+enum State {
+    Training,
+    Checkpointing { step: u64, blob: Digest },
+    Finishing { result: Box<StageResult> },
+    Parting { word: WorkerMessage },
+}
+
+impl State {
+    /// Whether a controller thread still runs.
+    fn runs(&self) -> bool {
+        matches!(self, Self::Training | Self::Checkpointing { .. })
+    }
+}
+
+/// The state of one session over all of its links.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    term: Term,
+    link: Link,
+    trace: String,
+    slots: usize,
+    leases: BTreeMap<LeaseId, Lease>,
+    /// Set once this worker is leaving: it takes no more work and ends when it holds none.
+    leaving: Option<String>,
+}
+
+impl Machine {
+    /// A machine without a link; `trace` marks what is said about no lease.
+    pub(crate) fn new(slots: u32, trace: String) -> Self {
+        let slots = usize::try_from(slots).unwrap_or(usize::MAX);
+        let leases = BTreeMap::new();
+        Self { term: Term(0), link: Link::Down, trace, slots, leases, leaving: None }
+    }
+
+    /// The latest term that was seen; 0 before the first Welcome.
+    pub(crate) fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Trace id of what is said about no lease.
+    pub(crate) fn trace(&self) -> &str {
+        &self.trace
+    }
+
+    /// Whether the coordinator has welcomed this worker on the present link.
+    pub(crate) fn is_welcome(&self) -> bool {
+        self.link != Link::Down
+    }
+
+    /// Whether this worker only winds down.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// Leases held, in order.
+    pub(crate) fn leases(&self) -> Vec<LeaseId> {
+        self.leases.keys().copied().collect()
+    }
+
+    /// Takes one event; the commands are to be performed in order.
+    pub(crate) fn apply(&mut self, event: Event) -> Vec<Command> {
+        let mut commands = match event {
+            Event::Message(envelope) => self.on_message(envelope),
+            Event::Lost => self.on_lost(),
+            Event::Beat => self.on_beat(),
+            Event::Stop(reason) => self.on_stop(reason),
+            Event::Stage(lease, event) => self.on_stage(lease, event),
+        };
+        let ended = commands.iter().any(|command| matches!(command, Command::Exit(_)));
+        if let Some(reason) = self.leaving.as_ref().filter(|_| self.leases.is_empty() && !ended) {
+            commands.push(Command::Exit(Exit::Left(reason.clone())));
+        }
+        commands
+    }
+
+    fn on_message(&mut self, envelope: CoordinatorEnvelope) -> Vec<Command> {
+        let CoordinatorEnvelope { term, trace, message } = envelope;
+        if let CoordinatorMessage::Refused(reason) = message {
+            return self.on_refused(reason);
+        }
+        if term < self.term {
+            let reason = format!("a coordinator of {term} spoke, but {} was seen", self.term);
+            // An old coordinator on a new link cannot become the right one; within a link it is a stray message.
+            let greeting = matches!(message, CoordinatorMessage::Welcome { .. });
+            return if greeting { vec![Command::HangUp(reason)] } else { Vec::new() };
+        }
+        if let CoordinatorMessage::Welcome { worker, heartbeat_ms } = message {
+            return self.on_welcome(term, worker, heartbeat_ms);
+        }
+        if self.link == Link::Down || term > self.term {
+            return vec![Command::HangUp(format!("the coordinator of {term} spoke before it welcomed this worker"))];
+        }
+        match message {
+            CoordinatorMessage::Assign(lease, assignment) => self.on_assign(lease, assignment, trace),
+            CoordinatorMessage::Accepted(lease, step) => self.on_accepted(lease, step),
+            CoordinatorMessage::Fenced(lease) => self.on_fenced(lease),
+            CoordinatorMessage::Release(lease, _) => self.on_release(lease),
+            CoordinatorMessage::Drain(reason) => self.on_drain(reason),
+            CoordinatorMessage::Welcome { .. } | CoordinatorMessage::Refused(_) => Vec::new(),
+        }
+    }
+
+    fn on_refused(&mut self, reason: String) -> Vec<Command> {
+        let mut commands = self.abandon_all();
+        commands.push(Command::Exit(Exit::Refused(reason)));
+        commands
+    }
+
+    fn on_welcome(&mut self, term: Term, worker: WorkerId, heartbeat_ms: u64) -> Vec<Command> {
+        self.term = term;
+        self.link = Link::Up(worker);
+        let mut commands = vec![Command::BeatEvery(heartbeat_ms)];
+        if !self.leases.is_empty() {
+            commands.push(self.say(&self.trace, WorkerMessage::Heartbeat(self.leases())));
+        }
+        commands
+    }
+
+    /// Says what the coordinator did not accept before the link broke.
+    fn say_again(&mut self, id: LeaseId) -> Option<Command> {
+        let lease = self.leases.get_mut(&id)?;
+        if !std::mem::take(&mut lease.unheard) {
+            return None;
+        }
+        let lease = self.leases.get(&id)?;
+        let message = match &lease.state {
+            State::Training => return None,
+            State::Checkpointing { step, blob } => WorkerMessage::Checkpoint(id, *step, *blob),
+            State::Finishing { result } => WorkerMessage::Finished(id, (**result).clone()),
+            State::Parting { word } => word.clone(),
+        };
+        let command = self.say(&lease.trace, message);
+        if matches!(lease.state, State::Parting { .. }) {
+            self.leases.remove(&id);
+        }
+        Some(command)
+    }
+
+    fn on_assign(&mut self, id: LeaseId, assignment: Box<Assignment>, trace: String) -> Vec<Command> {
+        if self.leases.contains_key(&id) {
+            return Vec::new();
+        }
+        if self.leaving.is_some() {
+            return vec![self.say(&trace, WorkerMessage::Released(id))];
+        }
+        let running = self.leases.values().filter(|lease| lease.state.runs()).count();
+        if running >= self.slots {
+            let message = format!("the worker has {} slots, and all are taken", self.slots);
+            return vec![self.say(&trace, WorkerMessage::Failed(id, Failure { blame: Blame::Machine, message }))];
+        }
+        self.leases.insert(id, Lease { trace: trace.clone(), state: State::Training, unheard: false });
+        vec![Command::Start { lease: id, assignment, trace }]
+    }
+
+    fn on_accepted(&mut self, id: LeaseId, accepted: u64) -> Vec<Command> {
+        let Some(lease) = self.leases.get_mut(&id) else { return Vec::new() };
+        match &lease.state {
+            State::Checkpointing { step, .. } if accepted >= *step => {
+                let step = *step;
+                lease.state = State::Training;
+                vec![Command::Acknowledge(id, step)]
+            }
+            State::Finishing { result } if accepted >= result.steps => {
+                self.leases.remove(&id);
+                Vec::new()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_fenced(&mut self, id: LeaseId) -> Vec<Command> {
+        match self.leases.remove(&id) {
+            Some(lease) if lease.state.runs() => vec![Command::Abandon(id)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_release(&mut self, id: LeaseId) -> Vec<Command> {
+        match self.leases.get(&id) {
+            Some(lease) if lease.state.runs() => vec![Command::Interrupt(id)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_drain(&mut self, reason: String) -> Vec<Command> {
+        self.leaving.get_or_insert(reason);
+        self.leases().into_iter().flat_map(|lease| self.on_release(lease)).collect()
+    }
+
+    /// Without a link nothing can be accepted any more: waiting for it would be waiting for nothing.
+    fn on_stop(&mut self, reason: String) -> Vec<Command> {
+        let mut commands = self.on_drain(reason);
+        if self.link == Link::Down {
+            commands = self.abandon_all();
+        }
+        commands
+    }
+
+    fn on_lost(&mut self) -> Vec<Command> {
+        self.link = Link::Down;
+        self.leases.values_mut().for_each(|lease| lease.unheard = true);
+        if self.leaving.is_some() { self.abandon_all() } else { Vec::new() }
+    }
+
+    fn abandon_all(&mut self) -> Vec<Command> {
+        let leases = std::mem::take(&mut self.leases);
+        leases.into_iter().filter(|(_, lease)| lease.state.runs()).map(|(id, _)| Command::Abandon(id)).collect()
+    }
+
+    fn on_beat(&mut self) -> Vec<Command> {
+        if self.link == Link::Down {
+            return Vec::new();
+        }
+        let mut commands = vec![self.say(&self.trace, WorkerMessage::Heartbeat(self.leases()))];
+        commands.extend(self.leases().into_iter().filter_map(|lease| self.say_again(lease)));
+        commands
+    }
+
+    fn on_stage(&mut self, id: LeaseId, event: StageEvent) -> Vec<Command> {
+        // A fenced stage may still talk for a moment; its words must not reach anybody.
+        let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.state.runs()) else { return Vec::new() };
+        let trace = lease.trace.clone();
+        if !matches!(event, StageEvent::Stepped(_) | StageEvent::Evaluated(_)) {
+            lease.unheard = self.link == Link::Down;
+        }
+        let message = match event {
+            StageEvent::Stepped(report) => WorkerMessage::Step(id, report),
+            StageEvent::Evaluated(evaluation) => WorkerMessage::Evaluated(id, evaluation),
+            StageEvent::Uploaded(step, blob) => {
+                lease.state = State::Checkpointing { step, blob };
+                WorkerMessage::Checkpoint(id, step, blob)
+            }
+            StageEvent::Finished(result) => {
+                let message = WorkerMessage::Finished(id, (*result).clone());
+                lease.state = State::Finishing { result };
+                message
+            }
+            StageEvent::Stopped => return self.part(id, &trace, WorkerMessage::Released(id)),
+            StageEvent::Failed(failure) => return self.part(id, &trace, WorkerMessage::Failed(id, failure)),
+        };
+        if self.link == Link::Down { Vec::new() } else { vec![self.say(&trace, message)] }
+    }
+
+    /// The last word about a lease: said now, or kept for the next Welcome.
+    fn part(&mut self, id: LeaseId, trace: &str, word: WorkerMessage) -> Vec<Command> {
+        if self.link == Link::Down {
+            self.leases.insert(id, Lease { trace: trace.to_owned(), state: State::Parting { word }, unheard: true });
+            return Vec::new();
+        }
+        self.leases.remove(&id);
+        vec![self.say(trace, word)]
+    }
+
+    fn say(&self, trace: &str, message: WorkerMessage) -> Command {
+        Command::Say(Box::new(WorkerEnvelope { term: self.term, trace: trace.to_owned(), message }))
+    }
+}

@@ -1,0 +1,394 @@
+//! The session with a coordinator: the shell around [`machine::Machine`].
+//!
+//! `loop { let event = self.select().await; … self.machine.apply(event) … }`: only `select` waits; the machine decides
+//! and the shell performs. Each stage runs on a controller thread of its own ([`crate::host`]); the loop never blocks
+//! and never touches libtorch. When the link breaks work goes on, and the link is opened again with growing waits.
+
+mod link;
+mod machine;
+mod parent;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use graftwork_engine::Device;
+use graftwork_proto::{Hello, WorkerEnvelope, WorkerMessage};
+use graftwork_shared::{
+    assignment::{Assignment, Blame, Failure},
+    digest::Digest,
+    id::LeaseId,
+};
+use tokio::{
+    runtime::Handle,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+    time::{Interval, MissedTickBehavior, Sleep, interval_at, sleep},
+};
+
+use crate::{
+    blobs::Blobs,
+    channel::{Address, Backoff, Token},
+    computer,
+    host::{self, Control, Shared},
+    pool::Pool,
+    trunks::Trunks,
+};
+use link::{DialError, Link, LinkEvent};
+use machine::{Command, Event, Exit, Machine};
+
+pub(crate) use machine::StageEvent;
+
+/// A coordinator that took the connection greets within this time.
+const GREETING: Duration = Duration::from_secs(20);
+
+/// Two signals closer together than this are one wish: a terminal's Ctrl-C and a parent's SIGTERM come together.
+const SECOND_SIGNAL: Duration = Duration::from_secs(1);
+
+/// Stage events that may wait for the loop.
+const EVENTS: usize = 256;
+
+/// How a session is to be led.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Where the coordinator listens.
+    pub(crate) address: Address,
+    /// Who this worker is.
+    pub(crate) token: Token,
+    /// Device threads.
+    pub(crate) threads: u32,
+    /// Assignments at a time.
+    pub(crate) slots: u32,
+    /// What computes.
+    pub(crate) device: Device,
+    /// Where fetched base models are kept.
+    pub(crate) cache_folder: PathBuf,
+    /// How long a lost coordinator is looked for; `None`: for ever.
+    pub(crate) patience: Option<Duration>,
+    /// End when the parent process ends: whoever that is now, or the process of this id.
+    pub(crate) parent: Option<Option<i32>>,
+}
+
+/// Why a session ended without anybody's wish.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    /// The coordinator does not take this worker.
+    #[error("the coordinator at {address} refused this worker: {reason}")]
+    Refused {
+        /// Where it listens.
+        address: String,
+        /// What it said.
+        reason: String,
+    },
+    /// The coordinator cannot be reached any more.
+    #[error("no coordinator at {address} for {seconds} seconds: {problem}")]
+    Unreachable {
+        /// Where it should listen.
+        address: String,
+        /// How long it was tried.
+        seconds: u64,
+        /// What the last attempt said.
+        problem: String,
+    },
+}
+
+/// Serves a coordinator until it, or a signal, sends this worker away.
+pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
+    let signals = Signals::listen().context("signals cannot be handled")?;
+    if let Some(parent) = options.parent {
+        parent::watch(parent).context("the parent process cannot be watched")?;
+    }
+    let threads = usize::try_from(options.threads).context("too many threads")?;
+    let pool = Pool::start(threads, graftwork_engine::use_one_thread).context("device threads cannot be started")?;
+    let (sender, events) = mpsc::channel(EVENTS);
+    // A blob that waits for ever would keep an abandoned session's work alive, so even a persistent worker gives up.
+    let blob_patience = options.patience.unwrap_or(Duration::from_hours(1));
+    let shared = Shared {
+        pool: Arc::new(pool),
+        trunks: Arc::new(Trunks::new(options.device, options.cache_folder.clone())),
+        blobs: Blobs::new(options.address.lazy(), options.token.clone(), blob_patience),
+        events: sender,
+        runtime: Handle::current(),
+    };
+    let hello = hello(&options);
+    tracing::info!(class = %hello.numeric_class, threads = hello.threads, slots = hello.slots, "worker starts");
+    let trace = Digest::of(format!("{}/{}/{:?}", hello.host, hello.pid, Instant::now()).as_bytes()).short();
+    let session = Session {
+        machine: Machine::new(options.slots, trace),
+        link: Link::None,
+        hello,
+        options,
+        shared,
+        events,
+        stages: BTreeMap::new(),
+        beat: None,
+        greeting: None,
+        signals,
+        apart_since: Instant::now(),
+        backoff: Backoff::new(),
+        lost_because: "not tried yet".to_owned(),
+    };
+    session.lead().await
+}
+
+fn hello(options: &Options) -> Hello {
+    Hello {
+        version: graftwork_shared::VERSION.to_owned(),
+        host: computer::host_name(),
+        pid: std::process::id(),
+        threads: options.threads,
+        slots: options.slots,
+        memory_bytes: computer::Memory::read().total_bytes,
+        numeric_class: computer::numeric_class(options.device),
+        token: options.token.reveal().to_owned(),
+    }
+}
+
+/// What the loop waits for.
+enum Input {
+    Link(LinkEvent),
+    Stage(LeaseId, StageEvent),
+    Beat,
+    NoGreeting,
+    Signal(&'static str),
+}
+
+struct Session {
+    machine: Machine,
+    link: Link,
+    hello: Hello,
+    options: Options,
+    shared: Shared,
+    events: mpsc::Receiver<(LeaseId, StageEvent)>,
+    stages: BTreeMap<LeaseId, Control>,
+    beat: Option<Interval>,
+    greeting: Option<Pin<Box<Sleep>>>,
+    signals: Signals,
+    apart_since: Instant,
+    backoff: Backoff,
+    lost_because: String,
+}
+
+impl Session {
+    async fn lead(mut self) -> anyhow::Result<()> {
+        self.dial(Duration::ZERO);
+        loop {
+            let input = self.select().await;
+            let end = match self.on_input(input) {
+                Ok(event) => event.and_then(|event| self.drive(event)),
+                Err(error) => return Err(error.into()),
+            };
+            match end {
+                None => {}
+                Some(Exit::Left(reason)) => {
+                    tracing::info!(%reason, "worker leaves");
+                    self.link.close().await;
+                    return Ok(());
+                }
+                Some(Exit::Refused(reason)) => return Err(self.refused(reason).into()),
+            }
+        }
+    }
+
+    async fn select(&mut self) -> Input {
+        tokio::select! {
+            signal = self.signals.next() => Input::Signal(signal),
+            event = self.link.next() => Input::Link(event),
+            Some((lease, event)) = self.events.recv() => Input::Stage(lease, event),
+            () = tick(self.beat.as_mut()) => Input::Beat,
+            () = elapse(self.greeting.as_mut()) => Input::NoGreeting,
+        }
+    }
+
+    /// What an input means to the machine.
+    fn on_input(&mut self, input: Input) -> Result<Option<Event>, SessionError> {
+        Ok(match input {
+            Input::Stage(lease, event) => Some(Event::Stage(lease, event)),
+            Input::Beat => Some(Event::Beat),
+            Input::Signal(name) => self.signals.is_first().then(|| Event::Stop(name.to_owned())),
+            Input::NoGreeting => Some(self.on_lost(&format!("no welcome for {} seconds", GREETING.as_secs()))?),
+            Input::Link(LinkEvent::Opened) => {
+                self.greeting = Some(Box::pin(sleep(GREETING)));
+                None
+            }
+            Input::Link(LinkEvent::Failed(DialError::Refused(reason))) => return Err(self.refused(reason)),
+            Input::Link(LinkEvent::Failed(DialError::Unreachable(problem)) | LinkEvent::Lost(problem)) => {
+                Some(self.on_lost(&problem)?)
+            }
+            Input::Link(LinkEvent::Message(envelope)) => Some(Event::Message(*envelope)),
+        })
+    }
+
+    /// The link is gone: looks for the coordinator again, or gives up.
+    fn on_lost(&mut self, problem: &str) -> Result<Event, SessionError> {
+        if self.machine.is_welcome() {
+            self.apart_since = Instant::now();
+            tracing::warn!(coordinator = %self.options.address, problem, "the session broke; work goes on");
+        }
+        let apart = self.apart_since.elapsed();
+        if self.options.patience.is_some_and(|patience| apart >= patience) && !self.machine.is_leaving() {
+            return Err(SessionError::Unreachable {
+                address: self.options.address.to_string(),
+                seconds: apart.as_secs(),
+                problem: problem.to_owned(),
+            });
+        }
+        if problem != self.lost_because {
+            tracing::info!(coordinator = %self.options.address, problem, "looking for the coordinator");
+            problem.clone_into(&mut self.lost_because);
+        }
+        self.beat = None;
+        self.greeting = None;
+        let wait = self.backoff.wait();
+        self.dial(wait);
+        Ok(Event::Lost)
+    }
+
+    fn dial(&mut self, wait: Duration) {
+        let message = WorkerMessage::Hello(self.hello.clone());
+        let greeting = WorkerEnvelope { term: self.machine.term(), trace: self.machine.trace().to_owned(), message };
+        self.link = Link::dial(self.options.address.clone(), self.options.token.clone(), greeting, wait);
+    }
+
+    /// Applies an event and performs what follows from it.
+    fn drive(&mut self, event: Event) -> Option<Exit> {
+        let mut events = VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            for command in self.machine.apply(event) {
+                match command {
+                    Command::Exit(exit) => return Some(exit),
+                    command => events.extend(self.perform(command)),
+                }
+            }
+        }
+        None
+    }
+
+    /// Performs one command; it may bring about another event at once.
+    fn perform(&mut self, command: Command) -> Option<Event> {
+        match command {
+            Command::Say(envelope) => self.say(*envelope),
+            Command::BeatEvery(milliseconds) => {
+                let every = Duration::from_millis(milliseconds.max(1));
+                let mut beat = interval_at(tokio::time::Instant::now() + every, every);
+                beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                self.beat = Some(beat);
+                self.greeting = None;
+                self.backoff = Backoff::new();
+                tracing::info!(coordinator = %self.options.address, term = self.machine.term().0, "session open");
+                return None;
+            }
+            Command::Start { lease, assignment, trace } => return self.start(lease, assignment, &trace),
+            Command::Interrupt(lease) => self.stages.get(&lease)?.interrupt(),
+            Command::Acknowledge(lease, step) => self.stages.get(&lease)?.accept(step),
+            Command::Abandon(lease) => {
+                tracing::warn!(lease = lease.0, "work dropped: the lease is not ours any more");
+                self.stages.remove(&lease)?.abandon();
+            }
+            Command::HangUp(reason) => return self.hang_up(&reason),
+            Command::Exit(_) => {}
+        }
+        None
+    }
+
+    fn say(&mut self, envelope: WorkerEnvelope) {
+        use WorkerMessage::{Failed, Finished, Released};
+        // After its last word a stage has no thread any more.
+        if let Finished(lease, _) | Failed(lease, _) | Released(lease) = &envelope.message {
+            self.stages.remove(lease);
+        }
+        self.link.say(envelope);
+    }
+
+    fn hang_up(&mut self, reason: &str) -> Option<Event> {
+        tracing::warn!(coordinator = %self.options.address, reason, "hanging up");
+        self.beat = None;
+        self.greeting = None;
+        let wait = self.backoff.wait();
+        self.dial(wait);
+        Some(Event::Lost)
+    }
+
+    fn start(&mut self, lease: LeaseId, assignment: Box<Assignment>, trace: &str) -> Option<Event> {
+        let span = tracing::info_span!(
+            "stage", lease = lease.0, job = %assignment.job, stage = %assignment.stage, attempt = assignment.attempt,
+            trace
+        );
+        let control = Control::new();
+        let (shared, hand) = (self.shared.clone(), control.clone());
+        let started = thread::Builder::new().name(format!("stage-{}", lease.0)).spawn(move || {
+            let _entered = span.enter();
+            host::run(&shared, &hand, lease, &assignment);
+        });
+        match started {
+            Ok(_) => {
+                self.stages.insert(lease, control);
+                None
+            }
+            Err(error) => {
+                let message = format!("a thread for the stage cannot be started: {error}");
+                let failure = Failure { blame: Blame::Machine, message };
+                Some(Event::Stage(lease, StageEvent::Failed(failure)))
+            }
+        }
+    }
+
+    fn refused(&self, reason: String) -> SessionError {
+        SessionError::Refused { address: self.options.address.to_string(), reason }
+    }
+}
+
+async fn tick(beat: Option<&mut Interval>) {
+    match beat {
+        Some(beat) => drop(beat.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+async fn elapse(deadline: Option<&mut Pin<Box<Sleep>>>) {
+    match deadline {
+        Some(deadline) => deadline.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// SIGTERM and SIGINT: the first one asks, the second one does not.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    first: Option<Instant>,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, first: None })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
+    /// Whether this signal is the first wish; a second one ends the process at once.
+    fn is_first(&mut self) -> bool {
+        match self.first {
+            None => {
+                self.first = Some(Instant::now());
+                true
+            }
+            Some(first) if first.elapsed() < SECOND_SIGNAL => false,
+            Some(_) => std::process::exit(130),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! Scripted coordinators against the session's state machine, and a real one over a socket against its shell.
+
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, WorkerMessage};
+use graftwork_shared::{
+    adapter::AdapterConfig,
+    assignment::{Assignment, Blame, Failure, StageResult, Usage},
+    data::{Columns, SplitManifest, TextColumns},
+    digest::Digest,
+    head::{Head, HeadOutput},
+    id::{JobId, LeaseId, Term, WorkerId},
+    metric::Metric,
+    recipe::{Method, NumericClass, Recipe},
+    training::Training,
+};
+
+use super::machine::{Command, Event, Exit, Machine, StageEvent};
+
+fn manifest() -> SplitManifest {
+    SplitManifest { files: Vec::new(), rule: None, limit: None, rows: 0 }
+}
+
+pub(super) fn assignment() -> Box<Assignment> {
+    let recipe = Recipe {
+        numerics_version: graftwork_shared::NUMERICS_VERSION,
+        base_model: Digest::of(b"base"),
+        method: Method::Adapter(AdapterConfig::preset("seq_bn").unwrap()),
+        head: Head::new(HeadOutput::Regression),
+        metric: Metric::Spearman,
+        training: Training::default(),
+        columns: Columns { text: TextColumns::One("text".to_owned()), label: "label".to_owned() },
+        train: manifest().content(),
+        validation: manifest().content(),
+        test: None,
+        skip_layers: Vec::new(),
+    };
+    Box::new(Assignment {
+        job: JobId::of(&Digest::of(b"job")),
+        stage: "stage".parse().unwrap(),
+        attempt: 0,
+        recipe,
+        base_model: "/nowhere/at/all".to_owned(),
+        train: manifest(),
+        validation: manifest(),
+        test: None,
+        adapters: Vec::new(),
+        resume: None,
+        credentials: None,
+    })
+}
+
+fn result(steps: u64) -> Box<StageResult> {
+    let text = |text: &str| text.to_owned();
+    Box::new(StageResult {
+        weights: Digest::of(b"weights"),
+        steps,
+        best_step: steps,
+        validation: Vec::new(),
+        scores: [].into(),
+        predictions: [].into(),
+        data: [].into(),
+        epochs: Vec::new(),
+        attention: Vec::new(),
+        trained_parameters: 1,
+        numeric_class: NumericClass { device: text("cpu"), instructions: text("x"), libtorch: text("2"), vendor: text("y") },
+        usage: Usage::default(),
+    })
+}
+
+fn from_coordinator(term: u64, message: CoordinatorMessage) -> Event {
+    Event::Message(CoordinatorEnvelope { term: Term(term), trace: "trace".to_owned(), message })
+}
+
+fn welcome(term: u64) -> Event {
+    from_coordinator(term, CoordinatorMessage::Welcome { worker: WorkerId(7), heartbeat_ms: 500 })
+}
+
+fn assign(term: u64, lease: u64) -> Event {
+    from_coordinator(term, CoordinatorMessage::Assign(LeaseId(lease), assignment()))
+}
+
+fn accepted(term: u64, lease: u64, step: u64) -> Event {
+    from_coordinator(term, CoordinatorMessage::Accepted(LeaseId(lease), step))
+}
+
+fn fenced(term: u64, lease: u64) -> Event {
+    from_coordinator(term, CoordinatorMessage::Fenced(LeaseId(lease)))
+}
+
+fn release(term: u64, lease: u64) -> Event {
+    from_coordinator(term, CoordinatorMessage::Release(LeaseId(lease), "make room".to_owned()))
+}
+
+fn uploaded(lease: u64, step: u64) -> Event {
+    Event::Stage(LeaseId(lease), StageEvent::Uploaded(step, blob()))
+}
+
+fn blob() -> Digest {
+    Digest::of(b"checkpoint")
+}
+
+/// What is said, with the terms, and what else is to be done.
+fn split(commands: Vec<Command>) -> (Vec<(u64, WorkerMessage)>, Vec<Command>) {
+    let mut said = Vec::new();
+    let mut rest = Vec::new();
+    for command in commands {
+        match command {
+            Command::Say(envelope) => said.push((envelope.term.0, envelope.message)),
+            other => rest.push(other),
+        }
+    }
+    (said, rest)
+}
+
+fn working(slots: u32) -> Machine {
+    let mut machine = Machine::new(slots, "trace".to_owned());
+    assert_eq!(machine.apply(welcome(3)), [Command::BeatEvery(500)]);
+    let started = machine.apply(assign(3, 1));
+    assert!(matches!(started.as_slice(), [Command::Start { lease: LeaseId(1), .. }]));
+    machine
+}
+
+#[test]
+fn a_checkpoint_counts_when_it_is_accepted() {
+    let mut machine = working(1);
+    let (said, rest) = split(machine.apply(uploaded(1, 50)));
+    assert_eq!((said, rest), (vec![(3, WorkerMessage::Checkpoint(LeaseId(1), 50, blob()))], vec![]));
+    assert_eq!(machine.apply(accepted(3, 1, 49)), []);
+    assert_eq!(machine.apply(accepted(3, 1, 50)), [Command::Acknowledge(LeaseId(1), 50)]);
+    assert_eq!(machine.apply(accepted(3, 1, 50)), []);
+}
+
+#[test]
+fn a_result_is_held_until_it_is_accepted() {
+    let mut machine = working(1);
+    let (said, _) = split(machine.apply(Event::Stage(LeaseId(1), StageEvent::Finished(result(90)))));
+    assert!(matches!(said.as_slice(), [(3, WorkerMessage::Finished(LeaseId(1), _))]));
+    assert_eq!(machine.leases(), [LeaseId(1)]);
+    assert_eq!(machine.apply(accepted(3, 1, 90)), []);
+    assert!(machine.leases().is_empty());
+}
+
+#[test]
+fn fenced_work_is_dropped_and_never_spoken_of_again() {
+    let mut machine = working(1);
+    machine.apply(uploaded(1, 50));
+    assert_eq!(machine.apply(fenced(3, 1)), [Command::Abandon(LeaseId(1))]);
+    for late in [
+        accepted(3, 1, 50),
+        uploaded(1, 60),
+        release(3, 1),
+        fenced(3, 1),
+        Event::Stage(LeaseId(1), StageEvent::Finished(result(90))),
+        Event::Stage(LeaseId(1), StageEvent::Stopped),
+    ] {
+        assert_eq!(machine.apply(late), []);
+    }
+    assert!(machine.leases().is_empty());
+}
+
+#[test]
+fn messages_of_an_older_term_are_refused() {
+    let mut machine = working(2);
+    assert_eq!(machine.apply(assign(2, 5)), []);
+    assert_eq!(machine.apply(fenced(2, 1)), []);
+    assert_eq!(machine.leases(), [LeaseId(1)]);
+    machine.apply(Event::Lost);
+    assert!(matches!(machine.apply(welcome(2)).as_slice(), [Command::HangUp(_)]));
+    assert!(!machine.is_welcome());
+    assert_eq!(machine.leases(), [LeaseId(1)]);
+}
+
+#[test]
+fn nothing_is_obeyed_before_a_welcome() {
+    let mut machine = Machine::new(1, "trace".to_owned());
+    assert!(matches!(machine.apply(assign(3, 1)).as_slice(), [Command::HangUp(_)]));
+    let mut machine = working(2);
+    assert!(matches!(machine.apply(assign(4, 2)).as_slice(), [Command::HangUp(_)]));
+    assert_eq!(machine.leases(), [LeaseId(1)]);
+}
+
+#[test]
+fn release_during_a_checkpoint_lets_it_be_accepted() {
+    let mut machine = working(1);
+    machine.apply(uploaded(1, 50));
+    assert_eq!(machine.apply(release(3, 1)), [Command::Interrupt(LeaseId(1))]);
+    assert_eq!(machine.apply(accepted(3, 1, 50)), [Command::Acknowledge(LeaseId(1), 50)]);
+    let (said, rest) = split(machine.apply(Event::Stage(LeaseId(1), StageEvent::Stopped)));
+    assert_eq!((said, rest), (vec![(3, WorkerMessage::Released(LeaseId(1)))], vec![]));
+    assert!(machine.leases().is_empty());
+}
+
+#[test]
+fn work_goes_on_without_a_link_and_is_told_after_the_next_welcome() {
+    let mut machine = working(3);
+    machine.apply(assign(3, 2));
+    machine.apply(assign(3, 4));
+    machine.apply(uploaded(1, 50));
+    assert_eq!(machine.apply(Event::Lost), []);
+    assert_eq!(machine.apply(Event::Beat), []);
+    let failure = Failure { blame: Blame::Machine, message: "broken".to_owned() };
+    assert_eq!(machine.apply(Event::Stage(LeaseId(2), StageEvent::Failed(failure.clone()))), []);
+    assert_eq!(machine.apply(Event::Stage(LeaseId(4), StageEvent::Finished(result(9)))), []);
+    let (said, rest) = split(machine.apply(welcome(4)));
+    assert_eq!(rest, [Command::BeatEvery(500)]);
+    let heartbeat = (4, WorkerMessage::Heartbeat(vec![LeaseId(1), LeaseId(2), LeaseId(4)]));
+    assert_eq!(said, [heartbeat.clone()]);
+    let (said, _) = split(machine.apply(Event::Beat));
+    let expected = vec![
+        heartbeat,
+        (4, WorkerMessage::Checkpoint(LeaseId(1), 50, blob())),
+        (4, WorkerMessage::Failed(LeaseId(2), failure)),
+        (4, WorkerMessage::Finished(LeaseId(4), *result(9))),
+    ];
+    assert_eq!(said, expected);
+    assert_eq!(machine.leases(), [LeaseId(1), LeaseId(4)]);
+    assert_eq!(machine.apply(fenced(4, 1)), [Command::Abandon(LeaseId(1))]);
+    assert_eq!(split(machine.apply(Event::Beat)).0, [(4, WorkerMessage::Heartbeat(vec![LeaseId(4)]))]);
+}
+
+#[test]
+fn what_was_fenced_after_a_welcome_is_not_said_again() {
+    let mut machine = working(1);
+    machine.apply(uploaded(1, 50));
+    machine.apply(Event::Lost);
+    machine.apply(welcome(4));
+    assert_eq!(machine.apply(fenced(4, 1)), [Command::Abandon(LeaseId(1))]);
+    assert_eq!(split(machine.apply(Event::Beat)).0, [(4, WorkerMessage::Heartbeat(vec![]))]);
+}
+
+#[test]
+fn a_draining_worker_takes_no_work_and_leaves_when_it_holds_none() {
+    let mut machine = working(2);
+    let drain = from_coordinator(3, CoordinatorMessage::Drain("upgrade".to_owned()));
+    assert_eq!(machine.apply(drain), [Command::Interrupt(LeaseId(1))]);
+    let (said, _) = split(machine.apply(assign(3, 2)));
+    assert_eq!(said, [(3, WorkerMessage::Released(LeaseId(2)))]);
+    let (said, rest) = split(machine.apply(Event::Stage(LeaseId(1), StageEvent::Stopped)));
+    assert_eq!(said, [(3, WorkerMessage::Released(LeaseId(1)))]);
+    assert_eq!(rest, [Command::Exit(Exit::Left("upgrade".to_owned()))]);
+}
+
+#[test]
+fn a_stopped_worker_without_a_link_leaves_at_once() {
+    let mut machine = working(1);
+    machine.apply(Event::Lost);
+    let commands = machine.apply(Event::Stop("SIGTERM".to_owned()));
+    assert_eq!(commands, [Command::Abandon(LeaseId(1)), Command::Exit(Exit::Left("SIGTERM".to_owned()))]);
+    let mut machine = working(1);
+    assert_eq!(machine.apply(Event::Stop("SIGTERM".to_owned())), [Command::Interrupt(LeaseId(1))]);
+    let commands = machine.apply(Event::Lost);
+    assert_eq!(commands, [Command::Abandon(LeaseId(1)), Command::Exit(Exit::Left("SIGTERM".to_owned()))]);
+}
+
+#[test]
+fn more_work_than_slots_is_refused() {
+    let mut machine = working(1);
+    let (said, _) = split(machine.apply(assign(3, 2)));
+    assert!(matches!(said.as_slice(), [(3, WorkerMessage::Failed(LeaseId(2), Failure { blame: Blame::Machine, .. }))]));
+    assert_eq!(machine.apply(assign(3, 1)), []);
+    assert_eq!(machine.leases(), [LeaseId(1)]);
+}
+
+#[test]
+fn a_refused_worker_drops_its_work_and_ends() {
+    let mut machine = working(1);
+    let commands = machine.apply(from_coordinator(1, CoordinatorMessage::Refused("version 2".to_owned())));
+    assert_eq!(commands, [Command::Abandon(LeaseId(1)), Command::Exit(Exit::Refused("version 2".to_owned()))]);
+}
+
+#[test]
+fn heartbeats_list_what_is_held() {
+    let mut machine = working(2);
+    machine.apply(assign(3, 9));
+    let (said, _) = split(machine.apply(Event::Beat));
+    assert_eq!(said, [(3, WorkerMessage::Heartbeat(vec![LeaseId(1), LeaseId(9)]))]);
+}

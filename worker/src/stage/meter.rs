@@ -1,0 +1,204 @@
+//! What a stage's run costs and how fast it goes. For eyes and bills only: nothing decides by these numbers.
+
+use std::time::{Duration, Instant};
+
+use graftwork_engine::{InputCost, StepOutcome, thread_seconds};
+use graftwork_shared::{assignment::Usage, event::StepReport};
+
+/// Reports are at least this far apart.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+
+/// Counts costs since the run began, on top of what earlier attempts cost.
+#[derive(Debug)]
+pub(super) struct Meter {
+    began: Instant,
+    controller_seconds: f64,
+    earlier: Usage,
+    device_seconds: f64,
+    gpu_seconds: f64,
+    input: InputCost,
+    since_report: SinceReport,
+}
+
+#[derive(Debug)]
+struct SinceReport {
+    at: Instant,
+    updates: u32,
+    loss: f64,
+    examples: u64,
+    tokens: u64,
+    waited: Duration,
+    latest: Option<Latest>,
+}
+
+/// The last update.
+#[derive(Clone, Copy, Debug)]
+struct Latest {
+    outcome: StepOutcome,
+    place: Place,
+    waited: Duration,
+}
+
+impl SinceReport {
+    fn now(waited: Duration) -> Self {
+        Self { at: Instant::now(), updates: 0, loss: 0.0, examples: 0, tokens: 0, waited, latest: None }
+    }
+}
+
+/// Where training is, for a report.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) step: u64,
+    pub(super) total_steps: u64,
+    pub(super) epoch: f64,
+}
+
+/// What one device task cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TaskCost {
+    core_seconds: f64,
+    wall_seconds: f64,
+}
+
+/// Runs a task and measures it on its own thread.
+pub(super) fn measured<T>(task: impl FnOnce() -> T) -> (T, TaskCost) {
+    let (cpu, wall) = (thread_seconds(), Instant::now());
+    let value = task();
+    (value, TaskCost { core_seconds: thread_seconds() - cpu, wall_seconds: wall.elapsed().as_secs_f64() })
+}
+
+impl Meter {
+    pub(super) fn start() -> Self {
+        Self {
+            began: Instant::now(),
+            controller_seconds: thread_seconds(),
+            earlier: Usage::default(),
+            device_seconds: 0.0,
+            gpu_seconds: 0.0,
+            input: InputCost::default(),
+            since_report: SinceReport::now(Duration::ZERO),
+        }
+    }
+
+    /// Counts on from what earlier attempts cost.
+    pub(super) fn count_from(&mut self, earlier: Usage) {
+        self.earlier = earlier;
+    }
+
+    /// Counts a device task.
+    pub(super) fn add_task(&mut self, cost: TaskCost, on_gpu: bool) {
+        self.device_seconds += cost.core_seconds;
+        if on_gpu {
+            self.gpu_seconds += cost.wall_seconds;
+        }
+    }
+
+    /// Counts an input that is read to its end, or as far as `cost` says.
+    pub(super) fn add_input(&mut self, cost: InputCost) {
+        self.input.bytes_read += cost.bytes_read;
+        self.input.core_seconds += cost.core_seconds;
+    }
+
+    /// The whole cost so far; `training` is the cost of the input that is still being read.
+    pub(super) fn usage(&self, training: InputCost, examples: u64, tokens: u64) -> Usage {
+        let controller = thread_seconds() - self.controller_seconds;
+        let threads = self.device_seconds + controller;
+        let host_counts_none = self.usage_beside_the_host(training, examples, tokens);
+        Usage { core_seconds: host_counts_none.core_seconds + threads, ..host_counts_none }
+    }
+
+    /// The whole cost so far without the CPU time, in this attempt, of device threads and of the calling thread: a
+    /// host counts those itself.
+    pub(super) fn usage_beside_the_host(&self, training: InputCost, examples: u64, tokens: u64) -> Usage {
+        Usage {
+            core_seconds: self.earlier.core_seconds + self.input.core_seconds + training.core_seconds,
+            gpu_seconds: self.earlier.gpu_seconds + self.gpu_seconds,
+            wall_seconds: self.earlier.wall_seconds + self.began.elapsed().as_secs_f64(),
+            bytes_read: self.earlier.bytes_read + self.input.bytes_read + training.bytes_read,
+            examples,
+            tokens,
+            peak_memory_bytes: self.earlier.peak_memory_bytes,
+        }
+    }
+
+    /// Takes note of an update; returns a report when the last one is long enough ago. `waited` is the time that
+    /// training has waited for rows since its input started.
+    pub(super) fn report(
+        &mut self,
+        outcome: StepOutcome,
+        [examples, tokens]: [u64; 2],
+        waited: Duration,
+        place: Place,
+    ) -> Option<StepReport> {
+        let since = &mut self.since_report;
+        since.updates += 1;
+        since.loss += outcome.loss;
+        since.examples += examples;
+        since.tokens += tokens;
+        since.latest = Some(Latest { outcome, place, waited });
+        if since.at.elapsed() < REPORT_EVERY { None } else { self.last_report() }
+    }
+
+    /// A report of the updates that none was made of yet, if there are any.
+    pub(super) fn last_report(&mut self) -> Option<StepReport> {
+        let Latest { outcome, place, waited } = self.since_report.latest?;
+        let since = std::mem::replace(&mut self.since_report, SinceReport::now(waited));
+        let seconds = since.at.elapsed().as_secs_f64().max(1e-9);
+        let waiting = waited.saturating_sub(since.waited).as_secs_f64();
+        Some(StepReport {
+            step: place.step,
+            total_steps: place.total_steps,
+            epoch: place.epoch,
+            loss: since.loss / f64::from(since.updates),
+            learning_rate: outcome.learning_rate,
+            gradient_norm: outcome.gradient_norm,
+            examples_per_second: since.examples as f64 / seconds,
+            tokens_per_second: since.tokens as f64 / seconds,
+            input_wait: (waiting / seconds).min(1.0),
+        })
+    }
+
+    /// Leaves the time since the last update (an evaluation, a checkpoint) out of the next report's rates.
+    pub(super) fn pause(&mut self, began: Instant) {
+        self.since_report.at += began.elapsed();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OUTCOME: StepOutcome = StepOutcome { loss: 2.0, gradient_norm: 1.0, learning_rate: 0.5 };
+
+    fn place(step: u64) -> Place {
+        Place { step, total_steps: 3, epoch: 0.5 }
+    }
+
+    #[test]
+    fn reports_are_rare_and_none_is_lost() {
+        let mut meter = Meter::start();
+        for (step, loss) in [(1, 2.0), (2, 4.0), (3, 6.0)] {
+            let outcome = StepOutcome { loss, ..OUTCOME };
+            assert!(meter.report(outcome, [4, 40], Duration::ZERO, place(step)).is_none());
+        }
+        let report = meter.last_report().unwrap();
+        assert!((report.loss - 4.0).abs() < 1e-12 && report.step == 3);
+        assert!((report.tokens_per_second / report.examples_per_second - 10.0).abs() < 1e-6);
+        assert!(meter.last_report().is_none());
+        std::thread::sleep(REPORT_EVERY);
+        assert_eq!(meter.report(OUTCOME, [4, 40], Duration::ZERO, place(4)).unwrap().step, 4);
+    }
+
+    #[test]
+    fn costs_of_earlier_attempts_are_counted_on() {
+        let mut meter = Meter::start();
+        meter.count_from(Usage { core_seconds: 10.0, bytes_read: 5, ..Usage::default() });
+        meter.add_input(InputCost { bytes_read: 7, core_seconds: 1.0 });
+        meter.add_task(TaskCost { core_seconds: 2.0, wall_seconds: 3.0 }, true);
+        let training = InputCost { bytes_read: 1, core_seconds: 0.5 };
+        let (whole, beside) = (meter.usage(training, 3, 30), meter.usage_beside_the_host(training, 3, 30));
+        assert_eq!((whole.bytes_read, whole.examples, whole.tokens), (13, 3, 30));
+        assert!((beside.core_seconds - 11.5).abs() < 1e-9 && whole.core_seconds >= 13.5);
+        assert!((whole.gpu_seconds - 3.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,111 @@
+//! One assignment from its last checkpoint to its result, as a blocking driver on a controller thread.
+//!
+//! The driver decides nothing about places, leases or retries, and it never touches a socket: what it needs from the
+//! outside it asks of its [`Host`]. Every byte of a result is a function of the assignment's recipe and data alone
+//! (invariant 5): the host's number of threads, its speed and interruptions change when a byte is computed, never
+//! which.
+
+mod data;
+mod drive;
+mod failure;
+mod meter;
+mod network;
+mod score;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use graftwork_dataset::Access;
+use graftwork_engine::{Course, Device, TextEncoder, Trainer, Trunk};
+use graftwork_shared::{
+    assignment::{Assignment, Evaluation, Failure, StageResult},
+    digest::Digest,
+    event::StepReport,
+};
+
+use crate::computer::numeric_class;
+use drive::{Driver, DriverState};
+use meter::Meter;
+use network::Built;
+
+/// What a stage needs from the process that runs it.
+pub(crate) trait Host {
+    /// Runs the tasks on the device threads and returns what they gave, in the order of the tasks.
+    fn run<T: Send + 'static>(&self, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T>;
+
+    /// A blob's bytes.
+    fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>>;
+
+    /// Stores a blob durably.
+    fn put_blob(&self, bytes: Vec<u8>) -> anyhow::Result<Digest>;
+
+    /// Tells the coordinator of a checkpoint; returns when it acknowledged.
+    fn on_checkpoint(&self, step: u64, blob: Digest) -> anyhow::Result<()>;
+
+    /// Passes a report on; never blocks.
+    fn on_step(&self, report: StepReport);
+
+    /// Passes a validation score on; never blocks.
+    fn on_evaluation(&self, evaluation: &Evaluation);
+
+    /// Whether to stop: the driver checkpoints at the next step and returns [`StageEnd::Interrupted`].
+    fn interrupted(&self) -> bool;
+
+    /// The base model at a location, opened once per process and shared. Its digest must be this one.
+    fn trunk(&self, location: &str, digest: Digest) -> anyhow::Result<Trunk>;
+
+    /// The async runtime, for reading rows.
+    fn runtime(&self) -> &tokio::runtime::Handle;
+}
+
+/// How a stage's run ended, other than by a failure.
+#[derive(Debug)]
+pub(crate) enum StageEnd {
+    /// Trained, scored, and uploaded.
+    Finished(StageResult),
+    /// The host asked to stop; the last checkpoint is acknowledged.
+    Interrupted,
+}
+
+/// Trains, scores and uploads one stage. Blocks until then, or until the host interrupts.
+///
+/// The result's `usage.core_seconds` leaves out the CPU time that this attempt took of the calling thread and of the
+/// host's device threads: the host counts those for all that it runs.
+///
+/// # Errors
+/// A [`Failure`] that says whose fault it is: the job's and its data's, or the machine's.
+pub(crate) fn run_stage<H: Host>(assignment: &Assignment, host: &H) -> Result<StageEnd, Failure> {
+    let mut meter = Meter::start();
+    let recipe = &assignment.recipe;
+    let access = Access::from_environment(assignment.credentials.as_deref()).map_err(|error| failure::user(&error))?;
+    let trunk = host.trunk(&assignment.base_model, recipe.base_model).map_err(|error| failure::of_host(&error))?;
+    let description = trunk.description();
+    let encoder = TextEncoder::open(trunk.tokenizer(), recipe.training.max_length, description.type_vocab_size)
+        .map_err(|error| failure::of_input(&error))?;
+    data::check_held_out(assignment, &access, host)?;
+    let Built { network, setup } = network::build(assignment, &trunk, host)?;
+    let course = Course { training: recipe.training.clone(), metric: recipe.metric, rows: assignment.train.rows };
+    let mut trainer =
+        Trainer::new(course, &setup, network.layout(), network.parameters()).map_err(failure::of_training)?;
+    let recipe_digest = recipe.digest();
+    if let Some(blob) = assignment.resume {
+        let bytes = host.get_blob(blob).map_err(|error| failure::of_host(&error))?;
+        meter.count_from(trainer.resume(&bytes, recipe_digest).map_err(failure::of_checkpoint)?);
+        network::set_parameters(host, &network, trainer.parameters());
+    }
+    let driver = Driver {
+        assignment,
+        host,
+        access,
+        encoder: Arc::new(encoder),
+        meter,
+        recipe_digest,
+        numeric_class: numeric_class(trunk.device()),
+        on_gpu: trunk.device() != Device::Cpu,
+        layers: description.layers,
+        state: DriverState::after(trainer.progress().step),
+        network,
+    };
+    driver.drive(trainer)
+}

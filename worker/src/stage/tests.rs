@@ -1,0 +1,212 @@
+//! Stages from rows in Parquet files to uploaded blobs, on a tiny random BERT, with real device threads.
+
+mod local;
+
+use std::collections::BTreeMap;
+
+use graftwork_model::safetensors;
+use graftwork_shared::{
+    adapter::{AdapterConfig, FusionConfig},
+    assignment::{Blame, StageResult, Usage},
+    data::Split,
+    metric::Metric,
+    recipe::{FusedAdapter, Method},
+    training::{AdapterDrop, EarlyStopping, Interval, Length},
+};
+use local::{Data, LocalHost, adapter_recipe, assignment};
+
+use super::*;
+
+/// The result without what clocks decide.
+fn bytes_of(result: &StageResult) -> StageResult {
+    StageResult { usage: Usage::default(), ..result.clone() }
+}
+
+fn finish(assignment: &Assignment, host: &LocalHost) -> StageResult {
+    match run_stage(assignment, host) {
+        Ok(StageEnd::Finished(result)) => result,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Runs a stage that is interrupted after every `patience` questions of the driver, until it ends.
+fn finish_with_interruptions(assignment: &Assignment, host: &LocalHost, patience: u32) -> (StageResult, u32) {
+    let mut assignment = assignment.clone();
+    let mut interruptions = 0;
+    loop {
+        host.interrupt_after(patience);
+        match run_stage(&assignment, host).unwrap() {
+            StageEnd::Finished(result) => return (result, interruptions),
+            StageEnd::Interrupted => interruptions += 1,
+        }
+        assignment.resume = host.last_checkpoint();
+        assert!(interruptions < 200, "the stage makes no progress");
+    }
+}
+
+fn fusion_of(data: &Data, host: &LocalHost) -> Assignment {
+    let mut of = assignment(data, host, adapter_recipe(data));
+    let mut adapters = Vec::new();
+    for (preset, seed) in [("seq_bn", 1), ("seq_bn", 2)] {
+        let config = AdapterConfig::preset(preset).unwrap();
+        of.recipe.method = Method::Adapter(config.clone());
+        of.recipe.training.seed = seed;
+        of.adapters.push(finish(&of.clone(), host).weights);
+        adapters.push(FusedAdapter { config, origin: of.recipe.digest() });
+    }
+    of.recipe.method = Method::Fusion { config: FusionConfig::default(), adapters };
+    of
+}
+
+#[test]
+fn a_stage_trains_scores_and_uploads() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let mut recipe = adapter_recipe(&data);
+    recipe.training.length = Length::Epochs(15);
+    let result = finish(&assignment(&data, &host, recipe), &host);
+    // 40 rows in updates of 12: four an epoch.
+    assert_eq!((result.steps, result.validation.len(), result.epochs.len()), (60, 15, 15));
+    assert!(result.scores[&Split::Test].metrics[&Metric::Accuracy] > 0.7, "{:?}", result.scores);
+    assert_eq!(result.scores.keys().collect::<Vec<_>>(), [&Split::Validation, &Split::Test]);
+    assert_eq!(result.data.len(), 3);
+    let weights = safetensors::read(&host.blob(result.weights)).unwrap();
+    let numbers: usize = weights.values().map(|tensor| tensor.values.len()).sum();
+    assert_eq!(numbers as u64, result.trained_parameters);
+    assert!(weights.contains_key("bert.encoder.layer.1.output.adapters.trained.adapter_up.weight"));
+    assert!(weights.contains_key("heads.trained.4.bias"));
+    let lines = String::from_utf8(host.blob(result.predictions[&Split::Test])).unwrap();
+    assert_eq!(lines.lines().count(), 70);
+    assert!(lines.starts_with("{\"row\":0,\"label\":\"good\",\"prediction\":\""), "{}", &lines[..80]);
+    let last = host.last_report().unwrap();
+    assert_eq!((last.step, last.total_steps), (60, 60));
+    assert_eq!((result.usage.examples, result.attention.len()), (600, 0));
+    assert!(result.usage.tokens > 600 * 4 && result.usage.wall_seconds > 0.0 && result.usage.bytes_read > 0);
+}
+
+#[test]
+fn neither_threads_nor_interruptions_change_a_byte() {
+    let data = Data::write();
+    let one = LocalHost::new(1);
+    let mut of = assignment(&data, &one, adapter_recipe(&data));
+    of.recipe.training.adapter_drop = AdapterDrop::DrawnUpTo(1);
+    of.recipe.training.base_model_dropout = true;
+    let undisturbed = finish(&of, &one);
+    let two = LocalHost::new(2);
+    assert_eq!(bytes_of(&finish(&of, &two)), bytes_of(&undisturbed));
+    for patience in [3, 4, 7] {
+        let (result, interruptions) = finish_with_interruptions(&of, &LocalHost::new(2), patience);
+        assert!(interruptions > 1, "{interruptions}");
+        assert_eq!(bytes_of(&result), bytes_of(&undisturbed), "interrupted after every {patience}");
+        assert_eq!(result.usage.examples, undisturbed.usage.examples);
+    }
+}
+
+#[test]
+fn any_checkpoint_of_a_killed_run_leads_to_the_same_bytes() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let mut of = assignment(&data, &host, adapter_recipe(&data));
+    let undisturbed = finish(&of, &host);
+    let checkpoints = host.checkpoints();
+    assert_eq!(checkpoints.keys().collect::<Vec<_>>(), [&3, &6, &9]);
+    for blob in checkpoints.values() {
+        of.resume = Some(*blob);
+        assert_eq!(bytes_of(&finish(&of, &host)), bytes_of(&undisturbed));
+    }
+    of.recipe.training.learning_rate *= 2.0;
+    let failure = run_stage(&of, &host).unwrap_err();
+    assert!(failure.message.contains("belongs to recipe"), "{failure:?}");
+}
+
+#[test]
+fn a_fusion_reads_its_adapters_and_reports_its_attention() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = fusion_of(&data, &host);
+    let result = finish(&of, &host);
+    let weights = safetensors::read(&host.blob(result.weights)).unwrap();
+    let fusion = |name: &String| name.contains(".adapter_fusion_layer.trained.");
+    assert!(weights.keys().all(|name| fusion(name) || name.starts_with("heads.trained.")), "{:?}", weights.keys());
+    assert!(weights.keys().any(fusion));
+    assert_eq!(result.attention.len(), 2);
+    for layer in &result.attention {
+        assert!(layer.len() == 2 && (layer.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{layer:?}");
+    }
+    let (again, interruptions) = finish_with_interruptions(&of, &LocalHost::sharing(&host, 1), 4);
+    assert!(interruptions > 0);
+    assert_eq!(bytes_of(&again), bytes_of(&result));
+}
+
+#[test]
+fn a_fusion_refuses_a_blob_that_is_not_its_adapter() {
+    let (data, host) = (Data::write(), LocalHost::new(1));
+    let mut of = fusion_of(&data, &host);
+    of.adapters[1] = host.put_blob(safetensors::write(&BTreeMap::new(), &BTreeMap::new())).unwrap();
+    let failure = run_stage(&of, &host).unwrap_err();
+    assert!(failure.message.contains("slot1"), "{failure:?}");
+    of.adapters.pop();
+    assert!(run_stage(&of, &host).unwrap_err().message.contains("its recipe fuses 2"));
+}
+
+#[test]
+fn early_stopping_ends_training_and_keeps_the_best() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let mut recipe = adapter_recipe(&data);
+    recipe.training.length = Length::Steps(60);
+    recipe.training.evaluate_every = Interval::Steps(2);
+    recipe.training.early_stopping = Some(EarlyStopping { patience: 2, min_delta: 0.5 });
+    let result = finish(&assignment(&data, &host, recipe), &host);
+    // The first score counts as growth, no later one can.
+    assert_eq!((result.steps, result.validation.len()), (6, 3));
+    let score = |at: usize| result.validation[at].metrics[&Metric::Accuracy];
+    let best = (0..3).rev().max_by(|&a, &b| score(a).total_cmp(&score(b))).unwrap();
+    assert_eq!(result.best_step, result.validation[best].step);
+    assert_eq!(result.scores[&Split::Validation], result.validation[best]);
+    assert_eq!(host.last_report().unwrap().step, 6);
+    // Six updates of 12 rows: one whole epoch and most of a second one.
+    assert_eq!((result.epochs.len(), result.usage.examples), (2, 64));
+}
+
+#[test]
+fn bad_rows_are_the_users_and_named() {
+    let host = LocalHost::new(1);
+    for (mend, words) in [
+        (Data::with_null_text as fn(&Data), "text"),
+        (Data::with_unknown_label, "label"),
+        (Data::with_changed_test_file, "test.parquet"),
+    ] {
+        let data = Data::write();
+        mend(&data);
+        let failure = run_stage(&assignment(&data, &host, adapter_recipe(&data)), &host).unwrap_err();
+        assert_eq!(failure.blame, Blame::User, "{failure:?}");
+        assert!(failure.message.contains(words) && failure.message.contains(".parquet"), "{failure:?}");
+    }
+}
+
+#[test]
+fn a_missing_blob_is_the_machines() {
+    let (data, host) = (Data::write(), LocalHost::new(1));
+    let mut of = assignment(&data, &host, adapter_recipe(&data));
+    of.resume = Some(Digest::of(b"never stored"));
+    assert_eq!(run_stage(&of, &host).unwrap_err().blame, Blame::Machine);
+}
+
+/// Weights of a tiny stage by numeric class. When one of them changes, arithmetic, row order, random numbers or file
+/// layout changed: raise [`graftwork_shared::NUMERICS_VERSION`], and only then write the new digests here.
+const NUMERICS: (u32, &[(&str, &str)]) = (
+    1,
+    &[("cpu/GenuineIntel/avx512/libtorch-2.11.0", "68698b681412d9853e7b6e7d443b3f99081217bca294f325fc81cebac9996159")],
+);
+
+#[test]
+fn a_change_of_arithmetic_raises_the_numerics_version() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let result = finish(&assignment(&data, &host, adapter_recipe(&data)), &host);
+    let fusion = finish(&fusion_of(&data, &host), &host);
+    let found = Digest::of_value("graftwork numerics", &[result.weights, fusion.weights]).to_string();
+    let (version, known) = NUMERICS;
+    assert_eq!(version, graftwork_shared::NUMERICS_VERSION, "the digests belong to another numerics version");
+    let class = result.numeric_class.to_string();
+    match known.iter().find(|(known, _)| *known == class) {
+        Some((_, expected)) => assert_eq!(found, *expected, "arithmetic changed on {class}"),
+        None => println!("no digest is known for {class}; it is {found}"),
+    }
+}

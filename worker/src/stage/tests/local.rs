@@ -1,0 +1,239 @@
+//! A host in this process, with real device threads and blobs in memory, and a small data set on disk.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use anyhow::Context;
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use graftwork_dataset::open;
+use graftwork_engine::use_one_thread;
+use graftwork_model::BaseModel;
+use graftwork_shared::{
+    NUMERICS_VERSION,
+    adapter::AdapterConfig,
+    data::{Columns, SplitManifest, TextColumns},
+    head::{Head, HeadOutput},
+    metric::Metric,
+    recipe::{Method, Recipe},
+    training::{Length, Schedule, Training},
+};
+use parquet::arrow::ArrowWriter;
+use tempfile::TempDir;
+use tokio::runtime::{Handle, Runtime};
+
+use super::super::*;
+use crate::pool::Pool;
+
+type Blobs = Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>;
+
+pub(super) struct LocalHost {
+    pool: Pool,
+    runtime: Runtime,
+    blobs: Blobs,
+    checkpoints: Mutex<BTreeMap<u64, Digest>>,
+    reports: Mutex<Vec<StepReport>>,
+    questions_left: Cell<u32>,
+}
+
+impl LocalHost {
+    pub(super) fn new(threads: usize) -> Self {
+        Self {
+            pool: Pool::start(threads, use_one_thread).unwrap(),
+            runtime: Runtime::new().unwrap(),
+            blobs: Blobs::default(),
+            checkpoints: Mutex::default(),
+            reports: Mutex::default(),
+            questions_left: Cell::new(u32::MAX),
+        }
+    }
+
+    /// Another host over the same blobs.
+    pub(super) fn sharing(other: &Self, threads: usize) -> Self {
+        Self { blobs: Arc::clone(&other.blobs), ..Self::new(threads) }
+    }
+
+    /// Answers that many times that the stage may go on, and then that it shall stop.
+    pub(super) fn interrupt_after(&self, questions: u32) {
+        self.questions_left.set(questions);
+    }
+
+    pub(super) fn blob(&self, digest: Digest) -> Vec<u8> {
+        self.get_blob(digest).unwrap()
+    }
+
+    pub(super) fn checkpoints(&self) -> BTreeMap<u64, Digest> {
+        self.checkpoints.lock().unwrap().clone()
+    }
+
+    pub(super) fn last_checkpoint(&self) -> Option<Digest> {
+        self.checkpoints.lock().unwrap().values().next_back().copied()
+    }
+
+    pub(super) fn last_report(&self) -> Option<StepReport> {
+        self.reports.lock().unwrap().last().copied()
+    }
+}
+
+impl Host for LocalHost {
+    fn run<T: Send + 'static>(&self, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
+        self.pool.run(tasks).unwrap().values
+    }
+
+    fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>> {
+        self.blobs.lock().unwrap().get(&digest).cloned().with_context(|| format!("blob {} is gone", digest.short()))
+    }
+
+    fn put_blob(&self, bytes: Vec<u8>) -> anyhow::Result<Digest> {
+        let digest = Digest::of(&bytes);
+        self.blobs.lock().unwrap().insert(digest, bytes);
+        Ok(digest)
+    }
+
+    fn on_checkpoint(&self, step: u64, blob: Digest) -> anyhow::Result<()> {
+        self.checkpoints.lock().unwrap().insert(step, blob);
+        Ok(())
+    }
+
+    fn on_step(&self, report: StepReport) {
+        self.reports.lock().unwrap().push(report);
+    }
+
+    fn on_evaluation(&self, _evaluation: &Evaluation) {}
+
+    fn interrupted(&self) -> bool {
+        let left = self.questions_left.get();
+        self.questions_left.set(left.saturating_sub(1));
+        left == 0
+    }
+
+    fn trunk(&self, location: &str, _digest: Digest) -> anyhow::Result<Trunk> {
+        Ok(Trunk::open(&BaseModel::open(Path::new(location))?, Device::Cpu)?)
+    }
+
+    fn runtime(&self) -> &Handle {
+        self.runtime.handle()
+    }
+}
+
+/// Opinions on films: the label follows from one word of each text.
+pub(super) struct Data {
+    folder: TempDir,
+}
+
+impl Data {
+    /// 40 rows to train on, 70 of each other split: more than one batch of an evaluation.
+    pub(super) fn write() -> Self {
+        let data = Self { folder: TempDir::new().unwrap() };
+        for (name, rows) in [("train", 0..40), ("validation", 40..110), ("test", 110..180)] {
+            data.write_file(name, &rows.map(opinion).collect::<Vec<_>>());
+        }
+        data
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(format!("{name}.parquet"))
+    }
+
+    fn write_file(&self, name: &str, rows: &[(Option<String>, String)]) {
+        let texts: ArrayRef = Arc::new(rows.iter().map(|(text, _)| text.as_deref()).collect::<StringArray>());
+        let labels: ArrayRef = Arc::new(rows.iter().map(|(_, label)| Some(label.as_str())).collect::<StringArray>());
+        let batch = RecordBatch::try_from_iter_with_nullable([("text", texts, true), ("label", labels, true)]).unwrap();
+        let mut writer = ArrowWriter::try_new(File::create(self.path(name)).unwrap(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+    }
+
+    pub(super) fn with_null_text(&self) {
+        self.write_file(
+            "validation",
+            &(0..9).map(|row| (opinion(row).0.filter(|_| row != 7), opinion(row).1)).collect::<Vec<_>>(),
+        );
+    }
+
+    pub(super) fn with_unknown_label(&self) {
+        let label = |row| if row == 5 { "splendid".to_owned() } else { opinion(row).1 };
+        self.write_file("train", &(0..9).map(|row| (opinion(row).0, label(row))).collect::<Vec<_>>());
+    }
+
+    /// The file changes after the manifest was made; see [`assignment`].
+    pub(super) fn with_changed_test_file(&self) {
+        std::fs::write(self.folder.path().join("change"), "").unwrap();
+    }
+
+    fn manifest(&self, host: &LocalHost, name: &str) -> SplitManifest {
+        let source = vec![self.path(name).display().to_string()];
+        let files = host.runtime.block_on(open(&source, &Access::anonymous())).unwrap();
+        let files: Vec<_> = files.into_iter().map(|file| file.identity).collect();
+        let rows = files.iter().map(|file| file.content.rows()).sum();
+        SplitManifest { files, rule: None, limit: None, rows }
+    }
+}
+
+fn opinion(row: u32) -> (Option<String>, String) {
+    let good = (row * 7 + row / 3) % 2 == 0;
+    let subject = ["the film", "the cast", "this plot", "it"][row as usize % 4];
+    let verb = ["was", "is"][row as usize / 4 % 2];
+    let (word, label) = if good { ("great", "good") } else { ("dull", "bad") };
+    let end = ["", " and very fine", " but i loved it", "!"][row as usize / 8 % 4];
+    (Some(format!("{subject} {verb} {word}{end}")), label.to_owned())
+}
+
+fn base_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("engine/fixtures/tiny_bert")
+}
+
+/// A sequential bottleneck on the tiny BERT, 12 rows an update in 4 lanes.
+pub(super) fn adapter_recipe(data: &Data) -> Recipe {
+    let host = LocalHost::new(1);
+    let content = |name: &str| data.manifest(&host, name).content();
+    let labels = vec!["bad".to_owned(), "good".to_owned()];
+    Recipe {
+        numerics_version: NUMERICS_VERSION,
+        base_model: Digest::of(b"tiny"),
+        method: Method::Adapter(AdapterConfig::preset("seq_bn").unwrap()),
+        head: Head::new(HeadOutput::Classification { labels }),
+        metric: Metric::Accuracy,
+        training: Training {
+            length: Length::Epochs(3),
+            batch_size: 6,
+            lanes: 2,
+            accumulation: 2,
+            learning_rate: 0.02,
+            schedule: Schedule::Cosine,
+            weight_decay: 0.01,
+            max_length: 16,
+            checkpoint_every_steps: 3,
+            ..Training::default()
+        },
+        columns: Columns { text: TextColumns::One("text".to_owned()), label: "label".to_owned() },
+        train: content("train"),
+        validation: content("validation"),
+        test: Some(content("test")),
+        skip_layers: Vec::new(),
+    }
+}
+
+pub(super) fn assignment(data: &Data, host: &LocalHost, recipe: Recipe) -> Assignment {
+    let of = Assignment {
+        job: graftwork_shared::id::JobId::of(&Digest::of(b"job")),
+        stage: "opinions".parse().unwrap(),
+        attempt: 0,
+        recipe,
+        base_model: base_model().display().to_string(),
+        train: data.manifest(host, "train"),
+        validation: data.manifest(host, "validation"),
+        test: Some(data.manifest(host, "test")),
+        adapters: Vec::new(),
+        resume: None,
+        credentials: None,
+    };
+    if data.folder.path().join("change").exists() {
+        data.write_file("test", &(0..3).map(opinion).collect::<Vec<_>>());
+    }
+    of
+}

@@ -1,0 +1,73 @@
+//! Base models of this process: each is fetched, checked and opened once, and then shared.
+//!
+//! The trunk's bytes never change (invariant 1): files are mapped read-only by the engine, and a base model whose
+//! digest is not the recipe's is refused before any weight of it is used.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::{Context, bail};
+use graftwork_engine::{Device, Trunk};
+use graftwork_model::BaseModel;
+use graftwork_shared::digest::Digest;
+use tokio::runtime::Handle;
+
+/// The opened base models by digest.
+pub(crate) struct Trunks {
+    device: Device,
+    cache_folder: PathBuf,
+    opened: Mutex<BTreeMap<Digest, Trunk>>,
+}
+
+impl Trunks {
+    /// None opened yet; remote models are kept below `cache_folder`.
+    pub(crate) fn new(device: Device, cache_folder: PathBuf) -> Self {
+        Self { device, cache_folder, opened: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// The base model at a location, which must have this digest. Blocks while it is fetched and opened; a second
+    /// caller waits for the first and shares what it opened.
+    pub(crate) fn get(
+        &self,
+        runtime: &Handle,
+        location: &str,
+        credentials: Option<&str>,
+        digest: Digest,
+    ) -> anyhow::Result<Trunk> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(trunk) = opened.get(&digest) {
+            return Ok(trunk.share());
+        }
+        let folder = runtime.block_on(fetch(location, credentials, &self.cache_folder))?;
+        let base = BaseModel::open(&folder).with_context(|| format!("base model {location}"))?;
+        let found = base.digest().with_context(|| format!("base model {location}"))?;
+        if found != digest {
+            bail!(
+                "base model {location} has the digest {}, but the job was planned with {}: it changed since, or this \
+                 worker sees another one under the same name",
+                found.short(),
+                digest.short()
+            );
+        }
+        let trunk = Trunk::open(&base, self.device).with_context(|| format!("base model {location}"))?;
+        let shared = trunk.share();
+        opened.insert(digest, trunk);
+        Ok(shared)
+    }
+}
+
+/// The local folder of a base model: itself, or its copy in the cache.
+pub(crate) async fn fetch(location: &str, credentials: Option<&str>, cache: &Path) -> anyhow::Result<PathBuf> {
+    let folder = graftwork_store::fetch_base_model(location, credentials, cache).await;
+    folder.with_context(|| format!("base model {location}"))
+}
+
+/// Where fetched models are kept when nothing else is said: the user's cache folder.
+pub(crate) fn default_cache() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    base.unwrap_or_else(std::env::temp_dir).join("graftwork")
+}

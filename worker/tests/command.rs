@@ -1,0 +1,65 @@
+//! The worker's other verbs as a user calls them: what they print, and how they end.
+
+use std::process::{Command, Output};
+
+fn worker(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_graftwork-worker")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn refused(arguments: &[&str], words: &str) {
+    let output = worker(arguments);
+    let log = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {log}");
+    assert!(log.contains(words), "{arguments:?}: {log}");
+    assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+}
+
+#[test]
+fn the_version_names_libtorch() {
+    let output = worker(&["--version"]);
+    let line = text(&output.stdout);
+    assert!(line.starts_with("graftwork-worker (libtorch 2."), "{line}");
+    assert_eq!(line.split_whitespace().last(), Some(graftwork_shared::VERSION));
+}
+
+#[test]
+fn the_doctor_finds_every_part_or_says_why_not() {
+    let output = worker(&["doctor", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(found["libtorch"].as_str().unwrap().starts_with("2."));
+    assert!(found["threads"].as_u64().unwrap() >= 1);
+    assert!(found["memory"]["total_bytes"].as_u64().unwrap() > 0);
+    for part in ["cuda", "nccl"] {
+        let part = found[part].as_object().unwrap();
+        assert!(part.contains_key("available") || !part["unavailable"].as_str().unwrap().is_empty());
+    }
+    let lines = text(&worker(&["doctor"]).stdout);
+    assert!(lines.lines().any(|line| line.starts_with("numeric class")), "{lines}");
+}
+
+#[test]
+fn what_cannot_be_predicted_is_refused_with_its_mend() {
+    let text_of = |more: &[&'static str]| -> Vec<&'static str> {
+        [&["predict", "--base-model", "/nowhere/base", "--adapter", "a=/nowhere/a"], more].concat()
+    };
+    refused(&text_of(&["--text", " "]), "the text is empty");
+    refused(&text_of(&["--text", "x"]), "/nowhere/base");
+    refused(&text_of(&["--file", "/nowhere/rows.csv"]), "name the one with the text by --column");
+    refused(&text_of(&["--file", "/nowhere/rows.csv", "--column", "c"]), "/nowhere/rows.csv");
+    refused(&["session", "--coordinator", "localhost:1"], "use unix:///path/to/socket");
+    refused(&["golden", "/nowhere"], "/nowhere");
+    refused(&["follow", "/nowhere", "--base-model", "/nowhere/base"], "/nowhere");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let found: serde_json::Value = serde_json::from_slice(&worker(&["doctor", "--json"]).stdout).unwrap();
+    if found["cuda"].get("available").is_none() {
+        refused(&["session", "--coordinator", "unix:///x", "--device", "cuda"], "leave out --device cuda");
+    }
+}
