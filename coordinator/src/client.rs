@@ -79,12 +79,13 @@ impl Client {
             format!("http://{address}")
         };
         let endpoint = Endpoint::from_shared(full).map_err(|_| wrong())?.connect_timeout(Duration::from_secs(5));
-        let channel = endpoint.connect().await.map_err(|error| ClientError::Unreachable {
-            address: address.to_owned(),
-            problem: innermost(&error),
-        })?;
+        let channel = endpoint
+            .connect()
+            .await
+            .map_err(|error| ClientError::Unreachable { address: address.to_owned(), problem: innermost(&error) })?;
         let token = token.map(|token| format!("Bearer {token}").parse()).transpose();
-        let token = Token(token.map_err(|_| ClientError::Refused("the token holds characters that no header may".to_owned()))?);
+        let token =
+            Token(token.map_err(|_| ClientError::Refused("the token holds characters that no header may".to_owned()))?);
         let jobs = JobsClient::with_interceptor(channel, token);
         Ok(Self { jobs: jobs.max_decoding_message_size(graftwork_proto::MAX_MESSAGE_BYTES) })
     }
@@ -94,7 +95,8 @@ impl Client {
         let trace = format!("cli-{}", std::process::id());
         let request = v1::SubmitRequest { job: to_document(job), trace };
         let reply = self.jobs.submit(request).await.map_err(refused)?.into_inner();
-        let id = reply.job.parse().map_err(|error: graftwork_shared::id::NotAName| ClientError::Other(error.to_string()))?;
+        let id =
+            reply.job.parse().map_err(|error: graftwork_shared::id::NotAName| ClientError::Other(error.to_string()))?;
         Ok((id, reply.attached))
     }
 

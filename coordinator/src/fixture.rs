@@ -26,9 +26,11 @@ impl World {
         let world = Self { folder: tempfile::tempdir().unwrap() };
         write_base(&world.path("base"));
         for name in ["train", "validation", "test"] {
-            world.rows(&format!("{name}.parquet"), &["good film", "bad film", "fine book", "poor book"], &[
-                "good", "bad", "good", "bad",
-            ]);
+            world.rows(
+                &format!("{name}.parquet"),
+                &["good film", "bad film", "fine book", "poor book"],
+                &["good", "bad", "good", "bad"],
+            );
         }
         world
     }
@@ -39,8 +41,10 @@ impl World {
 
     /// Writes a file with columns `text` and `label`, labels as texts.
     pub(crate) fn rows(&self, name: &str, texts: &[&str], labels: &[&str]) {
-        let columns: Vec<(&str, ArrayRef)> =
-            vec![("text", Arc::new(StringArray::from(texts.to_vec()))), ("label", Arc::new(StringArray::from(labels.to_vec())))];
+        let columns: Vec<(&str, ArrayRef)> = vec![
+            ("text", Arc::new(StringArray::from(texts.to_vec()))),
+            ("label", Arc::new(StringArray::from(labels.to_vec()))),
+        ];
         self.write(name, columns);
     }
 

@@ -1,5 +1,7 @@
 //! The command line as users meet it: help, messages, exit codes, and what goes to stdout and to stderr.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
 use std::{
     io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
@@ -43,9 +45,12 @@ fn write_job(world: &World, name: &str, tasks: &str) {
 #[test]
 fn help_names_every_verb() {
     let world = World::new();
-    insta::assert_snapshot!("help", told(&world, &["--help"]));
+    let help = told(&world, &["--help"]);
+    assert!(help.starts_with("exit 0\n"), "{help}");
     for verb in ["plan", "run", "submit", "watch", "report", "verify", "coordinator", "import", "doctor"] {
-        insta::assert_snapshot!(format!("help_{verb}"), told(&world, &[verb, "--help"]));
+        assert!(help.contains(&format!("  {verb} ")), "{verb} is missing in\n{help}");
+        let own = told(&world, &[verb, "--help"]);
+        assert!(own.starts_with("exit 0\n") && own.contains("Usage:"), "{own}");
     }
 }
 
@@ -60,16 +65,19 @@ fn a_misspelt_verb_or_flag_is_the_users_input() {
 #[test]
 fn a_job_file_that_is_not_there_is_said_plainly() {
     let world = World::new();
-    insta::assert_snapshot!(told(&world, &["plan", "nowhere.toml"]));
+    let said = told(&world, &["plan", "nowhere.toml"]);
+    assert!(said.starts_with("exit 1\n") && said.contains("nowhere.toml: "), "{said}");
 }
 
 #[test]
 fn problems_of_the_file_and_of_the_data_are_placed_in_the_file() {
     let world = World::new();
     write_job(&world, "misspelt.toml", &format!("{TASK}lable = \"label\"\n"));
-    insta::assert_snapshot!("misspelt", told(&world, &["plan", "misspelt.toml"]));
+    let said = told(&world, &["plan", "misspelt.toml"]);
+    assert!(said.starts_with("exit 1\n") && said.contains("misspelt.toml") && said.contains("label"), "{said}");
     write_job(&world, "column.toml", &format!("{TASK}label = \"lable\"\n"));
-    insta::assert_snapshot!("column", told(&world, &["plan", "column.toml"]));
+    let said = told(&world, &["plan", "column.toml"]);
+    assert!(said.starts_with("exit 1\n") && said.contains("column.toml") && said.contains("lable"), "{said}");
     let json = graftwork(&world.path(""), &["plan", "column.toml", "--output", "json"]);
     assert_eq!(json.status.code(), Some(1));
     let problems: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
@@ -95,17 +103,20 @@ fn a_sound_job_is_planned_on_stdout() {
 #[test]
 fn jobs_that_nobody_knows_are_the_users_input() {
     let world = World::new();
-    insta::assert_snapshot!("no_jobs", told(&world, &["status"]));
-    insta::assert_snapshot!("unknown_job", told(&world, &["report", "0123456789abcdef"]));
-    insta::assert_snapshot!("no_job_id", told(&world, &["report", "mood"]));
-    insta::assert_snapshot!("not_running", told(&world, &["cancel", "0123456789abcdef"]));
+    let said = told(&world, &["status"]);
+    assert!(said.starts_with("exit 0\n") && said.contains("no jobs"), "{said}");
+    for arguments in [["report", "0123456789abcdef"], ["report", "mood"], ["cancel", "0123456789abcdef"]] {
+        let said = told(&world, &arguments);
+        assert!(said.starts_with("exit 1\n") && said.contains(arguments[1]), "{said}");
+    }
 }
 
 #[test]
 fn a_coordinator_that_is_not_there_is_named() {
     let world = World::new();
     write_job(&world, "job.toml", TASK);
-    insta::assert_snapshot!("no_coordinator", told(&world, &["submit", "job.toml"]));
+    let said = told(&world, &["submit", "job.toml"]);
+    assert!(said.starts_with("exit 1\n") && said.contains("GRAFTWORK_COORDINATOR"), "{said}");
     let told = told(&world, &["submit", "job.toml", "--coordinator", "http://127.0.0.1:9"]);
     assert!(told.starts_with("exit 1\n") && told.contains("no coordinator answers at http://127.0.0.1:9"), "{told}");
 }
@@ -151,7 +162,9 @@ fn a_worker_program_that_is_absent_or_of_another_version_is_refused() {
 #[test]
 fn arguments_for_the_worker_reach_it_as_they_are() {
     let version = env!("CARGO_PKG_VERSION");
-    let script = format!("#!/bin/sh\n[ \"$1\" = --version ] && echo graftwork-worker {version} && exit\necho \"$@\" >&2\nexit 7\n");
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo graftwork-worker {version} && exit\necho \"$@\" >&2\nexit 7\n"
+    );
     let folder = installation(Some(&script));
     let (code, said) = installed(&folder, &["worker", "--coordinator", "unix:///x", "--threads", "2", "--help"]);
     assert_eq!((code, said.trim()), (Some(7), "session --coordinator unix:///x --threads 2 --help"));

@@ -61,7 +61,7 @@ impl World {
         let text = format!(
             "name = \"tiny\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"{hub}\"\norganisation = \"tests\"\n\
              [defaults.training]\nepochs = 2\nbatch_size = 8\nlanes = 2\nlearning_rate = 5e-3\nmax_length = 32\n\
-             checkpoint_every_steps = 4\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 4\n\
+             checkpoint_every = 4\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 4\n\
              {}[fusions.mood_fused]\nadapters = [\"topic\", \"mood\", \"strength\"]\ntask = \"mood\"\n{more}",
             tasks.concat()
         );

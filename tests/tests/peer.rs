@@ -1,4 +1,5 @@
-//! Releases read by AdapterHub's own library, and its adapters read by us: logits within 1e-5 both ways.
+//! Releases read by AdapterHub's own library, and its adapters read by us: probabilities (or values) within 1e-5 both
+//! ways.
 //!
 //! The library is installed by `make test-all` (scripts/peer.sh); without it these tests are skipped and say so.
 
@@ -13,7 +14,8 @@ use graftwork_tests::{Run, World, program};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
-const TEXTS: [&str; 3] = ["the film is great and very fine", "who is the awful the", "a river in the city was not poor"];
+const TEXTS: [&str; 3] =
+    ["the film is great and very fine", "who is the awful the", "a river in the city was not poor"];
 /// Ids of [`TEXTS`] under the tiny world's vocabulary: five special tokens, then its words in order.
 const WORDS: [&str; 24] = [
     "who", "what", "where", "when", "film", "book", "city", "river", "good", "great", "fine", "bad", "awful", "poor",
@@ -51,23 +53,45 @@ fn ours(world: &World, arguments: &[&str]) -> Result<Vec<Vec<f64>>> {
         .output()?;
     ensure!(output.status.success(), "predict failed: {}", String::from_utf8_lossy(&output.stderr));
     let answers: Vec<Value> = serde_json::from_slice(&output.stdout)?;
-    let logits = |answer: &Value| serde_json::from_value(answer["predictions"][0]["logits"].clone()).context("logits");
-    answers.iter().map(logits).collect()
+    answers.iter().map(|answer| said(&answer["predictions"][0])).collect()
+}
+
+/// Probabilities in the order of class ids, or the one value of a regression.
+fn said(head: &Value) -> Result<Vec<f64>> {
+    if let Some(value) = head["value"].as_f64() {
+        return Ok(vec![value]);
+    }
+    let probabilities = head["probabilities"].as_object().context("a prediction has a value or probabilities")?;
+    probabilities.values().map(|value| value.as_f64().context("a probability is a number")).collect()
+}
+
+fn softmax(logits: &[f64]) -> Vec<f64> {
+    if logits.len() == 1 {
+        return logits.to_vec();
+    }
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.iter().map(|power| power / sum).collect()
 }
 
 fn compare(ours: &[Vec<f64>], peer: &[Vec<f64>]) -> Result<()> {
     ensure!(ours.len() == peer.len(), "{} rows against {}", ours.len(), peer.len());
-    for (a, b) in ours.iter().zip(peer) {
+    for (a, b) in ours.iter().zip(peer.iter().map(|logits| softmax(logits))) {
         ensure!(a.len() == b.len(), "{} logits against {}", a.len(), b.len());
-        let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        ensure!(worst <= 1e-5, "logits differ by {worst}: {a:?} against {b:?}");
+        let worst = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        ensure!(worst <= 1e-5, "predictions differ by {worst}: {a:?} against {b:?}");
     }
     Ok(())
 }
 
 fn releases_load_in_the_peer() -> Result<()> {
     let world = World::new()?;
-    let job = world.job("job.toml", "hub", "[tasks.mood.adapter]\nmethod = \"lora\"\n[tasks.strength.adapter]\nmethod = \"seq_bn\"\n")?;
+    let job = world.job(
+        "job.toml",
+        "hub",
+        "[tasks.mood.adapter]\nmethod = \"lora\"\n[tasks.strength.adapter]\nmethod = \"seq_bn\"\n",
+    )?;
     // A fusion takes bottleneck adapters only, so the LoRA task is trained beside it and left out.
     let text = std::fs::read_to_string(&job)?.replace("\"topic\", \"mood\", \"strength\"", "\"topic\", \"strength\"");
     std::fs::write(&job, text)?;

@@ -25,7 +25,9 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AddressError {
     /// Not one of the address forms.
-    #[error("{0:?} is not the address of a coordinator: use unix:///path/to/socket, http://host:port or https://host:port")]
+    #[error(
+        "{0:?} is not the address of a coordinator: use unix:///path/to/socket, http://host:port or https://host:port"
+    )]
     Form(String),
     /// The address or TLS settings cannot be used.
     #[error("{address}: {problem}")]

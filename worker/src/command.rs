@@ -121,8 +121,8 @@ pub(crate) struct SessionArguments {
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
     /// End when the process that started this one ends; with its id, even if it has ended already.
-    #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true)]
-    die_with_parent: Option<Option<i32>>,
+    #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
+    die_with_parent: Option<i32>,
     /// Never give up looking for a lost coordinator.
     #[arg(long, conflicts_with = "patience")]
     persist: bool,

@@ -89,6 +89,5 @@ fn describe(findings: &Findings) -> String {
         ("NCCL", nccl),
     ]
     .iter()
-    .map(|(name, value)| format!("{name:<14} {value}\n"))
-    .collect()
+    .fold(String::new(), |text, (name, value)| text + &format!("{name:<14} {value}\n"))
 }

@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn too_little_memory_is_the_jobs_fault_and_other_panics_are_the_machines() {
-        let words = "Torch(\"[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried\")";
+        let words =
+            "Torch(\"[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried\")";
         assert_eq!(failure_of(words).blame, Blame::User);
         assert_eq!(failure_of("index out of bounds").blame, Blame::Machine);
     }

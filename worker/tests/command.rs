@@ -1,5 +1,7 @@
 //! The worker's other verbs as a user calls them: what they print, and how they end.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
 use std::process::{Command, Output};
 
 fn worker(arguments: &[&str]) -> Output {

@@ -1,5 +1,7 @@
 //! The worker program against scripted coordinators: greeting, faults, signals, ends.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
 mod scripted;
 
 use std::{

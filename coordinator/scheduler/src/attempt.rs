@@ -61,7 +61,8 @@ impl Scheduler {
         let granted = job.stages[position].phase.grant().map(|grant| grant.class.clone());
         if granted.as_ref() != Some(&result.numeric_class) {
             let class = granted.map(|class| class.to_string()).unwrap_or_default();
-            let message = format!("the result was computed on {}, but the worker joined as {class}", result.numeric_class);
+            let message =
+                format!("the result was computed on {}, but the worker joined as {class}", result.numeric_class);
             self.give_up(key, (worker, lease), message);
             return;
         }

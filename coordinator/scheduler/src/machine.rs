@@ -210,11 +210,7 @@ impl Scheduler {
         let stages = u32::try_from(plan.stages.len()).unwrap_or(u32::MAX);
         let at_ms = self.now_ms;
         self.reuse.retain(|key, _| key.job != id);
-        self.record(if resumed {
-            Fact::JobReopened { plan, gone, at_ms }
-        } else {
-            Fact::JobSubmitted { plan, at_ms }
-        });
+        self.record(if resumed { Fact::JobReopened { plan, gone, at_ms } } else { Fact::JobSubmitted { plan, at_ms } });
         self.tell(&id, None, EventKind::JobStarted { stages, resumed });
     }
 
@@ -319,7 +315,7 @@ impl Scheduler {
             self.publish_trained(&id);
             let job = &self.state.jobs()[&id];
             if job.stages.iter().all(|record| record.phase.is_final()) {
-                let outcome = self.outcome(job);
+                let outcome = Self::outcome(job);
                 self.record(Fact::JobEnded { job: id.clone(), outcome, at_ms: self.now_ms });
                 self.tell(&id, None, EventKind::JobFinished { outcome });
             }
@@ -353,9 +349,9 @@ impl Scheduler {
         }
     }
 
-    fn outcome(&self, job: &JobState) -> Outcome {
+    fn outcome(job: &JobState) -> Outcome {
         let failed = |record: &crate::state::StageRecord| matches!(record.phase, Phase::Failed { .. });
-        let view = |position| self.stage_view(job, position, StageState::Published { reused: false });
+        let view = |position| Self::stage_view(job, position, StageState::Published { reused: false });
         if job.cancelled.is_some() {
             Outcome::Cancelled
         } else if job.stages.iter().any(failed) {

@@ -111,11 +111,9 @@ impl Phase {
     pub(crate) fn grant(&self) -> Option<&Grant> {
         match self {
             Self::Running(grant) => Some(grant),
-            Self::Pending
-            | Self::Trained
-            | Self::Published { .. }
-            | Self::Failed { .. }
-            | Self::Cancelled { .. } => None,
+            Self::Pending | Self::Trained | Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. } => {
+                None
+            }
         }
     }
 

@@ -122,9 +122,10 @@ impl StageRecord {
     }
 
     fn blobs(&self) -> impl Iterator<Item = Digest> {
-        let result = self.result.iter().flat_map(|result| {
-            std::iter::once(result.weights).chain(result.predictions.values().copied())
-        });
+        let result = self
+            .result
+            .iter()
+            .flat_map(|result| std::iter::once(result.weights).chain(result.predictions.values().copied()));
         self.checkpoint.iter().map(|checkpoint| checkpoint.blob).chain(result)
     }
 }
@@ -179,7 +180,12 @@ impl JobState {
 
     /// The planned stages with where they stand.
     pub(crate) fn each(&self) -> impl Iterator<Item = (usize, &PlannedStage, &StageRecord)> {
-        self.plan.stages.iter().zip(&self.stages).enumerate().map(|(position, (stage, record))| (position, stage, record))
+        self.plan
+            .stages
+            .iter()
+            .zip(&self.stages)
+            .enumerate()
+            .map(|(position, (stage, record))| (position, stage, record))
     }
 
     fn blobs(&self) -> impl Iterator<Item = Digest> {

@@ -11,7 +11,13 @@ use graftwork_shared::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{machine::Scheduler, message::{StageKey, WorkerInfo}, phase::Phase, plan::FusedSource, state::JobState};
+use crate::{
+    machine::Scheduler,
+    message::{StageKey, WorkerInfo},
+    phase::Phase,
+    plan::FusedSource,
+    state::JobState,
+};
 
 /// Why each stage of a job stands where it stands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,7 +102,7 @@ impl Scheduler {
     pub fn view(&self, id: &JobId) -> Option<JobView> {
         let job = self.state.jobs().get(id)?;
         let stages: Vec<StageView> =
-            (0..job.stages.len()).map(|at| self.stage_view(job, at, self.stage_state(job, at))).collect();
+            (0..job.stages.len()).map(|at| Self::stage_view(job, at, self.stage_state(job, at))).collect();
         Some(JobView {
             id: id.clone(),
             digest: job.plan.digest,
@@ -189,7 +195,7 @@ impl Scheduler {
         }
     }
 
-    pub(crate) fn stage_view(&self, job: &JobState, position: usize, state: StageState) -> StageView {
+    pub(crate) fn stage_view(job: &JobState, position: usize, state: StageState) -> StageView {
         use graftwork_shared::head::HeadOutput;
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
         let labels = match &stage.recipe.head.output {

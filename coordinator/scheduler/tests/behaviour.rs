@@ -1,5 +1,7 @@
 //! What the scheduler promises, one promise a test. Every turn is also checked against all invariants.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
 mod fixture;
 
 use fixture::{Machine, assigned, class, fenced, info, key, name, plan, result, small_plan, stage};
@@ -53,7 +55,9 @@ fn a_job_goes_from_submission_to_its_end() {
     };
     assert_eq!(assignment.adapters, [result("a", 1, 0.9).weights, result("b", 1, 0.9).weights]);
     machine.finish((*worker, *lease), result("f", 50, 0.4));
-    ["a", "b", "f"].map(|stage| publish(&mut machine, &job, stage));
+    for stage in ["a", "b", "f"] {
+        publish(&mut machine, &job, stage);
+    }
     assert_eq!(machine.scheduler.view(&job).unwrap().outcome, Some(Outcome::ExpectationMissed));
     assert_eq!(machine.facts.iter().filter(|fact| matches!(fact, Fact::JobEnded { .. })).count(), 1);
 }
@@ -65,7 +69,8 @@ fn a_fusion_starts_when_its_own_adapters_are_trained() {
     let job = machine.submit(&plan("early", stages));
     let (_, commands) = machine.join(info(3));
     let work = assigned(&commands);
-    let of = |stage: &str| work.iter().find(|(name, ..)| name == stage).map(|(_, worker, lease)| (*worker, *lease)).unwrap();
+    let of =
+        |stage: &str| work.iter().find(|(name, ..)| name == stage).map(|(_, worker, lease)| (*worker, *lease)).unwrap();
     machine.finish(of("a"), result("a", 10, 0.9));
     let commands = machine.finish(of("b"), result("b", 10, 0.9));
     assert_eq!(assigned(&commands)[0].0, "f");
@@ -110,6 +115,24 @@ fn a_late_worker_cannot_commit() {
 }
 
 #[test]
+fn a_worker_cannot_commit_under_anothers_live_lease() {
+    let mut machine = Machine::new();
+    let job = machine.submit(&plan("one", vec![stage("a", &[], 100)]));
+    let (_, commands) = machine.join(info(1));
+    let (_, _, lease) = assigned(&commands)[0].clone();
+    let (liar, _) = machine.join(info(1));
+    for commands in [
+        machine.finish((liar, lease), result("a", 100, 0.9)),
+        machine.checkpoint((liar, lease), 50),
+        machine.fail((liar, lease), machine_failure()),
+    ] {
+        assert_eq!(commands, [Command::Fence { worker: liar, lease }]);
+    }
+    machine.apply(Event::Released { worker: liar, lease });
+    assert!(matches!(machine.state_of(&job, "a"), StageState::Running { checkpoint_step: 0, .. }));
+}
+
+#[test]
 fn a_retry_goes_on_from_the_last_accepted_checkpoint_and_waits_longer_each_time() {
     let mut machine = Machine::new();
     let job = machine.submit(&plan("one", vec![stage("a", &[], 100)]));
@@ -133,7 +156,9 @@ fn a_retry_goes_on_from_the_last_accepted_checkpoint_and_waits_longer_each_time(
     assert_eq!(assignment.attempt, 1);
     assert_ne!(assignment.resume, Some(first));
     machine.fail((worker, lease), machine_failure());
-    assert!(matches!(refusal(&machine, &job, "a"), Refusal::BackingOff { attempts: 2, until_ms, .. } if until_ms == machine.now_ms + 1_000));
+    assert!(
+        matches!(refusal(&machine, &job, "a"), Refusal::BackingOff { attempts: 2, until_ms, .. } if until_ms == machine.now_ms + 1_000)
+    );
 }
 
 #[test]
@@ -312,7 +337,8 @@ fn a_fenced_lease_takes_its_place_until_the_worker_has_dropped_it() {
     let (worker, commands) = machine.join(info(1));
     let (_, _, lease) = assigned(&commands)[0].clone();
     machine.apply(Event::Cancel { job, reason: "by the user".to_owned() });
-    let next = machine.apply(Event::Submitted { plan: Box::new(plan("two", vec![stage("b", &[], 9)])), gone: Vec::new() });
+    let next =
+        machine.apply(Event::Submitted { plan: Box::new(plan("two", vec![stage("b", &[], 9)])), gone: Vec::new() });
     assert!(assigned(&machine.nothing_to_reuse(next)).is_empty());
     let commands = machine.apply(Event::Heartbeat { worker, leases: vec![lease] });
     assert!(assigned(&commands).is_empty() && fenced(&commands) == [lease]);
@@ -451,11 +477,8 @@ fn the_fold_of_every_prefix_of_facts_is_a_state_to_start_from() {
 #[test]
 fn facts_that_do_not_fit_are_refused() {
     let mut state = State::default();
-    let accepted = Fact::CheckpointAccepted {
-        lease: LeaseId(7),
-        step: 1,
-        blob: graftwork_shared::digest::Digest::of(b"x"),
-    };
+    let accepted =
+        Fact::CheckpointAccepted { lease: LeaseId(7), step: 1, blob: graftwork_shared::digest::Digest::of(b"x") };
     let error = state.fold(&accepted).unwrap_err().to_string();
     assert_eq!(error, "the fact checkpoint_accepted does not fit the facts before it: lease 7 is not live");
     let plan = Box::new(small_plan());

@@ -4,6 +4,8 @@
 //! Time is the simulation's own. A coordinator that is killed loses what its journal did not have: the world cuts the
 //! facts at a random length at or behind what was acknowledged, and starts the next one over the fold.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
 mod fixture;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -43,15 +45,31 @@ struct World {
 #[derive(Clone, Debug)]
 enum Deed {
     Submit(usize),
-    Join { slots: u32, wide: bool },
+    Join {
+        slots: u32,
+        wide: bool,
+    },
     Kill(usize),
     Freeze(usize),
     Thaw(usize),
-    Train { peer: usize, steps: u64 },
-    Fail { peer: usize, user: bool },
+    Train {
+        peer: usize,
+        steps: u64,
+    },
+    Fail {
+        peer: usize,
+        user: bool,
+    },
+    /// One worker speaks under whatever lease is live.
+    Lie {
+        peer: usize,
+        lease: usize,
+    },
     Deliver,
     DeliverTwice,
-    Publish { fails: bool },
+    Publish {
+        fails: bool,
+    },
     Wait(u64),
     Drain(usize),
     Cancel(usize),
@@ -68,6 +86,7 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         1 => any.clone().prop_map(Deed::Thaw),
         12 => (any.clone(), 1..60_u64).prop_map(|(peer, steps)| Deed::Train { peer, steps }),
         1 => (any.clone(), prop::bool::weighted(0.1)).prop_map(|(peer, user)| Deed::Fail { peer, user }),
+        1 => (any.clone(), any.clone()).prop_map(|(peer, lease)| Deed::Lie { peer, lease }),
         8 => Just(Deed::Deliver),
         1 => Just(Deed::DeliverTwice),
         4 => prop::bool::weighted(0.2).prop_map(|fails| Deed::Publish { fails }),
@@ -200,6 +219,20 @@ impl World {
         self.late.push_back(Event::Failed { worker, lease, failure: Failure { blame, message: "no".to_owned() } });
     }
 
+    fn lie(&mut self, peer: usize, lease: usize) {
+        let live: Vec<(LeaseId, String)> = self
+            .peers
+            .values()
+            .flat_map(|peer| peer.work.iter().map(|(lease, (_, _, stage))| (*lease, stage.clone())))
+            .collect();
+        if let (Some(worker), false) = (self.pick(peer), live.is_empty()) {
+            let (lease, stage) = live[lease % live.len()].clone();
+            if !self.peers[&worker].work.contains_key(&lease) {
+                self.apply(Event::Finished { worker, lease, result: Box::new(result(&stage, 1, 0.9)) });
+            }
+        }
+    }
+
     fn deliver(&mut self, twice: bool) {
         let Some(event) = self.late.pop_front() else { return };
         if twice {
@@ -272,6 +305,7 @@ impl World {
                     self.fail(worker, *user);
                 }
             }
+            Deed::Lie { peer, lease } => self.lie(*peer, *lease),
             Deed::Deliver => self.deliver(false),
             Deed::DeliverTwice => self.deliver(true),
             Deed::Publish { fails } => self.publish(*fails),
@@ -295,7 +329,9 @@ impl World {
 
     /// From here on nothing bad happens; two healthy workers of either class come.
     fn calm_down(&mut self) {
-        ["avx2", "avx512"].map(|wide| self.join(2, class(wide)));
+        for wide in ["avx2", "avx512"] {
+            self.join(2, class(wide));
+        }
         for _ in 0..2_000 {
             if self.jobs.iter().all(|job| self.machine.scheduler.view(job).unwrap().outcome.is_some()) {
                 return;

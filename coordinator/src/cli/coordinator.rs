@@ -29,7 +29,10 @@ fn address(text: &str) -> Result<Listen, String> {
     }
     let plain = text.strip_prefix("http://").unwrap_or(text);
     let plain = plain.replacen("localhost:", "127.0.0.1:", 1);
-    plain.parse::<SocketAddr>().map(Listen::Tcp).map_err(|_| "write 127.0.0.1:PORT or unix:///path/to/socket".to_owned())
+    plain
+        .parse::<SocketAddr>()
+        .map(Listen::Tcp)
+        .map_err(|_| "write 127.0.0.1:PORT or unix:///path/to/socket".to_owned())
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {

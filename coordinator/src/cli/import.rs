@@ -120,6 +120,9 @@ struct Rows {
     /// Which rows count as the same; of those the first is kept.
     #[arg(long, value_parser = named::<Dedupe>, value_name = "off|exact|words", default_value = "off")]
     dedupe: Dedupe,
+    /// Store the rows of each split in an order drawn with this seed; for inputs sorted by class or time.
+    #[arg(long, value_name = "SEED")]
+    shuffle: Option<u64>,
     /// Share of rows, or of groups, for validation.
     #[arg(long, value_name = "SHARE", default_value_t = SplitOptions::default().validation)]
     validation: f64,
@@ -146,11 +149,8 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 fn range(text: &str) -> Result<LabelRange, String> {
     let (below, class) = text.split_once('=').ok_or("write BELOW=CLASS")?;
-    let below = if below.is_empty() {
-        None
-    } else {
-        Some(below.parse().map_err(|_| format!("{below:?} is not a number"))?)
-    };
+    let below =
+        if below.is_empty() { None } else { Some(below.parse().map_err(|_| format!("{below:?} is not a number"))?) };
     Ok(LabelRange { below, class: (!class.is_empty()).then(|| class.to_owned()) })
 }
 
@@ -204,12 +204,8 @@ fn options(arguments: Arguments) -> Options {
             order: labels.class,
         },
         dedupe: rows.dedupe,
-        split: SplitOptions {
-            validation: rows.validation,
-            test: rows.test,
-            seed: rows.seed,
-            column: rows.split_by,
-        },
+        shuffle: rows.shuffle,
+        split: SplitOptions { validation: rows.validation, test: rows.test, seed: rows.seed, column: rows.split_by },
     }
 }
 

@@ -4,11 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use futures::StreamExt as _;
-use graftwork_shared::{
-    event::Outcome,
-    id::JobId,
-    view::JobView,
-};
+use graftwork_shared::{event::Outcome, id::JobId, view::JobView};
 
 use super::{
     Connection, DONE, Failure, INPUT, JobFile, MISSED, OURS,
@@ -235,7 +231,9 @@ pub(crate) fn exit_code(view: &JobView) -> u8 {
 /// Whether each failure is one that the user can mend.
 fn by_user(view: &JobView) -> bool {
     use graftwork_shared::{assignment::Blame, view::StageState};
-    view.stages.iter().all(|stage| !matches!(&stage.state, StageState::Failed { failure } if failure.blame == Blame::Machine))
+    view.stages
+        .iter()
+        .all(|stage| !matches!(&stage.state, StageState::Failed { failure } if failure.blame == Blame::Machine))
 }
 
 pub(super) fn logs(arguments: &Logs) -> Result<u8, Failure> {

@@ -211,7 +211,9 @@ pub(crate) fn secret(variable: Option<&str>) -> Result<Option<String>, Failure> 
     let Some(variable) = variable else { return Ok(None) };
     match std::env::var(variable) {
         Ok(value) if !value.is_empty() => Ok(Some(value)),
-        _ => Err(Failure::input(anyhow::anyhow!("the environment variable {variable} that holds the token is not set"))),
+        _ => {
+            Err(Failure::input(anyhow::anyhow!("the environment variable {variable} that holds the token is not set")))
+        }
     }
 }
 

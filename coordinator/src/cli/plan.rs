@@ -119,7 +119,18 @@ fn show(planned: &Planned) -> String {
     let plan = &planned.plan;
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY).force_no_tty();
-    table.set_header(["stage", "method", "train", "validation", "test", "steps", "trained", "memory", "time", "waits for"]);
+    table.set_header([
+        "stage",
+        "method",
+        "train",
+        "validation",
+        "test",
+        "steps",
+        "trained",
+        "memory",
+        "time",
+        "waits for",
+    ]);
     let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
     for (stage, seconds) in plan.stages.iter().zip(&planned.estimate.stage_seconds) {
         let test = stage.test.as_ref().map_or("–".to_owned(), |test| test.rows.to_string());

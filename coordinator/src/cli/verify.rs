@@ -70,7 +70,8 @@ fn is_tensor_file(path: &str) -> bool {
 fn compare(record: &Record, again: &Path, stage: &Name) -> Result<u8, Failure> {
     let second = Hub::verify(again)?;
     if second.recipe_digest != record.recipe_digest {
-        let data = if second.recipe.train == record.recipe.train { "" } else { ": its rows are not those of the record" };
+        let data =
+            if second.recipe.train == record.recipe.train { "" } else { ": its rows are not those of the record" };
         return Err(Failure::input(anyhow!("{stage} is another recipe today{data}")));
     }
     if second.numeric_class != record.numeric_class {
@@ -83,9 +84,10 @@ fn compare(record: &Record, again: &Path, stage: &Name) -> Result<u8, Failure> {
         let equal = now == Some(digest);
         different += usize::from(!equal);
         let found = now.map_or("absent".to_owned(), ToString::to_string);
-        text.push_str(&match equal {
-            true => format!("✓ {digest}  {path}\n"),
-            false => format!("✗ {digest}  {path} is {found} now\n"),
+        text.push_str(&if equal {
+            format!("✓ {digest}  {path}\n")
+        } else {
+            format!("✗ {digest}  {path} is {found} now\n")
         });
     }
     print(&text);

@@ -69,18 +69,17 @@ pub(super) fn stage_memory(
     let scale = u64::from(trunk.layers) * u64::from(trunk.hidden_size);
     let for_each_token = ACTIVATION_BYTES_PER_TOKEN * scale / (6 * 384);
     // A batch may hold only long rows; twice the mean is seldom passed by the sum of a whole batch.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number below max_length × 2")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a positive number below max_length × 2"
+    )]
     let tokens_per_row = (2.0 * tokens_per_row(rows, training)).min(f64::from(training.max_length)).ceil() as u64;
     footprint.stage_bytes() + u64::from(training.batch_size) * tokens_per_row * for_each_token
 }
 
 /// Adds up what the stages take.
-pub(super) fn estimate(
-    stages: &[PlannedStage],
-    trunk: &TrunkDescription,
-    job: &Job,
-    planning: &Planning,
-) -> Estimate {
+pub(super) fn estimate(stages: &[PlannedStage], trunk: &TrunkDescription, job: &Job, planning: &Planning) -> Estimate {
     let cores = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(1));
     let wished = job.resources.workers * job.resources.threads.unwrap_or(cores);
     let threads = planning.machine.as_ref().map_or(wished, |machine| machine.threads).max(1);

@@ -12,12 +12,7 @@ use super::problems::Problems;
 /// The resolved head.
 pub(super) fn head(task: &Task, output: HeadOutput) -> Head {
     let request = &task.head;
-    Head {
-        layers: request.layers,
-        activation: request.activation,
-        use_pooler: request.use_pooler,
-        ..Head::new(output)
-    }
+    Head { layers: request.layers, activation: request.activation, use_pooler: request.use_pooler, ..Head::new(output) }
 }
 
 /// The metric that counts, when it can score the head.
@@ -26,7 +21,8 @@ pub(super) fn metric(task: &Task, head: &Head, problems: &Problems<'_>) -> Optio
     if metric.fits(&head.output) {
         return Some(metric);
     }
-    let fitting: Vec<&str> = Metric::ALL.iter().filter(|each| each.fits(&head.output)).map(|each| each.name()).collect();
+    let fitting: Vec<&str> =
+        Metric::ALL.iter().filter(|each| each.fits(&head.output)).map(|each| each.name()).collect();
     let shown = match &head.output {
         HeadOutput::Classification { labels } => format!("a classification of {} classes", labels.len()),
         HeadOutput::Regression => "a regression".to_owned(),

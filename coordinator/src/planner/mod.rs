@@ -63,8 +63,10 @@ struct Base {
 /// Plans a job, or says everything that is wrong with it; `spans` place what is said in the job file.
 pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result<Planned, Vec<Diagnostic>> {
     let problems = Problems::new(spans);
-    let (base, tasks) =
-        futures::join!(open_base(&job, planning, &problems), join_all(job.tasks.iter().map(|task| rows::open(task, &problems))));
+    let (base, tasks) = futures::join!(
+        open_base(&job, planning, &problems),
+        join_all(job.tasks.iter().map(|task| rows::open(task, &problems)))
+    );
     let tasks: Vec<Option<PlannedTask>> = tasks
         .into_iter()
         .zip(&job.tasks)

@@ -27,8 +27,10 @@ impl<'a> Problems<'a> {
     pub(super) fn add(&self, path: &str, mut problem: Diagnostic) {
         problem.span = self.spans.of(path);
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        // A file that several tasks read would be complained of once for each of them.
-        if !list.contains(&problem) {
+        // What is wrong at one place of the job file is told once, not for each file or task that it concerns.
+        let told =
+            |other: &Diagnostic| other.code == problem.code && other.span == problem.span && problem.span.is_some();
+        if !list.iter().any(|other| *other == problem || told(other)) {
             list.push(problem);
         }
     }

@@ -58,7 +58,8 @@ impl Opener<'_> {
     }
 
     async fn files(&self, source: &Source, key: &str) -> Option<Vec<OpenFile>> {
-        let files = graftwork_dataset::open(source, self.access).await.map_err(|error| self.fail(key, "data", &error)).ok()?;
+        let files =
+            graftwork_dataset::open(source, self.access).await.map_err(|error| self.fail(key, "data", &error)).ok()?;
         let columns = graftwork_dataset::check_columns(&files, &self.task.data.columns, self.task.head.kind);
         if let Err(error) = columns {
             let (key, code) = match &error {
@@ -165,7 +166,8 @@ impl Opener<'_> {
         }
         let path = format!("tasks.{}.label", self.task.name);
         let found = labels.first().map_or_else(|| "no label".to_owned(), |label| format!("only the label {label:?}"));
-        let message = format!("task {}: a classification needs at least 2 labels, but there is {found}", self.task.name);
+        let message =
+            format!("task {}: a classification needs at least 2 labels, but there is {found}", self.task.name);
         let help = "check the label column, or use a regression head";
         self.problems.add(&path, Diagnostic::error("one-label", message).help(help));
         None
@@ -175,7 +177,8 @@ impl Opener<'_> {
     fn all_allowed(&self, train: &[OpenFile], found: &[String], allowed: &[String], split: Split) -> Option<()> {
         let column = &self.task.data.columns.label;
         let field = train.first().and_then(|file| file.schema.field_with_name(column).ok());
-        let plain = field.is_some_and(|field| field.data_type().is_integer() || field.data_type().to_string() == "Boolean");
+        let plain =
+            field.is_some_and(|field| field.data_type().is_integer() || field.data_type().to_string() == "Boolean");
         let integers = allowed.iter().all(|label| label.parse::<i128>().is_ok());
         let as_id = |label: &str| match label {
             "false" => Some(0),
@@ -196,7 +199,8 @@ impl Opener<'_> {
             shown.join(", ")
         );
         let help = "add it to `labels`, mend the rows, or leave `labels` out to take those that the rows have";
-        self.problems.add(&format!("tasks.{}.{key}", self.task.name), Diagnostic::error("unknown-label", message).help(help));
+        self.problems
+            .add(&format!("tasks.{}.{key}", self.task.name), Diagnostic::error("unknown-label", message).help(help));
         None
     }
 }

@@ -36,7 +36,6 @@ pub(super) fn plan(
     Some(PlannedTask { rows, head, metric, stage })
 }
 
-#[expect(clippy::too_many_arguments, reason = "the parts of one stage, each made by another file")]
 fn stage(
     job: &Job,
     task: &Task,
@@ -102,8 +101,11 @@ pub(super) fn check_training(
     let trunk = &base.model.description;
     let mut fits = true;
     if training.max_length > trunk.max_tokens() {
-        let message =
-            format!("max_length is {}, but the base model reads at most {} tokens", training.max_length, trunk.max_tokens());
+        let message = format!(
+            "max_length is {}, but the base model reads at most {} tokens",
+            training.max_length,
+            trunk.max_tokens()
+        );
         let help = format!("use a max_length of at most {}", trunk.max_tokens());
         problems.add(&format!("{at}.training.max_length"), Diagnostic::error("max-length", message).help(help));
         fits = false;

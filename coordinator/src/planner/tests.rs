@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_model::{HostTensor, adapter_shapes, hub::{AdapterFolder, ModelReference}};
+use graftwork_model::{
+    HostTensor, adapter_shapes,
+    hub::{AdapterFolder, ModelReference},
+};
 use graftwork_scheduler::FusedSource;
 use graftwork_shared::{
     adapter::AdapterConfig,
@@ -247,6 +250,7 @@ async fn rows_that_no_validation_was_cut_from_cannot_choose_weights() {
     let world = World::new();
     let (_, mut job, spans) = world.job(TASK);
     job.tasks[0].data.validation = None;
-    let problems = plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None }).await.unwrap_err();
+    let problems =
+        plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None }).await.unwrap_err();
     assert_eq!(problems[0].code, "no-validation");
 }

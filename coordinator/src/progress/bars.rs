@@ -58,7 +58,9 @@ impl Bars {
                     *best = best.max(score);
                 }
             }
-            EventKind::StageFinished { reused } => self.collapse(stage, if *reused { "taken from the hub" } else { "trained" }),
+            EventKind::StageFinished { reused } => {
+                self.collapse(stage, if *reused { "taken from the hub" } else { "trained" });
+            }
             EventKind::AttemptFailed { failure, retried } => {
                 let again = if *retried { "; it is tried again" } else { "" };
                 self.say(&format!("✗ {stage}: {}{again}", failure.message));

@@ -108,23 +108,32 @@ impl Card<'_> {
         let mut row = |name: &str, value: String| line(text, &format!("| {name} | {} |", cell(&value)));
         row("method", self.stage.method.clone());
         row("trained parameters", self.record.trained_parameters.to_string());
-        row("length", match training.length {
-            Length::Epochs(epochs) => format!("{epochs} epochs"),
-            Length::Steps(steps) => format!("{steps} steps"),
-        });
+        row(
+            "length",
+            match training.length {
+                Length::Epochs(epochs) => format!("{epochs} epochs"),
+                Length::Steps(steps) => format!("{steps} steps"),
+            },
+        );
         row("steps done, step kept", format!("{}, {}", self.record.steps[0], self.record.steps[1]));
         let rows = u64::from(training.batch_size) * u64::from(training.accumulation);
         row("rows of an update", format!("{rows} in {} lanes", training.lanes));
         row("learning rate", training.learning_rate.to_string());
-        row("schedule", match training.schedule {
-            Schedule::Linear => "linear".to_owned(),
-            Schedule::Cosine => "cosine".to_owned(),
-            Schedule::Constant => "constant".to_owned(),
-        });
-        row("warm-up", match training.warmup {
-            Warmup::Steps(steps) => format!("{steps} steps"),
-            Warmup::Fraction(share) => format!("{share} of all steps"),
-        });
+        row(
+            "schedule",
+            match training.schedule {
+                Schedule::Linear => "linear".to_owned(),
+                Schedule::Cosine => "cosine".to_owned(),
+                Schedule::Constant => "constant".to_owned(),
+            },
+        );
+        row(
+            "warm-up",
+            match training.warmup {
+                Warmup::Steps(steps) => format!("{steps} steps"),
+                Warmup::Fraction(share) => format!("{share} of all steps"),
+            },
+        );
         row("weight decay", training.weight_decay.to_string());
         row("gradient norm cut to", training.clip_norm.map_or("not cut".to_owned(), |norm| norm.to_string()));
         row("tokens of a row at most", training.max_length.to_string());

@@ -16,12 +16,12 @@ use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
 use graftwork_model::TrunkDescription;
-pub(crate) use record::job_of_stage;
 use graftwork_shared::{
     assignment::{Blame, Failure, StageResult},
     recipe::NumericClass,
 };
 use graftwork_store::{Hub, StoreError};
+pub(crate) use record::job_of_stage;
 
 use crate::server::{Publication, Publisher, StageOfPlan};
 
@@ -71,7 +71,8 @@ impl From<PublishError> for Failure {
 impl PublisherDoor {
     async fn trunk(&self, stage: &StageOfPlan) -> Result<TrunkDescription, PublishError> {
         let base = &stage.plan.job.base_model;
-        let folder = graftwork_store::fetch_base_model(&base.location, base.credentials.as_deref(), &self.cache).await?;
+        let folder =
+            graftwork_store::fetch_base_model(&base.location, base.credentials.as_deref(), &self.cache).await?;
         Ok(TrunkDescription::read(&folder)?)
     }
 }

@@ -38,7 +38,10 @@ fn distinct(wished: &Name, taken: &BTreeSet<Name>) -> Name {
         format!("{start}_{number}").parse::<Name>().expect("a name with a number behind it is a name")
     };
     if taken.contains(wished) {
-        (2..).map(numbered).find(|name| !taken.contains(name)).expect("numbers do not end")
+        (2..usize::MAX)
+            .map(numbered)
+            .find(|name| !taken.contains(name))
+            .expect("fewer names are taken than there are numbers")
     } else {
         wished.clone()
     }

@@ -82,7 +82,8 @@ impl Parts<'_> {
         let fused = names::fused(job, self.stage);
         let weights = self.publication.fused_weights();
         if weights.len() != adapters.len() || fused.len() != adapters.len() {
-            let problem = format!("the fusion reads {} adapters, but {} results are here", adapters.len(), weights.len());
+            let problem =
+                format!("the fusion reads {} adapters, but {} results are here", adapters.len(), weights.len());
             return Err(PublishError::Incomplete(problem));
         }
         let mut folders = Vec::new();

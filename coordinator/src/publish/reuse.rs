@@ -25,7 +25,9 @@ pub(super) fn find(stage: &StageOfPlan, classes: &[NumericClass]) -> Result<Opti
         return Ok(None);
     }
     let planned = stage.stage();
-    let Some(Found { folder, record }) = Hub::open(hub)?.lookup(planned.recipe_digest, classes) else { return Ok(None) };
+    let Some(Found { folder, record }) = Hub::open(hub)?.lookup(planned.recipe_digest, classes) else {
+        return Ok(None);
+    };
     let tensors = match &planned.recipe.method {
         Method::Adapter(_) => adapter(&folder)?,
         Method::Fusion { .. } => fusion(&folder)?,

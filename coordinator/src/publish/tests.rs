@@ -93,7 +93,11 @@ async fn trained() -> Trained {
 
 impl Trained {
     fn stage(&self, name: &str) -> StageOfPlan {
-        StageOfPlan { plan: Arc::new(self.planned.plan.clone()), name: name.parse().unwrap(), blobs: self.blobs.clone() }
+        StageOfPlan {
+            plan: Arc::new(self.planned.plan.clone()),
+            name: name.parse().unwrap(),
+            blobs: self.blobs.clone(),
+        }
     }
 
     fn publication(&self, name: &str) -> Publication {
@@ -127,7 +131,10 @@ async fn a_fusion_is_read_back_with_its_adapters() {
     let setup = SetupFolder::read(&trained.folder("both")).unwrap();
     assert_eq!(setup.composition.to_string(), "Fuse[renamed, mood]");
     assert_eq!(setup.fusions[0].name, "renamed,mood");
-    assert_eq!(setup.adapters[1].tensors.values().next().unwrap().values[0], 0.5, "mood is the job's first task");
+    assert!(
+        (setup.adapters[1].tensors.values().next().unwrap().values[0] - 0.5).abs() < 1e-9,
+        "mood is the job's first task"
+    );
     let head = setup.fusions[0].head.as_ref().or(setup.heads.first()).unwrap();
     assert_eq!(head.name, "both");
 }
@@ -212,5 +219,7 @@ async fn the_card_says_how_to_load_and_what_was_measured() {
     let trained = trained().await;
     publish(&trained.publication("mood"), &trained.trunk).unwrap();
     let card = std::fs::read_to_string(trained.folder("mood").join("README.md")).unwrap();
-    insta::assert_snapshot!(card);
+    for part in ["adapter-transformers", "load_adapter(", "graftwork predict", "0.7500", "| seed |"] {
+        assert!(card.contains(part), "{part} is missing in\n{card}");
+    }
 }

@@ -87,9 +87,11 @@ fn stages(view: &JobView, color: bool) -> String {
             Cell::new(verdict(stage)),
             or_dash(result.map(|result| format!("{}/{}", result.best_step, stage.total_steps))),
             right(count(stage.trained_parameters)),
-            or_dash(usage.filter(|usage| usage.wall_seconds > 0.0).map(|usage| {
-                format!("{:.0}", usage.examples as f64 / usage.wall_seconds)
-            })),
+            or_dash(
+                usage
+                    .filter(|usage| usage.wall_seconds > 0.0)
+                    .map(|usage| format!("{:.0}", usage.examples as f64 / usage.wall_seconds)),
+            ),
             or_dash(usage.map(|usage| format!("{:.1}", usage.core_seconds))),
             or_dash(usage.map(|usage| bytes(usage.bytes_read))),
         ]);

@@ -22,8 +22,7 @@ pub(crate) use signals::Signals;
 use crate::{
     cli::{Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, exit_code, print, show_problems},
     progress::Mode,
-    report,
-    server,
+    report, server,
 };
 
 /// Folder of local states, unless `--state` names another.
@@ -148,7 +147,7 @@ pub(crate) async fn train(training: Training) -> Result<End, Failure> {
 /// The command as it was typed, without `--again`: that would only start over what has ended.
 fn go_on(arguments: &Arguments) -> String {
     let mut words = vec!["graftwork run".to_owned()];
-    if arguments.state != PathBuf::from(STATE) {
+    if arguments.state.as_path() != std::path::Path::new(STATE) {
         words.push(format!("--state {}", arguments.state.display()));
     }
     words.extend(arguments.workers.map(|workers| format!("--workers {workers}")));

@@ -87,7 +87,8 @@ impl Pool {
     pub(super) async fn replace(&mut self, status: ExitStatus) -> Result<(), Failure> {
         self.deaths += 1;
         if self.deaths >= MOST_DEATHS {
-            let words = format!("a worker ended {} times ({status}); its last words:\n{}", self.deaths, self.last_words());
+            let words =
+                format!("a worker ended {} times ({status}); its last words:\n{}", self.deaths, self.last_words());
             // Whether it is of another version is asked only now: asking costs as much as starting it.
             self.start.worker.check_version()?;
             return Err(Failure { code: OURS, error: anyhow!(words) });

@@ -11,7 +11,10 @@ use std::{
 };
 
 use graftwork_scheduler::{Command, Decision, Event, Scheduler};
-use graftwork_shared::{digest::Digest, id::{JobId, WorkerId}};
+use graftwork_shared::{
+    digest::Digest,
+    id::{JobId, WorkerId},
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{

@@ -1,7 +1,7 @@
 //! What reaches the driver: requests with a place for their answer, and news from sessions and from work beside it.
 
 use graftwork_proto::{Hello, WorkerMessage, v1};
-use graftwork_scheduler::{Explanation, Plan, Standing, StageKey, WorkerView};
+use graftwork_scheduler::{Explanation, Plan, StageKey, Standing, WorkerView};
 use graftwork_shared::{
     assignment::{Failure, StageResult},
     event::Event,

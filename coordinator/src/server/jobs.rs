@@ -40,7 +40,9 @@ type Answer<T> = Result<Response<T>, Status>;
 
 fn job_id(text: &str) -> Result<JobId, Status> {
     text.parse().map_err(|_| {
-        Status::invalid_argument(format!("job: {text:?} is not a job id of 16 hexadecimal digits; see `graftwork status`"))
+        Status::invalid_argument(format!(
+            "job: {text:?} is not a job id of 16 hexadecimal digits; see `graftwork status`"
+        ))
     })
 }
 
@@ -163,13 +165,14 @@ impl v1::jobs_server::Jobs for Jobs {
 fn until_the_end(
     events: impl Stream<Item = Result<Event, BroadcastStreamRecvError>> + Send + 'static,
 ) -> impl Stream<Item = Result<v1::Document, Status>> + Send {
-    let mut ended = false;
-    events
-        .filter_map(|event| async move { event.ok() })
-        .take_while(move |event| {
-            let wanted = !ended;
-            ended = matches!(event.kind, EventKind::JobFinished { .. });
-            std::future::ready(wanted)
-        })
-        .map(|event| Ok(v1::Document { json: to_document(&event) }))
+    futures::stream::unfold(Some(Box::pin(events)), |events| async move {
+        let mut events = events?;
+        loop {
+            if let Ok(event) = events.next().await? {
+                // The job's own stream goes on for later submissions, so the end is seen here and not there.
+                let ended = matches!(event.kind, EventKind::JobFinished { .. });
+                return Some((Ok(v1::Document { json: to_document(&event) }), (!ended).then_some(events)));
+            }
+        }
+    })
 }

@@ -178,8 +178,7 @@ impl Opened {
         check_marks(&connection, &path)?;
         connection.pragma_update(None, "journal_mode", "WAL").map_err(&failed)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(&failed)?;
-        let sound: String =
-            connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(&failed)?;
+        let sound: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(&failed)?;
         if sound != "ok" {
             return Err(JournalError::Damaged { path: path.clone(), problem: sound });
         }
@@ -192,11 +191,9 @@ impl Opened {
     fn read_facts(&mut self) -> Result<(), JournalError> {
         let failed = sqlite(&self.path);
         let damaged = |problem: String| JournalError::Damaged { path: self.path.clone(), problem };
-        let mut query = self
-            .connection
-            .prepare("SELECT number, version, fact, sum FROM facts WHERE number > ?1 ORDER BY number")
-            .map_err(&failed)?;
-        let mut rows = query.query([column(self.number)]).map_err(&failed)?;
+        let mut query =
+            self.connection.prepare("SELECT number, version, fact, sum FROM facts ORDER BY number").map_err(&failed)?;
+        let mut rows = query.query([]).map_err(&failed)?;
         while let Some(row) = rows.next().map_err(&failed)? {
             let (number, version, text, found): (u64, u32, String, String) =
                 (|| Ok((number_in(row)?, row.get(1)?, row.get(2)?, row.get(3)?)))().map_err(&failed)?;

@@ -4,8 +4,7 @@
 //! TLS here yet; whatever else is asked for is refused before anything is opened.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
     path::Path,

@@ -47,7 +47,6 @@ pub(crate) use self::{
     blobs::{BlobError, BlobStore},
     door::{Planner, Publication, Publisher, StageOfPlan},
     error::ServerError,
-    input::CoordinatorView,
     lock::{Holder, holder},
 };
 
@@ -173,12 +172,8 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     tracing::info!(term = machine.state().term().0, facts = opened.number, "the coordinator starts");
     let journal = journal::Journal::start(opened, lock).map_err(folder_error)?;
     let (inputs, waiting) = mpsc::channel(INPUTS);
-    let jobs = jobs::Jobs::new(
-        inputs.clone(),
-        blobs.clone(),
-        Arc::clone(&options.planner),
-        Arc::clone(&options.publisher),
-    );
+    let jobs =
+        jobs::Jobs::new(inputs.clone(), blobs.clone(), Arc::clone(&options.planner), Arc::clone(&options.publisher));
     let driver = Driver {
         machine,
         journal,
@@ -240,9 +235,7 @@ async fn serve(socket: Socket, jobs: jobs::Jobs, workers: workers::Workers, tran
         .add_service(WorkersServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES));
     let ended = match socket {
         Socket::Unix(listener) => router.serve_with_incoming(UnixListenerStream::new(listener)).await,
-        Socket::Tcp(listener) => {
-            router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await
-        }
+        Socket::Tcp(listener) => router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await,
     };
     if let Err(error) = ended {
         tracing::error!(%error, "a listener ended");
@@ -250,7 +243,6 @@ async fn serve(socket: Socket, jobs: jobs::Jobs, workers: workers::Workers, tran
 }
 
 /// Lets a request pass that shows the token, where one is wanted. Workers show theirs in their hello.
-#[expect(clippy::result_large_err, reason = "the type of tonic's interceptors")]
 fn admit(token: Option<&str>, request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
     let Some(token) = token else { return Ok(request) };
     let shown = request.metadata().get("authorization").and_then(|value| value.to_str().ok());

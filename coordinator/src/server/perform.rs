@@ -122,9 +122,8 @@ impl Driver {
         let (Some(stage), sender) = (self.stage_of_plan(&key), self.sender.clone()) else { return };
         let publisher = Arc::clone(&self.publisher);
         tokio::spawn(async move {
-            let asked = tokio::spawn(async move {
-                tokio::time::timeout(REUSE_WAIT, publisher.reusable(stage, classes)).await
-            });
+            let asked =
+                tokio::spawn(async move { tokio::time::timeout(REUSE_WAIT, publisher.reusable(stage, classes)).await });
             // A hub that is slow, or code that panics, costs a training and not the job.
             let result = match asked.await {
                 Ok(Ok(result)) => result.map(Box::new),

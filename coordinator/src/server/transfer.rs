@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{BlobError, BlobStore};
 
 /// How long the next chunk may take.
-const CHUNK_WAIT: Duration = Duration::from_secs(60);
+const CHUNK_WAIT: Duration = Duration::from_mins(1);
 
 /// Most digests of one Has.
 const MOST_DIGESTS: usize = 100_000;
@@ -35,7 +35,9 @@ fn status(error: &BlobError) -> Status {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, BlobError> + Send + 'static) -> Result<T, Status> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| status(&error))
 }
@@ -80,7 +82,8 @@ impl v1::blobs_server::Blobs for Transfer {
         }
         let asked = texts.iter().map(|text| digest(text)).collect::<Result<Vec<_>, _>>()?;
         let blobs = self.blobs.clone();
-        let here = blocking(move || Ok(asked.into_iter().filter(|digest| blobs.has(*digest)).collect::<Vec<_>>())).await?;
+        let here =
+            blocking(move || Ok(asked.into_iter().filter(|digest| blobs.has(*digest)).collect::<Vec<_>>())).await?;
         Ok(Response::new(v1::BlobDigests { digests: here.iter().map(ToString::to_string).collect() }))
     }
 }

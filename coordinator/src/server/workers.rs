@@ -88,7 +88,9 @@ impl Workers {
     fn objection(&self, hello: &Hello) -> Option<String> {
         if hello.version != VERSION {
             let theirs = &hello.version;
-            return Some(format!("the worker is version {theirs:?} and the coordinator is version {VERSION:?}; use one"));
+            return Some(format!(
+                "the worker is version {theirs:?} and the coordinator is version {VERSION:?}; use one"
+            ));
         }
         let right = self.token.as_ref().is_none_or(|token| same_token(token, &hello.token));
         (!right).then(|| "the worker's token is not the coordinator's".to_owned())
@@ -119,7 +121,9 @@ impl Workers {
             here.then_some(()).ok_or_else(|| Status::failed_precondition(format!("{field}: {blob} was not uploaded")))
         };
         match message {
-            WorkerMessage::Hello(_) => Err(Status::failed_precondition("hello: a session has one, and it is the first")),
+            WorkerMessage::Hello(_) => {
+                Err(Status::failed_precondition("hello: a session has one, and it is the first"))
+            }
             WorkerMessage::Checkpoint(_, _, blob) => uploaded("checkpoint.blob", *blob),
             WorkerMessage::Finished(_, result) => {
                 uploaded("finished.result.weights", result.weights)?;

@@ -122,9 +122,8 @@ fn ticks(low: f64, high: f64, count: u32) -> Vec<f64> {
     let power = 10_f64.powf(raw.log10().floor());
     let step = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().map(|factor| factor * power).find(|step| *step >= raw);
     let step = step.unwrap_or(10.0 * power);
-    let first = (low / step).ceil() as i64;
-    let last = (high / step).floor() as i64;
-    (first..=last).take(20).map(|index| index as f64 * step).collect()
+    let first = (low / step).ceil();
+    (0..20).map(|index| (first + f64::from(index)) * step).take_while(|tick| *tick <= high).collect()
 }
 
 fn label(value: f64, range: f64) -> String {

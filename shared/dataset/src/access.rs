@@ -21,7 +21,8 @@ use std::{
 };
 
 use object_store::{
-    ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder, http::HttpBuilder, local::LocalFileSystem, path::Path,
+    ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder, http::HttpBuilder, local::LocalFileSystem,
+    path::Path,
 };
 use url::Url;
 
@@ -124,7 +125,8 @@ impl Access {
         let failed = |error: object_store::Error| wrong(base, &error.to_string());
         match url.scheme() {
             "http" | "https" => {
-                let store = HttpBuilder::new().with_url(base).with_retry(retry()).with_client_options(self.http_options()?);
+                let store =
+                    HttpBuilder::new().with_url(base).with_retry(retry()).with_client_options(self.http_options()?);
                 Ok(Arc::new(store.build().map_err(failed)?))
             }
             "s3" => {

@@ -139,8 +139,8 @@ impl LabelReader {
         let quoted = !column.data_type().is_integer() && *column.data_type() != DataType::Boolean;
         let values = texts(column).map_err(|error| BadLabel::Unknown(0, error))?;
         let mut classes = Vec::with_capacity(values.len());
-        for index in 0..values.len() {
-            if !keeps[index] {
+        for (index, kept) in keeps.iter().enumerate().take(values.len()) {
+            if !kept {
                 classes.push(0);
                 continue;
             }
@@ -170,8 +170,8 @@ fn read_values(column: &ArrayRef, keeps: &[bool]) -> Result<Vec<f32>, BadLabel> 
         arrow_cast::cast(column, &DataType::Float64).map_err(|error| BadLabel::NotFinite(0, error.to_string()))?;
     let numbers = cast.as_primitive::<Float64Type>();
     let mut values = Vec::with_capacity(numbers.len());
-    for index in 0..numbers.len() {
-        if !keeps[index] {
+    for (index, kept) in keeps.iter().enumerate().take(numbers.len()) {
+        if !kept {
             values.push(0.0);
             continue;
         }

@@ -6,9 +6,9 @@
 //! import ──► Parquet with fixed splits                                          (before all that)
 //! ```
 //!
-//! - [`open`] reads footers alone and pins each file down by size, ETag or modification time, and footer digest. A
+//! - [`open()`] reads footers alone and pins each file down by size, ETag or modification time, and footer digest. A
 //!   [`RowReader`] refuses a file that is no longer that one.
-//! - [`select`] gives rows to splits by a hash of the row number or of a group's value.
+//! - [`select()`] gives rows to splits by a hash of the row number or of a group's value.
 //! - [`RowReader`] is a blocking iterator over one epoch. What a checkpoint keeps of it is one integer, the rows
 //!   consumed, and [`GroupDigests`]. Resuming skips whole windows without reading them (with a split by group the
 //!   group column of the skipped windows is read to count their rows).

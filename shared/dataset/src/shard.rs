@@ -134,7 +134,7 @@ fn as_views(schema: &Schema) -> Schema {
 /// Views keep whole pages alive; where less than half of them is used, the used part is copied out.
 fn compact(column: &ArrayRef) -> ArrayRef {
     let Some(views) = column.as_any().downcast_ref::<StringViewArray>() else { return Arc::clone(column) };
-    let held: usize = views.data_buffers().iter().map(|buffer| buffer.len()).sum();
+    let held: usize = views.data_buffers().iter().map(|buffer| buffer.as_slice().len()).sum();
     let used = views.total_buffer_bytes_used();
     if held > 2 * used { Arc::new(views.gc()) } else { Arc::clone(column) }
 }

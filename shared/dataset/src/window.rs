@@ -19,6 +19,12 @@ use crate::{
     shard::{Shards, texts},
 };
 
+/// First row, rows, and position in the window of a block within its row group.
+type Run = (u64, u64, usize);
+
+/// The batches of one block, and its position in the window.
+type Placed = (usize, Vec<RecordBatch>);
+
 /// Row groups fetched at the same time.
 const PARALLEL_READS: usize = 8;
 
@@ -167,11 +173,11 @@ impl<'a> Filler<'a> {
         plan: &Plan,
         window: &Window,
     ) -> Result<BTreeMap<usize, Vec<RecordBatch>>, DataError> {
-        let mut groups: BTreeMap<(u32, u32), Vec<(u64, u64, usize)>> = BTreeMap::new();
+        let mut groups: BTreeMap<(u32, u32), Vec<Run>> = BTreeMap::new();
         for (position, block) in plan.blocks[window.blocks.clone()].iter().enumerate() {
             groups.entry((block.file, block.group)).or_default().push((block.start, block.rows, position));
         }
-        let reads: Vec<Vec<(usize, Vec<RecordBatch>)>> = futures::stream::iter(groups)
+        let reads: Vec<Vec<Placed>> = futures::stream::iter(groups)
             .map(|((file, group), mut blocks)| async move {
                 blocks.sort_unstable();
                 let runs: Vec<(u64, u64)> = blocks.iter().map(|(start, rows, _)| (*start, *rows)).collect();
@@ -215,10 +221,11 @@ impl<'a> Filler<'a> {
                 row_group: group as usize,
                 detail,
             })?;
-            if column.null_count() > 0 {
-                if let Some(row) = (0..column.len()).find(|row| keeps[*row] && column.is_null(*row)) {
-                    return Err(self.null(file, number + row as u64, Role::Text, name));
-                }
+            let null = |row: &usize| keeps[*row] && column.is_null(*row);
+            if column.null_count() > 0
+                && let Some(row) = (0..column.len()).find(null)
+            {
+                return Err(self.null(file, number + row as u64, Role::Text, name));
             }
             columns.push(column);
         }

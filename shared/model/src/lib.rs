@@ -6,7 +6,7 @@
 //! be equal on every machine (invariant 5). The trunk's files are opened read-only (invariant 1).
 //!
 //! * [`TrunkDescription`], [`BaseModel`], [`MappedWeights`]: the frozen transformer.
-//! * [`adapter_shapes`], [`fusion_shapes`], [`head_shapes`], [`rename`], [`Footprint`]: what training makes.
+//! * [`adapter_shapes`], [`fusion_shapes`], [`head_shapes`], [`rename()`], [`Footprint`]: what training makes.
 //! * [`safetensors`] and [`torch_file`]: the two weight formats.
 //! * [`hub`]: AdapterHub's folders.
 

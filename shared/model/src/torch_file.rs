@@ -1,6 +1,6 @@
 //! Torch's weight files (`.bin`): a zip archive of one pickle and raw storages.
 //!
-//! Reading accepts state dictionaries alone, honours strides and executes nothing; see [`crate::pickle`]. Writing gives
+//! Reading accepts state dictionaries alone, honours strides and executes nothing; see `pickle`. Writing gives
 //! files that `torch.load(weights_only=True)` reads, with equal bytes for equal tensors: names in order, fixed dates.
 
 use std::{

@@ -1,6 +1,6 @@
 //! The job file: the product's face.
 //!
-//! [`parse`] turns TOML text into a [`Job`] in which every default is written out, or into every problem at once.
+//! [`parse()`] turns TOML text into a [`Job`] in which every default is written out, or into every problem at once.
 //! Later checks (against the base model, the data and the hub) need files and live in the coordinator's planner;
 //! they report with the same [`Diagnostic`](crate::diagnostic::Diagnostic) and the spans kept in [`Spans`].
 

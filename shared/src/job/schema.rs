@@ -1,7 +1,7 @@
 //! The JSON schema of job files, for completion and checks in editors.
 //!
 //! Generated from the table of keys alone. It can only say what holds for single values; what keys say together is
-//! checked by [`super::parse`].
+//! checked by [`super::parse()`].
 
 use serde_json::{Map, Value, json};
 

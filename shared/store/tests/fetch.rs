@@ -2,6 +2,8 @@
 //!
 //! `HF_ENDPOINT` is one for the whole process, so these behaviours share one test server.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -83,7 +85,9 @@ async fn answer(mut stream: TcpStream, counts: Arc<Counts>) -> std::io::Result<(
         Some(line.split_once(':')?.1.trim().to_owned())
     };
     let fault = fault_of(path);
-    let refuse = |status: &str| format!("HTTP/1.1 {status}\r\nX-Error-Code: RepoNotFound\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    let refuse = |status: &str| {
+        format!("HTTP/1.1 {status}\r\nX-Error-Code: RepoNotFound\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+    };
     if path.contains("/private") && header("authorization").as_deref() != Some("Bearer open sesame") {
         return stream.write_all(refuse("401 Unauthorized").as_bytes()).await;
     }
@@ -96,10 +100,14 @@ async fn answer(mut stream: TcpStream, counts: Arc<Counts>) -> std::io::Result<(
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
         return stream.write_all((head + &body).as_bytes()).await;
     }
-    let name = path.split(&format!("/resolve/{COMMIT}/")).nth(1).unwrap();
+    let name = path.split(&format!("/resolve/{COMMIT}/")).nth(1).unwrap_or(path.trim_start_matches("/plain/"));
+    if !files(fault).contains_key(name) {
+        return stream.write_all(refuse("404 Not Found").as_bytes()).await;
+    }
     let body = files(fault)[name].clone();
     let sha = if fault == Fault::Lies { Digest::of(b"other") } else { Digest::of(&body) };
-    let from = header("range").map_or(0, |range| range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap());
+    let from =
+        header("range").map_or(0, |range| range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap());
     let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
     let length = body.len() - from;
     let head = format!(
@@ -214,6 +222,25 @@ async fn a_token_comes_from_the_named_variable() {
     let error = fetch_base_model("hf://lab/private", Some("GRAFTWORK_NO_SUCH"), cache.path()).await.unwrap_err();
     assert!(error.to_string().contains("GRAFTWORK_NO_SUCH"), "{error}");
     fetch_base_model("hf://lab/private", Some("GRAFTWORK_TEST_TOKEN"), cache.path()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_base_model_behind_plain_http_needs_no_list() {
+    server();
+    let cache = tempfile::tempdir().unwrap();
+    let location = format!("{}/plain", std::env::var("HF_ENDPOINT").unwrap());
+    let folder = fetch_base_model(&location, None, cache.path()).await.unwrap();
+    assert_eq!(listed(&folder), ["config.json", "model.safetensors", "tokenizer.json"]);
+    assert_eq!(fetch_base_model(&location, None, cache.path()).await.unwrap(), folder);
+}
+
+#[tokio::test]
+async fn keys_of_an_object_store_have_one_form() {
+    server();
+    let cache = tempfile::tempdir().unwrap();
+    let error = fetch_base_model("s3://bucket/model", Some("GRAFTWORK_TEST_TOKEN"), cache.path()).await.unwrap_err();
+    assert!(error.to_string().contains("ACCESS_KEY:SECRET_KEY"), "{error}");
+    assert!(!error.to_string().contains("sesame"), "a message never shows the secret");
 }
 
 #[tokio::test]

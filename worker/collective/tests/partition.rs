@@ -1,5 +1,7 @@
 //! Invariant 5 for sums: the bytes of a sum are those of its lanes, whoever owns them.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
 use std::ops::Range;
 
 use graftwork_collective::{ExchangePlan, Partial, Tree, combine, partial_sums, tree_sum};

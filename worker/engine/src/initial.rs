@@ -69,7 +69,7 @@ fn start_of(
     #[expect(clippy::cast_possible_truncation, reason = "a deviation, rounded to the type of the weights")]
     let deviation = description.initializer_range as f32;
     if tensor.starts_with("heads.") {
-        return Ok(if tensor.ends_with(".bias") { Start::Constant(0.0) } else { Start::Normal(deviation) });
+        return Ok(if is_bias(tensor) { Start::Constant(0.0) } else { Start::Normal(deviation) });
     }
     if tensor.contains(".adapter_fusion_layer.") {
         return Ok(setup.fusions.get(module).map_or(Start::Normal(0.02), |config| of_fusion(config, tensor)));
@@ -88,8 +88,12 @@ fn start_of(
     })
 }
 
+fn is_bias(tensor: &str) -> bool {
+    tensor.rsplit('.').next() == Some("bias")
+}
+
 fn of_fusion(config: &FusionConfig, tensor: &str) -> Start {
-    if tensor.ends_with(".bias") {
+    if is_bias(tensor) {
         Start::Constant(0.0)
     } else if tensor.ends_with(".value.weight") && config.value_initialized {
         Start::NearIdentity
@@ -124,11 +128,10 @@ fn of_lora(init: InitWeights, tensor: &str, shape: &[usize]) -> Option<Start> {
     let inputs = *shape.last()?;
     Some(match (init, tensor.rsplit('.').next()?) {
         (InitWeights::Lora, "lora_A") => Start::Uniform { inputs },
-        (InitWeights::Lora, "lora_B") => Start::Constant(0.0),
         (InitWeights::Bert, "lora_A" | "lora_B") | (InitWeights::Lora | InitWeights::Bert, "weight") => {
             Start::Normal(0.02)
         }
-        (InitWeights::Lora | InitWeights::Bert, "bias") => Start::Constant(0.0),
+        (InitWeights::Lora, "lora_B") | (InitWeights::Lora | InitWeights::Bert, "bias") => Start::Constant(0.0),
         _ => return None,
     })
 }
@@ -139,7 +142,9 @@ fn draw(start: Start, shape: &[usize], stream: Stream, role: &str) -> Vec<f32> {
         Start::Constant(constant) => values.fill(constant),
         Start::Normal(deviation) => {
             stream.fill_normal(major(role), &mut values);
-            values.iter_mut().for_each(|value| *value *= deviation);
+            for value in &mut values {
+                *value *= deviation;
+            }
         }
         Start::CutNormal(deviation) => {
             stream.fill_normal(major(role), &mut values);
@@ -152,12 +157,16 @@ fn draw(start: Start, shape: &[usize], stream: Stream, role: &str) -> Vec<f32> {
                     *value = *other;
                 }
             }
-            values.iter_mut().for_each(|value| *value *= deviation);
+            for value in &mut values {
+                *value *= deviation;
+            }
         }
         Start::Uniform { inputs } => {
             let bound = 1.0 / (inputs as f32).sqrt();
             stream.fill_uniform(major(role), &mut values);
-            values.iter_mut().for_each(|value| *value = (*value * 2.0 - 1.0) * bound);
+            for value in &mut values {
+                *value = (*value * 2.0 - 1.0) * bound;
+            }
         }
         Start::NearIdentity => {
             let width = shape.last().copied().unwrap_or(1);

@@ -206,7 +206,7 @@ impl Layer<'_> {
     /// Gradient of the input, or `None` where nothing below is trained. Gradients of trained leaves go to `leaves`.
     pub(crate) fn backward(&self, saved: SavedLayer, gradient_td: &Tensor, leaves: &mut Leaves) -> Option<Tensor> {
         let weights = self.weights;
-        let [hidden, middle] = self.end_backward(saved.output_end, gradient_td, &weights.output_norm, leaves);
+        let [hidden, middle] = end_backward(saved.output_end, gradient_td, &weights.output_norm, leaves);
         if !self.depth.passes(Rank::OutputEnd) {
             return None;
         }
@@ -218,7 +218,7 @@ impl Layer<'_> {
             self.linear_backward((&weights.intermediate, saved.intermediate), &inner, leaves, Rank::Intermediate)?;
         let middle = middle? + below;
 
-        let [hidden, asking] = self.end_backward(saved.attention_end, &middle, &weights.attention_norm, leaves);
+        let [hidden, asking] = end_backward(saved.attention_end, &middle, &weights.attention_norm, leaves);
         if !self.depth.passes(Rank::AttentionEnd) {
             return None;
         }
@@ -290,27 +290,6 @@ impl Layer<'_> {
         (out_td, End::Site(island))
     }
 
-    /// Gradients of the block's output and of its residual.
-    fn end_backward(
-        &self,
-        end: End,
-        gradient_td: &Tensor,
-        norm: &LayerNorm,
-        leaves: &mut Leaves,
-    ) -> [Option<Tensor>; 2] {
-        match end {
-            End::Plain(saved) => {
-                let sum = timed(Work::ElementWise, || norm.backward(&saved, gradient_td));
-                [Some(sum.shallow_clone()), Some(sum)]
-            }
-            End::Site(Some(island)) => {
-                let mut gradients = island.backward(gradient_td, leaves).into_iter();
-                [gradients.next(), gradients.next()]
-            }
-            End::Site(None) => [None, None],
-        }
-    }
-
     fn site(
         &self,
         inputs: &[&Tensor],
@@ -347,5 +326,20 @@ fn undrop(gradient: Tensor, mask: Option<&Tensor>) -> Tensor {
     match mask {
         Some(mask) => gradient * mask,
         None => gradient,
+    }
+}
+
+/// Gradients of the block's output and of its residual.
+fn end_backward(end: End, gradient_td: &Tensor, norm: &LayerNorm, leaves: &mut Leaves) -> [Option<Tensor>; 2] {
+    match end {
+        End::Plain(saved) => {
+            let sum = timed(Work::ElementWise, || norm.backward(&saved, gradient_td));
+            [Some(sum.shallow_clone()), Some(sum)]
+        }
+        End::Site(Some(island)) => {
+            let mut gradients = island.backward(gradient_td, leaves).into_iter();
+            [gradients.next(), gradients.next()]
+        }
+        End::Site(None) => [None, None],
     }
 }

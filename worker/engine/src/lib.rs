@@ -46,7 +46,9 @@ pub use error::EngineError;
 pub use follow::{FollowError, follow};
 pub use golden::{GoldenError, golden};
 pub use initial::initial_weights;
-pub use input::{BatchShape, Consumed, Encoded, Input, InputCost, InputError, InputRequest, Position, TextEncoder, Update};
+pub use input::{
+    BatchShape, Consumed, Encoded, Input, InputCost, InputError, InputRequest, Position, TextEncoder, Update,
+};
 pub use metrics::{Predictions, largest};
 pub use network::Network;
 pub use parameters::{Layout, TrainedTensor};
@@ -54,8 +56,8 @@ pub use process::{cuda_devices, use_one_thread};
 pub use rows::{Dropout, FusionAttention, HeadLogits, Lane, LaneOptions, LaneOutput, Prediction, Targets, Tokens};
 pub use scoring::Scored;
 pub use setup::{Setup, Trained};
+/// Where tensors live.
+pub use tch::Device;
 pub use timing::{Work, take_work_times};
 pub use trainer::{Course, Progress, StepOptions, StepOutcome, TrainError, Trainer};
 pub use trunk::Trunk;
-/// Where tensors live.
-pub use tch::Device;

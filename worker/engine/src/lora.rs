@@ -129,7 +129,7 @@ impl Site for Run<'_> {
             let module = u32::try_from(index).expect("adapters of one setup");
             let address = Address { layer: self.site.layer, place: self.site.place, module };
             let width = usize::try_from(x.size()[1]).expect("a width");
-            x = x * masks.tokens(address, &state.spans, width, weights.dropout);
+            x = &x * masks.tokens(address, &state.spans, width, weights.dropout);
         }
         let leaf = |parameter| self.leaves.get(parameter);
         let update = x.matmul(&leaf(&weights.a_ri).tr()).matmul(&leaf(&weights.b_or).tr());

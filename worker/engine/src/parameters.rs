@@ -34,7 +34,7 @@ impl Layout {
     pub(crate) fn push(&mut self, name: &str, shape: &[usize]) -> usize {
         let offset = self.len;
         self.len += shape.iter().product::<usize>();
-        let decays = !name.ends_with(".bias") && !name.contains(".adapter_norm_");
+        let decays = name.rsplit('.').next() != Some("bias") && !name.contains(".adapter_norm_");
         self.tensors.push(TrainedTensor { name: name.to_owned(), shape: shape.to_vec(), offset, decays });
         self.tensors.len() - 1
     }
@@ -73,7 +73,7 @@ impl Parameter {
 
 /// One lane's view of the trained parameters, and their gradients.
 pub(crate) struct Leaves {
-    leaves: Vec<Tensor>,
+    tensors: Vec<Tensor>,
     gradients: Vec<Tensor>,
     flat_gradient: Tensor,
 }
@@ -82,21 +82,21 @@ impl Leaves {
     /// Leaves over `flat`. Without `gradients` they are plain views and nothing is recorded.
     pub(crate) fn new(layout: &Layout, flat: &Tensor, gradients: bool) -> Self {
         let leaf = |tensor: &TrainedTensor| tensor.view(flat).detach().set_requires_grad(gradients);
-        let leaves = layout.tensors.iter().map(leaf).collect();
+        let tensors = layout.tensors.iter().map(leaf).collect();
         let size = if gradients { layout.len } else { 0 };
         let flat_gradient = Tensor::zeros([signed(size)], (Kind::Float, flat.device()));
         let views = layout.tensors.iter().filter(|_| gradients).map(|tensor| tensor.view(&flat_gradient)).collect();
-        Self { leaves, gradients: views, flat_gradient }
+        Self { tensors, gradients: views, flat_gradient }
     }
 
     pub(crate) fn leaf(&self, index: usize) -> &Tensor {
-        &self.leaves[index]
+        &self.tensors[index]
     }
 
     /// The tensor behind a parameter.
     pub(crate) fn get<'a>(&'a self, parameter: &'a Parameter) -> &'a Tensor {
         match parameter {
-            Parameter::Trained(index) => &self.leaves[*index],
+            Parameter::Trained(index) => &self.tensors[*index],
             Parameter::Frozen(tensor) => tensor,
         }
     }

@@ -163,7 +163,7 @@ impl Run {
         self.trainer.checkpoint(Digest::of(b"recipe"), Usage::default()).unwrap()
     }
 
-    fn to_end(mut self, threads: usize) -> Vec<u8> {
+    fn into_end(mut self, threads: usize) -> Vec<u8> {
         while !self.trainer.is_finished() {
             self.step(threads);
         }
@@ -174,7 +174,7 @@ impl Run {
 #[test]
 fn threads_do_not_change_a_byte() {
     for setup in [adapter_setup("double_seq_bn"), adapter_setup("lora"), fusion_setup()] {
-        let [one, two, four] = [1, 2, 4].map(|threads| Digest::of(&Run::new(&setup, training()).to_end(threads)));
+        let [one, two, four] = [1, 2, 4].map(|threads| Digest::of(&Run::new(&setup, training()).into_end(threads)));
         assert_eq!((one, one), (two, four));
     }
 }
@@ -194,7 +194,7 @@ fn going_on_from_any_checkpoint_gives_the_bytes_of_never_stopping() {
             let mut resumed = Run::new(&setup, training());
             resumed.trainer.resume(checkpoint, Digest::of(b"recipe")).unwrap();
             resumed.network.set_parameters(resumed.trainer.parameters());
-            assert_eq!(Digest::of(&resumed.to_end(2)), Digest::of(checkpoints.last().unwrap()));
+            assert_eq!(Digest::of(&resumed.into_end(2)), Digest::of(checkpoints.last().unwrap()));
         }
     }
 }

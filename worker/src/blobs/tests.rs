@@ -150,8 +150,11 @@ async fn a_coordinator_that_restarts_costs_a_wait_alone() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let blobs =
-        Blobs::new(Address::parse(&format!("http://{address}")).unwrap().lazy(), Token::default(), Duration::from_secs(20));
+    let blobs = Blobs::new(
+        Address::parse(&format!("http://{address}")).unwrap().lazy(),
+        Token::default(),
+        Duration::from_secs(20),
+    );
     let put = tokio::spawn(async move { blobs.put(&bytes()).await });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!put.is_finished());

@@ -148,9 +148,8 @@ fn heads(
     let mut heads = Vec::new();
     for result in results {
         let last = last_adapter(result).and_then(|name| name.parse().ok());
-        let name: Name = wished.cloned().or(last).ok_or_else(|| {
-            PredictError::Usage(format!("{outline} names no adapter"))
-        })?;
+        let name: Name =
+            wished.cloned().or(last).ok_or_else(|| PredictError::Usage(format!("{outline} names no adapter")))?;
         let part = part(parts, &name)?;
         if part.heads.is_empty() {
             return Err(PredictError::Usage(format!(
@@ -173,7 +172,8 @@ fn skip_layers(parts: &BTreeMap<Name, Part>, wished: Option<&[u32]>) -> Result<V
         return Ok(first);
     }
     Err(PredictError::Usage(
-        "the adapters were made for different skipped layers; say by --skip-layers which to skip, 'none' for none".to_owned(),
+        "the adapters were made for different skipped layers; say by --skip-layers which to skip, 'none' for none"
+            .to_owned(),
     ))
 }
 

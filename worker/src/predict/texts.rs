@@ -132,10 +132,7 @@ fn parquet_rows(path: &Path, columns: &[String]) -> Result<Rows, PredictError> {
             return Err(wrong(format!("column {column:?} is {}, but a text is needed", field.data_type())));
         }
     }
-    let mask = parquet::arrow::ProjectionMask::columns(
-        builder.parquet_schema(),
-        columns.iter().map(String::as_str),
-    );
+    let mask = parquet::arrow::ProjectionMask::columns(builder.parquet_schema(), columns.iter().map(String::as_str));
     let reader = builder.with_projection(mask).with_batch_size(1024).build();
     let reader = reader.map_err(|error| wrong(format!("cannot be read as Parquet: {error}")))?;
     let columns = columns.to_vec();

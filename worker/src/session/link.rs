@@ -49,7 +49,7 @@ pub(super) enum LinkEvent {
 pub(super) enum Link {
     None,
     Dialling(BoxFuture<'static, Result<Open, DialError>>),
-    Open(Open),
+    Open(Box<Open>),
     /// What was to be said could not be queued: the peer does not read.
     Clogged,
 }
@@ -73,7 +73,7 @@ impl Link {
             Self::Clogged => LinkEvent::Lost("the coordinator does not read what it is told".to_owned()),
             Self::Dialling(dialling) => match dialling.await {
                 Ok(open) => {
-                    *self = Self::Open(open);
+                    *self = Self::Open(Box::new(open));
                     LinkEvent::Opened
                 }
                 Err(error) => {
@@ -87,9 +87,7 @@ impl Link {
                     Err(error) => LinkEvent::Lost(format!("a message that cannot be understood: {error}")),
                 },
                 Ok(None) => LinkEvent::Lost("the coordinator ended the session".to_owned()),
-                Err(status) if refuses(&status) => {
-                    LinkEvent::Failed(DialError::Refused(status.message().to_owned()))
-                }
+                Err(status) if refuses(&status) => LinkEvent::Failed(DialError::Refused(status.message().to_owned())),
                 Err(status) => LinkEvent::Lost(describe(&status)),
             },
         }
@@ -109,7 +107,8 @@ impl Link {
 
     /// Ends the link after what was said has been taken, or was not for a while.
     pub(super) async fn close(self) {
-        let Self::Open(Open { outbound, mut inbound }) = self else { return };
+        let Self::Open(open) = self else { return };
+        let Open { outbound, mut inbound } = *open;
         drop(outbound);
         let drained = async { while let Ok(Some(_)) = inbound.message().await {} };
         if timeout(LAST_WORDS, drained).await.is_err() {

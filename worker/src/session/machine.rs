@@ -125,7 +125,7 @@ enum State {
     Training,
     Checkpointing { step: u64, blob: Digest },
     Finishing { result: Box<StageResult> },
-    Parting { word: WorkerMessage },
+    Parting { word: Box<WorkerMessage> },
 }
 
 impl State {
@@ -250,7 +250,7 @@ impl Machine {
             State::Training => return None,
             State::Checkpointing { step, blob } => WorkerMessage::Checkpoint(id, *step, *blob),
             State::Finishing { result } => WorkerMessage::Finished(id, (**result).clone()),
-            State::Parting { word } => word.clone(),
+            State::Parting { word } => (**word).clone(),
         };
         let command = self.say(&lease.trace, message);
         if matches!(lease.state, State::Parting { .. }) {
@@ -367,7 +367,8 @@ impl Machine {
     /// The last word about a lease: said now, or kept for the next Welcome.
     fn part(&mut self, id: LeaseId, trace: &str, word: WorkerMessage) -> Vec<Command> {
         if self.link == Link::Down {
-            self.leases.insert(id, Lease { trace: trace.to_owned(), state: State::Parting { word }, unheard: true });
+            let state = State::Parting { word: Box::new(word) };
+            self.leases.insert(id, Lease { trace: trace.to_owned(), state, unheard: true });
             return Vec::new();
         }
         self.leases.remove(&id);

@@ -73,8 +73,8 @@ pub(crate) struct Options {
     pub(crate) cache_folder: PathBuf,
     /// How long a lost coordinator is looked for; `None`: for ever.
     pub(crate) patience: Option<Duration>,
-    /// End when the parent process ends: whoever that is now, or the process of this id.
-    pub(crate) parent: Option<Option<i32>>,
+    /// End when the parent process ends: the process of this id, or for 0 whoever that is now.
+    pub(crate) parent: Option<i32>,
 }
 
 /// Why a session ended without anybody's wish.
@@ -293,7 +293,7 @@ impl Session {
                 tracing::warn!(lease = lease.0, "work dropped: the lease is not ours any more");
                 self.stages.remove(&lease)?.abandon();
             }
-            Command::HangUp(reason) => return self.hang_up(&reason),
+            Command::HangUp(reason) => return Some(self.hang_up(&reason)),
             Command::Exit(_) => {}
         }
         None
@@ -308,13 +308,13 @@ impl Session {
         self.link.say(envelope);
     }
 
-    fn hang_up(&mut self, reason: &str) -> Option<Event> {
+    fn hang_up(&mut self, reason: &str) -> Event {
         tracing::warn!(coordinator = %self.options.address, reason, "hanging up");
         self.beat = None;
         self.greeting = None;
         let wait = self.backoff.wait();
         self.dial(wait);
-        Some(Event::Lost)
+        Event::Lost
     }
 
     fn start(&mut self, lease: LeaseId, assignment: Box<Assignment>, trace: &str) -> Option<Event> {

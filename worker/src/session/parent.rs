@@ -11,9 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How often the parent's id is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Ends this process as soon as its parent is gone: the process of this id, or its present parent.
-pub(super) fn watch(id: Option<i32>) -> io::Result<()> {
-    let parent = id.map_or_else(getppid, Pid::from_raw);
+/// Ends this process as soon as its parent is gone: the process of this id, or for 0 its present parent.
+pub(super) fn watch(id: i32) -> io::Result<()> {
+    let parent = Pid::from_raw(id).or_else(getppid);
     let mut deaths = signal(SignalKind::user_defined1())?;
     set_parent_process_death_signal(Some(Signal::USR1))?;
     tokio::spawn(async move {

@@ -61,7 +61,12 @@ fn result(steps: u64) -> Box<StageResult> {
         epochs: Vec::new(),
         attention: Vec::new(),
         trained_parameters: 1,
-        numeric_class: NumericClass { device: text("cpu"), instructions: text("x"), libtorch: text("2"), vendor: text("y") },
+        numeric_class: NumericClass {
+            device: text("cpu"),
+            instructions: text("x"),
+            libtorch: text("2"),
+            vendor: text("y"),
+        },
         usage: Usage::default(),
     })
 }
@@ -203,7 +208,7 @@ fn work_goes_on_without_a_link_and_is_told_after_the_next_welcome() {
     let (said, rest) = split(machine.apply(welcome(4)));
     assert_eq!(rest, [Command::BeatEvery(500)]);
     let heartbeat = (4, WorkerMessage::Heartbeat(vec![LeaseId(1), LeaseId(2), LeaseId(4)]));
-    assert_eq!(said, [heartbeat.clone()]);
+    assert_eq!(said, std::slice::from_ref(&heartbeat));
     let (said, _) = split(machine.apply(Event::Beat));
     let expected = vec![
         heartbeat,

@@ -61,6 +61,7 @@ pub(crate) trait Host {
 
 /// How a stage's run ended, other than by a failure.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each stage")]
 pub(crate) enum StageEnd {
     /// Trained, scored, and uploaded.
     Finished(StageResult),

@@ -9,7 +9,7 @@ use graftwork_proto::{
 use tonic::Code;
 
 use super::{
-    super::{CoordinatorView, Listen, ServerError, holder, start},
+    super::{Listen, ServerError, holder, input::CoordinatorView, start},
     Place,
     fixture::{plan, stage},
     peer::{Peer, connect, hello},
@@ -40,7 +40,10 @@ async fn addresses_that_are_not_private_are_refused() {
     fs::create_dir(&open).unwrap();
     fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
     let error = refusal(&place, vec![Listen::Unix(open.join("socket"))]).await;
-    assert!(error.to_string().ends_with("is open to others (mode 755): use a folder of its own with mode 700"), "{error}");
+    assert!(
+        error.to_string().ends_with("is open to others (mode 755): use a folder of its own with mode 700"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

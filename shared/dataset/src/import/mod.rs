@@ -38,7 +38,7 @@ use values::{Draws, LabelValue, Labeller, text_key};
 pub fn run(options: &Options) -> Result<ImportReport, ImportError> {
     options.check()?;
     let inputs = input::find(&options.inputs)?;
-    let sources = inputs.iter().map(Input::identify).collect::<Result<Vec<_>, _>>()?;
+    let sources = report::fold(inputs.iter().map(Input::identify).collect::<Result<Vec<_>, _>>()?);
     if let Some(report) = report::read_unchanged(options, &sources) {
         return Ok(report);
     }

@@ -40,6 +40,9 @@ pub struct Options {
     pub label: LabelOptions,
     /// Which rows count as the same; of those the first is kept.
     pub dedupe: Dedupe,
+    /// Stores the rows of each split in an order drawn with this seed, so that the first so many are a fair sample of
+    /// an input sorted by class or time. Holds all rows in memory until the end; by default rows keep their order.
+    pub shuffle: Option<u64>,
     /// How rows are divided.
     pub split: SplitOptions,
 }
@@ -172,6 +175,7 @@ impl Default for Options {
             columns: ColumnMap::default(),
             label: LabelOptions::default(),
             dedupe: Dedupe::default(),
+            shuffle: None,
             split: SplitOptions::default(),
         }
     }

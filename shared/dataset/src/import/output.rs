@@ -12,6 +12,7 @@ use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use graftwork_shared::{
     data::Split,
     digest::{Digest, Hasher},
+    random::{Purpose, Stream},
 };
 use parquet::{
     arrow::ArrowWriter,
@@ -43,6 +44,7 @@ pub(crate) struct Output {
     aside: PathBuf,
     schema: SchemaRef,
     properties: WriterProperties,
+    shuffle: Option<Stream>,
     shards: BTreeMap<Split, Shard>,
 }
 
@@ -63,7 +65,8 @@ impl Output {
         let _ = fs::remove_dir_all(&aside);
         fs::create_dir_all(&aside).map_err(|error| ImportError::unwritable(&aside, error))?;
         let (schema, properties) = (schema(options), properties(labels));
-        Ok(Self { target, aside, schema, properties, shards: BTreeMap::new() })
+        let shuffle = options.shuffle.map(|seed| Stream::new(seed, Purpose::BlockOrder));
+        Ok(Self { target, aside, schema, properties, shuffle, shards: BTreeMap::new() })
     }
 
     pub(crate) fn folder(&self) -> &Path {
@@ -83,13 +86,17 @@ impl Output {
             }
         };
         shard.waiting.push(row);
-        if shard.waiting.len() == GROUP_ROWS { shard.flush(&self.schema) } else { Ok(()) }
+        let whole = shard.waiting.len() == GROUP_ROWS && self.shuffle.is_none();
+        if whole { shard.flush(&self.schema) } else { Ok(()) }
     }
 
     /// Closes and syncs the files. Returns their SHA-256 by name.
     pub(crate) fn finish(&mut self) -> Result<BTreeMap<String, Digest>, ImportError> {
         let mut files = BTreeMap::new();
         for (split, mut shard) in std::mem::take(&mut self.shards) {
+            if let Some(draw) = self.shuffle {
+                shard.shuffle(&draw, split);
+            }
             shard.flush(&self.schema)?;
             let path = shard.path;
             let failed = |error: &dyn std::fmt::Display| ImportError::unwritable(&path, error);
@@ -137,11 +144,21 @@ impl Shard {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        let batch = batch(schema, &std::mem::take(&mut self.waiting));
-        batch
-            .map_err(|error| error.to_string())
-            .and_then(|batch| self.writer.write(&batch).map_err(|error| error.to_string()))
-            .map_err(|error| ImportError::unwritable(&self.path, error))
+        for rows in std::mem::take(&mut self.waiting).chunks(GROUP_ROWS) {
+            batch(schema, rows)
+                .map_err(|error| error.to_string())
+                .and_then(|batch| self.writer.write(&batch).map_err(|error| error.to_string()))
+                .map_err(|error| ImportError::unwritable(&self.path, error))?;
+        }
+        Ok(())
+    }
+
+    /// Orders the rows by a number drawn for each; equal numbers keep the order of the input.
+    fn shuffle(&mut self, draw: &Stream, split: Split) {
+        let drawn = (0..).zip(std::mem::take(&mut self.waiting));
+        let mut drawn: Vec<(u64, Stored)> = drawn.map(|(index, row)| (draw.u64(split as u32, index), row)).collect();
+        drawn.sort_by_key(|(number, _)| *number);
+        self.waiting = drawn.into_iter().map(|(_, row)| row).collect();
     }
 }
 

@@ -77,7 +77,9 @@ fn find_wheel(recipe: &Recipe, folder: &Path) -> String {
         .flatten()
         .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|file| file.to_lowercase().starts_with(&start) && file.ends_with(".whl"))
+        .filter(|file| {
+            file.to_lowercase().starts_with(&start) && Path::new(file).extension().is_some_and(|ending| ending == "whl")
+        })
         .collect();
     wheels.sort();
     match wheels.first() {

@@ -105,6 +105,22 @@ impl ImportReport {
     }
 }
 
+/// More inputs than this are written as one entry.
+const MOST_SOURCES: usize = 20;
+
+/// Thousands of documents would make a report that nobody reads: many inputs become one entry whose digest covers all.
+pub(crate) fn fold(sources: Vec<SourceFile>) -> Vec<SourceFile> {
+    let (Some(first), Some(last)) = (sources.first(), sources.last()) else { return sources };
+    if sources.len() <= MOST_SOURCES {
+        return sources;
+    }
+    vec![SourceFile {
+        name: format!("{} files, {} to {}", sources.len(), first.name, last.name),
+        bytes: sources.iter().map(|source| source.bytes).sum(),
+        sha256: Digest::of_value("graftwork import sources", &sources),
+    }]
+}
+
 fn placeless(options: &Options) -> Options {
     Options { inputs: Vec::new(), to: std::path::PathBuf::new(), ..options.clone() }
 }

@@ -81,7 +81,7 @@ fn every_compression_and_an_archive_give_the_same_rows() {
         format!("{wheel}!pkg/*/*_Truth.tsv"),
     ];
     for input in inputs {
-        import::run(&folder.options(&[input.clone()])).unwrap();
+        import::run(&folder.options(std::slice::from_ref(&input))).unwrap();
         assert_eq!(folder.imported(), wanted, "{input}");
     }
 }
@@ -281,4 +281,62 @@ fn a_recipe_file_runs_by_name_and_is_strict() {
         .put("bad.toml", b"[[import]]\nname = \"x\"\nabout = \"\"\npackage = \"\"\nmembers = []\noptions.tset = 1\n");
     let error = import::Recipes::read(Path::new(&file)).unwrap_err().to_string();
     assert!(error.contains("bad.toml") && error.contains("tset"), "{error}");
+}
+
+#[test]
+fn many_documents_are_reported_as_one_entry_that_covers_them_all() {
+    let folder = Folder::new();
+    for number in 0..30 {
+        folder.put(&format!("docs/a/{number:02}.txt"), format!("text {number}").as_bytes());
+    }
+    let map = ColumnMap { label: "folder".to_owned(), ..ColumnMap::default() };
+    let input = folder.text("docs/*/*.txt");
+    let options = Options { format: Some(Format::Documents), columns: map, ..folder.options(&[input]) };
+    let report = import::run(&options).unwrap();
+    assert_eq!((report.sources.len(), report.sources[0].name.as_str()), (1, "30 files, 00.txt to 29.txt"));
+    assert!(import::run(&options).unwrap().unchanged);
+    folder.put("docs/a/07.txt", b"another text");
+    assert!(!import::run(&options).unwrap().unchanged, "a changed document among many is noticed");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 64, ..proptest::prelude::ProptestConfig::default() })]
+
+    /// Whatever bytes a table holds, importing gives rows or an error, and every record is accounted for.
+    #[test]
+    fn no_bytes_make_an_import_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200), kind in 0_usize..4) {
+        let folder = Folder::new();
+        let head: &[u8] = b"text,label\nx,1\n";
+        let name = ["a.csv", "a.tsv", "a.jsonl", "a.csv.gz"][kind];
+        let input = folder.put(name, &[head, &bytes].concat());
+        let encoding = Encoding::Utf8OrLatin1;
+        if let Ok(report) = import::run(&Options { encoding, ..folder.options(&[input]) }) {
+            let left_out = report.dropped_empty + report.dropped_labels + report.duplicates;
+            proptest::prop_assert_eq!(report.records, report.rows(Split::Train) + left_out);
+        }
+    }
+}
+
+#[test]
+fn a_drawn_order_mixes_rows_sorted_by_class_and_loses_none() {
+    let folder = Folder::new();
+    let lines: String =
+        (0..200).map(|row| format!("text {row},{}\n", if row < 100 { "first" } else { "second" })).collect();
+    let input = folder.put("sorted.csv", format!("text,label\n{lines}").as_bytes());
+    let sorted = {
+        import::run(&folder.options(std::slice::from_ref(&input))).unwrap();
+        folder.imported()
+    };
+    let options = Options { shuffle: Some(17), ..folder.options(&[input]) };
+    import::run(&options).unwrap();
+    let drawn = folder.imported();
+    let firsts = drawn[..50].iter().filter(|(_, label)| label == "first").count();
+    assert!((10..40).contains(&firsts), "{firsts} of the first 50 rows are of the first class");
+    import::run(&options).unwrap();
+    assert_eq!(folder.imported(), drawn, "the same seed gives the same order");
+    let same_rows = |mut rows: Vec<(String, String)>| {
+        rows.sort();
+        rows
+    };
+    assert_eq!(same_rows(drawn), same_rows(sorted));
 }

@@ -70,7 +70,7 @@ impl Wanted {
 }
 
 /// The folder of a base model: a local folder as it is; `hf://organisation/name@revision` and object-store addresses
-/// (`s3://`, `http(s)://`, …) through `cache`. `credentials_env` names the environment variable with the token.
+/// (`s3://`, `gs://`, `http(s)://`) through `cache`. `credentials_env` names the environment variable with the token.
 ///
 /// # Errors
 /// A location that cannot be read, a server's refusal, or bytes that are not what was announced; nothing of an

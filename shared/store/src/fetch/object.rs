@@ -4,7 +4,10 @@ use std::{path::Path, path::PathBuf, sync::Arc};
 
 use futures::StreamExt as _;
 use graftwork_shared::digest::Digest;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, path::Path as Key};
+use object_store::{
+    ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, aws::AmazonS3Builder,
+    http::HttpBuilder, path::Path as Key,
+};
 use serde::Deserialize;
 use url::Url;
 
@@ -36,7 +39,7 @@ pub(super) async fn fetch(
         return Err(problem("an adapter is a folder or hf://organisation/name@revision".to_owned()));
     }
     let url = Url::parse(location).map_err(|error| problem(error.to_string()))?;
-    let place = Place::open(&url, token).map_err(|error| problem(error.to_string()))?;
+    let place = Place::open(&url, token).map_err(problem)?;
     let mut files = Vec::new();
     for name in MODEL_FILES {
         files.extend(place.head(name).await?.map(|meta| (name.to_owned(), meta)));
@@ -63,35 +66,26 @@ pub(super) async fn fetch(
     partial.finish()
 }
 
+/// What the variable for `s3://` and `gs://` holds, as for rows.
+const KEYS: &str = "ACCESS_KEY:SECRET_KEY or ACCESS_KEY:SECRET_KEY:SESSION_TOKEN";
+
 impl Place {
-    fn open(url: &Url, token: Option<&str>) -> Result<Self, object_store::Error> {
-        // Object stores read their own variables (AWS_ACCESS_KEY_ID, …); a token is for servers that speak HTTP.
-        let variables = std::env::vars().map(|(name, value)| (name.to_ascii_lowercase(), value));
-        let mut options: Vec<(String, String)> = variables.filter(|(name, _)| name.starts_with("aws_")).collect();
-        if url.scheme() == "http" {
-            options.push(("allow_http".to_owned(), "true".to_owned()));
-        }
-        let (store, prefix): (Arc<dyn ObjectStore>, Key) = match (url.scheme(), token) {
-            ("http" | "https", token) => {
-                let mut base = url.clone();
-                base.set_path("");
-                let mut client = object_store::ClientOptions::new().with_allow_http(url.scheme() == "http");
-                if let Some(token) = token {
-                    let mut headers = reqwest::header::HeaderMap::new();
-                    let value = format!("Bearer {token}").parse().map_err(|error| object_store::Error::Generic {
-                        store: "http",
-                        source: Box::<dyn std::error::Error + Send + Sync>::from(format!("the token: {error}")),
-                    })?;
-                    headers.insert(reqwest::header::AUTHORIZATION, value);
-                    client = client.with_default_headers(headers);
-                }
-                let builder = object_store::http::HttpBuilder::new().with_url(base.as_str());
-                (Arc::new(builder.with_client_options(client).build()?), Key::from_url_path(url.path())?)
+    fn open(url: &Url, secret: Option<&str>) -> Result<Self, String> {
+        let said = |error: object_store::Error| error.to_string();
+        let prefix = Key::from_url_path(url.path()).map_err(|error| error.to_string())?;
+        let store: Arc<dyn ObjectStore> = match url.scheme() {
+            "http" | "https" => {
+                let base = &url[..url::Position::BeforePath];
+                let builder = HttpBuilder::new().with_url(base).with_client_options(bearer(secret)?);
+                Arc::new(builder.build().map_err(said)?)
             }
-            _ => {
-                let (store, prefix) = object_store::parse_url_opts(url, options)?;
-                (Arc::from(store), prefix)
+            "s3" => Arc::new(signed(amazon(), url, secret)?.build().map_err(said)?),
+            // Google's store speaks the same protocol at an address of its own.
+            "gs" => {
+                let google = AmazonS3Builder::new().with_region("auto").with_endpoint("https://storage.googleapis.com");
+                Arc::new(signed(google, url, secret)?.build().map_err(said)?)
             }
+            other => return Err(format!("{other}:// is not one of hf://, s3://, gs://, http:// and https://")),
         };
         Ok(Self { store, prefix, url: url.as_str().trim_end_matches('/').to_owned() })
     }
@@ -151,12 +145,44 @@ impl Place {
             let range = (from > 0).then_some(GetRange::Offset(from));
             let options = GetOptions { range, if_match: meta.e_tag.clone(), ..GetOptions::default() };
             let got = self.store.get_opts(&self.key(name), options).await.map_err(|error| self.error(name, &error))?;
-            let mut chunks = got.into_stream();
-            while let Some(chunk) = chunks.next().await {
-                let chunk = chunk.map_err(|error| self.error(name, &error))?;
-                partial.write(name, &mut file, &chunk).await?;
-            }
+            let chunks = got.into_stream().map(|chunk| chunk.map_err(|error| self.error(name, &error)));
+            partial.fill(name, &mut file, chunks).await?;
         }
         partial.close(name, file, &Announced { bytes: meta.size, sha256: None }).await
     }
+}
+
+fn amazon() -> AmazonS3Builder {
+    let variable = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+    let region = variable(["AWS_REGION", "AWS_DEFAULT_REGION"]).unwrap_or_else(|| "us-east-1".to_owned());
+    let builder = AmazonS3Builder::new().with_region(region);
+    match variable(["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]) {
+        Some(endpoint) => builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint),
+        None => builder,
+    }
+}
+
+fn signed(builder: AmazonS3Builder, url: &Url, secret: Option<&str>) -> Result<AmazonS3Builder, String> {
+    let builder = builder.with_bucket_name(url.host_str().unwrap_or_default());
+    let Some(secret) = secret else { return Ok(builder.with_skip_signature(true)) };
+    match secret.splitn(3, ':').collect::<Vec<_>>()[..] {
+        [key, secret] if !key.is_empty() && !secret.is_empty() => {
+            Ok(builder.with_access_key_id(key).with_secret_access_key(secret))
+        }
+        [key, secret, session] if ![key, secret, session].contains(&"") => {
+            Ok(builder.with_access_key_id(key).with_secret_access_key(secret).with_token(session))
+        }
+        _ => Err(format!("the variable with its credentials must hold {KEYS}")),
+    }
+}
+
+fn bearer(token: Option<&str>) -> Result<ClientOptions, String> {
+    let options = ClientOptions::new().with_allow_http(true);
+    let Some(token) = token else { return Ok(options) };
+    let mut value = object_store::HeaderValue::from_str(&format!("Bearer {token}"))
+        .map_err(|_| "the variable with its token holds a character that no HTTP header may have".to_owned())?;
+    value.set_sensitive(true);
+    let mut headers = object_store::HeaderMap::new();
+    headers.insert("authorization", value);
+    Ok(options.with_default_headers(headers))
 }

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use graftwork_shared::digest::{Digest, Hasher};
 use tokio::io::AsyncWriteExt as _;
 
@@ -70,9 +72,25 @@ impl Partial {
         Ok(opened)
     }
 
-    /// Writes bytes to the file and tells which file it was when that fails.
-    pub(super) async fn write(&self, path: &str, to: &mut tokio::fs::File, bytes: &[u8]) -> Result<(), StoreError> {
-        to.write_all(bytes).await.map_err(StoreError::file(self.folder.join(path)))
+    /// Writes what arrives. When the connection breaks, what arrived before is on the disk, so that the next try goes
+    /// on behind it.
+    pub(super) async fn fill(
+        &self,
+        path: &str,
+        file: &mut tokio::fs::File,
+        chunks: impl Stream<Item = Result<Bytes, StoreError>>,
+    ) -> Result<(), StoreError> {
+        let mut chunks = std::pin::pin!(chunks);
+        let mut filled = Ok(());
+        while filled.is_ok() {
+            let Some(chunk) = chunks.next().await else { break };
+            filled = match chunk {
+                Ok(bytes) => file.write_all(&bytes).await.map_err(StoreError::file(self.folder.join(path))),
+                Err(error) => Err(error),
+            };
+        }
+        file.flush().await.map_err(StoreError::file(self.folder.join(path)))?;
+        filled
     }
 
     /// Makes a file durable and compares it with what was announced; a wrong one is removed, so that the next try
@@ -80,11 +98,10 @@ impl Partial {
     pub(super) async fn close(
         &self,
         path: &str,
-        mut file: tokio::fs::File,
+        file: tokio::fs::File,
         announced: &Announced,
     ) -> Result<(), StoreError> {
         let place = self.folder.join(path);
-        file.flush().await.map_err(StoreError::file(&place))?;
         file.sync_all().await.map_err(StoreError::file(&place))?;
         let announced = announced.clone();
         let checked = tokio::task::spawn_blocking(move || check(&place, &announced)).await;

@@ -126,7 +126,7 @@ impl<'a> Server<'a> {
         let endpoint = endpoint.unwrap_or_else(|| PUBLIC_HUB.to_owned()).trim_end_matches('/').to_owned();
         let client = |policy| {
             let builder = Client::builder().user_agent(concat!("graftwork/", env!("CARGO_PKG_VERSION")));
-            let builder = builder.connect_timeout(Duration::from_secs(20)).read_timeout(Duration::from_secs(60));
+            let builder = builder.connect_timeout(Duration::from_secs(20)).read_timeout(Duration::from_mins(1));
             builder.redirect(policy).build().map_err(|error| network(&endpoint, &error))
         };
         let (follow, stay) = (client(redirect::Policy::limited(10))?, client(redirect::Policy::none())?);
@@ -176,14 +176,16 @@ impl<'a> Server<'a> {
             let from = if have <= announced.bytes { have } else { 0 };
             let mut file = partial.append(path, from).await?;
             if from < announced.bytes {
-                let mut response = self.send(&self.follow, Method::GET, &url, from).await?;
+                let response = self.send(&self.follow, Method::GET, &url, from).await?;
                 if from > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
                     // The server sends the whole file; what is here already is dropped.
                     file = partial.append(path, 0).await?;
                 }
-                while let Some(chunk) = response.chunk().await.map_err(|error| network(&url, &error))? {
-                    partial.write(path, &mut file, &chunk).await?;
-                }
+                let chunks = futures::stream::unfold(response, |mut response| async {
+                    let chunk = response.chunk().await.map_err(|error| network(&url, &error)).transpose()?;
+                    Some((chunk, response))
+                });
+                partial.fill(path, &mut file, chunks).await?;
             }
             partial.close(path, file, &announced).await
         })

@@ -53,6 +53,9 @@ impl Hub {
             return Ok(record);
         }
         let problem = format!("holds recipe {}, not {}", record.recipe_digest.short(), recipe.short());
-        Err(StoreError::Damaged { place: folder.strip_prefix(&self.root).unwrap_or(folder).display().to_string(), problem })
+        Err(StoreError::Damaged {
+            place: folder.strip_prefix(&self.root).unwrap_or(folder).display().to_string(),
+            problem,
+        })
     }
 }

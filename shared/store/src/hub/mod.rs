@@ -52,7 +52,8 @@ pub struct Found {
 impl Hub {
     /// The hub in a local folder, which is made when it is not there.
     pub fn open(location: &str) -> Result<Self, StoreError> {
-        let problem = |problem: &str| StoreError::Location { location: location.to_owned(), problem: problem.to_owned() };
+        let problem =
+            |problem: &str| StoreError::Location { location: location.to_owned(), problem: problem.to_owned() };
         if location.is_empty() {
             return Err(problem("a hub is a local folder, and this is empty"));
         }

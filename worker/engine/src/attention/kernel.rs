@@ -307,7 +307,6 @@ fn softmax(scores: &mut [f32]) {
 /// eˣ for x ≤ 0 within 2 units in the last place (Cephes' polynomial on ±½ ln 2), without branches, so that it
 /// vectorises. Below −87 it stays at e⁻⁸⁷; NaN stays NaN.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
 #[expect(clippy::excessive_precision, clippy::unreadable_literal, reason = "the constants as Cephes has them")]
 fn exponential(x: f32) -> f32 {
     /// 1.5 · 2²³: adding it rounds to a whole number that stands in the low bits.

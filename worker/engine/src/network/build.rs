@@ -28,7 +28,7 @@ use crate::{
     trunk::Trunk,
 };
 
-pub(super) fn network(trunk: Trunk, setup: Setup, weights: &Tensors) -> Result<Network, EngineError> {
+pub(super) fn network(trunk: Trunk, setup: Setup, weights: Tensors) -> Result<Network, EngineError> {
     check(&setup, &trunk)?;
     let mut store = Store::load(&setup.module_shapes(trunk.description())?, weights, trunk.device())?;
     let description = trunk.description().clone();
@@ -188,14 +188,15 @@ struct Store {
 }
 
 impl Store {
-    fn load(modules: &[ModuleShapes], weights: &Tensors, device: Device) -> Result<Self, EngineError> {
+    fn load(modules: &[ModuleShapes], mut weights: Tensors, device: Device) -> Result<Self, EngineError> {
+        let present = weights.len();
         let mut store = Self { layout: Layout::default(), flat: Vec::new(), parameters: HashMap::new() };
         for module in modules {
             for (name, shape) in &module.shapes {
-                let missing = || EngineError::MissingTensor { name: name.clone(), present: weights.len() };
-                let tensor = weights.get(name).ok_or_else(missing)?;
+                let missing = || EngineError::MissingTensor { name: name.clone(), present };
+                let tensor = weights.remove(name).ok_or_else(missing)?;
                 if tensor.shape != *shape || tensor.values.len() != shape.iter().product::<usize>() {
-                    let (found, expected) = (tensor.shape.clone(), shape.clone());
+                    let (found, expected) = (tensor.shape, shape.clone());
                     return Err(EngineError::Shape { name: name.clone(), found, expected });
                 }
                 let parameter = if module.trained {

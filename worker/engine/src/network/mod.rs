@@ -49,7 +49,7 @@ impl Network {
     /// When a tensor is missing or of another shape, the composition is not legal, or adapters, fusions and heads do
     /// not fit the composition.
     pub fn new(trunk: Trunk, setup: Setup, weights: Tensors) -> Result<Self, EngineError> {
-        build::network(trunk, setup, &weights)
+        build::network(trunk, setup, weights)
     }
 
     /// The same network for another thread: storage of trunk and parameters is shared.

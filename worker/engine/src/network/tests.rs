@@ -281,6 +281,8 @@ fn setups_that_do_not_fit_are_refused_with_the_reason() {
     assert!(refusal(&setup, |_| {}).to_string().contains("names adapter c, which the setup does not describe"));
 }
 
+type Change = fn(&mut Lane);
+
 #[test]
 fn rows_that_do_not_fit_are_refused_with_value_and_bound() {
     let network = shaken(&adapter_setup("seq_bn", "a"));
@@ -289,7 +291,7 @@ fn rows_that_do_not_fit_are_refused_with_value_and_bound() {
         change(&mut lane);
         network.lane(&lane, &options(None)).unwrap_err().to_string()
     };
-    let cases: [(fn(&mut Lane), &str); 6] = [
+    let cases: [(Change, &str); 6] = [
         (|lane| *lane = rows(&[15], 0), "row 0 of the lane has 15 tokens, the model takes 1 to 14"),
         (|lane| lane.tokens.ids[2] = 200, "token id 200 is outside the vocabulary of 200"),
         (|lane| lane.tokens.type_ids[2] = 2, "segment id 2 is outside the model's 2 segment types"),

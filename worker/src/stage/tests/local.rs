@@ -175,7 +175,7 @@ impl Data {
 }
 
 fn opinion(row: u32) -> (Option<String>, String) {
-    let good = (row * 7 + row / 3) % 2 == 0;
+    let good = (row * 7 + row / 3).is_multiple_of(2);
     let subject = ["the film", "the cast", "this plot", "it"][row as usize % 4];
     let verb = ["was", "is"][row as usize / 4 % 2];
     let (word, label) = if good { ("great", "good") } else { ("dull", "bad") };
