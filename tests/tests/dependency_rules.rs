@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("graftwork-shared", &[]),
     ("graftwork-model", &["graftwork-shared"]),
     ("graftwork-dataset", &["graftwork-shared"]),
-    ("graftwork-store", &["graftwork-shared", "graftwork-model"]),
+    ("graftwork-store", &["graftwork-shared"]),
     ("graftwork-proto", &["graftwork-shared"]),
     ("graftwork-collective", &["graftwork-shared"]),
     ("graftwork-scheduler", &["graftwork-shared"]),
