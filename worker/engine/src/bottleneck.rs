@@ -20,7 +20,7 @@ use crate::{
     lora::row_mean,
     parameters::{Leaves, Parameter},
     rows::FusionAttention,
-    spans::{Span, Spans, signed},
+    spans::{Span, Spans, signed, unsigned},
 };
 
 /// Epsilon of an adapter's own layer norms, as torch.nn.LayerNorm has it.
@@ -146,10 +146,31 @@ impl BottleneckWeights {
         [out, up]
     }
 
-    /// The end of the block: residuals and the trunk's layer norm.
-    fn finish(&self, hidden: Tensor, [original, input]: [&Tensor; 2], norm: &LayerNorm) -> Tensor {
-        let hidden = if self.config.is_parallel { hidden + original } else { hidden };
-        if self.config.original_ln_after { norm.forward(&(hidden + input)) } else { hidden }
+    fn ending(&self) -> Ending {
+        Ending { parallel: self.config.is_parallel, norm: self.config.original_ln_after }
+    }
+
+    /// How the adapter stands in its block. Outputs of adapters that stand alike can be averaged.
+    pub(crate) fn standing(&self) -> [bool; 4] {
+        let Bottleneck { is_parallel, original_ln_before, residual_before_ln, original_ln_after, .. } = self.config;
+        [is_parallel, original_ln_before, residual_before_ln, original_ln_after]
+    }
+}
+
+/// What ends the block of a token: residuals and the trunk's layer norm. The last adapter that served it decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ending {
+    parallel: bool,
+    norm: bool,
+}
+
+impl Ending {
+    /// Of a token that no adapter served.
+    const PLAIN: Self = Self { parallel: false, norm: true };
+
+    fn finish(self, hidden: Tensor, [original, input]: [&Tensor; 2], norm: &LayerNorm) -> Tensor {
+        let hidden = if self.parallel { hidden + original } else { hidden };
+        if self.norm { norm.forward(&(hidden + input)) } else { hidden }
     }
 }
 
@@ -185,14 +206,19 @@ impl BottleneckSite {
             input: input_td.shallow_clone(),
             residual: input_td.shallow_clone(),
             up: None,
-            last: None,
+            endings: vec![Ending::PLAIN; spans.tokens()],
             spans: spans.clone(),
         };
         let state = stacked(&run, context.composition, state);
-        match state.last.and_then(|last| self.adapters.get(last)) {
-            Some((_, last)) => last.finish(state.hidden, [hidden_td, &state.input], norm),
-            None => norm.forward(&(state.hidden + state.input)),
-        }
+        let mut from = 0;
+        let runs = state.endings.chunk_by(Ending::eq).map(|run| {
+            let length = signed(run.len());
+            from += length;
+            let part = |x: &Tensor| x.narrow(0, from - length, length);
+            run[0].finish(part(&state.hidden), [&part(hidden_td), &part(&state.input)], norm)
+        });
+        let mut runs: Vec<Tensor> = runs.collect();
+        if runs.len() == 1 { runs.swap_remove(0) } else { Tensor::cat(&runs, 0) }
     }
 
     /// Whether a gate averages over whole rows, so that no token may be left out.
@@ -223,19 +249,19 @@ struct State {
     residual: Tensor,
     /// The up projection of the last single adapter, for a fusion.
     up: Option<Tensor>,
-    /// Index of the adapter that acted last; it ends the block.
-    last: Option<usize>,
+    /// For each token, how its block ends.
+    endings: Vec<Ending>,
     spans: Spans,
 }
 
 impl State {
-    fn map(&self, spans: Spans, f: impl Fn(&Tensor) -> Tensor) -> Self {
+    fn map(&self, spans: Spans, endings: Vec<Ending>, f: impl Fn(&Tensor) -> Tensor) -> Self {
         Self {
             hidden: f(&self.hidden),
             input: f(&self.input),
             residual: f(&self.residual),
             up: self.up.as_ref().map(&f),
-            last: self.last,
+            endings,
             spans,
         }
     }
@@ -270,8 +296,8 @@ impl Site for Run<'_> {
         self.find(adapter).is_some()
     }
 
-    fn before(&self, first: &Name, state: State) -> State {
-        let Some((_, weights)) = self.find(first) else { return state };
+    fn before(&self, adapter: &Name, state: State) -> State {
+        let Some((_, weights)) = self.find(adapter) else { return state };
         let [hidden, _, residual] = weights.prepare([&state.hidden, &state.input], self.norm, false);
         State { hidden, residual, ..state }
     }
@@ -279,14 +305,14 @@ impl Site for Run<'_> {
     fn single(&self, adapter: &Name, state: State) -> State {
         let Some((index, weights)) = self.find(adapter) else { return state };
         let [hidden, up] = weights.forward(&state, self.context, self.address(self.site.place, index));
-        State { hidden, up: Some(up), last: Some(index), ..state }
+        State { hidden, up: Some(up), endings: vec![weights.ending(); state.endings.len()], ..state }
     }
 
     fn fuse(&self, fuse: &Composition, state: State) -> State {
         let name = fuse.fusion_name().expect("only fusions are sent here");
         let fusion = self.site.fusions.iter().position(|(known, _)| *known == name);
         let last = last_at(self, fuse).and_then(|last| self.find(last));
-        let (Some(index), Some((last, weights))) = (fusion, last) else { return state };
+        let (Some(index), Some((_, weights))) = (fusion, last) else { return state };
         let fusion = &self.site.fusions[index].1;
         let before_ln = fusion.config.query_before_ln;
         let [hidden, query, residual] = weights.prepare([&state.hidden, &state.input], self.norm, before_ln);
@@ -303,12 +329,13 @@ impl Site for Run<'_> {
             let tokens = state.spans.tokens() as u64;
             notes.borrow_mut().push(FusionAttention { fusion: name, layer: self.site.layer, tokens, weights });
         }
-        State { hidden, last: Some(last), ..state }
+        State { hidden, endings: vec![weights.ending(); state.endings.len()], ..state }
     }
 
     fn slice(&self, state: &State, from: usize, to: usize) -> State {
         let (spans, first, count) = state.spans.slice(from, to);
-        state.map(spans, |x| x.narrow(0, first, count))
+        let endings = &state.endings[state.spans.token(from)..state.spans.token(to)];
+        state.map(spans, endings.to_vec(), |x| x.narrow(0, first, count))
     }
 
     fn concat(&self, states: Vec<State>) -> State {
@@ -325,7 +352,7 @@ impl Site for Run<'_> {
             residual: cat(&|state| &state.residual),
             // No fusion reads it: blocks that cut rows stand neither in a fusion nor in a stack within one.
             up: None,
-            last: states.iter().rev().find_map(|state| state.last),
+            endings: states.iter().flat_map(|state| state.endings.iter().copied()).collect(),
             spans: Spans(spans),
         }
     }
@@ -334,31 +361,34 @@ impl Site for Run<'_> {
         let count = signed(states.len()) as f64;
         let parts = states.iter().zip(weights).map(|(state, weight)| &state.hidden * *weight);
         let hidden = parts.reduce(|sum, part| sum + part).expect("an average has a child at this site") / count;
-        let last = states.iter().rev().find_map(|state| state.last);
+        // Averaged adapters stand alike, which is checked when the network is built.
         let first = states.into_iter().next().expect("an average has a child at this site");
-        State { hidden, last, ..first }
+        State { hidden, ..first }
     }
 
     fn cut(&self, state: &State, from: usize, to: usize) -> (State, Vec<i64>) {
         let (spans, indices) = state.spans.cut(from, to);
         let index = Tensor::from_slice(&indices).to_device(state.hidden.device());
-        (state.map(spans, |x| x.index_select(0, &index)), indices)
+        let endings = indices.iter().map(|&index| state.endings[unsigned(index)]).collect();
+        (state.map(spans, endings, |x| x.index_select(0, &index)), indices)
     }
 
     fn join(&self, state: State, parts: Vec<(State, Vec<i64>)>) -> State {
         let order: Vec<i64> = parts.iter().flat_map(|(_, indices)| indices.iter().copied()).collect();
         let mut back = vec![0; order.len()];
         for (position, index) in order.iter().enumerate() {
-            back[usize::try_from(*index).expect("an index of a token")] = signed(position);
+            back[unsigned(*index)] = position;
         }
+        let served: Vec<Ending> = parts.iter().flat_map(|(part, _)| part.endings.iter().copied()).collect();
+        let endings = back.iter().map(|&position| served[position]).collect();
+        let back: Vec<i64> = back.into_iter().map(signed).collect();
         let hidden = Tensor::cat(&parts.iter().map(|(part, _)| &part.hidden).collect::<Vec<_>>(), 0);
         let back = Tensor::from_slice(&back).to_device(hidden.device());
-        let last = parts.iter().rev().find_map(|(part, _)| part.last);
-        State { hidden: hidden.index_select(0, &back), last, ..state }
+        State { hidden: hidden.index_select(0, &back), endings, ..state }
     }
 
     fn copy(&self, state: &State) -> State {
-        state.map(state.spans.clone(), Tensor::shallow_clone)
+        state.map(state.spans.clone(), state.endings.clone(), Tensor::shallow_clone)
     }
 
     fn rows(&self, state: &State) -> usize {

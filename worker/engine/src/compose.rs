@@ -1,7 +1,10 @@
 //! Composition blocks: how rows travel through the tree of adapters at one site.
 //!
 //! The recursion follows the Python peer `adapters` 1.3.0, including that `Average` divides the weighted sum by the
-//! number of children. Where the peer fails because a child has no module at a site, the child is passed over.
+//! number of children. It differs where the peer gives adapters other rows than they were trained on: there the first
+//! child of `Parallel`, `BatchSplit`, `Split` and `Average` prepares the rows of all children and the last one ends
+//! their block, and a `Stack` inside is prepared twice. Here each child's rows travel as if it stood alone, so children
+//! may be of different methods, and one that has no module at a site leaves its rows to the trunk.
 
 use graftwork_shared::{composition::Composition, id::Name};
 
@@ -14,8 +17,8 @@ pub(crate) trait Site {
 
     /// Whether the adapter has a module here.
     fn holds(&self, adapter: &Name) -> bool;
-    /// Prepares the state for a block whose first adapter is `first`.
-    fn before(&self, first: &Name, state: Self::State) -> Self::State;
+    /// Prepares the state for an adapter that stands in no other block than a stack.
+    fn before(&self, adapter: &Name, state: Self::State) -> Self::State;
     /// One adapter.
     fn single(&self, adapter: &Name, state: Self::State) -> Self::State;
     /// Fuses the children's results.
@@ -36,11 +39,6 @@ pub(crate) trait Site {
     fn rows(&self, state: &Self::State) -> usize;
 }
 
-/// The first adapter of a block that has a module at the site.
-pub(crate) fn first_at<'a, S: Site>(site: &S, block: &'a Composition) -> Option<&'a Name> {
-    block.adapters().into_iter().find(|adapter| site.holds(adapter))
-}
-
 /// The last adapter of a block that has a module at the site.
 pub(crate) fn last_at<'a, S: Site>(site: &S, block: &'a Composition) -> Option<&'a Name> {
     block.adapters().into_iter().rfind(|adapter| site.holds(adapter))
@@ -48,31 +46,31 @@ pub(crate) fn last_at<'a, S: Site>(site: &S, block: &'a Composition) -> Option<&
 
 /// Sends a state through a block. A block without a module at this site changes nothing.
 pub(crate) fn compose<S: Site>(site: &S, block: &Composition, state: S::State) -> S::State {
-    let Some(first) = first_at(site, block) else { return state };
+    if !block.adapters().into_iter().any(|adapter| site.holds(adapter)) {
+        return state;
+    }
     match block {
         Composition::Single { adapter } => site.single(adapter, state),
         Composition::Stack { children } => children.iter().fold(state, |state, child| stacked(site, child, state)),
         Composition::Fuse { .. } => site.fuse(block, state),
         Composition::Parallel { children } => {
             let rows = site.rows(&state) / children.len();
-            by_rows(site, first, state, children, &vec![rows; children.len()])
+            by_rows(site, &state, children, &vec![rows; children.len()])
         }
-        Composition::BatchSplit { children, batch_sizes } => by_rows(site, first, state, children, batch_sizes),
+        Composition::BatchSplit { children, batch_sizes } => by_rows(site, &state, children, batch_sizes),
         Composition::Average { children, weights, normalize } => {
-            let state = site.before(first, state);
             let sum: f64 = if *normalize { weights.iter().sum() } else { 1.0 };
-            let present = children.iter().zip(weights).filter(|(child, _)| first_at(site, child).is_some());
-            let (states, weights): (Vec<_>, Vec<f64>) =
-                present.map(|(child, weight)| (compose(site, child, site.copy(&state)), weight / sum)).unzip();
+            // All children have a module here, which is checked when the network is built.
+            let states = children.iter().map(|child| stacked(site, child, site.copy(&state))).collect();
+            let weights: Vec<f64> = weights.iter().map(|weight| weight / sum).collect();
             site.mean(states, &weights)
         }
         Composition::Split { children, splits } => {
-            let state = site.before(first, state);
             let mut from = 0;
             let parts = children.iter().zip(splits).map(|(child, length)| {
                 let (part, indices) = site.cut(&state, from, from + length);
                 from += length;
-                (compose(site, child, part), indices)
+                (stacked(site, child, part), indices)
             });
             let parts = parts.collect();
             site.join(state, parts)
@@ -89,13 +87,13 @@ pub(crate) fn stacked<S: Site>(site: &S, child: &Composition, state: S::State) -
     }
 }
 
-fn by_rows<S: Site>(site: &S, first: &Name, state: S::State, children: &[Composition], rows: &[usize]) -> S::State {
-    let state = site.before(first, state);
+/// Each child serves its own rows, prepared for it alone, so children may be of different methods.
+fn by_rows<S: Site>(site: &S, state: &S::State, children: &[Composition], rows: &[usize]) -> S::State {
     let mut from = 0;
     let parts = children.iter().zip(rows).map(|(child, rows)| {
-        let part = site.slice(&state, from, from + rows);
+        let part = site.slice(state, from, from + rows);
         from += rows;
-        compose(site, child, part)
+        stacked(site, child, part)
     });
     let parts = parts.collect();
     site.concat(parts)

@@ -4,8 +4,10 @@
 //! layers, bottleneck sites replace the residual and layer norm at the end of a block. Runs without autograd; only the
 //! islands inside record graphs of their own.
 
+use std::collections::HashMap;
+
 use graftwork_model::Activation;
-use graftwork_shared::composition::Composition;
+use graftwork_shared::{composition::Composition, id::Name};
 use tch::Tensor;
 
 use crate::{
@@ -67,6 +69,15 @@ impl Depth {
 }
 
 impl LayerSites {
+    /// For each place, the adapters that serve there and how they stand in the block.
+    pub(crate) fn standings(&self) -> Vec<HashMap<&Name, [bool; 4]>> {
+        let loras = [&self.query, &self.key, &self.value, &self.intermediate, &self.output].into_iter().flatten();
+        let loras = loras.map(|site| site.adapters.iter().map(|(name, _)| (name, [false; 4])).collect());
+        let ends = [&self.attention_end, &self.output_end].into_iter().flatten();
+        let ends = ends.map(|site| site.adapters.iter().map(|(name, weights)| (name, weights.standing())).collect());
+        loras.chain(ends).collect()
+    }
+
     /// The lowest site with a trained leaf.
     pub(crate) fn lowest_trained(&self) -> Option<Rank> {
         let lora = |site: &Option<LoraSite>| site.as_ref().is_some_and(|site| !site.leaves.is_empty());

@@ -117,7 +117,7 @@ impl Site for Run<'_> {
         self.site.adapters.iter().any(|(name, _)| name == adapter)
     }
 
-    fn before(&self, _first: &Name, state: State) -> State {
+    fn before(&self, _adapter: &Name, state: State) -> State {
         state
     }
 

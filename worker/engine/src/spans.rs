@@ -63,9 +63,14 @@ impl Spans {
         Self((0..copies).flat_map(copy).collect())
     }
 
+    /// Where row `row` begins; behind the last row, the number of tokens.
+    pub(crate) fn token(&self, row: usize) -> usize {
+        self.0.get(row).map_or_else(|| self.tokens(), |span| span.start)
+    }
+
     /// Rows `from..to` with starts counted from their own first token, and the tokens they occupy: (first, count).
     pub(crate) fn slice(&self, from: usize, to: usize) -> (Self, i64, i64) {
-        let offset = self.0.get(from).map_or(0, |span| span.start);
+        let offset = self.token(from);
         let spans = Self(self.0[from..to].iter().map(|span| Span { start: span.start - offset, ..*span }).collect());
         let count = signed(spans.tokens());
         (spans, signed(offset), count)
@@ -107,6 +112,11 @@ impl Spans {
             None => Ok(()),
         }
     }
+}
+
+/// An index of a token in memory, as Rust counts it.
+pub(crate) fn unsigned(index: i64) -> usize {
+    usize::try_from(index).expect("indices of tokens are not negative")
 }
 
 /// A size as libtorch counts it.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use graftwork_model::{BaseModel, TrunkDescription};
+use graftwork_model::{BaseModel, Tensors, TrunkDescription};
 use graftwork_shared::{
     adapter::AdapterConfig,
     composition::Composition,
@@ -75,6 +75,11 @@ pub(crate) fn tiny_trunk() -> Trunk {
 
 /// A network whose parameters are all off their initial values, so that no term is zero.
 pub(crate) fn shaken(setup: &Setup) -> Network {
+    Network::new(tiny_trunk(), setup.clone(), shaken_weights(setup)).unwrap()
+}
+
+/// Weights of every module of a setup on [`tiny_trunk`], all off their initial values.
+pub(crate) fn shaken_weights(setup: &Setup) -> Tensors {
     let trunk = tiny_trunk();
     let everything = Setup { trained: Trained::all(setup), ..setup.clone() };
     let mut weights = crate::initial_weights(&everything, trunk.description(), 5).unwrap();
@@ -82,7 +87,7 @@ pub(crate) fn shaken(setup: &Setup) -> Network {
         let noise = to_host(&normal(u32::try_from(index).unwrap(), &[i64::try_from(tensor.values.len()).unwrap()]));
         tensor.values.iter_mut().zip(noise).for_each(|(value, noise)| *value += 0.1 * noise);
     }
-    Network::new(trunk, setup.clone(), weights).unwrap()
+    weights
 }
 
 /// Rows of these lengths with ids and classes that depend on the row's number alone.

@@ -36,7 +36,10 @@ pub(super) fn network(trunk: Trunk, setup: Setup, weights: Tensors) -> Result<Ne
     for layer in 0..description.layers {
         let sites = match &setup.composition {
             Some(composition) => {
-                Sites { setup: &setup, composition, description: &description, layer, store: &mut store }.all()
+                let sites =
+                    Sites { setup: &setup, composition, description: &description, layer, store: &mut store }.all();
+                check_averages(composition, &sites, layer)?;
+                sites
             }
             None => LayerSites::default(),
         };
@@ -139,6 +142,26 @@ fn check_block(
         _ => {}
     }
     block.children().iter().try_for_each(|child| check_block(child, setup, false, description))
+}
+
+/// Outputs can be averaged only where all children serve, and where they stand alike in the block.
+fn check_averages(block: &Composition, sites: &LayerSites, layer: u32) -> Result<(), EngineError> {
+    if let Composition::Average { children, .. } = block {
+        let of_children = |here: HashMap<&Name, [bool; 4]>| {
+            let standings = children.iter().map(move |child| {
+                let adapters = child.adapters().into_iter();
+                adapters.filter_map(|adapter| here.get(adapter).copied()).collect::<HashSet<_>>()
+            });
+            standings.collect::<Vec<_>>()
+        };
+        let alike = |standings: Vec<HashSet<[bool; 4]>>| standings.windows(2).all(|pair| pair[0] == pair[1]);
+        if !sites.standings().into_iter().map(of_children).all(alike) {
+            return Err(EngineError::Setup(format!(
+                "{block} averages adapters that do not stand at the same places of layer {layer} in the same way;                  average adapters of one method with the same places"
+            )));
+        }
+    }
+    block.children().iter().try_for_each(|child| check_averages(child, sites, layer))
 }
 
 fn collect_fusions(block: &Composition, names: &mut HashSet<String>) {

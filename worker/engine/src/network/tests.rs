@@ -14,7 +14,7 @@ use crate::{
     parameters::to_host,
     rows::{Dropout, Lane, LaneOptions, LaneOutput, Targets},
     setup::{Setup, Trained},
-    testing::{adapter_setup, classification, largest_difference, name, rows, shaken, tiny_trunk},
+    testing::{adapter_setup, classification, largest_difference, name, rows, shaken, shaken_weights, tiny_trunk},
 };
 
 const LENGTHS: [usize; 4] = [11, 3, 14, 9];
@@ -243,6 +243,54 @@ fn splits_serve_their_own_tokens() {
         .lane(&rows(&[8], 0), &options(None))
         .unwrap_err();
     assert!(error.to_string().contains("but a row has 8 tokens"), "{error}");
+}
+
+/// Two adapters of different methods, their composition, and a head for each.
+fn mixed(methods: [&str; 2], block: impl Fn(Vec<Composition>) -> Composition, heads: &[&str]) -> Setup {
+    let mut setup = adapter_setup(methods[0], "a");
+    setup.adapters.insert(name("b"), AdapterConfig::preset(methods[1]).unwrap());
+    setup.composition = Some(block(["a", "b"].map(|adapter| Composition::single(name(adapter))).to_vec()));
+    setup.heads = heads.iter().map(|head| (name(head), classification(&["x", "y", "z"]))).collect();
+    setup.trained = Trained::all(&setup);
+    setup
+}
+
+#[test]
+fn rows_of_another_method_are_served_as_if_each_adapter_stood_alone() {
+    let lane = rows(&LENGTHS, 7);
+    let [first, rest] = split(&lane, 1);
+    for method in ["seq_bn", "par_bn", "lora"] {
+        for other in PRESETS {
+            let parallel = mixed([method, other], |children| Composition::Parallel { children }, &["a", "b"]);
+            let batch_sizes = vec![1, 3];
+            let cut = |children| Composition::BatchSplit { children, batch_sizes: batch_sizes.clone() };
+            let cut = mixed([method, other], cut, &["a", "b"]);
+            // The same weights serve both setups and each adapter alone.
+            let weights = shaken_weights(&parallel);
+            let logits = |setup: &Setup, lane: &Lane| {
+                let network = Network::new(tiny_trunk(), setup.clone(), weights.clone()).unwrap();
+                let heads = network.predict(&lane.tokens, &[]).unwrap().heads;
+                heads.into_iter().flat_map(|head| head.logits).collect::<Vec<f32>>()
+            };
+            let alone = |adapter: &str, method: &str, lane: &Lane| logits(&adapter_setup(method, adapter), lane);
+            let expected = [alone("a", method, &lane), alone("b", other, &lane)].concat();
+            let difference = largest_difference(&logits(&parallel, &lane), &expected);
+            assert!(difference < 1e-6, "Parallel of {method} and {other}: {difference}");
+            let expected = [alone("a", method, &first), alone("b", other, &rest)].concat();
+            let difference = largest_difference(&logits(&cut, &lane), &expected);
+            assert!(difference < 1e-6, "BatchSplit of {method} and {other}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn averages_of_adapters_that_stand_differently_are_refused() {
+    let average = |children| Composition::Average { children, weights: vec![0.5, 0.5], normalize: true };
+    for other in ["double_seq_bn", "par_bn", "lora"] {
+        let error = refusal(&mixed(["seq_bn", other], average, &["a"]), |_| {}).to_string();
+        assert!(error.contains("average adapters of one method"), "{other}: {error}");
+    }
+    shaken(&mixed(["seq_bn", "seq_bn"], average, &["a"]));
 }
 
 fn refusal(setup: &Setup, change: impl FnOnce(&mut Tensors)) -> EngineError {
