@@ -2,12 +2,22 @@
 //!
 //! It never retries what changes something, and it never shows generated wire types to the rest of the program.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures::{Stream, StreamExt as _};
-use graftwork_proto::{from_document, to_document, v1, v1::jobs_client::JobsClient};
+use graftwork_proto::{
+    from_document, to_document, v1,
+    v1::{blobs_client::BlobsClient, jobs_client::JobsClient},
+};
 use graftwork_scheduler::Explanation;
-use graftwork_shared::{diagnostic::Diagnostic, event::Event, id::JobId, job::Job, view::JobView};
+use graftwork_shared::{
+    diagnostic::Diagnostic,
+    digest::Digest,
+    event::Event,
+    id::JobId,
+    job::{Job, Spans},
+    view::JobView,
+};
 use tonic::{
     Code, Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -18,11 +28,16 @@ use tonic::{
 /// Name of the variable with the address of the coordinator that commands talk to.
 pub(crate) const ADDRESS_VARIABLE: &str = "GRAFTWORK_COORDINATOR";
 
+/// Digests of one question; a coordinator answers more.
+const DIGESTS_AT_A_TIME: usize = 10_000;
+
 /// Why a coordinator did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ClientError {
     /// Nobody answers.
-    #[error("no coordinator answers at {address}: {problem}")]
+    #[error(
+        "no coordinator answers at {address}: {problem}; check the address, or start one with `graftwork coordinator`"
+    )]
     Unreachable {
         /// Where.
         address: String,
@@ -67,6 +82,7 @@ impl Interceptor for Token {
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     jobs: JobsClient<InterceptedService<Channel, Token>>,
+    blobs: BlobsClient<InterceptedService<Channel, Token>>,
 }
 
 impl Client {
@@ -86,17 +102,53 @@ impl Client {
         let token = token.map(|token| format!("Bearer {token}").parse()).transpose();
         let token =
             Token(token.map_err(|_| ClientError::Refused("the token holds characters that no header may".to_owned()))?);
-        let jobs = JobsClient::with_interceptor(channel, token);
-        Ok(Self { jobs: jobs.max_decoding_message_size(graftwork_proto::MAX_MESSAGE_BYTES) })
+        let jobs = JobsClient::with_interceptor(channel.clone(), token.clone());
+        let blobs = BlobsClient::with_interceptor(channel, token);
+        Ok(Self {
+            jobs: jobs.max_decoding_message_size(graftwork_proto::MAX_MESSAGE_BYTES),
+            blobs: blobs.max_decoding_message_size(graftwork_proto::MAX_MESSAGE_BYTES),
+        })
     }
 
-    /// Submits a job; answers once it is durable. `true` says that it was there already.
-    pub(crate) async fn submit(&mut self, job: &Job) -> Result<(JobId, bool), ClientError> {
+    /// Which of these blobs the coordinator holds.
+    pub(crate) async fn has(&mut self, digests: &BTreeSet<Digest>) -> Result<BTreeSet<Digest>, ClientError> {
+        let all: Vec<String> = digests.iter().map(ToString::to_string).collect();
+        let mut here = BTreeSet::new();
+        for some in all.chunks(DIGESTS_AT_A_TIME) {
+            let asked = v1::BlobDigests { digests: some.to_vec() };
+            let answer = self.blobs.has(asked).await.map_err(refused)?.into_inner();
+            for digest in answer.digests {
+                here.insert(digest.parse().map_err(|_| ClientError::Other(format!("{digest:?} is no digest")))?);
+            }
+        }
+        Ok(here)
+    }
+
+    /// Uploads one blob in pieces; gives the digest of what arrived, durable. [`ClientError::Refused`] is the
+    /// coordinator's own word, for example that its disk is full; everything else is the connection.
+    pub(crate) async fn put(
+        &mut self,
+        pieces: impl Stream<Item = Vec<u8>> + Send + 'static,
+    ) -> Result<Digest, ClientError> {
+        let reply =
+            self.blobs.put(pieces.map(|data| v1::Chunk { data })).await.map_err(|status| match status.code() {
+                Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => refused(status),
+                _ => ClientError::Refused(status.message().to_owned()),
+            })?;
+        let digest = reply.into_inner().digest;
+        digest.parse().map_err(|_| ClientError::Other(format!("{digest:?} is no digest")))
+    }
+
+    /// Submits a job; answers once it is durable. `true` says that it was there already. `spans` place what the
+    /// coordinator says of the job in its file.
+    pub(crate) async fn submit(&mut self, job: &Job, spans: &Spans) -> Result<(JobId, bool), ClientError> {
         let trace = format!("cli-{}", std::process::id());
-        let request = v1::SubmitRequest { job: to_document(job), trace };
+        let request = v1::SubmitRequest { job: to_document(job), trace, spans: to_document(spans) };
         let reply = self.jobs.submit(request).await.map_err(refused)?.into_inner();
-        let id =
-            reply.job.parse().map_err(|error: graftwork_shared::id::NotAName| ClientError::Other(error.to_string()))?;
+        let id = reply
+            .job
+            .parse()
+            .map_err(|error: graftwork_shared::id::NotAJobId| ClientError::Other(error.to_string()))?;
         Ok((id, reply.attached))
     }
 

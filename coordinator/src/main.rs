@@ -8,6 +8,7 @@
 //! run        the embedded coordinator with local workers as children
 //! client     gRPC client of a coordinator
 //! progress   what a person watches while it runs
+//! upload     what `submit` sends to a coordinator before the job
 //! report     what a person reads when it ended
 //! ```
 //! Data goes to stdout, everything else to stderr. No secret is ever an argument.
@@ -22,6 +23,7 @@ mod publish;
 mod report;
 mod run;
 mod server;
+mod upload;
 
 fn main() -> std::process::ExitCode {
     std::process::ExitCode::from(cli::main())

@@ -83,7 +83,7 @@ impl std::fmt::Display for Split {
 pub struct FileIdentity {
     /// Absolute path or URL.
     pub location: String,
-    /// ETag, or modification time in nanoseconds since 1970 where the store has no ETag.
+    /// The digest of an uploaded file, an ETag, or the modification time in nanoseconds since 1970 where the store has no ETag.
     pub version: String,
     /// What of it decides bytes.
     pub content: FileContent,

@@ -82,14 +82,19 @@ impl JobId {
     }
 }
 
-impl FromStr for JobId {
-    type Err = NotAName;
+/// A text that cannot be a job's id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no job id, which has 16 hexadecimal digits; `graftwork status` lists the jobs")]
+pub struct NotAJobId(String);
 
-    fn from_str(text: &str) -> Result<Self, NotAName> {
+impl FromStr for JobId {
+    type Err = NotAJobId;
+
+    fn from_str(text: &str) -> Result<Self, NotAJobId> {
         if text.len() == 16 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
             Ok(Self(text.to_owned()))
         } else {
-            Err(NotAName(text.chars().take(80).collect()))
+            Err(NotAJobId(text.chars().take(80).collect()))
         }
     }
 }

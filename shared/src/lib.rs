@@ -19,6 +19,7 @@ pub mod random;
 pub mod recipe;
 pub mod record;
 pub mod training;
+pub mod upload;
 pub mod view;
 
 /// Version of everything that decides published bytes: arithmetic, order of rows, random numbers, file layout.

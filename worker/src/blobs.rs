@@ -5,12 +5,15 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures::{TryStreamExt as _, stream::BoxStream};
 use graftwork_proto::{
     CHUNK_BYTES,
     v1::{BlobDigest, Chunk, blobs_client::BlobsClient},
 };
 use graftwork_shared::digest::Digest;
-use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+use graftwork_store::{StoreError, Uploads};
+use tonic::{Code, Response, Status, Streaming, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::channel::{Backoff, Token};
 
@@ -81,6 +84,12 @@ impl Blobs {
         self.repeat(digest, || self.get_once(digest)).await
     }
 
+    /// The whole stream of one attempt; a break in it is the caller's to mend.
+    async fn open(mut self, digest: Digest) -> Result<Streaming<Chunk>, StoreError> {
+        let request = BlobDigest { digest: digest.to_string() };
+        self.client.get(request).await.map(Response::into_inner).map_err(|status| of_upload(digest, &status))
+    }
+
     async fn put_once(&self, bytes: &[u8], digest: Digest) -> Attempt<Digest> {
         let mut chunks: Vec<Chunk> = bytes.chunks(CHUNK_BYTES).map(|chunk| Chunk { data: chunk.to_vec() }).collect();
         if chunks.is_empty() {
@@ -147,6 +156,22 @@ impl Blobs {
     }
 }
 
+impl Uploads for Blobs {
+    fn read(&self, blob: Digest) -> BoxStream<'static, Result<Bytes, StoreError>> {
+        let opened = futures::stream::once(self.clone().open(blob));
+        let chunks = opened.map_ok(move |chunks| chunks.map_err(move |status| of_upload(blob, &status)));
+        Box::pin(chunks.try_flatten().map_ok(|chunk| Bytes::from(chunk.data)))
+    }
+}
+
+/// What a broken transfer of something uploaded means: a coordinator that lacks it, or a connection to try again.
+fn of_upload(digest: Digest, status: &Status) -> StoreError {
+    if is_final(status) {
+        return StoreError::Upload(status.message().to_owned());
+    }
+    StoreError::Network { url: format!("blob {} of the coordinator", digest.short()), problem: describe(status) }
+}
+
 /// Whether the coordinator's answer stays the same however often it is asked. Everything else may be the network.
 fn is_final(status: &Status) -> bool {
     matches!(
@@ -158,6 +183,7 @@ fn is_final(status: &Status) -> bool {
             | Code::FailedPrecondition
             | Code::OutOfRange
             | Code::Unimplemented
+            | Code::DataLoss
             | Code::ResourceExhausted
     )
 }

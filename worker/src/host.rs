@@ -6,6 +6,7 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,6 +21,7 @@ use graftwork_shared::{
     digest::Digest,
     event::StepReport,
     id::LeaseId,
+    upload::UploadedFile,
 };
 use tokio::{
     runtime::Handle,
@@ -42,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) pool: Arc<Pool>,
     pub(crate) trunks: Arc<Trunks>,
     pub(crate) blobs: Blobs,
+    pub(crate) cache_folder: PathBuf,
     pub(crate) events: mpsc::Sender<(LeaseId, StageEvent)>,
     pub(crate) runtime: Handle,
 }
@@ -164,6 +167,11 @@ impl stage::Host for StageHost<'_> {
 
     fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>> {
         Ok(self.wait(self.shared.blobs.get(digest))?)
+    }
+
+    fn uploaded_file(&self, file: UploadedFile) -> anyhow::Result<PathBuf> {
+        let Shared { blobs, cache_folder, .. } = &self.shared;
+        Ok(self.wait(graftwork_store::fetch_uploaded_file(file, cache_folder, blobs))?)
     }
 
     fn put_blob(&self, bytes: Vec<u8>) -> anyhow::Result<Digest> {

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Mutex, PoisonError},
 };
 
@@ -15,17 +15,20 @@ use graftwork_model::BaseModel;
 use graftwork_shared::digest::Digest;
 use tokio::runtime::Handle;
 
+use crate::blobs::Blobs;
+
 /// The opened base models by digest.
 pub(crate) struct Trunks {
     device: Device,
     cache_folder: PathBuf,
+    blobs: Blobs,
     opened: Mutex<BTreeMap<Digest, Trunk>>,
 }
 
 impl Trunks {
-    /// None opened yet; remote models are kept below `cache_folder`.
-    pub(crate) fn new(device: Device, cache_folder: PathBuf) -> Self {
-        Self { device, cache_folder, opened: Mutex::new(BTreeMap::new()) }
+    /// None opened yet; remote models are kept below `cache_folder`, and uploaded ones come from `blobs`.
+    pub(crate) fn new(device: Device, cache_folder: PathBuf, blobs: Blobs) -> Self {
+        Self { device, cache_folder, blobs, opened: Mutex::new(BTreeMap::new()) }
     }
 
     /// The base model at a location, which must have this digest. Blocks while it is fetched and opened; a second
@@ -41,7 +44,8 @@ impl Trunks {
         if let Some(trunk) = opened.get(&digest) {
             return Ok(trunk.share());
         }
-        let folder = runtime.block_on(fetch(location, credentials, &self.cache_folder))?;
+        let fetched = graftwork_store::fetch_base_model(location, credentials, &self.cache_folder, &self.blobs);
+        let folder = runtime.block_on(fetched).with_context(|| format!("base model {location}"))?;
         let base = BaseModel::open(&folder).with_context(|| format!("base model {location}"))?;
         let found = base.digest().with_context(|| format!("base model {location}"))?;
         if found != digest {
@@ -57,12 +61,6 @@ impl Trunks {
         opened.insert(digest, trunk);
         Ok(shared)
     }
-}
-
-/// The local folder of a base model: itself, or its copy in the cache.
-pub(crate) async fn fetch(location: &str, credentials: Option<&str>, cache: &Path) -> anyhow::Result<PathBuf> {
-    let folder = graftwork_store::fetch_base_model(location, credentials, cache).await;
-    folder.with_context(|| format!("base model {location}"))
 }
 
 /// Where fetched models are kept when nothing else is said: the user's cache folder.

@@ -25,6 +25,9 @@ pub struct Plan {
     pub base_model_digest: Digest,
     /// Stages: tasks in the job file's order, then fusions. A stage needs only stages of this list, without cycles.
     pub stages: Vec<PlannedStage>,
+    /// Everything uploaded that the job reads: rows, lists of folders, and the files of those. Kept with the job.
+    #[serde(default)]
+    pub uploads: Vec<Digest>,
 }
 
 /// One stage of a plan.

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
     assignment::{Failure, StageResult},
-    data::SplitManifest,
     digest::Digest,
     event::Outcome,
     id::{JobId, LeaseId, Name, Term, WorkerId},
@@ -130,21 +129,13 @@ impl StageRecord {
     }
 }
 
-/// The blob behind a location: `blob://<digest>`, or a path into the blob store, where files are named so.
-fn uploaded(location: &str) -> Option<Digest> {
-    location.rsplit('/').next()?.parse().ok()
-}
-
 impl PlannedStage {
-    /// Blobs that its assignments name: adapters from outside and uploaded data.
+    /// Blobs that its assignments name: adapters from outside.
     fn blobs(&self) -> impl Iterator<Item = Digest> {
-        let external = self.fused.iter().filter_map(|fused| match fused {
+        self.fused.iter().filter_map(|fused| match fused {
             FusedSource::External { blob, .. } => Some(*blob),
             FusedSource::Stage(_) => None,
-        });
-        let manifests: [Option<&SplitManifest>; 3] = [Some(&self.train), Some(&self.validation), self.test.as_ref()];
-        let files = manifests.into_iter().flatten().flat_map(|manifest| &manifest.files);
-        external.chain(files.filter_map(|file| uploaded(&file.location)))
+        })
     }
 }
 
@@ -190,11 +181,7 @@ impl JobState {
 
     fn blobs(&self) -> impl Iterator<Item = Digest> {
         let stages = self.each().flat_map(|(_, stage, record)| stage.blobs().chain(record.blobs()));
-        let sources = self.plan.job.tasks.iter().flat_map(|task| {
-            let data = &task.data;
-            [Some(&data.train), data.validation.as_ref(), data.test.as_ref()].into_iter().flatten().flatten()
-        });
-        stages.chain(sources.filter_map(|source| uploaded(source)))
+        stages.chain(self.plan.uploads.iter().copied())
     }
 
     fn reopen(&mut self, plan: &Plan, gone: &[Name]) {

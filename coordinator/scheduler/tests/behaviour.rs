@@ -8,6 +8,7 @@ use fixture::{Machine, assigned, class, fenced, info, key, name, plan, result, s
 use graftwork_scheduler::{Command, Event, Fact, Plan, PlanError, Standing, State, WorkerInfo};
 use graftwork_shared::{
     assignment::{Blame, Failure},
+    digest::Digest,
     event::Outcome,
     id::LeaseId,
     job::Device,
@@ -498,4 +499,15 @@ fn plans_that_cannot_be_scheduled_are_refused() {
     assert_eq!(check(vec![stage("f", &["b"], 1)]), Err(unknown));
     let circle = vec![stage("a", &["b"], 1), stage("b", &["a"], 1), stage("c", &[], 1)];
     assert_eq!(check(circle), Err(PlanError::Circle(vec![name("a"), name("b")])));
+}
+
+#[test]
+fn uploads_are_kept_as_long_as_their_job() {
+    let mut machine = Machine::new();
+    let uploads = vec![Digest::of(b"rows"), Digest::of(b"base model")];
+    let plan = Plan { uploads: uploads.clone(), ..small_plan() };
+    machine.submit(&plan);
+    let state = machine.scheduler.state();
+    assert!(uploads.iter().all(|upload| state.refers_to(*upload) && state.blobs().contains(upload)));
+    assert!(!state.refers_to(Digest::of(b"something else")));
 }

@@ -36,7 +36,7 @@ fn address(text: &str) -> Result<Listen, String> {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
-    let planning = Planning { cache: cache_folder(), machine: None };
+    let planning = Planning { cache: cache_folder(), machine: None, uploads: None };
     let planner = Arc::new(PlannerDoor::new(planning, None));
     let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: true });
     let mut options = Options::new(arguments.state, planner, publisher);

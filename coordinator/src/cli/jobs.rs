@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use futures::StreamExt as _;
-use graftwork_shared::{event::Outcome, id::JobId, view::JobView};
+use graftwork_shared::{diagnostic::Diagnostic, event::Outcome, id::JobId, view::JobView};
 
 use super::{
     Connection, DONE, Failure, INPUT, JobFile, MISSED, OURS,
@@ -12,16 +12,22 @@ use super::{
     print, secret, show_problems,
 };
 use crate::{
-    client::Client,
+    client::{Client, ClientError},
     progress::{Mode, Progress},
     report, run,
     server::{self, Listen},
+    upload::{self, Upload},
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Submit {
-    /// The job file. Places in it must be reachable for coordinator and workers under the same paths.
+    /// The job file. What it names on this disk (rows, a base model, adapters) is uploaded, each file once; the hub is
+    /// a folder of the coordinator's machine.
     file: PathBuf,
+    /// A folder that the coordinator and its workers see under the same path: what lies below it is not uploaded. May
+    /// be given again.
+    #[arg(long = "shared-root", value_name = "FOLDER")]
+    shared_roots: Vec<PathBuf>,
     #[command(flatten)]
     at: Connection,
 }
@@ -52,6 +58,9 @@ pub(crate) struct Watch {
 pub(crate) struct Logs {
     /// The job, one of the state folder.
     job: JobId,
+    /// Go on with what comes until the job ends or is interrupted.
+    #[arg(long, short)]
+    follow: bool,
     /// Folder with the states of local jobs.
     #[arg(long, value_name = "FOLDER", default_value = run::STATE)]
     state: PathBuf,
@@ -105,13 +114,41 @@ pub(super) async fn submit(arguments: Submit) -> Result<u8, Failure> {
             crate::client::ADDRESS_VARIABLE
         )));
     };
+    let shared_roots = arguments.shared_roots.iter().map(|root| shared_root(root)).collect::<Result<Vec<_>, _>>()?;
     let mut client = Client::connect(address, secret(arguments.at.token_env.as_deref())?.as_deref()).await?;
-    let (id, attached) = client.submit(&file.job).await?;
+    let JobFile { name, text, job, spans, .. } = file;
+    let refuse = |problems: &[Diagnostic]| {
+        show_problems(&text, &name, problems);
+        Ok(INPUT)
+    };
+    let job_spans = spans.clone();
+    let prepared = tokio::task::spawn_blocking(move || Upload::prepare(job, &job_spans, &shared_roots)).await?;
+    let upload = match prepared {
+        Ok(upload) => upload,
+        Err(problems) => return refuse(&problems),
+    };
+    upload::send(&upload, &mut client).await?;
+    let (id, attached) = match client.submit(&upload.job, &spans).await {
+        Err(ClientError::Plan(problems)) => return refuse(&upload.with_paths(problems)),
+        submitted => submitted?,
+    };
     if attached {
         eprintln!("the job was there already");
     }
     print(&format!("{id}\n"));
     Ok(DONE)
+}
+
+/// A folder that exists, as job files name what lies below it.
+fn shared_root(root: &Path) -> Result<PathBuf, Failure> {
+    let wrong = |problem: &str| Failure::input(anyhow!("--shared-root {}: {problem}", root.display()));
+    if !root.is_dir() {
+        return Err(wrong("it is no folder; name one that the coordinator and its workers see under the same path"));
+    }
+    // Links are kept: places of a job are compared as texts, as they will be opened elsewhere.
+    let has_dots = root.components().any(|part| part == std::path::Component::ParentDir);
+    let plain = if has_dots { root.canonicalize() } else { std::path::absolute(root) };
+    plain.map_err(|error| wrong(&error.to_string()))
 }
 
 /// A coordinator that knows the job: the one that is named, else the one that leads the job's state folder now.
@@ -136,7 +173,8 @@ async fn live(folder: &Path) -> Result<Option<Client>, Failure> {
 async fn connected(at: &Connection, job: &JobId) -> Result<Client, Failure> {
     connect(at, job).await?.ok_or_else(|| {
         let words = format!(
-            "no coordinator of job {job} is running under {}: start it with `graftwork run`, or name one with --coordinator",
+            "no coordinator of job {job} is running under {}: start it with `graftwork run`, or name one with \
+             --coordinator; `graftwork status` lists the jobs",
             at.state.display()
         );
         Failure::input(anyhow!(words))
@@ -149,7 +187,10 @@ async fn view(at: &Connection, job: &JobId) -> Result<JobView, Failure> {
         return Ok(client.view(job).await?);
     }
     ended(&at.state.join(job.as_str()))?.ok_or_else(|| {
-        Failure::input(anyhow!("there is no job {job} in {} that runs or has ended", at.state.display()))
+        Failure::input(anyhow!(
+            "there is no job {job} in {} that runs or has ended; `graftwork status` lists the jobs",
+            at.state.display()
+        ))
     })
 }
 
@@ -236,14 +277,34 @@ fn by_user(view: &JobView) -> bool {
         .all(|stage| !matches!(&stage.state, StageState::Failed { failure } if failure.blame == Blame::Machine))
 }
 
+/// How often a log that is followed is looked at.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// How long a job that writes its log already may take until somebody leads it: it is planned first.
+const BEGINS_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
+
 pub(super) fn logs(arguments: &Logs) -> Result<u8, Failure> {
-    let path = arguments.state.join(arguments.job.as_str()).join(run::LOG);
+    let folder = arguments.state.join(arguments.job.as_str());
+    let path = folder.join(run::LOG);
     let mut file = std::fs::File::open(&path).map_err(|error| {
-        Failure::input(anyhow!("{}: {error}; workers of a coordinator elsewhere log where they run", path.display()))
+        Failure::input(anyhow!(
+            "{}: {error}; `graftwork status` lists the jobs, and workers of a coordinator elsewhere log where they run",
+            path.display()
+        ))
     })?;
-    // A reader that has gone away is no error.
-    let _ = std::io::copy(&mut file, &mut std::io::stdout().lock());
-    Ok(DONE)
+    let started = std::time::Instant::now();
+    loop {
+        // Asked before the log is read, so that the last words of a job that ends meanwhile are read as well.
+        let begins = started.elapsed() < BEGINS_WITHIN && !folder.join(report::REPORT_JSON).exists();
+        let goes_on = arguments.follow && (begins || server::holder(&folder)?.is_some());
+        let mut out = std::io::stdout().lock();
+        let copied = std::io::copy(&mut file, &mut out).and_then(|_| std::io::Write::flush(&mut out));
+        // A reader that has gone away is no error.
+        if copied.is_err() || !goes_on {
+            return Ok(DONE);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
 }
 
 pub(super) async fn explain(arguments: Explain) -> Result<u8, Failure> {

@@ -3,7 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use graftwork_shared::{id::Name, record::Record};
+use graftwork_shared::{
+    id::Name,
+    job::{AdapterRef, Job},
+    record::Record,
+    upload,
+};
 use graftwork_store::Hub;
 
 use super::{DONE, Failure, INPUT, INTERRUPTED, print, show_problems};
@@ -11,6 +16,7 @@ use crate::{
     progress::Mode,
     publish::job_of_stage,
     run::{self, End, Training},
+    server::BlobStore,
 };
 
 #[derive(Debug, clap::Args)]
@@ -20,6 +26,9 @@ pub(crate) struct Arguments {
     /// Train it again from its record alone, in a temporary state, and compare the SHA-256 of every tensor file.
     #[arg(long)]
     retrain: bool,
+    /// State folder of the coordinator that trained it, where uploaded rows and models lie.
+    #[arg(long, value_name = "FOLDER")]
+    uploads: Option<PathBuf>,
     /// Trainer threads.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
@@ -36,6 +45,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     }
     let folder = tempfile::Builder::new().prefix("graftwork-verify-").tempdir()?;
     let mut job = job_of_stage(&record.job, &record.stage);
+    find_uploads(&mut job, arguments.uploads.as_deref(), &folder.path().join("cache")).await?;
     job.publish.hub = folder.path().join("hub").display().to_string();
     let training = Training {
         workers: 1,
@@ -61,6 +71,36 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         return Err(Failure::input(anyhow!("{} could not be trained again: see above", record.stage)));
     };
     compare(&record, Path::new(&again), &record.stage)
+}
+
+/// Puts local paths in the place of everything uploaded.
+async fn find_uploads(job: &mut Job, state: Option<&Path>, cache: &Path) -> Result<(), Failure> {
+    let Some(place) = job.places().find(|place| upload::digest(place).is_some()) else { return Ok(()) };
+    let Some(state) = state else {
+        return Err(Failure::input(anyhow!(
+            "{place} was uploaded to the coordinator that trained this release; name its state folder with --uploads"
+        )));
+    };
+    let blobs = BlobStore::of_another(&std::path::absolute(state)?);
+    let base = &mut job.base_model.location;
+    if upload::digest(base).is_some() {
+        let found = graftwork_store::fetch_base_model(base, None, cache, &blobs).await.map_err(Failure::input)?;
+        *base = found.display().to_string();
+    }
+    for place in job.tasks.iter_mut().flat_map(|task| task.data.places_mut()) {
+        if let Some(digest) = upload::digest(place) {
+            *place = blobs.path(digest).display().to_string();
+        }
+    }
+    for adapter in job.fusions.iter_mut().flat_map(|fusion| &mut fusion.adapters) {
+        if let AdapterRef::Folder(place) = adapter
+            && upload::digest(place).is_some()
+        {
+            let found = graftwork_store::fetch_adapter(place, None, cache, &blobs).await.map_err(Failure::input)?;
+            *place = found.display().to_string();
+        }
+    }
+    Ok(())
 }
 
 fn is_tensor_file(path: &str) -> bool {

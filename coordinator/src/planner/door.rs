@@ -10,7 +10,7 @@ use graftwork_shared::{
     job::{Job, Spans},
 };
 
-use super::{Planned, Planning, plan};
+use super::{Planned, Planning, plan, uploads};
 use crate::server::{BlobStore, Planner};
 
 /// Plans jobs for a server. `graftwork run` has planned its job file already, to place problems in it, and hands that
@@ -33,11 +33,21 @@ impl PlannerDoor {
 }
 
 impl Planner for PlannerDoor {
-    fn plan(&self, job: Job, blobs: BlobStore) -> BoxFuture<'_, Result<Plan, Vec<Diagnostic>>> {
+    fn plan(&self, job: Job, spans: Spans, blobs: BlobStore) -> BoxFuture<'_, Result<Plan, Vec<Diagnostic>>> {
         Box::pin(async move {
             let planned = match self.take_ready(&job) {
                 Some(planned) => planned,
-                None => plan_with_spans(job, Spans::default(), self.planning.clone()).await?,
+                None => {
+                    let planning = Planning { uploads: Some(blobs.clone()), ..self.planning.clone() };
+                    let planned = plan_with_spans(job.clone(), spans, planning).await;
+                    let (blobs, failed) = (blobs.clone(), planned.is_err());
+                    // A damaged upload shows in many ways; what it is and its mend are said in its own words.
+                    let damaged = tokio::task::spawn_blocking(move || failed.then(|| uploads::damaged(&job, &blobs)));
+                    match damaged.await {
+                        Ok(Some(damaged)) if !damaged.is_empty() => return Err(damaged),
+                        _ => planned?,
+                    }
+                }
             };
             let Planned { plan, blobs: outside, warnings, .. } = planned;
             for warning in warnings {

@@ -16,6 +16,7 @@ mod rows;
 mod task;
 #[cfg(test)]
 mod tests;
+mod uploads;
 
 use std::path::PathBuf;
 
@@ -29,8 +30,11 @@ use graftwork_shared::{
     digest::Digest,
     job::{Job, Spans},
 };
+use graftwork_store::{NoUploads, Uploads};
 use problems::Problems;
 use task::PlannedTask;
+
+use crate::server::BlobStore;
 
 /// Where planning keeps what it downloads.
 #[derive(Clone, Debug)]
@@ -39,6 +43,14 @@ pub(crate) struct Planning {
     pub(crate) cache: PathBuf,
     /// The machine that will train, when it is this one; its memory and disk are then checked.
     pub(crate) machine: Option<Machine>,
+    /// Where uploaded files lie, when a coordinator plans.
+    pub(crate) uploads: Option<BlobStore>,
+}
+
+impl Planning {
+    fn uploads(&self) -> &dyn Uploads {
+        self.uploads.as_ref().map_or(&NoUploads as &dyn Uploads, |blobs| blobs)
+    }
 }
 
 /// A plan with what comes beside it.
@@ -63,9 +75,10 @@ struct Base {
 /// Plans a job, or says everything that is wrong with it; `spans` place what is said in the job file.
 pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result<Planned, Vec<Diagnostic>> {
     let problems = Problems::new(spans);
+    let files = uploads::files(&job, planning.uploads.as_ref());
     let (base, tasks) = futures::join!(
         open_base(&job, planning, &problems),
-        join_all(job.tasks.iter().map(|task| rows::open(task, &problems)))
+        join_all(job.tasks.iter().map(|task| rows::open(task, files.clone(), &problems)))
     );
     let tasks: Vec<Option<PlannedTask>> = tasks
         .into_iter()
@@ -84,7 +97,8 @@ pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result
     }
     let (Some(base), Some(estimate)) = (base, estimate) else { return Err(problems.into_list()) };
     let digest = job.digest();
-    let plan = Plan { job, digest, base_model_digest: base.digest, stages };
+    let uploads = planning.uploads.as_ref().map(|blobs| uploads::needed(&job, blobs)).unwrap_or_default();
+    let plan = Plan { job, digest, base_model_digest: base.digest, stages, uploads };
     let mut said = problems.into_list();
     if said.iter().any(|problem| problem.severity == Severity::Error) {
         return Err(said);
@@ -99,10 +113,16 @@ pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result
 async fn open_base(job: &Job, planning: &Planning, problems: &Problems<'_>) -> Option<Base> {
     let (location, credentials) = (&job.base_model.location, job.base_model.credentials.as_deref());
     let place = "base_model.location";
-    let folder = match graftwork_store::fetch_base_model(location, credentials, &planning.cache).await {
+    let fetched = graftwork_store::fetch_base_model(location, credentials, &planning.cache, planning.uploads());
+    let tell = |message: String, help: Option<&str>| {
+        let mut problem = Diagnostic::error("base-model", format!("base model: {message}"));
+        problem.help = help.map(str::to_owned);
+        problems.add(place, problem);
+    };
+    let folder = match fetched.await {
         Ok(folder) => folder,
         Err(error) => {
-            problems.error(place, "base-model", format!("base model: {error}"));
+            tell(error.to_string(), error.help());
             return None;
         }
     };
@@ -112,14 +132,9 @@ async fn open_base(job: &Job, planning: &Planning, problems: &Problems<'_>) -> O
         Ok::<_, graftwork_model::ModelError>(Base { model, digest })
     });
     match opened.await {
-        Ok(Ok(base)) => Some(base),
-        Ok(Err(error)) => {
-            problems.error(place, "base-model", format!("base model: {error}"));
-            None
-        }
-        Err(error) => {
-            problems.error(place, "base-model", format!("base model: reading it ended early: {error}"));
-            None
-        }
+        Ok(Ok(base)) => return Some(base),
+        Ok(Err(error)) => tell(error.to_string(), error.help()),
+        Err(error) => tell(format!("reading it ended early: {error}"), None),
     }
+    None
 }

@@ -2,15 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_model::{hub::AdapterFolder, rename, safetensors};
+use graftwork_model::{ModelError, hub::AdapterFolder, rename, safetensors};
 use graftwork_shared::{
     adapter::AdapterConfig,
+    diagnostic::Diagnostic,
     digest::Digest,
     job::{AdapterRef, Job},
     recipe::trained_slot,
 };
+use graftwork_store::StoreError;
 
 use super::{Base, Planning, problems::Problems};
+
+/// What a fusion can name.
+const ADAPTERS: &str = "name a task of this job, a folder (relative to the job file's own), or hf://organisation/name";
 
 /// An adapter that is not trained by this job.
 pub(super) struct OutsideAdapter {
@@ -47,9 +52,11 @@ pub(super) async fn fetch(job: &Job, base: Option<&Base>, planning: &Planning, p
                 Ok(found) => {
                     outside.0.insert(location.clone(), found);
                 }
-                Err(message) => {
+                Err((message, help)) => {
                     let message = format!("fusion {}: adapter {location}: {message}", fusion.name);
-                    problems.error(&format!("fusions.{}.adapters", fusion.name), "adapter", message);
+                    let mut problem = Diagnostic::error("adapter", message);
+                    problem.help = help.map(str::to_owned);
+                    problems.add(&format!("fusions.{}.adapters", fusion.name), problem);
                 }
             }
         }
@@ -57,15 +64,22 @@ pub(super) async fn fetch(job: &Job, base: Option<&Base>, planning: &Planning, p
     outside
 }
 
-async fn read(location: &str, job: &Job, base: Option<&Base>, planning: &Planning) -> Result<OutsideAdapter, String> {
+/// An adapter, or what is wrong with it and how to mend it.
+type Read = Result<OutsideAdapter, (String, Option<&'static str>)>;
+
+async fn read(location: &str, job: &Job, base: Option<&Base>, planning: &Planning) -> Read {
     // A hub that serves the base model with a token serves the adapter with the same one.
     let credentials = location.starts_with("hf://").then_some(job.base_model.credentials.as_deref()).flatten();
-    let folder = graftwork_store::fetch_adapter(location, credentials, &planning.cache).await;
-    let folder = folder.map_err(|error| error.to_string())?;
-    let read = tokio::task::spawn_blocking(move || AdapterFolder::read(&folder)).await.map_err(|e| e.to_string())?;
-    let adapter = read.map_err(|error| error.to_string())?;
+    let folder = graftwork_store::fetch_adapter(location, credentials, &planning.cache, planning.uploads()).await;
+    let folder = folder.map_err(|error| match &error {
+        StoreError::Missing(_) => (error.to_string(), Some(ADAPTERS)),
+        _ => (error.to_string(), error.help()),
+    })?;
+    let read = tokio::task::spawn_blocking(move || AdapterFolder::read(&folder)).await;
+    let of_model = |error: ModelError| (error.to_string(), error.help());
+    let adapter = read.map_err(|error| (error.to_string(), None))?.map_err(of_model)?;
     if let Some(base) = base {
-        adapter.check(&base.model.description).map_err(|error| error.to_string())?;
+        adapter.check(&base.model.description).map_err(of_model)?;
     }
     let tensors = rename(adapter.tensors, &adapter.name, trained_slot().as_str());
     let bytes = safetensors::write(&tensors, &BTreeMap::new());

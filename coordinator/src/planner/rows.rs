@@ -1,9 +1,12 @@
 //! The rows of a task: footers of every file, columns, splits, and labels where the job does not name them.
 
+use std::{collections::BTreeMap, path::PathBuf};
+
 use graftwork_dataset::{Access, DataError, OpenFile};
 use graftwork_shared::{
     data::{Source, Split, SplitManifest},
     diagnostic::Diagnostic,
+    digest::Digest,
     head::HeadOutput,
     job::{HeadKind, Task},
 };
@@ -22,23 +25,27 @@ pub(super) struct Rows {
     pub(super) output: HeadOutput,
 }
 
-/// Opens the rows of a task; every problem is added, and `None` says that there was one.
-pub(super) async fn open(task: &Task, problems: &Problems<'_>) -> Option<Rows> {
+/// Opens the rows of a task, of which some may have been uploaded; every problem is added, and `None` says that there was one.
+pub(super) async fn open(task: &Task, uploads: BTreeMap<Digest, PathBuf>, problems: &Problems<'_>) -> Option<Rows> {
     let at = |key: &str| format!("tasks.{}.{key}", task.name);
     let access = match Access::from_environment(task.data.credentials.as_deref()) {
-        Ok(access) => access,
+        Ok(access) => access.with_uploads(uploads),
         Err(error) => {
             problems.error(&at("credentials"), "credentials", format!("task {}: {error}", task.name));
             return None;
         }
     };
     let opener = Opener { task, access: &access, problems };
-    let (train, validation, test) = futures::join!(
-        opener.files(&task.data.train, "train"),
-        opener.optional(task.data.validation.as_ref(), "validation"),
-        opener.optional(task.data.test.as_ref(), "test"),
+    let opened = futures::join!(
+        opener.files(Some(&task.data.train)),
+        opener.files(task.data.validation.as_ref()),
+        opener.files(task.data.test.as_ref()),
     );
-    let (train, validation, test) = (train?, validation?, test?);
+    // What is wrong is told in this order, however fast each was read.
+    let train = opener.tell(opened.0, "train");
+    let validation = opener.tell(opened.1, "validation");
+    let test = opener.tell(opened.2, "test");
+    let (train, validation, test) = (train??, validation?, test?);
     let manifests = opener.select(&train, validation.as_deref(), test.as_deref()).await?;
     let output = opener.output(&train, &manifests).await?;
     let [train, validation, test] = manifests;
@@ -57,29 +64,28 @@ impl Opener<'_> {
         self.problems.error(&path, code, format!("task {}: {error}", self.task.name));
     }
 
-    async fn files(&self, source: &Source, key: &str) -> Option<Vec<OpenFile>> {
-        let files =
-            graftwork_dataset::open(source, self.access).await.map_err(|error| self.fail(key, "data", &error)).ok()?;
-        let columns = graftwork_dataset::check_columns(&files, &self.task.data.columns, self.task.head.kind);
-        if let Err(error) = columns {
-            let (key, code) = match &error {
-                DataError::MissingColumn { role, .. } if role == "text" => ("text", "missing-column"),
-                DataError::MissingColumn { .. } => ("label", "missing-column"),
-                DataError::ColumnType { role, .. } if role == "text" => ("text", "column-type"),
-                DataError::ColumnType { .. } => ("head", "head-does-not-fit"),
-                _ => (key, "data"),
-            };
-            self.fail(key, code, &error);
-            return None;
-        }
-        Some(files)
+    async fn files(&self, source: Option<&Source>) -> Result<Option<Vec<OpenFile>>, DataError> {
+        let Some(source) = source else { return Ok(None) };
+        let files = graftwork_dataset::open(source, self.access).await?;
+        graftwork_dataset::check_columns(&files, &self.task.data.columns, self.task.head.kind)?;
+        Ok(Some(files))
     }
 
-    async fn optional(&self, source: Option<&Source>, key: &str) -> Option<Option<Vec<OpenFile>>> {
-        match source {
-            None => Some(None),
-            Some(source) => self.files(source, key).await.map(Some),
-        }
+    /// The files, or `None` after what is wrong with those under this key was told.
+    fn tell<T>(&self, opened: Result<T, DataError>, key: &str) -> Option<T> {
+        let error = match opened {
+            Ok(files) => return Some(files),
+            Err(error) => error,
+        };
+        let (key, code) = match &error {
+            DataError::MissingColumn { role, .. } if role == "text" => ("text", "missing-column"),
+            DataError::MissingColumn { .. } => ("label", "missing-column"),
+            DataError::ColumnType { role, .. } if role == "text" => ("text", "column-type"),
+            DataError::ColumnType { .. } => ("head", "head-does-not-fit"),
+            _ => (key, "data"),
+        };
+        self.fail(key, code, &error);
+        None
     }
 
     /// Train, validation and test rows, by rule or by file.

@@ -19,7 +19,7 @@ use crate::fixture::{TASK, World};
 
 async fn plan(world: &World, tasks: &str) -> Result<Planned, Vec<Diagnostic>> {
     let (_, job, spans) = world.job(tasks);
-    plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None }).await
+    plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None, uploads: None }).await
 }
 
 /// The message of the only problem, and the text of the job file that it points at.
@@ -239,7 +239,7 @@ async fn too_little_memory_is_told_with_both_numbers() {
     let world = World::new();
     let (_, job, spans) = world.job(TASK);
     let machine = Machine { memory_bytes: 1 << 20, threads: 1, workers: 1, state: world.path("state") };
-    let planning = Planning { cache: world.path("cache"), machine: Some(machine) };
+    let planning = Planning { cache: world.path("cache"), machine: Some(machine), uploads: None };
     let problems = plan_with_spans(job, spans, planning).await.unwrap_err();
     assert_eq!(problems[0].code, "memory");
     assert!(problems[0].message.contains("but 1 MiB are free"), "{}", problems[0].message);
@@ -250,7 +250,8 @@ async fn rows_that_no_validation_was_cut_from_cannot_choose_weights() {
     let world = World::new();
     let (_, mut job, spans) = world.job(TASK);
     job.tasks[0].data.validation = None;
-    let problems =
-        plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None }).await.unwrap_err();
+    let problems = plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None, uploads: None })
+        .await
+        .unwrap_err();
     assert_eq!(problems[0].code, "no-validation");
 }

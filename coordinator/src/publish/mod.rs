@@ -72,7 +72,8 @@ impl PublisherDoor {
     async fn trunk(&self, stage: &StageOfPlan) -> Result<TrunkDescription, PublishError> {
         let base = &stage.plan.job.base_model;
         let folder =
-            graftwork_store::fetch_base_model(&base.location, base.credentials.as_deref(), &self.cache).await?;
+            graftwork_store::fetch_base_model(&base.location, base.credentials.as_deref(), &self.cache, &stage.blobs)
+                .await?;
         Ok(TrunkDescription::read(&folder)?)
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use graftwork_scheduler::{FusedSource, PlannedStage};
-use graftwork_shared::{id::Name, job::Job};
+use graftwork_shared::{id::Name, job::Job, upload};
 
 /// Names of the adapters that a fusion reads, in its order: what tasks publish as, and the own names of adapters from
 /// outside, made legal and distinct.
@@ -53,6 +53,9 @@ pub(super) fn base_model(location: &str) -> String {
     if let Some(rest) = location.strip_prefix("hf://") {
         return rest.split('@').next().unwrap_or(rest).to_owned();
     }
+    if let Some(name) = upload::name(location) {
+        return name.to_owned();
+    }
     if location.contains("://") && !location.starts_with("file://") {
         return location.to_owned();
     }
@@ -74,6 +77,7 @@ mod tests {
     #[test]
     fn a_folder_is_named_without_its_place() {
         assert_eq!(base_model("/home/me/models/minilm/"), "minilm");
+        assert_eq!(base_model(&upload::location(graftwork_shared::digest::Digest::of(b"list"), "minilm")), "minilm");
         assert_eq!(base_model("hf://lab/minilm@main"), "lab/minilm");
         assert_eq!(base_model("s3://bucket/minilm"), "s3://bucket/minilm");
     }

@@ -46,7 +46,9 @@ async fn trained() -> Trained {
         TASK.replace("tasks.mood", "tasks.other")
     );
     let (_, job, spans) = world.job(&tasks);
-    let planned = plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None }).await.unwrap();
+    let planned = plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None, uploads: None })
+        .await
+        .unwrap();
     let trunk = TrunkDescription::read(&world.path("base")).unwrap();
     let blobs = BlobStore::open(&world.path("state")).unwrap();
     let mut results = BTreeMap::new();

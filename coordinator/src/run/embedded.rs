@@ -73,7 +73,7 @@ async fn try_once(
 ) -> Result<Tried, Failure> {
     let threads = training.threads * training.workers;
     let machine = Machine::here(threads, training.workers, training.folder.clone());
-    let planning = Planning { cache: cache_folder(), machine: Some(machine) };
+    let planning = Planning { cache: cache_folder(), machine: Some(machine), uploads: None };
     let planned = tokio::select! {
         planned = plan_with_spans(training.job.clone(), training.spans.clone(), planning.clone()) => planned,
         () = signals.stop() => {
@@ -150,7 +150,7 @@ impl Led<'_> {
     async fn lead(&mut self, plan: &Plan, socket: &Path) -> Result<Tried, Failure> {
         let training = self.training;
         let mut client = Client::connect(&format!("unix://{}", socket.display()), None).await?;
-        let (id, attached) = client.submit(&training.job).await?;
+        let (id, attached) = client.submit(&training.job, &training.spans).await?;
         let view = client.view(&id).await?;
         if attached && let Some(changed) = changed_stage(&view, plan) {
             if view.outcome.is_some() || training.again {

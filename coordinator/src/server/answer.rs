@@ -80,7 +80,8 @@ impl Driver {
             self.stories.entry(id).or_insert_with(|| Story::new(String::new())).trace = trace;
             self.forget_old_stories();
         }
-        let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone }, Vec::new());
+        let put = plan.uploads.iter().copied().map(Act::Settle).collect();
+        let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone }, put);
         self.reply(attached, !taken);
     }
 

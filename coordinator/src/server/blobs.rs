@@ -105,6 +105,12 @@ impl BlobStore {
         Ok(Self { shared: Arc::new(shared) })
     }
 
+    /// The blobs of a coordinator that may be running, for reading alone.
+    pub(crate) fn of_another(state_folder: &Path) -> Self {
+        let folder = state_folder.join("blobs");
+        Self { shared: Arc::new(Shared { folder, limit: 0, next: AtomicU64::new(0), pins: Mutex::default() }) }
+    }
+
     fn pins(&self) -> MutexGuard<'_, HashMap<Digest, u32>> {
         // Nothing panics while the map is half-changed, so a poisoned one is still whole.
         self.shared.pins.lock().unwrap_or_else(PoisonError::into_inner)
@@ -144,6 +150,13 @@ impl BlobStore {
             bytes.extend_from_slice(&piece);
         }
         Ok(bytes)
+    }
+
+    /// Reads a blob to its end; one that is damaged is set aside, so that it can be put again.
+    pub(crate) fn verify(&self, digest: Digest) -> Result<(), BlobError> {
+        let mut reader = self.reader(digest)?;
+        while reader.next(1 << 20)?.is_some() {}
+        Ok(())
     }
 
     /// A blob read piece by piece.

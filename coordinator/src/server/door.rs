@@ -12,7 +12,7 @@ use graftwork_shared::{
     diagnostic::Diagnostic,
     digest::Digest,
     id::Name,
-    job::Job,
+    job::{Job, Spans},
     recipe::NumericClass,
 };
 
@@ -21,8 +21,9 @@ use super::BlobStore;
 /// Turns a resolved job into stages.
 pub(crate) trait Planner: Send + Sync + 'static {
     /// Plans a job, or says everything that is wrong with it. `plan.digest` must be `job.digest()`.
-    /// Adapters from outside the job are put into the blob store as the plan's `FusedSource::External` blobs.
-    fn plan(&self, job: Job, blobs: BlobStore) -> BoxFuture<'_, Result<Plan, Vec<Diagnostic>>>;
+    /// Adapters from outside the job are put into the blob store as the plan's `FusedSource::External` blobs; what was
+    /// uploaded for the job is there already. `spans` place what is said in the user's file.
+    fn plan(&self, job: Job, spans: Spans, blobs: BlobStore) -> BoxFuture<'_, Result<Plan, Vec<Diagnostic>>>;
 }
 
 /// Puts results into the hub, and finds earlier ones there.

@@ -39,7 +39,7 @@ pub(crate) enum ServerError {
     )]
     NotPrivate(SocketAddr),
     /// A port in use, an address of another machine.
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address}: {error}; name another with --listen, or stop what uses it")]
     Listen {
         /// The address.
         address: String,

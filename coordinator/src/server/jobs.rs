@@ -11,7 +11,7 @@ use graftwork_shared::{
     diagnostic::Diagnostic,
     event::{Event, EventKind},
     id::{JobId, Name},
-    job::Job,
+    job::{Job, Spans},
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
@@ -79,10 +79,10 @@ impl Jobs {
         answer.await.map_err(|_| stopped())
     }
 
-    async fn plan(&self, job: Job) -> Result<Plan, Status> {
+    async fn plan(&self, job: Job, spans: Spans) -> Result<Plan, Status> {
         let _permit = self.planning.acquire().await.map_err(|_| stopped())?;
         let digest = job.digest();
-        let plan = self.planner.plan(job, self.blobs.clone()).await.map_err(|found| problems(&found))?;
+        let plan = self.planner.plan(job, spans, self.blobs.clone()).await.map_err(|found| problems(&found))?;
         plan.check().map_err(|error| Status::internal(error.to_string()))?;
         if plan.digest != digest {
             return Err(Status::internal(format!("the plan is of job {}, not of {digest}", plan.digest)));
@@ -107,8 +107,10 @@ impl Jobs {
 #[tonic::async_trait]
 impl v1::jobs_server::Jobs for Jobs {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Answer<v1::SubmitReply> {
-        let v1::SubmitRequest { job, trace } = request.into_inner();
+        let v1::SubmitRequest { job, trace, spans } = request.into_inner();
         let job: Job = from_document("job", &job).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let spans = if spans.is_empty() { Ok(Spans::default()) } else { from_document("spans", &spans) };
+        let spans = spans.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let id = JobId::of(&job.digest());
         let reply = |attached| Ok(Response::new(v1::SubmitReply { job: id.to_string(), attached }));
         let (standing, releases) = self.ask(|to| Input::Standing(id.clone(), to)).await?;
@@ -116,7 +118,7 @@ impl v1::jobs_server::Jobs for Jobs {
             Standing::Active => return reply(true),
             Standing::Unknown | Standing::Ended => releases,
         };
-        let plan = self.plan(job).await?;
+        let plan = self.plan(job, spans).await?;
         let gone = self.gone(&plan, gone).await;
         let submission = |attached| Input::Submit(Box::new(Submission { plan, gone, trace, attached }));
         let attached = self.ask(submission).await?;

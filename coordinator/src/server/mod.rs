@@ -27,6 +27,7 @@ mod story;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod uploads;
 mod workers;
 
 use std::{

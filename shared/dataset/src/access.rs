@@ -15,11 +15,12 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    path::Path as FilePath,
+    path::{Path as FilePath, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use graftwork_shared::{digest::Digest, upload};
 use object_store::{
     ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder, http::HttpBuilder, local::LocalFileSystem,
     path::Path,
@@ -28,10 +29,15 @@ use url::Url;
 
 use crate::DataError;
 
+/// Where an error of something uploaded sends the user.
+const NOT_UPLOADED: &str = "the coordinator does not hold it; submit the job again, which uploads what is missing";
+
 /// How files are reached. Cheap to clone; clones share the stores opened so far.
 #[derive(Clone)]
 pub struct Access {
     credentials: Option<Credentials>,
+    /// Uploaded files by their digest, and where they lie on this machine.
+    uploads: Arc<BTreeMap<Digest, PathBuf>>,
     /// Connection pools by `scheme://host:port`; a cache, not state.
     stores: Arc<Mutex<BTreeMap<String, Arc<dyn ObjectStore>>>>,
 }
@@ -67,7 +73,7 @@ pub(crate) struct Place {
 impl Access {
     /// Reads local files and public objects.
     pub fn anonymous() -> Self {
-        Self { credentials: None, stores: Arc::default() }
+        Self { credentials: None, uploads: Arc::default(), stores: Arc::default() }
     }
 
     /// Credentials from this environment variable, in the format that the module describes; `None` is
@@ -88,11 +94,24 @@ impl Access {
     /// Credentials that were read from a variable elsewhere.
     pub(crate) fn with_secret(variable: &str, secret: &str) -> Self {
         let credentials = Credentials { variable: variable.to_owned(), secret: secret.to_owned() };
-        Self { credentials: Some(credentials), stores: Arc::default() }
+        Self { credentials: Some(credentials), uploads: Arc::default(), stores: Arc::default() }
     }
 
-    /// The place behind an absolute path or a URL.
+    /// The same, and uploaded files (`blob://DIGEST/NAME`) where they lie on this machine.
+    pub fn with_uploads(self, files: BTreeMap<Digest, PathBuf>) -> Self {
+        Self { uploads: Arc::new(files), ..self }
+    }
+
+    /// The place behind an absolute path, a URL, or the location of an uploaded file.
     pub(crate) fn place(&self, location: &str) -> Result<Place, DataError> {
+        if let Some(digest) = upload::digest(location) {
+            let missing = || DataError::MissingFile { location: location.to_owned(), nearby: NOT_UPLOADED.to_owned() };
+            let file = self.uploads.get(&digest).ok_or_else(missing)?;
+            let file = std::path::absolute(file).map_err(|error| wrong(location, &error.to_string()))?;
+            let path = Path::from_absolute_path(file).map_err(|error| wrong(location, &error.to_string()))?;
+            let store = self.cached("file", || Ok(Arc::new(LocalFileSystem::new())))?;
+            return Ok(Place { store, path, location: location.to_owned() });
+        }
         if !is_url(location) {
             let path = Path::from_absolute_path(FilePath::new(location))
                 .map_err(|error| wrong(location, &format!("{error}; use an absolute path")))?;
@@ -226,7 +245,8 @@ fn first_variable(names: &[&str]) -> Option<String> {
 pub(crate) fn store_error(location: &str, error: &object_store::Error) -> DataError {
     match error {
         object_store::Error::NotFound { .. } => {
-            DataError::MissingFile { location: location.to_owned(), nearby: "check the name".to_owned() }
+            let nearby = if upload::digest(location).is_some() { NOT_UPLOADED } else { "check the name" };
+            DataError::MissingFile { location: location.to_owned(), nearby: nearby.to_owned() }
         }
         object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
             let help = if is_url(location) {

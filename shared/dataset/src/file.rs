@@ -17,6 +17,7 @@ use futures::{FutureExt, TryFutureExt, future::BoxFuture};
 use graftwork_shared::{
     data::{FileContent, FileIdentity},
     digest::Digest,
+    upload,
 };
 use object_store::{ObjectMeta, ObjectStoreExt};
 use parquet::{
@@ -101,8 +102,11 @@ pub(crate) async fn stat(place: &Place) -> Result<(u64, String), DataError> {
     Ok((meta.size, version(place, &meta)))
 }
 
-/// The store's ETag; for a local file, and where there is none, the modification time in nanoseconds since 1970.
+/// The digest of an uploaded file, which is its name; the store's ETag; for a local file, and where there is none, the modification time in nanoseconds since 1970.
 fn version(place: &Place, meta: &ObjectMeta) -> String {
+    if let Some(digest) = upload::digest(&place.location) {
+        return digest.to_string();
+    }
     match &meta.e_tag {
         // A local "ETag" holds the inode, which differs between machines that mount the same folder.
         Some(tag) if is_url(&place.location) => tag.clone(),

@@ -61,7 +61,7 @@ pub use columns::check_columns;
 pub use error::DataError;
 pub use group::GroupDigests;
 pub use labels::find_labels;
-pub use open::{OpenFile, open};
+pub use open::{OpenFile, locate_path, open};
 pub use order::{DEFAULT_WINDOW_BYTES, Order};
 pub use reader::{ReadRequest, RowReader};
 pub use row::{Label, Row};

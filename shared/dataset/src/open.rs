@@ -8,7 +8,10 @@ use std::{
 
 use arrow_schema::SchemaRef;
 use futures::{StreamExt, TryStreamExt};
-use graftwork_shared::data::{FileIdentity, Source};
+use graftwork_shared::{
+    data::{FileIdentity, Source},
+    upload,
+};
 use parquet::{arrow::parquet_to_arrow_schema, file::metadata::ParquetMetaData};
 
 use crate::{
@@ -99,11 +102,17 @@ fn labels_of(metadata: &ParquetMetaData) -> Result<Option<Vec<String>>, String> 
 }
 
 async fn locate(entry: &str, access: &Access) -> Result<Vec<String>, DataError> {
+    if upload::digest(entry).is_some() {
+        return Ok(vec![entry.to_owned()]);
+    }
     if is_url(entry) { locate_url(entry, access).await } else { locate_path(entry) }
 }
 
-/// Files on disk that a path, a glob or a folder of shards names, sorted by name.
-pub(crate) fn locate_path(entry: &str) -> Result<Vec<String>, DataError> {
+/// Files on disk that a path, a glob or a folder of shards names, sorted by name, as [`open()`] finds them.
+///
+/// # Errors
+/// There are none.
+pub fn locate_path(entry: &str) -> Result<Vec<String>, DataError> {
     if entry.trim().is_empty() {
         return Err(wrong(entry, "it is empty"));
     }

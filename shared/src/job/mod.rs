@@ -33,6 +33,7 @@ use crate::{
     id::Name,
     metric::Metric,
     training::Training,
+    upload,
 };
 
 /// A job with every default written out.
@@ -197,13 +198,43 @@ pub enum AdapterRef {
     Hub(String),
 }
 
+impl TaskData {
+    /// The places of its rows.
+    pub fn places_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        [Some(&mut self.train), self.validation.as_mut(), self.test.as_mut()].into_iter().flatten().flatten()
+    }
+}
+
 impl Job {
     /// The digest by which state folders and job ids are keyed: the same for files that say the same,
     /// whatever their order, comments, spelled-out defaults, name, owner, priority or resources.
+    ///
+    /// Uploaded rows and adapters count by their content and not by their names. An uploaded base model's name counts,
+    /// because it is published.
     pub fn digest(&self) -> Digest {
-        let tasks: BTreeMap<&Name, &Task> = self.tasks.iter().map(|task| (&task.name, task)).collect();
-        let fusions: BTreeMap<&Name, &Fusion> = self.fusions.iter().map(|fusion| (&fusion.name, fusion)).collect();
+        let (mut tasks, mut fusions) = (self.tasks.clone(), self.fusions.clone());
+        tasks.iter_mut().flat_map(|task| task.data.places_mut()).for_each(|place| *place = upload::nameless(place));
+        for adapter in fusions.iter_mut().flat_map(|fusion| &mut fusion.adapters) {
+            if let AdapterRef::Folder(place) = adapter {
+                *place = upload::nameless(place);
+            }
+        }
+        let tasks: BTreeMap<&Name, &Task> = tasks.iter().map(|task| (&task.name, task)).collect();
+        let fusions: BTreeMap<&Name, &Fusion> = fusions.iter().map(|fusion| (&fusion.name, fusion)).collect();
         Digest::of_value("graftwork job", &(&self.base_model, &self.publish, tasks, fusions))
+    }
+
+    /// Every place that the job reads: the base model, rows, and adapters from outside.
+    pub fn places(&self) -> impl Iterator<Item = &str> {
+        let rows = self.tasks.iter().flat_map(|task| {
+            let TaskData { train, validation, test, .. } = &task.data;
+            [Some(train), validation.as_ref(), test.as_ref()].into_iter().flatten().flatten()
+        });
+        let adapters = self.fusions.iter().flat_map(|fusion| &fusion.adapters).filter_map(|adapter| match adapter {
+            AdapterRef::Folder(place) | AdapterRef::Hub(place) => Some(place),
+            AdapterRef::Task(_) => None,
+        });
+        std::iter::once(&self.base_model.location).chain(rows).chain(adapters).map(String::as_str)
     }
 
     /// The task of this name.

@@ -47,6 +47,9 @@ pub enum StoreError {
         /// What was found and what was expected.
         problem: String,
     },
+    /// An uploaded file that the coordinator does not have, or no longer whole.
+    #[error("an uploaded file cannot be read: {0}; submit the job again, which uploads what is missing")]
+    Upload(String),
     /// The disk is full; nothing was made visible.
     #[error("no space is left on the disk of {0}; nothing was published there, so free some space and run it again")]
     DiskFull(PathBuf),
@@ -61,10 +64,25 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// How to mend it, where the message does not say so itself.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing(_) => Some(
+                "name a folder (relative to the job file's own), hf://organisation/name@revision, or an object-store URL",
+            ),
+            Self::Credentials(_) => Some("set the variable where the coordinator and its workers run"),
+            Self::Refused { status: 401 | 403, .. } => {
+                Some("name the variable that holds a token with `credentials`, or check the token's rights")
+            }
+            Self::Network { .. } => Some("check the address and the network, then try again"),
+            _ => None,
+        }
+    }
+
     /// Whose fault it is: decides whether a retry can help.
     pub fn blame(&self) -> Blame {
         match self {
-            Self::Location { .. } | Self::Missing(_) | Self::Credentials(_) => Blame::User,
+            Self::Location { .. } | Self::Missing(_) | Self::Credentials(_) | Self::Upload(_) => Blame::User,
             Self::Refused { status, .. } if (400..500).contains(status) && *status != 429 => Blame::User,
             _ => Blame::Machine,
         }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use graftwork_shared::digest::Digest;
-use graftwork_store::{StoreError, fetch_adapter, fetch_base_model};
+use graftwork_store::{NoUploads, StoreError, fetch_adapter, fetch_base_model};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -154,7 +154,7 @@ fn server() -> Arc<Counts> {
 }
 
 async fn fetch(name: &str, cache: &Path) -> Result<std::path::PathBuf, StoreError> {
-    fetch_base_model(&format!("hf://lab/{name}@main"), None, cache).await
+    fetch_base_model(&format!("hf://lab/{name}@main"), None, cache, &NoUploads).await
 }
 
 fn listed(folder: &Path) -> Vec<String> {
@@ -172,7 +172,7 @@ async fn a_base_model_comes_with_the_files_that_are_needed_and_no_others() {
     assert_eq!(listed(&folder), ["config.json", "model.safetensors", "tokenizer.json"]);
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), files(Fault::None)["model.safetensors"]);
     // A commit that is complete needs no server.
-    let pinned = fetch_base_model(&format!("hf://lab/fine@{COMMIT}"), None, cache.path()).await.unwrap();
+    let pinned = fetch_base_model(&format!("hf://lab/fine@{COMMIT}"), None, cache.path(), &NoUploads).await.unwrap();
     assert_eq!(pinned, folder);
 }
 
@@ -209,7 +209,7 @@ async fn a_repository_without_a_model_says_so() {
 async fn a_listed_file_cannot_leave_the_cache() {
     server();
     let cache = tempfile::tempdir().unwrap();
-    let error = fetch_adapter("hf://lab/escapes", None, cache.path()).await.unwrap_err();
+    let error = fetch_adapter("hf://lab/escapes", None, cache.path(), &NoUploads).await.unwrap_err();
     assert!(error.to_string().contains("outside its repository"), "{error}");
 }
 
@@ -219,9 +219,10 @@ async fn a_token_comes_from_the_named_variable() {
     let cache = tempfile::tempdir().unwrap();
     let error = fetch("private", cache.path()).await.unwrap_err();
     assert!(matches!(error, StoreError::Refused { status: 401, .. }), "{error}");
-    let error = fetch_base_model("hf://lab/private", Some("GRAFTWORK_NO_SUCH"), cache.path()).await.unwrap_err();
+    let error =
+        fetch_base_model("hf://lab/private", Some("GRAFTWORK_NO_SUCH"), cache.path(), &NoUploads).await.unwrap_err();
     assert!(error.to_string().contains("GRAFTWORK_NO_SUCH"), "{error}");
-    fetch_base_model("hf://lab/private", Some("GRAFTWORK_TEST_TOKEN"), cache.path()).await.unwrap();
+    fetch_base_model("hf://lab/private", Some("GRAFTWORK_TEST_TOKEN"), cache.path(), &NoUploads).await.unwrap();
 }
 
 #[tokio::test]
@@ -229,16 +230,18 @@ async fn a_base_model_behind_plain_http_needs_no_list() {
     server();
     let cache = tempfile::tempdir().unwrap();
     let location = format!("{}/plain", std::env::var("HF_ENDPOINT").unwrap());
-    let folder = fetch_base_model(&location, None, cache.path()).await.unwrap();
+    let folder = fetch_base_model(&location, None, cache.path(), &NoUploads).await.unwrap();
     assert_eq!(listed(&folder), ["config.json", "model.safetensors", "tokenizer.json"]);
-    assert_eq!(fetch_base_model(&location, None, cache.path()).await.unwrap(), folder);
+    assert_eq!(fetch_base_model(&location, None, cache.path(), &NoUploads).await.unwrap(), folder);
 }
 
 #[tokio::test]
 async fn keys_of_an_object_store_have_one_form() {
     server();
     let cache = tempfile::tempdir().unwrap();
-    let error = fetch_base_model("s3://bucket/model", Some("GRAFTWORK_TEST_TOKEN"), cache.path()).await.unwrap_err();
+    let error = fetch_base_model("s3://bucket/model", Some("GRAFTWORK_TEST_TOKEN"), cache.path(), &NoUploads)
+        .await
+        .unwrap_err();
     assert!(error.to_string().contains("ACCESS_KEY:SECRET_KEY"), "{error}");
     assert!(!error.to_string().contains("sesame"), "a message never shows the secret");
 }
@@ -247,11 +250,14 @@ async fn keys_of_an_object_store_have_one_form() {
 async fn local_folders_are_taken_as_they_are() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().to_str().unwrap();
-    let error = fetch_base_model(at, None, folder.path()).await.unwrap_err();
+    let error = fetch_base_model(at, None, folder.path(), &NoUploads).await.unwrap_err();
     assert!(error.to_string().contains("holds no config.json"), "{error}");
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
-    assert_eq!(fetch_base_model(at, None, folder.path()).await.unwrap(), folder.path().canonicalize().unwrap());
-    let error = fetch_base_model("/no/such/folder", None, folder.path()).await.unwrap_err();
+    assert_eq!(
+        fetch_base_model(at, None, folder.path(), &NoUploads).await.unwrap(),
+        folder.path().canonicalize().unwrap()
+    );
+    let error = fetch_base_model("/no/such/folder", None, folder.path(), &NoUploads).await.unwrap_err();
     assert!(matches!(error, StoreError::Missing(_)), "{error}");
 }
 
@@ -259,7 +265,7 @@ async fn local_folders_are_taken_as_they_are() {
 async fn addresses_are_checked_before_anything_is_asked() {
     let cache = tempfile::tempdir().unwrap();
     for wrong in ["hf://model", "hf://a/b/c", "hf://a/../b", "hf://a/b@", "hf://a/b@../x", "ftp//:x", "nothing://a/b"] {
-        let error = fetch_base_model(wrong, None, cache.path()).await.unwrap_err();
+        let error = fetch_base_model(wrong, None, cache.path(), &NoUploads).await.unwrap_err();
         assert!(matches!(error, StoreError::Location { .. } | StoreError::Missing(_)), "{wrong}: {error}");
     }
 }

@@ -17,7 +17,7 @@ use std::{
 use graftwork_engine::{EngineError, InputError, Network, Prediction, TextEncoder, Tokens, Trunk};
 use graftwork_model::{BaseModel, ModelError, TrunkDescription};
 use graftwork_shared::{composition::CompositionError, head::Head, id::Name};
-use graftwork_store::StoreError;
+use graftwork_store::{NoUploads, StoreError};
 use tokio::runtime::Handle;
 
 use crate::{
@@ -169,7 +169,8 @@ pub(crate) fn run(arguments: &Arguments, runtime: &Handle) -> Result<(), Predict
     };
     let cache = arguments.cache.clone().unwrap_or_else(trunks::default_cache);
     let credentials = arguments.credentials_env.as_deref();
-    let folder = runtime.block_on(graftwork_store::fetch_base_model(&arguments.base_model, credentials, &cache))?;
+    let folder =
+        runtime.block_on(graftwork_store::fetch_base_model(&arguments.base_model, credentials, &cache, &NoUploads))?;
     let location = arguments.base_model.clone();
     let base = BaseModel::open(&folder).map_err(|error| PredictError::Model { location, error })?;
     let assembled = load(arguments, runtime, &cache, &base.description)?;
@@ -202,7 +203,7 @@ fn load(
     for given in arguments.adapter.iter().chain(&arguments.setup) {
         let (name, location) = named(given)?;
         let credentials = arguments.credentials_env.as_deref();
-        let folder = runtime.block_on(graftwork_store::fetch_adapter(location, credentials, cache))?;
+        let folder = runtime.block_on(graftwork_store::fetch_adapter(location, credentials, cache, &NoUploads))?;
         let part = Part::read(location, &folder, name.as_ref(), trunk)?;
         let name = match name {
             Some(name) => name,

@@ -111,10 +111,12 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
     let (sender, events) = mpsc::channel(EVENTS);
     // A blob that waits for ever would keep an abandoned session's work alive, so even a persistent worker gives up.
     let blob_patience = options.patience.unwrap_or(Duration::from_hours(1));
+    let blobs = Blobs::new(options.address.lazy(), options.token.clone(), blob_patience);
     let shared = Shared {
         pool: Arc::new(pool),
-        trunks: Arc::new(Trunks::new(options.device, options.cache_folder.clone())),
-        blobs: Blobs::new(options.address.lazy(), options.token.clone(), blob_patience),
+        trunks: Arc::new(Trunks::new(options.device, options.cache_folder.clone(), blobs.clone())),
+        cache_folder: options.cache_folder.clone(),
+        blobs,
         events: sender,
         runtime: Handle::current(),
     };

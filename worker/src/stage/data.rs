@@ -1,15 +1,36 @@
+//! Rows before training: what was uploaded is fetched, and held-out rows are looked at.
+//!
 //! Held-out rows are looked at before training, so that a file that changed is refused at once and not after an hour.
 //!
 //! Footers only. The training rows need no look: their reader compares every file as it opens it, from the first row
 //! on, and all readers compare again while they read.
 
+use std::{collections::BTreeMap, path::PathBuf};
+
+use anyhow::Context as _;
 use graftwork_dataset::{Access, DataError, open};
 use graftwork_shared::{
     assignment::{Assignment, Failure},
     data::SplitManifest,
+    digest::Digest,
+    upload::{self, UploadedFile},
 };
 
-use super::Host;
+use super::{Host, failure};
+
+/// The uploaded files of an assignment, by digest, as files of this machine; each is fetched once and then read as any
+/// local file.
+pub(super) fn uploads<H: Host>(assignment: &Assignment, host: &H) -> Result<BTreeMap<Digest, PathBuf>, Failure> {
+    let splits = [Some(&assignment.train), Some(&assignment.validation), assignment.test.as_ref()];
+    let mut paths = BTreeMap::new();
+    for file in splits.into_iter().flatten().flat_map(|manifest| &manifest.files) {
+        let Some(digest) = upload::digest(&file.location) else { continue };
+        let uploaded = UploadedFile { bytes: file.content.bytes, digest };
+        let path = host.uploaded_file(uploaded).with_context(|| file.location.clone());
+        paths.insert(digest, path.map_err(|error| failure::of_host(&error))?);
+    }
+    Ok(paths)
+}
 
 /// Refuses an assignment whose validation or test files are not those that were planned.
 pub(super) fn check_held_out<H: Host>(assignment: &Assignment, access: &Access, host: &H) -> Result<(), Failure> {

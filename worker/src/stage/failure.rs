@@ -3,6 +3,7 @@
 use graftwork_engine::{CheckpointError, EngineError, InputError, TrainError};
 use graftwork_model::ModelError;
 use graftwork_shared::assignment::{Blame, Failure};
+use graftwork_store::StoreError;
 
 /// The job or its data is at fault.
 pub(super) fn user(error: impl std::fmt::Display) -> Failure {
@@ -14,12 +15,13 @@ pub(super) fn machine(error: impl std::fmt::Display) -> Failure {
     Failure { blame: Blame::Machine, message: error.to_string() }
 }
 
-/// What the host could not do. Models that are damaged or unknown are the job's fault, everything else is the
-/// machine's: blobs and checkpoints depend on other processes.
+/// What the host could not do. Models that are damaged or unknown and uploads that the coordinator lacks are the
+/// job's fault, everything else is the machine's: blobs and checkpoints depend on other processes.
 pub(super) fn of_host(error: &anyhow::Error) -> Failure {
-    let model = error.chain().any(|cause| cause.is::<ModelError>() || cause.is::<EngineError>());
+    let user = error.chain().any(|cause| cause.is::<ModelError>() || cause.is::<EngineError>())
+        || matches!(error.downcast_ref(), Some(StoreError::Upload(_)));
     let message = format!("{error:#}");
-    Failure { blame: if model { Blame::User } else { Blame::Machine }, message }
+    Failure { blame: if user { Blame::User } else { Blame::Machine }, message }
 }
 
 pub(super) fn of_input(error: &InputError) -> Failure {

@@ -14,7 +14,7 @@ mod score;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use graftwork_dataset::Access;
 use graftwork_engine::{Course, Device, TextEncoder, Trainer, Trunk};
@@ -22,6 +22,7 @@ use graftwork_shared::{
     assignment::{Assignment, Evaluation, Failure, StageResult},
     digest::Digest,
     event::StepReport,
+    upload::UploadedFile,
 };
 
 use crate::computer::numeric_class;
@@ -36,6 +37,9 @@ pub(crate) trait Host {
 
     /// A blob's bytes.
     fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>>;
+
+    /// An uploaded file as a file of this machine, fetched once.
+    fn uploaded_file(&self, file: UploadedFile) -> anyhow::Result<PathBuf>;
 
     /// Stores a blob durably.
     fn put_blob(&self, bytes: Vec<u8>) -> anyhow::Result<Digest>;
@@ -80,6 +84,7 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, host: &H) -> Result<St
     let mut meter = Meter::start();
     let recipe = &assignment.recipe;
     let access = Access::from_environment(assignment.credentials.as_deref()).map_err(|error| failure::user(&error))?;
+    let access = access.with_uploads(data::uploads(assignment, host)?);
     let trunk = host.trunk(&assignment.base_model, recipe.base_model).map_err(|error| failure::of_host(&error))?;
     let description = trunk.description();
     let encoder = TextEncoder::open(trunk.tokenizer(), recipe.training.max_length, description.type_vocab_size)

@@ -16,7 +16,7 @@ use graftwork_scheduler::Plan;
 use graftwork_shared::{
     assignment::{Failure, StageResult},
     diagnostic::Diagnostic,
-    job::Job,
+    job::{Job, Spans},
     recipe::NumericClass,
 };
 
@@ -26,7 +26,7 @@ use super::{BlobStore, Listen, Options, Planner, Publication, Publisher, Running
 pub(super) struct Stages(Vec<graftwork_scheduler::PlannedStage>);
 
 impl Planner for Stages {
-    fn plan(&self, job: Job, _: BlobStore) -> BoxFuture<'_, Result<Plan, Vec<Diagnostic>>> {
+    fn plan(&self, job: Job, _: Spans, _: BlobStore) -> BoxFuture<'_, Result<Plan, Vec<Diagnostic>>> {
         let problems = || vec![Diagnostic::error("a", "first"), Diagnostic::error("b", "second").help("mend it")];
         let plan = Plan { digest: job.digest(), stages: self.0.clone(), ..fixture::plan("x", Vec::new()) };
         let wrong = job.name == "wrong";

@@ -36,7 +36,7 @@ pub(super) async fn connect(running: &Running) -> Channel {
 }
 
 pub(super) async fn submit(channel: &Channel, job: &Job) -> Result<(JobId, bool), Status> {
-    let request = v1::SubmitRequest { job: to_document(job), trace: "trace".to_owned() };
+    let request = v1::SubmitRequest { job: to_document(job), trace: "trace".to_owned(), spans: String::new() };
     let reply = JobsClient::new(channel.clone()).submit(request).await?.into_inner();
     Ok((reply.job.parse().unwrap(), reply.attached))
 }

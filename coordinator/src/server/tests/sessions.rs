@@ -247,7 +247,7 @@ async fn problems_of_a_job_come_all_at_once() {
     let problems: Vec<Diagnostic> = serde_json::from_slice(status.details()).unwrap();
     assert_eq!(problems.iter().map(|problem| problem.code.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     let mut client = JobsClient::new(channel);
-    let malformed = v1::SubmitRequest { job: "{\"name\": 3}".to_owned(), trace: String::new() };
+    let malformed = v1::SubmitRequest { job: "{\"name\": 3}".to_owned(), trace: String::new(), spans: String::new() };
     assert!(client.submit(malformed).await.unwrap_err().message().starts_with("job: "));
     let unknown = v1::JobRequest { job: "0123456789abcdef".to_owned() };
     assert_eq!(client.explain(unknown.clone()).await.unwrap_err().code(), Code::NotFound);

@@ -163,6 +163,31 @@ fn only_the_columns_needed_are_fetched() {
     assert!(reader.bytes_read() < (64 << 10) + size / 4, "{} of {size}", reader.bytes_read());
 }
 
+#[test]
+fn an_uploaded_file_is_read_wherever_it_lies_and_known_by_its_digest() {
+    let folder = Folder::new();
+    let path = folder.shard("a.parquet", 0, 30, 10);
+    let digest = graftwork_shared::digest::Digest::of(&std::fs::read(&path).unwrap());
+    let location = graftwork_shared::upload::location(digest, "rows of the task.parquet");
+    let open = |access: &Access| folder.runtime.block_on(crate::open(&vec![location.clone()], access));
+    let error = open(&Access::anonymous()).unwrap_err().to_string();
+    assert!(error.contains("rows of the task.parquet") && error.contains("submit the job again"), "{error}");
+    let mut identities = Vec::new();
+    for place in ["first", "second"] {
+        // Other machines keep it at other places and times.
+        let copy = folder.path(place);
+        std::fs::copy(&path, &copy).unwrap();
+        let access = Access::anonymous().with_uploads([(digest, copy)].into());
+        let files = open(&access).unwrap();
+        let manifest = folder.runtime.block_on(select(&files, None, None, &access)).unwrap();
+        let reader = crate::RowReader::start(folder.runtime.handle(), request(manifest, SHUFFLED), access);
+        assert_eq!(reader.map(Result::unwrap).count(), 30);
+        identities.push(files[0].identity.clone());
+    }
+    assert_eq!(identities[0], identities[1]);
+    assert_eq!((&identities[0].location, identities[0].version.as_str()), (&location, digest.to_string().as_str()));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 

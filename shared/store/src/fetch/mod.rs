@@ -10,8 +10,12 @@
 mod object;
 mod partial;
 mod repository;
+mod uploaded;
 
 use std::path::{Path, PathBuf};
+
+use graftwork_shared::upload;
+pub use uploaded::{NoUploads, Uploads, fetch_uploaded_file};
 
 use crate::StoreError;
 
@@ -70,7 +74,8 @@ impl Wanted {
 }
 
 /// The folder of a base model: a local folder as it is; `hf://organisation/name@revision` and object-store addresses
-/// (`s3://`, `gs://`, `http(s)://`) through `cache`. `credentials_env` names the environment variable with the token.
+/// (`s3://`, `gs://`, `http(s)://`) through `cache`, as is what was uploaded (`blob://`), which `uploads` gives.
+/// `credentials_env` names the environment variable with the token.
 ///
 /// # Errors
 /// A location that cannot be read, a server's refusal, or bytes that are not what was announced; nothing of an
@@ -79,26 +84,71 @@ pub async fn fetch_base_model(
     location: &str,
     credentials_env: Option<&str>,
     cache: &Path,
+    uploads: &dyn Uploads,
 ) -> Result<PathBuf, StoreError> {
-    fetch(location, credentials_env, cache, Wanted::Model).await
+    fetch(location, credentials_env, cache, uploads, Wanted::Model).await
 }
 
 /// The folder of an adapter in AdapterHub's layout: a local folder or a release of our hub folder as it is (links
-/// resolved, so that a later release does not change it under the reader); `hf://organisation/name@revision` through
-/// `cache`.
+/// resolved, so that a later release does not change it under the reader); `hf://organisation/name@revision` and
+/// what was uploaded through `cache`.
 ///
 /// # Errors
 /// As [`fetch_base_model`].
-pub async fn fetch_adapter(location: &str, credentials_env: Option<&str>, cache: &Path) -> Result<PathBuf, StoreError> {
-    fetch(location, credentials_env, cache, Wanted::Adapter).await
+pub async fn fetch_adapter(
+    location: &str,
+    credentials_env: Option<&str>,
+    cache: &Path,
+    uploads: &dyn Uploads,
+) -> Result<PathBuf, StoreError> {
+    fetch(location, credentials_env, cache, uploads, Wanted::Adapter).await
+}
+
+/// The files of a local base model that this program reads, by their paths inside its folder.
+///
+/// # Errors
+/// No folder, or one that holds no base model.
+pub fn base_model_files(folder: &str) -> Result<Vec<(String, PathBuf)>, StoreError> {
+    files_of(&local_folder(folder, Wanted::Model)?, Wanted::Model)
+}
+
+/// The files of a local adapter in AdapterHub's layout, by their paths inside its folder.
+///
+/// # Errors
+/// No folder, or one that holds no adapter.
+pub fn adapter_files(folder: &str) -> Result<Vec<(String, PathBuf)>, StoreError> {
+    files_of(&local_folder(folder, Wanted::Adapter)?, Wanted::Adapter)
+}
+
+/// In the order of their paths, so that equal folders give equal lists.
+fn files_of(folder: &Path, wanted: Wanted) -> Result<Vec<(String, PathBuf)>, StoreError> {
+    let mut files = Vec::new();
+    let mut open = vec![folder.to_owned()];
+    while let Some(next) = open.pop() {
+        for entry in std::fs::read_dir(&next).map_err(StoreError::file(&next))? {
+            let path = entry.map_err(StoreError::file(&next))?.path();
+            let inside = path.strip_prefix(folder).ok().and_then(Path::to_str).map(str::to_owned);
+            match inside {
+                Some(inside) if path.is_file() && wanted.takes(&inside) => files.push((inside, path)),
+                Some(_) if wanted == Wanted::Adapter && path.is_dir() && !path.is_symlink() => open.push(path),
+                _ => {}
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 async fn fetch(
     location: &str,
     credentials_env: Option<&str>,
     cache: &Path,
+    uploads: &dyn Uploads,
     wanted: Wanted,
 ) -> Result<PathBuf, StoreError> {
+    if let Some(digest) = upload::digest(location) {
+        return uploaded::fetch(location, digest, cache, uploads, wanted).await;
+    }
     if let Some(rest) = location.strip_prefix("hf://") {
         let source = repository::Address::parse(location, rest)?;
         return repository::fetch(&source, token(credentials_env)?.as_deref(), cache, wanted).await;

@@ -218,7 +218,9 @@ impl<'a> Server<'a> {
 }
 
 /// Tries again what the network may have broken, each time after a longer pause.
-async fn retry<T, F: Future<Output = Result<T, StoreError>>>(mut act: impl FnMut() -> F) -> Result<T, StoreError> {
+pub(super) async fn retry<T, F: Future<Output = Result<T, StoreError>>>(
+    mut act: impl FnMut() -> F,
+) -> Result<T, StoreError> {
     let mut pause = Duration::from_millis(200);
     let mut left = TRIES;
     loop {
