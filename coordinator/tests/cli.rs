@@ -2,82 +2,66 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
 
-use std::{
-    io::{BufRead as _, BufReader},
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    process::{Command, Output, Stdio},
-};
+use std::{os::unix::fs::PermissionsExt as _, process::Command};
 
-#[path = "../src/fixture.rs"]
-#[expect(dead_code, reason = "the planner's tests use more of it")]
-mod fixture;
+mod told;
 
-use fixture::{TASK, World};
+use graftwork_shared::digest::Digest;
+use told::{Coordinator, TASK, World, graftwork, told, write_job};
 
-fn graftwork(folder: &Path, arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_graftwork"));
-    command.current_dir(folder).args(arguments).stdin(Stdio::null());
-    command.env_remove("GRAFTWORK_COORDINATOR").env_remove("GRAFTWORK_LOG").env("COLUMNS", "100");
-    command.output().unwrap()
-}
-
-/// Exit code, stdout and stderr, with the world's own folder written as WORLD.
-fn told(world: &World, arguments: &[&str]) -> String {
-    let output = graftwork(&world.path(""), arguments);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let folder = world.path("").display().to_string();
-    let canonical = world.path("").canonicalize().unwrap().display().to_string();
-    format!(
-        "exit {}\n--- stdout\n{}--- stderr\n{}",
-        output.status.code().unwrap(),
-        text(&output.stdout),
-        text(&output.stderr)
-    )
-    .replace(&format!("{canonical}/"), "WORLD/")
-    .replace(&folder, "WORLD/")
-}
-
-fn write_job(world: &World, name: &str, tasks: &str) {
-    std::fs::write(world.path(name), world.parse(tasks).0).unwrap();
+/// Job ids depend on the world's own folder.
+fn without_ids(text: &str) -> String {
+    let is_id = |word: &str| word.len() == 16 && word.bytes().all(|b| b.is_ascii_hexdigit());
+    let word = |c: char| !c.is_ascii_alphanumeric();
+    let mut ids: Vec<&str> = text.split(word).filter(|word| is_id(word)).collect();
+    ids.dedup();
+    ids.iter().fold(text.to_owned(), |text, id| text.replace(id, "JOB"))
 }
 
 #[test]
 fn help_names_every_verb() {
     let world = World::new();
-    let help = told(&world, &["--help"]);
-    assert!(help.starts_with("exit 0\n"), "{help}");
-    for verb in ["plan", "run", "submit", "watch", "report", "verify", "coordinator", "import", "doctor"] {
-        assert!(help.contains(&format!("  {verb} ")), "{verb} is missing in\n{help}");
-        let own = told(&world, &[verb, "--help"]);
-        assert!(own.starts_with("exit 0\n") && own.contains("Usage:"), "{own}");
+    insta::assert_snapshot!("help", told(&world, &["--help"]));
+    let verbs = [
+        "plan",
+        "run",
+        "submit",
+        "status",
+        "watch",
+        "logs",
+        "explain",
+        "cancel",
+        "report",
+        "import",
+        "coordinator",
+        "verify",
+        "schema",
+        "doctor",
+        "completions",
+    ];
+    for verb in verbs {
+        insta::assert_snapshot!(format!("help_{verb}"), told(&world, &[verb, "--help"]));
     }
 }
 
 #[test]
 fn a_misspelt_verb_or_flag_is_the_users_input() {
     let world = World::new();
-    assert!(told(&world, &["plam"]).starts_with("exit 1\n"));
-    assert!(told(&world, &["plan", "--outptu", "json", "x"]).starts_with("exit 1\n"));
+    insta::assert_snapshot!("misspelt_verb", told(&world, &["plam"]));
+    insta::assert_snapshot!("misspelt_flag", told(&world, &["plan", "--outptu", "json", "x"]));
     assert!(told(&world, &["--version"]).starts_with("exit 0\n"));
 }
 
 #[test]
 fn a_job_file_that_is_not_there_is_said_plainly() {
     let world = World::new();
-    let said = told(&world, &["plan", "nowhere.toml"]);
-    assert!(said.starts_with("exit 1\n") && said.contains("nowhere.toml: "), "{said}");
+    insta::assert_snapshot!("no_job_file", told(&world, &["plan", "nowhere.toml"]));
 }
 
 #[test]
-fn problems_of_the_file_and_of_the_data_are_placed_in_the_file() {
+fn problems_are_a_json_document_on_request() {
     let world = World::new();
-    write_job(&world, "misspelt.toml", &format!("{TASK}lable = \"label\"\n"));
-    let said = told(&world, &["plan", "misspelt.toml"]);
-    assert!(said.starts_with("exit 1\n") && said.contains("misspelt.toml") && said.contains("label"), "{said}");
     write_job(&world, "column.toml", &format!("{TASK}label = \"lable\"\n"));
-    let said = told(&world, &["plan", "column.toml"]);
-    assert!(said.starts_with("exit 1\n") && said.contains("column.toml") && said.contains("lable"), "{said}");
     let json = graftwork(&world.path(""), &["plan", "column.toml", "--output", "json"]);
     assert_eq!(json.status.code(), Some(1));
     let problems: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
@@ -87,13 +71,8 @@ fn problems_of_the_file_and_of_the_data_are_placed_in_the_file() {
 #[test]
 fn a_sound_job_is_planned_on_stdout() {
     let world = World::new();
-    write_job(&world, "job.toml", TASK);
-    let output = graftwork(&world.path(""), &["plan", "job.toml"]);
-    let table = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    for part in ["mood", "seq_bn, reduction factor 2", "166", "estimate"] {
-        assert!(table.contains(part), "{part} is missing in\n{table}");
-    }
+    write_job(&world, "job.toml", &format!("{TASK}[resources]\nthreads = 1\n"));
+    insta::assert_snapshot!("plan", without_ids(&told(&world, &["plan", "job.toml"])));
     let json = graftwork(&world.path(""), &["plan", "job.toml", "--output", "json"]);
     let plan: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     assert_eq!(plan["plan"]["stages"][0]["total_steps"], 4);
@@ -103,22 +82,23 @@ fn a_sound_job_is_planned_on_stdout() {
 #[test]
 fn jobs_that_nobody_knows_are_the_users_input() {
     let world = World::new();
-    let said = told(&world, &["status"]);
-    assert!(said.starts_with("exit 0\n") && said.contains("no jobs"), "{said}");
-    for arguments in [["report", "0123456789abcdef"], ["report", "mood"], ["cancel", "0123456789abcdef"]] {
-        let said = told(&world, &arguments);
-        assert!(said.starts_with("exit 1\n") && said.contains(arguments[1]), "{said}");
+    insta::assert_snapshot!("status_without_jobs", told(&world, &["status"]));
+    let id = "0123456789abcdef";
+    for verb in ["report", "explain", "cancel", "watch", "logs"] {
+        insta::assert_snapshot!(format!("unknown_job_{verb}"), told(&world, &[verb, id]));
     }
+    insta::assert_snapshot!("no_job_id", told(&world, &["report", "mood"]));
 }
 
 #[test]
 fn a_coordinator_that_is_not_there_is_named() {
     let world = World::new();
     write_job(&world, "job.toml", TASK);
-    let said = told(&world, &["submit", "job.toml"]);
-    assert!(said.starts_with("exit 1\n") && said.contains("GRAFTWORK_COORDINATOR"), "{said}");
-    let told = told(&world, &["submit", "job.toml", "--coordinator", "http://127.0.0.1:9"]);
-    assert!(told.starts_with("exit 1\n") && told.contains("no coordinator answers at http://127.0.0.1:9"), "{told}");
+    insta::assert_snapshot!("no_coordinator_named", told(&world, &["submit", "job.toml"]));
+    let nobody = told(&world, &["submit", "job.toml", "--coordinator", "http://127.0.0.1:9"]);
+    insta::assert_snapshot!("no_coordinator_answers", nobody);
+    let wrong = told(&world, &["submit", "job.toml", "--coordinator", "carrier pigeon"]);
+    insta::assert_snapshot!("no_coordinator_address", wrong);
 }
 
 #[test]
@@ -126,10 +106,20 @@ fn a_port_in_use_or_open_to_the_network_is_refused() {
     let world = World::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let said = told(&world, &["coordinator", "--listen", &address]);
-    assert!(said.starts_with("exit 1\n") && said.contains(&format!("cannot listen on {address}")), "{said}");
+    let said = told(&world, &["coordinator", "--listen", &address]).replace(&address, "127.0.0.1:PORT");
+    insta::assert_snapshot!("port_in_use", without_times(&said));
     let said = told(&world, &["coordinator", "--listen", "0.0.0.0:7070"]);
-    assert!(said.starts_with("exit 1\n") && said.contains("0.0.0.0:7070"), "{said}");
+    insta::assert_snapshot!("open_to_the_network", without_times(&said));
+}
+
+/// Log lines begin with the time.
+fn without_times(text: &str) -> String {
+    let is_time = |word: &str| word.starts_with("20") && word.ends_with('Z');
+    let line = |line: &str| match line.split_once(' ') {
+        Some((first, rest)) if is_time(first) => format!("TIME {}\n", rest.trim_start()),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
 }
 
 /// A folder with this program and something in the worker's place.
@@ -151,12 +141,15 @@ fn installed(folder: &tempfile::TempDir, arguments: &[&str]) -> (Option<i32>, St
 
 #[test]
 fn a_worker_program_that_is_absent_or_of_another_version_is_refused() {
-    let (code, said) = installed(&installation(None), &["predict", "--text", "x"]);
-    assert!(code == Some(2) && said.contains("must lie beside graftwork"), "{said}");
+    let none = installation(None);
+    let (code, said) = installed(&none, &["predict", "--text", "x"]);
+    assert_eq!(code, Some(2));
+    insta::assert_snapshot!("no_worker_program", said.replace(&none.path().display().to_string(), "INSTALLATION"));
     let other = installation(Some("#!/bin/sh\necho graftwork-worker 99.0.0\n"));
     let (code, said) = installed(&other, &["worker", "--coordinator", "http://127.0.0.1:9"]);
-    assert!(code == Some(2) && said.contains("99.0.0"), "{said}");
-    assert!(said.contains("install both programs of one version"), "{said}");
+    assert_eq!(code, Some(2));
+    let said = said.replace(&other.path().display().to_string(), "INSTALLATION");
+    insta::assert_snapshot!("worker_of_another_version", said);
 }
 
 #[test]
@@ -184,40 +177,107 @@ fn an_import_says_what_it_did_and_what_it_cannot_do() {
     let world = World::new();
     std::fs::write(world.path("x.csv"), "text,label\na,0\nb,1\nc,0\nd,1\n").unwrap();
     let done = told(&world, &["import", "x.csv", "--to", "out", "--validation", "0", "--test", "0"]);
-    assert!(done.starts_with("exit 0\n") && done.contains("4 records"), "{done}");
-    let refused = told(&world, &["import", "absent.csv", "--to", "other"]);
-    assert!(refused.starts_with("exit 1\n") && refused.contains("absent.csv"), "{refused}");
+    insta::assert_snapshot!("import", done);
+    insta::assert_snapshot!("import_of_nothing", told(&world, &["import", "absent.csv", "--to", "other"]));
 }
 
 #[test]
 fn a_job_without_workers_waits_is_explained_and_can_be_cancelled() {
     let world = World::new();
     write_job(&world, "job.toml", TASK);
-    let socket = format!("unix://{}", world.path("door/socket").display());
-    let mut coordinator = Command::new(env!("CARGO_BIN_EXE_graftwork"))
-        .current_dir(world.path(""))
-        .args(["coordinator", "--listen", &socket, "--state", "state"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = BufReader::new(coordinator.stderr.take().unwrap()).lines().map_while(Result::ok);
-    said.find(|line| line.contains("listens on")).expect("it says where it listens");
-    // What it says later must not fill the pipe.
-    let rest = std::thread::spawn(move || said.count());
+    let coordinator = Coordinator::start(&world);
     let ask = |arguments: &[&str]| {
-        let output = graftwork(&world.path(""), &[arguments, &["--coordinator", &socket]].concat());
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        text
+        let said = told(&world, &[arguments, &["--coordinator", &coordinator.address]].concat());
+        without_ids(&said)
     };
-    let job = ask(&["submit", "job.toml"]).trim().to_owned();
-    assert_eq!(ask(&["submit", "job.toml"]).trim(), job, "the same file is the same job");
-    assert!(ask(&["status"]).contains(&job));
-    assert!(ask(&["explain", &job]).contains("no worker is connected"));
-    ask(&["cancel", &job]);
-    assert!(ask(&["report", &job]).contains("cancelled"));
-    let pid = rustix::process::Pid::from_child(&coordinator);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(coordinator.wait().unwrap().code(), Some(0));
-    drop(rest.join());
+    let first = told(&world, &["submit", "job.toml", "--coordinator", &coordinator.address]);
+    let job = first.lines().nth(2).unwrap().to_owned();
+    insta::assert_snapshot!("submit", without_ids(&first));
+    insta::assert_snapshot!("submit_again", ask(&["submit", "job.toml"]));
+    insta::assert_snapshot!("status_of_a_waiting_job", ask(&["status"]));
+    insta::assert_snapshot!("explain", ask(&["explain", &job]));
+    insta::assert_snapshot!("cancel", ask(&["cancel", &job]));
+    insta::assert_snapshot!("report_of_a_cancelled_job", without_seconds(&ask(&["report", &job])));
+    insta::assert_snapshot!("watch_of_an_ended_job", ask(&["watch", &job]));
+    assert_eq!(coordinator.stop(), Some(0));
+}
+
+/// How long it took is the machine's.
+fn without_seconds(text: &str) -> String {
+    let line = |line: &str| match line.strip_suffix(" from submission to end").and_then(|line| line.rsplit_once(", ")) {
+        Some((usage, _)) => format!("{usage}, TIME from submission to end\n"),
+        None => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+#[test]
+fn a_job_over_a_shared_root_uploads_nothing() {
+    let world = World::new();
+    write_job(&world, "job.toml", TASK);
+    let coordinator = Coordinator::start(&world);
+    let submit = |root: &str| {
+        let said = told(&world, &["submit", "job.toml", "--coordinator", &coordinator.address, "--shared-root", root]);
+        without_ids(&said)
+    };
+    insta::assert_snapshot!("submit_over_a_shared_root", submit("."));
+    insta::assert_snapshot!("no_shared_root", submit("nowhere"));
+}
+
+#[test]
+fn what_a_coordinator_finds_wrong_is_placed_in_the_users_file() {
+    let world = World::new();
+    let coordinator = Coordinator::start(&world);
+    let submit = |tasks: &str| {
+        write_job(&world, "job.toml", tasks);
+        told(&world, &["submit", "job.toml", "--coordinator", &coordinator.address])
+    };
+    insta::assert_snapshot!("submit_of_a_missing_column", submit(&format!("{TASK}label = \"lable\"\n")));
+    insta::assert_snapshot!("submit_of_missing_files", submit(&TASK.replace("train.parquet", "trian.parquet")));
+    let bytes = std::fs::read(world.path("test.parquet")).unwrap();
+    std::fs::write(world.path("test.parquet"), &bytes[..100]).unwrap();
+    insta::assert_snapshot!("submit_of_a_truncated_file", submit(TASK));
+}
+
+#[test]
+fn an_upload_that_was_damaged_in_the_store_is_refused_and_goes_again() {
+    let world = World::new();
+    write_job(&world, "job.toml", TASK);
+    let coordinator = Coordinator::start(&world);
+    let submit = || told(&world, &["submit", "job.toml", "--coordinator", &coordinator.address]);
+    assert!(submit().starts_with("exit 0\n"));
+    let rows = Digest::of(&std::fs::read(world.path("train.parquet")).unwrap()).to_string();
+    let blob = world.path("state/blobs").join(&rows[..2]).join(&rows);
+    let bytes = std::fs::read(&blob).unwrap();
+    std::fs::write(&blob, &bytes[..bytes.len() / 2]).unwrap();
+    // Another job over the same rows.
+    write_job(&world, "job.toml", &format!("{TASK}[tasks.mood.training]\nseed = 3\n"));
+    let refused = submit();
+    assert!(refused.starts_with("exit 1\n") && refused.contains("is damaged"), "{refused}");
+    assert!(refused.contains("submit the job again: it uploads what is missing"), "{refused}");
+    let again = submit();
+    assert!(again.starts_with("exit 0\n") && again.contains("uploaded 1 file,"), "{again}");
+}
+
+#[test]
+fn a_log_is_followed_until_its_job_ends() {
+    let world = World::new();
+    let folder = world.path("jobs/0123456789abcdef");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("workers.log"), "first\n").unwrap();
+    let lock = std::fs::File::create(folder.join("lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let follow = std::thread::scope(|scope| {
+        let follow = scope.spawn(|| told(&world, &["logs", "0123456789abcdef", "--state", "jobs", "--follow"]));
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        let mut log = std::fs::File::options().append(true).open(folder.join("workers.log")).unwrap();
+        std::io::Write::write_all(&mut log, b"second\n").unwrap();
+        assert!(!follow.is_finished(), "the job is led by somebody");
+        std::fs::write(folder.join("report.json"), "{}").unwrap();
+        drop(lock);
+        follow.join().unwrap()
+    });
+    assert_eq!(follow, "exit 0\n--- stdout\nfirst\nsecond\n--- stderr\n");
+    let once = told(&world, &["logs", "0123456789abcdef", "--state", "jobs"]);
+    assert_eq!(once, follow);
 }

@@ -190,6 +190,21 @@ impl FormatError {
 }
 
 impl ModelError {
+    /// How to mend it, where the message does not say so itself.
+    pub fn help(&self) -> Option<&'static str> {
+        match self {
+            Self::Format { source: FormatError::Dtype { .. }, .. } => {
+                Some("save the weights in a type that is allowed")
+            }
+            Self::Format { .. } | Self::Json { .. } => Some("copy or download the file again"),
+            Self::MissingTensor { .. } | Self::UnknownTensor { .. } | Self::Shape { .. } => {
+                Some("copy or download the whole folder again: configuration and weights must be of one model")
+            }
+            Self::Value { key, .. } if key == "model_type" => Some("use a base model of one of these architectures"),
+            _ => None,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
