@@ -19,15 +19,32 @@ struct Elsewhere {
 impl Elsewhere {
     fn new() -> Result<Self> {
         let mut elsewhere = Self { folder: tempfile::tempdir()?, processes: Vec::new() };
-        let address = elsewhere.address();
-        let mut coordinator = elsewhere.start(&["coordinator", "--listen", &address, "--state", "state"])?;
+        elsewhere.start_coordinator()?;
+        Ok(elsewhere)
+    }
+
+    fn start_coordinator(&mut self) -> Result<()> {
+        let address = self.address();
+        let mut command = Command::new(program());
+        command.current_dir(self.path()).args(["coordinator", "--listen", &address, "--state", "state"]);
+        command.env("XDG_CACHE_HOME", self.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut coordinator = command.spawn()?;
         let lines = BufReader::new(coordinator.stderr.take().context("stderr is piped")?).lines();
-        elsewhere.processes.push(coordinator);
+        self.processes.push(coordinator);
         let mut lines = lines.map_while(Result::ok);
         lines.find(|line| line.contains("listens on")).context("the coordinator says where it listens")?;
         // What it says later must not fill the pipe.
         std::thread::spawn(move || lines.count());
-        Ok(elsewhere)
+        Ok(())
+    }
+
+    /// kill -9 of everything.
+    fn kill(&mut self) {
+        for mut process in self.processes.drain(..) {
+            // One that has ended already is reaped all the same.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 
     fn path(&self) -> &Path {
@@ -36,12 +53,6 @@ impl Elsewhere {
 
     fn address(&self) -> String {
         format!("unix://{}", self.path().join("door/socket").display())
-    }
-
-    fn start(&self, arguments: &[&str]) -> Result<Child> {
-        let mut command = Command::new(program());
-        command.current_dir(self.path()).args(arguments).env("XDG_CACHE_HOME", self.path().join("cache"));
-        Ok(command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?)
     }
 
     fn start_worker(&mut self) -> Result<()> {
@@ -71,11 +82,7 @@ impl Elsewhere {
 
 impl Drop for Elsewhere {
     fn drop(&mut self) {
-        for process in &mut self.processes {
-            // One that has ended already is reaped all the same.
-            let _ = process.kill();
-            let _ = process.wait();
-        }
+        self.kill();
     }
 }
 
@@ -99,6 +106,9 @@ fn a_job_trains_from_its_uploads_alone_to_the_bytes_of_a_local_run() -> Result<(
     for folder in ["data", "base"] {
         std::fs::remove_dir_all(world.path().join(folder))?;
     }
+    // What was uploaded is kept with the job over kill -9.
+    elsewhere.kill();
+    elsewhere.start_coordinator()?;
     elsewhere.start_worker()?;
     elsewhere.ask(&world, &["watch", &job], 0)?;
 
