@@ -14,7 +14,7 @@ use graftwork_shared::{
     recipe::{Method, trained_slot},
 };
 
-use super::{Machine, Planned, Planning, plan_with_spans};
+use super::{Estimate, Machine, Planned, Planning, estimate, plan_with_spans, problems::Problems};
 use crate::fixture::{TASK, World};
 
 async fn plan(world: &World, tasks: &str) -> Result<Planned, Vec<Diagnostic>> {
@@ -234,6 +234,11 @@ async fn all_problems_come_at_once_in_the_order_of_the_file() {
     assert!(starts.is_sorted(), "{starts:?}");
 }
 
+/// Message and help of the only problem at a place of the job file.
+fn told(problem: &Diagnostic) -> String {
+    format!("{problem}\nhelp: {}", problem.help.as_deref().unwrap_or("none"))
+}
+
 #[tokio::test]
 async fn too_little_memory_is_told_with_both_numbers() {
     let world = World::new();
@@ -241,8 +246,32 @@ async fn too_little_memory_is_told_with_both_numbers() {
     let machine = Machine { memory_bytes: 1 << 20, threads: 1, workers: 1, state: world.path("state") };
     let planning = Planning { cache: world.path("cache"), machine: Some(machine), uploads: None };
     let problems = plan_with_spans(job, spans, planning).await.unwrap_err();
-    assert_eq!(problems[0].code, "memory");
-    assert!(problems[0].message.contains("but 1 MiB are free"), "{}", problems[0].message);
+    insta::assert_snapshot!(told(&problems[0]), @r"
+    training is expected to need 401 MiB of memory, but 1 MiB are free [memory]
+    help: use a smaller batch_size or max_length, fewer threads, or a machine with more memory
+    ");
+}
+
+#[test]
+fn too_little_disk_is_told_for_the_state_and_for_the_hub() {
+    let world = World::new();
+    let (_, job, spans) = world.job(TASK);
+    let problems = Problems::new(&spans);
+    let machine = Machine { memory_bytes: 1 << 40, threads: 1, workers: 1, state: world.path("") };
+    let estimate = Estimate { disk_bytes: 1 << 60, ..Estimate::default() };
+    estimate::check_machine(&estimate, &machine, &job, &problems);
+    let free = |text: String| {
+        let (before, after) = text.split_once("but ").unwrap();
+        format!("{before}but FREE{}", after.trim_start_matches(|c: char| c.is_ascii_digit()))
+    };
+    let told: Vec<String> = problems.into_list().iter().map(|problem| free(told(problem))).collect();
+    let told = told.join("\n").replace(&world.path("").display().to_string(), "WORLD/");
+    insta::assert_snapshot!(told, @r"
+    training is expected to need 1099511627776 MiB of disk, but FREE MiB are free in WORLD/hub [disk]
+    help: free some space, or use another folder
+    training is expected to need 1099511627776 MiB of disk, but FREE MiB are free in WORLD/ [disk]
+    help: free some space, or use another folder
+    ");
 }
 
 #[tokio::test]
