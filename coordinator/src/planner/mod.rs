@@ -20,7 +20,7 @@ mod tests;
 use std::path::PathBuf;
 
 pub(crate) use door::{PlannerDoor, plan_with_spans};
-pub(crate) use estimate::{Estimate, Machine};
+pub(crate) use estimate::{Estimate, Machine, OPERATIONS_PER_SECOND};
 use futures::future::join_all;
 use graftwork_model::BaseModel;
 use graftwork_scheduler::Plan;
