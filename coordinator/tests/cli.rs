@@ -85,6 +85,18 @@ fn problems_of_the_file_and_of_the_data_are_placed_in_the_file() {
 }
 
 #[test]
+fn problems_of_the_file_and_of_the_data_come_at_once() {
+    let world = World::new();
+    let other = "[tasks.other]\ntrain = \"nowhere.parquet\"\nvalidation = \"validation.parquet\"\n";
+    write_job(&world, "both.toml", &format!("{TASK}lable = \"label\"\n{other}"));
+    for verb in ["plan", "run"] {
+        let said = told(&world, &[verb, "both.toml"]);
+        assert!(said.starts_with("exit 1\n"), "{said}");
+        assert!(said.contains("did you mean `label`?") && said.contains("nowhere.parquet does not exist"), "{said}");
+    }
+}
+
+#[test]
 fn a_sound_job_is_planned_on_stdout() {
     let world = World::new();
     write_job(&world, "job.toml", TASK);
@@ -126,10 +138,13 @@ fn a_port_in_use_or_open_to_the_network_is_refused() {
     let world = World::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let said = told(&world, &["coordinator", "--listen", &address]);
+    // Any variable with a value holds a token for this test.
+    let said = told(&world, &["coordinator", "--listen", &address, "--token-env", "PATH"]);
     assert!(said.starts_with("exit 1\n") && said.contains(&format!("cannot listen on {address}")), "{said}");
     let said = told(&world, &["coordinator", "--listen", "0.0.0.0:7070"]);
     assert!(said.starts_with("exit 1\n") && said.contains("0.0.0.0:7070"), "{said}");
+    let said = told(&world, &["coordinator", "--listen", "127.0.0.1:0"]);
+    assert!(said.starts_with("exit 1\n") && said.contains("--token-env"), "{said}");
 }
 
 /// A folder with this program and something in the worker's place.

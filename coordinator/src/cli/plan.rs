@@ -12,7 +12,7 @@ use graftwork_shared::{
 
 use super::{DONE, Failure, INPUT, cache_folder, print};
 use crate::{
-    planner::{Machine, OPERATIONS_PER_SECOND, Planned, Planning, plan_with_spans},
+    planner::{Machine, OPERATIONS_PER_SECOND, Planned, Planning, check_draft, plan_with_spans},
     progress::duration,
     report::{METHOD_WIDTH, STYLE, bytes},
     run,
@@ -69,6 +69,19 @@ pub(crate) struct Refused {
     pub(crate) problems: Vec<Diagnostic>,
 }
 
+impl Refused {
+    /// Adds what is wrong with the data that the file's own errors do not concern, so that all problems come at once.
+    pub(crate) async fn with_data_problems(mut self, path: &Path) -> Result<Self, Failure> {
+        let absolute = std::path::absolute(path)?;
+        let parsed = graftwork_shared::job::parse(&self.text, absolute.parent().unwrap_or(Path::new("/")));
+        if let Some(draft) = parsed.draft {
+            self.problems.extend(check_draft(&draft, &parsed.spans, &self.problems, &cache_folder()).await);
+            self.problems.sort_by_key(|problem| problem.span.as_ref().map(|span| span.start));
+        }
+        Ok(self)
+    }
+}
+
 /// Prints problems to stderr, as a compiler does.
 pub(crate) fn show_problems(text: &str, name: &str, problems: &[Diagnostic]) {
     use std::io::IsTerminal as _;
@@ -90,7 +103,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let file = match JobFile::read(&arguments.file)? {
         Ok(file) => file,
-        Err(Refused { name, text, problems }) => return refuse(&text, &name, &problems),
+        Err(refused) => {
+            let Refused { name, text, problems } = refused.with_data_problems(&arguments.file).await?;
+            return refuse(&text, &name, &problems);
+        }
     };
     let JobFile { name, text, job, spans, warnings } = file;
     let threads = run::threads(&job, None);

@@ -6,6 +6,7 @@
 //! (invariant 5).
 
 mod door;
+mod draft;
 mod estimate;
 mod fusion;
 mod head;
@@ -20,6 +21,7 @@ mod tests;
 use std::path::PathBuf;
 
 pub(crate) use door::{PlannerDoor, plan_with_spans};
+pub(crate) use draft::check_draft;
 pub(crate) use estimate::{Estimate, Machine, OPERATIONS_PER_SECOND};
 use futures::future::join_all;
 use graftwork_model::BaseModel;

@@ -2,7 +2,7 @@
 
 use graftwork_dataset::{Access, DataError, OpenFile};
 use graftwork_shared::{
-    data::{Source, Split, SplitManifest},
+    data::{Columns, Source, Split, SplitManifest, SplitRule, TextColumns},
     diagnostic::Diagnostic,
     head::HeadOutput,
     job::{HeadKind, Task},
@@ -60,19 +60,24 @@ impl Opener<'_> {
     async fn files(&self, source: &Source, key: &str) -> Option<Vec<OpenFile>> {
         let files =
             graftwork_dataset::open(source, self.access).await.map_err(|error| self.fail(key, "data", &error)).ok()?;
-        let columns = graftwork_dataset::check_columns(&files, &self.task.data.columns, self.task.head.kind);
-        if let Err(error) = columns {
-            let (key, code) = match &error {
-                DataError::MissingColumn { role, .. } if role == "text" => ("text", "missing-column"),
-                DataError::MissingColumn { .. } => ("label", "missing-column"),
-                DataError::ColumnType { role, .. } if role == "text" => ("text", "column-type"),
-                DataError::ColumnType { .. } => ("head", "head-does-not-fit"),
-                _ => (key, "data"),
+        let problems = column_problems(&files, &self.task.data.columns, self.task.head.kind);
+        for error in &problems {
+            let (key, code, column) = match error {
+                DataError::MissingColumn { role, column, .. } if role == "text" => ("text", "missing-column", column),
+                DataError::MissingColumn { column, .. } => ("label", "missing-column", column),
+                DataError::ColumnType { role, column, .. } if role == "text" => ("text", "column-type", column),
+                DataError::ColumnType { column, .. } => ("head", "head-does-not-fit", column),
+                other => {
+                    self.fail(key, "data", other);
+                    continue;
+                }
             };
-            self.fail(key, code, &error);
-            return None;
+            // The files of a task mostly lack the same column.
+            let path = format!("tasks.{}.{key}", self.task.name);
+            let message = format!("task {}: {error}", self.task.name);
+            self.problems.add_about(&path, column, Diagnostic::error(code, message));
         }
-        Some(files)
+        problems.is_empty().then_some(files)
     }
 
     async fn optional(&self, source: Option<&Source>, key: &str) -> Option<Option<Vec<OpenFile>>> {
@@ -107,6 +112,10 @@ impl Opener<'_> {
             return Some([Some(train?), Some(validation?), test]);
         };
         let part = |split| Some((rule.clone(), split));
+        let limit = match limit {
+            Some(wanted) => self.limit_behind(train, rule, wanted).await?,
+            None => None,
+        };
         let trained = self.manifest(train, part(Split::Train), limit, "split").await;
         let validated = self.manifest(train, part(Split::Validation), None, "split").await;
         let tested = match (test, rule.test > 0.0) {
@@ -117,10 +126,51 @@ impl Opener<'_> {
         Some([Some(trained?), Some(validated?), tested])
     }
 
+    /// The bound on row numbers below which the rule gives exactly `wanted` rows to training; `None` where it gives no
+    /// more to it in all. A manifest's limit counts rows before the rule, so that a worker can skip what lies behind.
+    async fn limit_behind(&self, files: &[OpenFile], rule: &SplitRule, wanted: u64) -> Option<Option<u64>> {
+        let all: u64 = files.iter().map(|file| file.identity.content.rows()).sum();
+        let (mut below, mut enough) = ((0, 0), (all, self.trained_below(files, rule, all).await?));
+        if enough.1 <= wanted {
+            return Some(None);
+        }
+        // Each row brings one training row or none. A guess along the line through both ends is near where rows are
+        // drawn; every second one halves, for rows that lie group by group.
+        let mut halve = false;
+        while enough.0 - below.0 > 1 {
+            let width = enough.0 - below.0;
+            let share = (wanted - below.1) as f64 / (enough.1 - below.1).max(1) as f64;
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a number of rows")]
+            let step = if halve { width / 2 } else { (share * width as f64) as u64 };
+            let limit = below.0 + step.clamp(1, width - 1);
+            let rows = self.trained_below(files, rule, limit).await?;
+            if rows >= wanted {
+                enough = (limit, rows);
+            } else {
+                below = (limit, rows);
+            }
+            halve = !halve;
+        }
+        Some(Some(enough.0))
+    }
+
+    /// Training rows among the rows whose number is below a limit.
+    async fn trained_below(&self, files: &[OpenFile], rule: &SplitRule, limit: u64) -> Option<u64> {
+        let part = Some((rule.clone(), Split::Train));
+        match graftwork_dataset::select(files, part, Some(limit), self.access).await {
+            Ok(manifest) => Some(manifest.rows),
+            Err(DataError::EmptySplit { .. }) => Some(0),
+            Err(error) => {
+                self.fail("split", "data", &error);
+                None
+            }
+        }
+    }
+
     async fn manifest(
         &self,
         files: &[OpenFile],
-        rule: Option<(graftwork_shared::data::SplitRule, Split)>,
+        rule: Option<(SplitRule, Split)>,
         limit: Option<u64>,
         key: &str,
     ) -> Option<SplitManifest> {
@@ -139,14 +189,17 @@ impl Opener<'_> {
             return self.at_least_two(labels.clone());
         }
         let mut found: Vec<String> = Vec::new();
+        let mut sound = true;
         for (manifest, split) in manifests.iter().zip([Split::Train, Split::Validation, Split::Test]) {
             let Some(manifest) = manifest else { continue };
             let labels = graftwork_dataset::find_labels(manifest, &self.task.data.columns, self.access).await;
-            let labels = labels.map_err(|error| self.fail("label", "label", &error)).ok()?;
-            if let Some(allowed) = &written {
-                self.all_allowed(train, &labels, allowed, split)?;
-            }
-            found.extend(labels);
+            let labels = labels.map_err(|error| self.fail("label", "label", &error)).ok();
+            let allowed = |allowed: &Vec<String>| self.all_allowed(train, labels.as_ref()?, allowed, split);
+            sound &= labels.is_some() && written.as_ref().is_none_or(|written| allowed(written).is_some());
+            found.extend(labels.into_iter().flatten());
+        }
+        if !sound {
+            return None;
         }
         let labels = written.unwrap_or_else(|| {
             // As `find_labels` orders one split: numbers by value, texts by bytes.
@@ -199,8 +252,25 @@ impl Opener<'_> {
             shown.join(", ")
         );
         let help = "add it to `labels`, mend the rows, or leave `labels` out to take those that the rows have";
-        self.problems
-            .add(&format!("tasks.{}.{key}", self.task.name), Diagnostic::error("unknown-label", message).help(help));
+        let path = format!("tasks.{}.{key}", self.task.name);
+        self.problems.add_about(&path, wrong, Diagnostic::error("unknown-label", message).help(help));
         None
     }
+}
+
+/// What is wrong with each column: all of them, not the first alone.
+fn column_problems(files: &[OpenFile], columns: &Columns, kind: HeadKind) -> Vec<DataError> {
+    let check = |text: &str, label: &str, kind| {
+        let columns = Columns { text: TextColumns::One(text.to_owned()), label: label.to_owned() };
+        graftwork_dataset::check_columns(files, &columns, kind).err()
+    };
+    // A text is a label that a classification takes, so each text column stands for its own label here.
+    let texts = columns.text.names();
+    let mut problems: Vec<DataError> =
+        texts.iter().filter_map(|text| check(text, text, HeadKind::Classification)).collect();
+    // The label is looked at beside any text column that is one.
+    let fields = files.iter().flat_map(|file| file.schema.fields()).map(|field| field.name().as_str());
+    let text = texts.into_iter().chain(fields).find(|name| check(name, name, HeadKind::Classification).is_none());
+    problems.extend(text.and_then(|text| check(text, &columns.label, kind)));
+    problems
 }
