@@ -45,7 +45,7 @@ test: $(LIBTORCH) $(BASE) data
 
 test-all: test
 	@scripts/peer.sh
-	cargo test --release --locked --workspace --test peer
+	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart
 
 check: $(LIBTORCH)
 	cargo fmt --all -- --check

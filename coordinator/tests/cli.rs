@@ -69,6 +69,18 @@ fn problems_are_a_json_document_on_request() {
 }
 
 #[test]
+fn problems_of_the_file_and_of_the_data_come_at_once() {
+    let world = World::new();
+    let other = "[tasks.other]\ntrain = \"nowhere.parquet\"\nvalidation = \"validation.parquet\"\n";
+    write_job(&world, "both.toml", &format!("{TASK}lable = \"label\"\n{other}"));
+    for verb in ["plan", "run"] {
+        let said = told(&world, &[verb, "both.toml"]);
+        assert!(said.starts_with("exit 1\n"), "{said}");
+        assert!(said.contains("did you mean `label`?") && said.contains("nowhere.parquet does not exist"), "{said}");
+    }
+}
+
+#[test]
 fn a_sound_job_is_planned_on_stdout() {
     let world = World::new();
     write_job(&world, "job.toml", &format!("{TASK}[resources]\nthreads = 1\n"));
@@ -106,10 +118,14 @@ fn a_port_in_use_or_open_to_the_network_is_refused() {
     let world = World::new();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let said = told(&world, &["coordinator", "--listen", &address]).replace(&address, "127.0.0.1:PORT");
+    // Any variable with a value holds a token for this test.
+    let said =
+        told(&world, &["coordinator", "--listen", &address, "--token-env", "PATH"]).replace(&address, "127.0.0.1:PORT");
     insta::assert_snapshot!("port_in_use", without_times(&said));
     let said = told(&world, &["coordinator", "--listen", "0.0.0.0:7070"]);
     insta::assert_snapshot!("open_to_the_network", without_times(&said));
+    let said = told(&world, &["coordinator", "--listen", "127.0.0.1:0"]);
+    insta::assert_snapshot!("without_a_token", without_times(&said));
 }
 
 /// Log lines begin with the time.

@@ -16,6 +16,9 @@ pub mod v1 {
     tonic::include_proto!("graftwork.v1");
 }
 
+/// Metadata of a blob's Put with the key of the worker's hello: what it uploaded and never spoke of goes with it.
+pub const KEY_HEADER: &str = "graftwork-key";
+
 /// Bytes of one chunk of a blob on the wire.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 

@@ -48,6 +48,10 @@ pub struct Hello {
     pub numeric_class: NumericClass,
     /// Its token; empty on a private socket.
     pub token: String,
+    /// Random name of its process, by which it is known again after its link broke; empty: it cannot come back.
+    pub key: String,
+    /// Leases that it holds; not empty only when it comes back.
+    pub leases: Vec<LeaseId>,
 }
 
 /// What a worker says.
@@ -178,6 +182,8 @@ impl TryFrom<v1::Hello> for Hello {
             memory_bytes: wire.memory_bytes,
             numeric_class: from_document("hello.numeric_class", &wire.numeric_class)?,
             token: wire.token,
+            key: wire.key,
+            leases: wire.leases.into_iter().map(LeaseId).collect(),
         })
     }
 }
@@ -195,6 +201,8 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
                 memory_bytes: hello.memory_bytes,
                 numeric_class: to_document(&hello.numeric_class),
                 token: hello.token,
+                key: hello.key,
+                leases: hello.leases.into_iter().map(|lease| lease.0).collect(),
             }),
             WorkerMessage::Heartbeat(leases) => {
                 Message::Heartbeat(v1::Heartbeat { leases: leases.into_iter().map(|lease| lease.0).collect() })
@@ -282,6 +290,8 @@ mod tests {
             memory_bytes: 1 << 30,
             numeric_class: class(),
             token: String::new(),
+            key: "key".to_owned(),
+            leases: vec![LeaseId(5)],
         }
     }
 

@@ -210,6 +210,25 @@ impl AdapterConfig {
             Self::Lora(config) => &config.leave_out,
         }
     }
+
+    /// The same adapter without a module in these layers either.
+    #[must_use]
+    pub fn without(mut self, layers: &[u32]) -> Self {
+        let leave_out = match &mut self {
+            Self::Bottleneck(config) => &mut config.leave_out,
+            Self::Lora(config) => &mut config.leave_out,
+        };
+        leave_out.extend(layers);
+        leave_out.sort_unstable();
+        leave_out.dedup();
+        self
+    }
+
+    /// Whether a tensor named as AdapterHub does (`bert.encoder.layer.3.…`) stands in a layer that is left out.
+    pub fn leaves_out(&self, tensor: &str) -> bool {
+        let layer = tensor.split_once(".layer.").and_then(|(_, rest)| rest.split('.').next()?.parse().ok());
+        layer.is_some_and(|layer| self.leave_out().contains(&layer))
+    }
 }
 
 impl Bottleneck {

@@ -35,8 +35,10 @@ pub struct Assignment {
     pub adapters: Vec<Digest>,
     /// Blob of the checkpoint to go on from.
     pub resume: Option<Digest>,
-    /// Name of the environment variable on the worker that holds the credentials for data and base model.
-    pub credentials: Option<String>,
+    /// Name of the environment variable on the worker that holds the credentials for the rows, and for nothing else.
+    pub data_credentials: Option<String>,
+    /// The same for the base model. Two places have two secrets: neither is ever shown to the other's host.
+    pub base_model_credentials: Option<String>,
 }
 
 /// What training measured at one evaluation.
@@ -65,7 +67,7 @@ pub struct StageResult {
     pub scores: BTreeMap<Split, Evaluation>,
     /// Blobs of JSON lines, one per example: row, label, prediction, logits.
     pub predictions: BTreeMap<Split, Digest>,
-    /// Digest of the rows' bytes by split, from row-group hashes.
+    /// Digest of the rows by split, from the sums of their digests in each row group.
     pub data: BTreeMap<Split, Digest>,
     /// Digest of the rows consumed, for each epoch in order.
     pub epochs: Vec<Digest>,

@@ -116,7 +116,7 @@ pub struct SplitManifest {
     pub files: Vec<FileIdentity>,
     /// Keeps the rows that this rule gives to this split; `None` keeps all.
     pub rule: Option<(SplitRule, Split)>,
-    /// Only rows whose number is below this.
+    /// Only rows whose number is below this. Planning chooses it such that the wanted number is left after the rule.
     pub limit: Option<u64>,
     /// Rows that are left after rule and limit.
     pub rows: u64,

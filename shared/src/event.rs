@@ -2,11 +2,14 @@
 //!
 //! Events are for eyes. Nothing decides by them and nothing is recovered from them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     assignment::{Evaluation, Failure},
     id::{JobId, Name, WorkerId},
+    view::Refusal,
 };
 
 /// One line of a job's story.
@@ -82,6 +85,18 @@ pub enum EventKind {
         /// Whether it is tried again.
         retried: bool,
     },
+    /// Nothing of the job runs, and no worker here can take up what is left of it.
+    Stuck {
+        /// Why, by stage.
+        refusals: BTreeMap<Name, Refusal>,
+    },
+    /// The checkpoint of a stage is missing or damaged: it starts over.
+    CheckpointLost {
+        /// Its step.
+        step: u64,
+    },
+    /// The result of a stage is missing or damaged while it is needed: it is taken from the hub or trained again.
+    ResultLost,
     /// A stage was published.
     Published {
         /// Where.

@@ -14,7 +14,9 @@ use crate::{
     recipe::{NumericClass, Recipe},
 };
 
-/// `graftwork.json` in every release. Holds no secret, no clock and no rate, so equal results give equal records.
+/// `graftwork.json` in every release. Holds no secret, no clock and no rate, so equal results of one resolved job give
+/// equal records. The job in it names places, since training again needs them: moving a job's folder changes the
+/// record, and no other file of the release.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// Version of this layout.
@@ -35,8 +37,13 @@ pub struct Record {
     pub base_model: String,
     /// Where the rows lay.
     pub data: BTreeMap<Split, SplitManifest>,
-    /// Digests of the rows' bytes.
+    /// Digests of the rows by split: SHA-256 over the sums, row group by row group, of the digests of the rows. What of
+    /// a training split was trained on, where that was less than an epoch.
     pub data_digests: BTreeMap<Split, Digest>,
+    /// The rows behind each adapter that a fusion reads, in the order of attention; nothing for one from outside the
+    /// job, whose bytes are in the recipe.
+    #[serde(default)]
+    pub fused: Vec<Option<TrainedRows>>,
     /// Digest of the rows consumed in each epoch.
     pub epochs: Vec<Digest>,
     /// The class in which it was computed.
@@ -53,6 +60,15 @@ pub struct Record {
     pub trained_parameters: u64,
     /// SHA-256 of each other file of the release, by path inside it.
     pub files: BTreeMap<String, Digest>,
+}
+
+/// What an adapter was trained on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainedRows {
+    /// Updates done.
+    pub steps: u64,
+    /// As in [`Record::data_digests`].
+    pub digests: BTreeMap<Split, Digest>,
 }
 
 /// Version of [`Record`]'s layout.

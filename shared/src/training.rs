@@ -102,7 +102,8 @@ pub struct EarlyStopping {
 pub enum AdapterDrop {
     /// Adapters everywhere.
     Off,
-    /// These layers have no adapter, in every step and at inference.
+    /// These layers have no adapter, in every step and at inference: a resolved task leaves them out of its adapter
+    /// (`leave_out`), a resolved fusion out of its recipe's `skip_layers` and of the adapters that it reads.
     Layers(Vec<u32>),
     /// Robust AdapterDrop: each step draws n from 0 to this number and drops the first n layers.
     DrawnUpTo(u32),
@@ -149,6 +150,16 @@ impl Training {
             Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()).max(0.0),
         };
         self.learning_rate * factor
+    }
+}
+
+impl AdapterDrop {
+    /// Layers that never have an adapter.
+    pub fn fixed(&self) -> &[u32] {
+        match self {
+            Self::Layers(layers) => layers,
+            Self::Off | Self::DrawnUpTo(_) => &[],
+        }
     }
 }
 

@@ -191,6 +191,16 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    /// Whether it stays until another worker comes or the job changes: no wait alone ends it.
+    pub fn lasts(&self) -> bool {
+        match self {
+            Self::Device { .. } | Self::Memory { .. } | Self::NumericClass { .. } => true,
+            Self::NoWorker | Self::LookingForReuse | Self::Busy { .. } | Self::BackingOff { .. } => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

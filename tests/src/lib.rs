@@ -6,5 +6,5 @@
 mod process;
 mod world;
 
-pub use process::{Finished, Run, program};
+pub use process::{Finished, Run, kill, program};
 pub use world::{World, tree_digests};

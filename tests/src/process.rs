@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, ExitStatus, Stdio},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_shared::event::{Event, EventKind};
 
 /// The `graftwork` program that lies beside the test binaries.
@@ -134,6 +134,12 @@ impl Run {
         }
         Ok(finished)
     }
+}
+
+/// kill -9.
+pub fn kill(pid: u32) -> Result<()> {
+    ensure!(Command::new("kill").args(["-9", &pid.to_string()]).status()?.success(), "cannot kill {pid}");
+    Ok(())
 }
 
 impl Drop for Run {

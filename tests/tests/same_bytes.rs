@@ -1,11 +1,11 @@
 //! Invariants 4 and 5 with real processes: whatever is killed, and with any number of threads, the published files
 //! are the same bytes.
 
-use std::{collections::BTreeMap, process::Command};
+use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 use graftwork_shared::{digest::Digest, event::EventKind};
-use graftwork_tests::{Run, World, tree_digests};
+use graftwork_tests::{Run, World, kill, tree_digests};
 
 fn published(world: &World, hub: &str) -> Result<BTreeMap<String, Digest>> {
     let mut digests = tree_digests(&world.path().join(hub))?;
@@ -26,11 +26,6 @@ fn undisturbed(world: &World, threads: &str) -> Result<BTreeMap<String, Digest>>
     let digests = published(world, "hub")?;
     std::fs::remove_dir_all(world.path().join("hub"))?;
     Ok(digests)
-}
-
-fn kill(pid: u32) -> Result<()> {
-    ensure!(Command::new("kill").args(["-9", &pid.to_string()]).status()?.success(), "cannot kill {pid}");
-    Ok(())
 }
 
 #[test]

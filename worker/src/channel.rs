@@ -109,6 +109,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 pub(crate) struct Token {
     text: String,
     header: Option<MetadataValue<Ascii>>,
+    key: Option<MetadataValue<Ascii>>,
 }
 
 impl Token {
@@ -119,7 +120,12 @@ impl Token {
         let text = std::env::var(variable).map_err(|_| wrong())?;
         let mut header: MetadataValue<Ascii> = format!("Bearer {text}").parse().map_err(|_| wrong())?;
         header.set_sensitive(true);
-        Ok(Self { text, header: Some(header) })
+        Ok(Self { text, header: Some(header), key: None })
+    }
+
+    /// The same, with the key of this process for what is uploaded.
+    pub(crate) fn with_key(self, key: &str) -> Self {
+        Self { key: key.parse().ok(), ..self }
     }
 
     /// The secret itself, for the greeting.
@@ -138,6 +144,9 @@ impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         if let Some(header) = &self.header {
             request.metadata_mut().insert("authorization", header.clone());
+        }
+        if let Some(key) = &self.key {
+            request.metadata_mut().insert(graftwork_proto::KEY_HEADER, key.clone());
         }
         Ok(request)
     }
@@ -179,7 +188,8 @@ mod tests {
 
     #[test]
     fn a_token_is_never_printed() {
-        let token = Token { text: "secret".to_owned(), header: Some("Bearer secret".parse().unwrap()) };
+        let header = Some("Bearer secret".parse().unwrap());
+        let token = Token { text: "secret".to_owned(), header, key: None };
         assert!(!format!("{token:?}").contains("secret"));
     }
 

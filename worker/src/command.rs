@@ -141,7 +141,11 @@ impl Command {
     pub(crate) fn run(self) -> Result<u8, CommandError> {
         match self {
             Self::Session(arguments) => serve(arguments).map(|()| 0),
-            Self::Predict(arguments) => Ok(predict::run(&arguments, runtime()?.handle()).map(|()| 0)?),
+            Self::Predict(arguments) => match predict::run(&arguments, runtime()?.handle()) {
+                // A reader that has seen enough, such as `head`, is no error.
+                Err(PredictError::System(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
+                ended => Ok(ended.map(|()| 0)?),
+            },
             Self::Golden { folder } => Ok(verdict(reference::golden(&folder)?)),
             Self::Follow { folder, base_model } => Ok(verdict(reference::follow(&folder, &base_model)?)),
             Self::Doctor { json } => Ok(doctor::run(json).map(|()| 0)?),

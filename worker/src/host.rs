@@ -204,7 +204,7 @@ impl stage::Host for StageHost<'_> {
 
     fn trunk(&self, location: &str, digest: Digest) -> anyhow::Result<Trunk> {
         self.leave_if_abandoned();
-        let credentials = self.assignment.credentials.as_deref();
+        let credentials = self.assignment.base_model_credentials.as_deref();
         self.shared.trunks.get(&self.shared.runtime, location, credentials, digest)
     }
 

@@ -1,26 +1,21 @@
-//! The device pool: OS threads that own the device, and one bounded queue in front of them.
+//! The device pool: OS threads that own the device, and one queue in front of them.
 //!
-//! All libtorch work of the process runs here and nowhere else; async code never touches libtorch. Tasks of different
-//! stages are taken in the order in which they came, so stages take turns step by step. A task that panics (libtorch
-//! reports its exceptions as panics) is a [`TaskFailed`] of its own run: the thread and the process live on. Which
-//! thread computes a task never changes a byte (invariant 5): each thread has one libtorch thread.
+//! All libtorch work of the process runs here and nowhere else; async code never touches libtorch. Runs that wait at the
+//! same time take turns task by task, so a stage that scores thousands of rows does not hold up another one's steps. A
+//! task that panics (libtorch reports its exceptions as panics) is a [`TaskFailed`] of its own run: the thread and the
+//! process live on. Which thread computes a task never changes a byte (invariant 5): each thread has one libtorch thread.
 
 use std::{
     any::Any,
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{Receiver, SyncSender, channel, sync_channel},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::channel},
     thread,
     time::Duration,
 };
 
 use graftwork_shared::assignment::{Blame, Failure};
 use rustix::time::{ClockId, clock_gettime};
-
-/// Tasks that may wait for each thread before a caller has to wait itself.
-const WAITING_PER_THREAD: usize = 16;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -44,24 +39,42 @@ pub(crate) struct Ran<T> {
 /// The device threads. They end when the pool is dropped and the queue is empty.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    queue: SyncSender<Job>,
+    queue: Arc<Queue>,
     threads: usize,
+}
+
+/// What waits for a device thread.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// Tasks of each run, none of them empty; the run in front is served next and then goes to the back.
+    runs: VecDeque<VecDeque<Job>>,
+    /// No more runs will come.
+    closed: bool,
 }
 
 impl Pool {
     /// Starts the threads; `prepare` runs first on each of them.
     pub(crate) fn start(threads: usize, prepare: fn()) -> std::io::Result<Self> {
         let threads = threads.max(1);
-        let (queue, jobs) = sync_channel::<Job>(threads * WAITING_PER_THREAD);
-        let jobs = Arc::new(Mutex::new(jobs));
+        let queue = Arc::new(Queue::default());
+        // Made first, so that threads which did start end when a later one does not.
+        let pool = Self { queue: Arc::clone(&queue), threads };
         for number in 0..threads {
-            let jobs = Arc::clone(&jobs);
+            let queue = Arc::clone(&queue);
             thread::Builder::new().name(format!("device-{number}")).spawn(move || {
                 prepare();
-                serve(&jobs);
+                while let Some(job) = queue.next() {
+                    job();
+                }
             })?;
         }
-        Ok(Self { queue, threads })
+        Ok(pool)
     }
 
     /// Number of device threads.
@@ -79,17 +92,17 @@ impl Pool {
     ) -> Result<Ran<T>, TaskFailed> {
         let count = tasks.len();
         let (done, results) = channel();
-        for (position, task) in tasks.into_iter().enumerate() {
+        let job = |(position, task): (usize, Box<dyn FnOnce() -> T + Send>)| -> Job {
             let done = done.clone();
-            let job: Job = Box::new(move || {
+            Box::new(move || {
                 let before = thread_cpu_time();
                 let result = catch_unwind(AssertUnwindSafe(task)).map_err(|panic| panic_message(panic.as_ref()));
                 let cpu = thread_cpu_time().saturating_sub(before);
                 // Nobody listens any more only when the caller itself is unwinding.
                 drop(done.send((position, result, cpu)));
-            });
-            self.queue.send(job).map_err(|_| TaskFailed { message: "the device threads are gone".to_owned() })?;
-        }
+            })
+        };
+        self.queue.add(tasks.into_iter().enumerate().map(job).collect());
         drop(done);
         let mut finished: Vec<_> = results.iter().collect();
         finished.sort_by_key(|(position, ..)| *position);
@@ -104,14 +117,47 @@ impl Pool {
     }
 }
 
-fn serve(jobs: &Mutex<Receiver<Job>>) {
-    loop {
-        // The lock is held while waiting, and released before the job runs: one idle thread waits, the others queue.
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        match job {
-            Ok(job) => job(),
-            Err(_) => return,
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.queue.lock().closed = true;
+        self.queue.changed.notify_all();
+    }
+}
+
+impl Queue {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, run: VecDeque<Job>) {
+        if !run.is_empty() {
+            self.lock().runs.push_back(run);
+            self.changed.notify_all();
         }
+    }
+
+    /// The next task, one of the run whose turn it is; `None` when there will be none.
+    fn next(&self) -> Option<Job> {
+        let mut waiting = self.lock();
+        loop {
+            if let Some(mut run) = waiting.runs.pop_front() {
+                let job = run.pop_front();
+                if !run.is_empty() {
+                    waiting.runs.push_back(run);
+                }
+                return job;
+            }
+            if waiting.closed {
+                return None;
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting").field("runs", &self.runs.len()).field("closed", &self.closed).finish()
     }
 }
 
@@ -149,8 +195,6 @@ pub(crate) fn failure_of(message: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
 
     fn tasks<T: Send + 'static>(
@@ -177,10 +221,9 @@ mod tests {
     }
 
     #[test]
-    fn more_tasks_than_the_queue_holds_are_all_run() {
+    fn many_tasks_and_none_are_all_run() {
         let pool = Pool::start(1, || ()).unwrap();
-        let many = WAITING_PER_THREAD * 5;
-        assert_eq!(pool.run(tasks(many, |number| number)).unwrap().values.len(), many);
+        assert_eq!(pool.run(tasks(80, |number| number)).unwrap().values.len(), 80);
         assert!(pool.run(tasks(0, |number| number)).unwrap().values.is_empty());
     }
 
@@ -208,22 +251,31 @@ mod tests {
     }
 
     #[test]
-    fn two_stages_take_turns() {
+    fn runs_take_turns_task_by_task() {
         let pool = Arc::new(Pool::start(1, || ()).unwrap());
-        let long = {
-            let pool = Arc::clone(&pool);
-            thread::spawn(move || {
-                for _ in 0..40 {
-                    pool.run(tasks(1, |_| thread::sleep(Duration::from_millis(5)))).unwrap();
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let (blocked, open) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+        thread::scope(|scope| {
+            let (first, second) = (Arc::clone(&blocked), Arc::clone(&open));
+            // Keeps the only thread until both runs wait.
+            scope.spawn(|| {
+                let wait = move || {
+                    first.wait();
+                    second.wait();
+                };
+                pool.run(vec![Box::new(wait)]).unwrap();
+            });
+            blocked.wait();
+            for (run, count) in [("long", 5), ("short", 2)] {
+                let (pool, order) = (&pool, Arc::clone(&order));
+                scope.spawn(move || pool.run(tasks(count, move |_| order.lock().unwrap().push(run))).unwrap());
+                while pool.queue.lock().runs.len() < if run == "long" { 1 } else { 2 } {
+                    thread::yield_now();
                 }
-            })
-        };
-        let start = Instant::now();
-        for _ in 0..5 {
-            pool.run(tasks(1, |number| number)).unwrap();
-        }
-        assert!(start.elapsed() < Duration::from_millis(150), "{:?}", start.elapsed());
-        long.join().unwrap();
+            }
+            open.wait();
+        });
+        assert_eq!(*order.lock().unwrap(), ["long", "short", "long", "short", "long", "long", "long"]);
     }
 
     #[test]

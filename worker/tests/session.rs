@@ -52,7 +52,8 @@ fn impossible() -> Box<Assignment> {
         test: None,
         adapters: Vec::new(),
         resume: None,
-        credentials: None,
+        data_credentials: None,
+        base_model_credentials: None,
     })
 }
 
@@ -95,12 +96,13 @@ async fn a_broken_session_is_opened_again() {
     let mut coordinator = Coordinator::listen();
     let _worker = coordinator.worker(&[]);
     let mut session = coordinator.session().await;
-    session.welcome(5).await;
+    let (_, first) = session.welcome(5).await;
     session.heartbeat().await;
     drop(session);
     let mut session = coordinator.session().await;
-    let (term, _) = session.welcome(4).await;
+    let (term, again) = session.welcome(4).await;
     assert_eq!(term, 5, "the worker tells the latest term that it saw");
+    assert_eq!((again.key.len(), &again.key), (64, &first.key), "by its key it is known again");
     assert!(session.next().await.is_none(), "a coordinator of an older term is not served");
     let mut session = coordinator.session().await;
     session.welcome(6).await;

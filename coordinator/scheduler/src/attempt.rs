@@ -1,4 +1,4 @@
-//! What comes of an attempt: checkpoints, results, failures, and the worker that is gone.
+//! What comes of an attempt: checkpoints, results, failures.
 //!
 //! A result counts once, and only under the live lease (invariant 2). The user's errors are not tried again; the
 //! machine's are, from the last accepted checkpoint, with growing waits, until they no longer bring progress.
@@ -14,10 +14,9 @@ use crate::{
     fact::Fact,
     machine::Scheduler,
     message::{Command, StageKey},
-    phase::Phase,
 };
 
-fn machine_failure(message: String) -> Failure {
+pub(crate) fn machine_failure(message: String) -> Failure {
     Failure { blame: Blame::Machine, message }
 }
 
@@ -115,29 +114,5 @@ impl Scheduler {
         let reasons = reasons.collect::<Vec<_>>().join("; ");
         let message = format!("{} attempts failed without progress between them: {reasons}", failures.len());
         (None, machine_failure(message))
-    }
-
-    /// Forgets a worker; what it held goes back.
-    pub(crate) fn remove_worker(&mut self, worker: WorkerId, reason: &str) {
-        let Some(known) = self.workers.remove(&worker) else { return };
-        let held: Vec<(StageKey, LeaseId)> = self
-            .state
-            .live()
-            .iter()
-            .filter(|(lease, key)| {
-                let record = self.state.record(key).map(|(job, position)| &job.stages[position].phase);
-                matches!(record, Some(Phase::Running(grant)) if grant.worker == worker && grant.lease == **lease)
-            })
-            .map(|(lease, key)| (key.clone(), *lease))
-            .collect();
-        for (key, lease) in held {
-            let message = format!("{worker} ({}) is gone: {reason}", known.info.place);
-            if known.draining {
-                self.record(Fact::LeaseReleased { lease, reason: message, at_ms: self.now_ms });
-            } else {
-                self.fail_attempt(&key, lease, machine_failure(message));
-            }
-        }
-        self.tell_all(&EventKind::WorkerLeft { worker, reason: reason.to_owned() });
     }
 }

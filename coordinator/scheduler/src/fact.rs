@@ -8,6 +8,7 @@ use graftwork_shared::{
     digest::Digest,
     event::Outcome,
     id::{JobId, LeaseId, Name, Term, WorkerId},
+    job::Resources,
     recipe::NumericClass,
 };
 use serde::{Deserialize, Serialize};
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::Plan;
 
 /// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
-pub const FACT_VERSION: u32 = 1;
+pub const FACT_VERSION: u32 = 2;
 
 /// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,13 @@ pub enum Fact {
         /// When.
         at_ms: u64,
     },
+    /// A job that has not ended asks other things of machines from now on.
+    ResourcesChanged {
+        /// The job.
+        job: JobId,
+        /// What it asks.
+        resources: Resources,
+    },
     /// A stage was handed to a worker.
     StageLeased {
         /// The job.
@@ -75,6 +83,25 @@ pub enum Fact {
         /// Its step.
         step: u64,
         /// Its blob.
+        blob: Digest,
+    },
+    /// The blob of a stage's checkpoint is missing or damaged: the next attempt starts from nothing.
+    CheckpointLost {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: Name,
+        /// The blob.
+        blob: Digest,
+    },
+    /// A blob of a stage's result is missing or damaged, and still needed: the stage stands as if it was never handed
+    /// out.
+    ResultLost {
+        /// The job.
+        job: JobId,
+        /// The stage.
+        stage: Name,
+        /// The blob.
         blob: Digest,
     },
     /// A lease ended without result and without blame.
@@ -167,8 +194,11 @@ impl Fact {
             Self::WorkerJoined { .. } => "worker_joined",
             Self::JobSubmitted { .. } => "job_submitted",
             Self::JobReopened { .. } => "job_reopened",
+            Self::ResourcesChanged { .. } => "resources_changed",
             Self::StageLeased { .. } => "stage_leased",
             Self::CheckpointAccepted { .. } => "checkpoint_accepted",
+            Self::CheckpointLost { .. } => "checkpoint_lost",
+            Self::ResultLost { .. } => "result_lost",
             Self::LeaseReleased { .. } => "lease_released",
             Self::AttemptFailed { .. } => "attempt_failed",
             Self::StageTrained { .. } => "stage_trained",

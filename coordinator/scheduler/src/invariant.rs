@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use graftwork_shared::id::{LeaseId, WorkerId};
+use graftwork_shared::id::{JobId, LeaseId, Name, WorkerId};
 
 use crate::{
     fact::Fact,
@@ -58,8 +58,8 @@ pub fn check(
     same_decisions(before, (now_ms, event), after, decision)?;
     one_live_lease(after)?;
     only_live_leases_commit(before, event, decision)?;
-    acknowledged_survives(before, after, decision)?;
-    classes_stay(before, decision)?;
+    acknowledged_survives(before, event, after, decision)?;
+    classes_stay(before, event, decision)?;
     refusals_are_values(after)
 }
 
@@ -119,7 +119,23 @@ fn only_live_leases_commit(before: &Scheduler, event: &Event, decision: &Decisio
     Ok(())
 }
 
-fn acknowledged_survives(before: &Scheduler, after: &Scheduler, decision: &Decision) -> Result<(), Violation> {
+/// Bytes that the disk has lost are nobody's to keep: such a stage goes on from what is left.
+fn lost(event: &Event, decision: &Decision, id: &JobId, name: &Name) -> bool {
+    let Event::BlobLost { blob: lost } = event else { return false };
+    decision.facts.iter().any(|fact| match fact {
+        Fact::CheckpointLost { job, stage, blob } | Fact::ResultLost { job, stage, blob } => {
+            (job, stage, blob) == (id, name, lost)
+        }
+        _ => false,
+    })
+}
+
+fn acknowledged_survives(
+    before: &Scheduler,
+    event: &Event,
+    after: &Scheduler,
+    decision: &Decision,
+) -> Result<(), Violation> {
     let mut folded = before.state.clone();
     for fact in &decision.facts {
         let fits = folded.fold(fact);
@@ -136,6 +152,9 @@ fn acknowledged_survives(before: &Scheduler, after: &Scheduler, decision: &Decis
         let kept = job.ended.is_none() || job.ended == now.ended;
         ensure(kept, Invariant::AcknowledgedSurvives, || format!("job {id} had ended"))?;
         for ((_, stage, record), later) in job.each().zip(&now.stages) {
+            if lost(event, decision, id, &stage.name) {
+                continue;
+            }
             let is_final = !record.phase.is_final() || record.phase == later.phase;
             let result = record.result.is_none() || record.result == later.result;
             let step = |record: &crate::state::StageRecord| record.checkpoint.as_ref().map(|c| c.step);
@@ -147,13 +166,13 @@ fn acknowledged_survives(before: &Scheduler, after: &Scheduler, decision: &Decis
     Ok(())
 }
 
-fn classes_stay(before: &Scheduler, decision: &Decision) -> Result<(), Violation> {
+fn classes_stay(before: &Scheduler, event: &Event, decision: &Decision) -> Result<(), Violation> {
     for fact in &decision.facts {
         let Fact::StageLeased { job, stage, class, .. } = fact else { continue };
         let key = StageKey { job: job.clone(), stage: stage.clone() };
         let record = before.state.record(&key).map(|(job, position)| &job.stages[position]);
         let checkpoint = record.and_then(|record| record.checkpoint.as_ref());
-        let same = checkpoint.is_none_or(|checkpoint| checkpoint.class == *class);
+        let same = lost(event, decision, job, stage) || checkpoint.is_none_or(|checkpoint| checkpoint.class == *class);
         ensure(same, Invariant::BytesFollowRecipe, || format!("{key} went to {class}"))?;
     }
     Ok(())

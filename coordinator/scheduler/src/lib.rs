@@ -7,6 +7,7 @@
 mod attempt;
 mod fact;
 pub mod invariant;
+mod loss;
 mod machine;
 mod message;
 mod phase;
@@ -14,6 +15,7 @@ mod place;
 mod plan;
 mod state;
 mod view;
+mod worker;
 
 pub use fact::{FACT_VERSION, Fact};
 pub use machine::{Policy, Scheduler, Standing};

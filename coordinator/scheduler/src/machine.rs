@@ -7,17 +7,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
+    assignment::{Blame, Failure},
     event::{EventKind, Outcome},
     id::{JobId, LeaseId, Name, Term, WorkerId},
+    job::Resources,
     view::StageState,
 };
 
 use crate::{
     fact::Fact,
-    message::{Command, Decision, Event, StageKey, WorkerInfo},
+    message::{Command, Decision, Event, StageKey},
     phase::Phase,
     plan::Plan,
     state::{FoldError, JobState, State},
+    worker::Worker,
 };
 
 /// The numbers by which the machine judges.
@@ -25,6 +28,8 @@ use crate::{
 pub struct Policy {
     /// A worker that was silent for so long is given up.
     pub silence_ms: u64,
+    /// A worker whose connection broke has so long to come back with its leases; 0 gives it up at once.
+    pub grace_ms: u64,
     /// Failures of the machine's kind without progress between them after which a stage fails for good.
     pub attempts: u32,
     /// Wait before the second attempt; doubles with each further one.
@@ -35,7 +40,8 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { silence_ms: 10_000, attempts: 5, backoff_ms: 500, backoff_most_ms: 60_000 }
+        // The grace is as long as the silence that is allowed: either way the coordinator hears nothing for so long.
+        Self { silence_ms: 10_000, grace_ms: 10_000, attempts: 5, backoff_ms: 500, backoff_most_ms: 60_000 }
     }
 }
 
@@ -47,19 +53,11 @@ pub struct Scheduler {
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     pub(crate) reuse: BTreeMap<StageKey, Reuse>,
     pub(crate) publishing: BTreeSet<StageKey>,
+    /// Jobs of which it was told that nothing of them can run here.
+    pub(crate) stuck: BTreeSet<JobId>,
     pub(crate) stopping: Option<String>,
     pub(crate) now_ms: u64,
     pub(crate) out: Decision,
-}
-
-/// A worker with a session.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Worker {
-    pub(crate) info: WorkerInfo,
-    pub(crate) seen_ms: u64,
-    /// Leases that take a place on it: live ones, and fenced ones that it has not dropped yet. With their memory.
-    pub(crate) leases: BTreeMap<LeaseId, u64>,
-    pub(crate) draining: bool,
 }
 
 /// The question to the hub, asked once for a stage that was never handed out.
@@ -89,6 +87,7 @@ impl Scheduler {
             workers: BTreeMap::new(),
             reuse: BTreeMap::new(),
             publishing: BTreeSet::new(),
+            stuck: BTreeSet::new(),
             stopping: None,
             now_ms,
             out: Decision::default(),
@@ -115,15 +114,16 @@ impl Scheduler {
         self.expire();
         self.settle();
         self.place();
+        self.tell_stuck();
         std::mem::take(&mut self.out)
     }
 
     /// When [`Event::Tick`] is due if nothing else happens before.
     pub fn next_deadline(&self) -> Option<u64> {
-        let silence = self.workers.values().map(|worker| worker.seen_ms + self.policy.silence_ms);
+        let workers = self.workers.values().map(|worker| worker.deadline_ms(&self.policy));
         let jobs = self.state.jobs().values().filter(|job| job.ended.is_none());
         let retries = jobs.flat_map(|job| job.stages.iter().filter_map(|record| record.retry_at_ms));
-        silence.chain(retries.filter(|at| *at > self.now_ms)).min()
+        workers.chain(retries.filter(|at| *at > self.now_ms)).min()
     }
 
     /// Whether nothing is under way: no live lease, no publication.
@@ -162,7 +162,9 @@ impl Scheduler {
         match event {
             Event::Submitted { plan, gone } => self.on_submitted(plan, gone),
             Event::Cancel { job, reason } => self.on_cancel(&job, &reason),
-            Event::WorkerJoined { session, info } => self.on_worker_joined(session, info),
+            Event::Resources { job, resources } => self.on_resources(job, resources),
+            Event::WorkerJoined { session, info, leases } => self.on_worker_joined(session, info, &leases),
+            Event::LinkLost { worker, reason } => self.on_link_lost(worker, reason),
             Event::WorkerLeft { worker, reason } => self.remove_worker(worker, &reason),
             Event::Heartbeat { worker, leases } => self.on_heartbeat(worker, &leases),
             Event::Progress { worker, lease } => {
@@ -196,6 +198,7 @@ impl Scheduler {
             Event::Reusable { key, result } => self.on_reusable(&key, result),
             Event::Published { key, release } => self.on_published(&key, release),
             Event::PublishFailed { key, failure } => self.on_publish_failed(&key, failure),
+            Event::BlobLost { blob } => self.on_blob_lost(blob),
             Event::Tick => {}
         }
     }
@@ -214,6 +217,13 @@ impl Scheduler {
         self.tell(&id, None, EventKind::JobStarted { stages, resumed });
     }
 
+    fn on_resources(&mut self, job: JobId, resources: Resources) {
+        let known = self.state.jobs().get(&job).filter(|job| job.ended.is_none());
+        if known.is_some_and(|job| job.plan.job.resources != resources) {
+            self.record(Fact::ResourcesChanged { job, resources });
+        }
+    }
+
     fn on_cancel(&mut self, id: &JobId, reason: &str) {
         if self.standing(id) != Standing::Active || self.state.jobs()[id].cancelled.is_some() {
             return;
@@ -226,34 +236,9 @@ impl Scheduler {
         }
     }
 
-    fn on_worker_joined(&mut self, session: u64, info: WorkerInfo) {
-        let worker = self.state.next_worker();
-        self.record(Fact::WorkerJoined { worker, place: info.place.clone(), class: info.class.clone() });
-        self.out.commands.push(Command::Welcome { session, worker });
-        let joined = EventKind::WorkerJoined { worker, place: info.place.clone(), threads: info.threads };
-        let seen_ms = self.now_ms;
-        self.workers.insert(worker, Worker { info, seen_ms, leases: BTreeMap::new(), draining: false });
-        self.tell_all(&joined);
-        if let Some(reason) = self.stopping.clone() {
-            self.drain(worker, &reason);
-        }
-    }
-
-    fn on_heartbeat(&mut self, worker: WorkerId, leases: &[LeaseId]) {
-        let live: BTreeSet<LeaseId> = self.state.live().keys().copied().collect();
-        let Some(known) = self.workers.get_mut(&worker) else { return };
-        known.seen_ms = self.now_ms;
-        known.leases.retain(|lease, _| live.contains(lease) || leases.contains(lease));
-        for lease in leases {
-            if self.holds(worker, *lease).is_none() {
-                self.out.commands.push(Command::Fence { worker, lease: *lease });
-            }
-        }
-    }
-
     /// Every message about a lease comes through here: of one that is not live nothing is heard (invariant 2).
     fn on_lease_message(&mut self, worker: WorkerId, lease: LeaseId) -> Option<StageKey> {
-        self.workers.get_mut(&worker)?.seen_ms = self.now_ms;
+        self.workers.get_mut(&worker)?.heard(self.now_ms);
         let key = self.holds(worker, lease).cloned();
         if key.is_none() {
             self.out.commands.push(Command::Fence { worker, lease });
@@ -289,28 +274,11 @@ impl Scheduler {
         }
     }
 
-    fn drain(&mut self, worker: WorkerId, reason: &str) {
-        let Some(known) = self.workers.get_mut(&worker).filter(|known| !known.draining) else { return };
-        known.draining = true;
-        self.out.commands.push(Command::Drain { worker, reason: reason.to_owned() });
-    }
-
-    /// Gives up workers that were silent for too long.
-    fn expire(&mut self) {
-        let silence_ms = self.policy.silence_ms;
-        let silent = self.workers.iter().filter(|(_, worker)| worker.seen_ms + silence_ms <= self.now_ms);
-        for worker in silent.map(|(id, _)| *id).collect::<Vec<_>>() {
-            let reason = format!("it was silent for {silence_ms} ms");
-            self.out.commands.push(Command::Disconnect { worker, reason: reason.clone() });
-            self.remove_worker(worker, &reason);
-        }
-    }
-
     /// Carries on what follows from the state alone: hopeless stages, publications, ends of jobs.
     fn settle(&mut self) {
         for (id, _) in self.active_jobs() {
             while let Some((stage, reason)) = self.hopeless(&id) {
-                self.record(Fact::StageCancelled { job: id.clone(), stage, reason });
+                self.give_up_stage(StageKey { job: id.clone(), stage }, reason);
             }
             self.publish_trained(&id);
             let job = &self.state.jobs()[&id];
@@ -322,10 +290,15 @@ impl Scheduler {
         }
     }
 
-    /// A pending stage that needs one without a result to come.
+    /// A stage that needs one without a result to come: to be trained, or to be published together with it. Also one
+    /// that lost its result after its job was cancelled.
     fn hopeless(&self, id: &JobId) -> Option<(Name, String)> {
         let job = &self.state.jobs()[id];
-        job.each().filter(|(_, _, record)| record.phase == Phase::Pending).find_map(|(position, stage, _)| {
+        let open = job.each().filter(|(_, _, record)| matches!(record.phase, Phase::Pending | Phase::Trained));
+        open.map(|(position, stage, record)| (position, stage, &record.phase)).find_map(|(position, stage, phase)| {
+            if let (Phase::Pending, Some(reason)) = (phase, &job.cancelled) {
+                return Some((stage.name.clone(), reason.clone()));
+            }
             let (needs, phase) = job.hopeless_need(position)?;
             let why = match phase {
                 Phase::Failed { failure } => format!("which failed: {}", failure.message),
@@ -336,9 +309,24 @@ impl Scheduler {
         })
     }
 
+    fn give_up_stage(&mut self, key: StageKey, reason: String) {
+        let trained = self.state.record(&key).is_some_and(|(job, at)| job.stages[at].phase == Phase::Trained);
+        self.publishing.remove(&key);
+        let StageKey { job, stage } = key;
+        if trained {
+            let failure = Failure { blame: Blame::Machine, message: reason };
+            self.record(Fact::PublishFailed { job, stage, failure, retry_at_ms: None });
+        } else {
+            self.record(Fact::StageCancelled { job, stage, reason });
+        }
+    }
+
     fn publish_trained(&mut self, id: &JobId) {
-        let due = self.state.jobs()[id].each().filter(|(_, _, record)| {
-            record.phase == Phase::Trained && record.retry_at_ms.is_none_or(|at| at <= self.now_ms)
+        let job = &self.state.jobs()[id];
+        let due = job.each().filter(|(position, _, record)| {
+            // A release of a fusion holds its adapters, and one of them may be lost and on its way again.
+            let whole = job.waits_for(*position).is_empty();
+            record.phase == Phase::Trained && whole && record.retry_at_ms.is_none_or(|at| at <= self.now_ms)
         });
         let keys: Vec<StageKey> =
             due.map(|(_, stage, _)| StageKey { job: id.clone(), stage: stage.name.clone() }).collect();
@@ -363,7 +351,7 @@ impl Scheduler {
         }
     }
 
-    fn active_jobs(&self) -> Vec<(JobId, u32)> {
+    pub(crate) fn active_jobs(&self) -> Vec<(JobId, u32)> {
         let active = self.state.jobs().iter().filter(|(_, job)| job.ended.is_none());
         active.map(|(id, job)| (id.clone(), u32::try_from(job.stages.len()).unwrap_or(u32::MAX))).collect()
     }
@@ -383,13 +371,6 @@ impl Scheduler {
     pub(crate) fn tell_all(&mut self, kind: &EventKind) {
         for (id, _) in self.active_jobs() {
             self.tell(&id, None, kind.clone());
-        }
-    }
-
-    /// The worker's place is free again.
-    pub(crate) fn free(&mut self, worker: WorkerId, lease: LeaseId) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.leases.remove(&lease);
         }
     }
 }

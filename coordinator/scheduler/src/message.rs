@@ -5,6 +5,7 @@ use graftwork_shared::{
     digest::Digest,
     event::EventKind,
     id::{JobId, LeaseId, Name, WorkerId},
+    job::Resources,
     recipe::NumericClass,
 };
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,17 @@ pub struct WorkerInfo {
     pub memory_bytes: u64,
     /// Its numeric class.
     pub class: NumericClass,
+    /// Random name of its process, by which it is known again after its link broke; empty: it cannot come back. Not
+    /// shown: whoever knows it could pass for the worker.
+    #[serde(skip)]
+    pub key: String,
+}
+
+impl WorkerInfo {
+    /// Whether both were said by one process.
+    pub(crate) fn is_same_process(&self, other: &Self) -> bool {
+        !self.key.is_empty() && self == other
+    }
 }
 
 /// What happened outside.
@@ -50,6 +62,13 @@ pub enum Event {
         plan: Box<Plan>,
         /// Published stages that are missing in the hub.
         gone: Vec<Name>,
+    },
+    /// A job that has not ended was submitted again, with these wishes for machines, which are no part of its digest.
+    Resources {
+        /// The job.
+        job: JobId,
+        /// The wishes.
+        resources: Resources,
     },
     /// The user stops a job.
     Cancel {
@@ -64,8 +83,18 @@ pub enum Event {
         session: u64,
         /// What the worker is.
         info: WorkerInfo,
+        /// Leases that it holds, when it comes back after its link broke.
+        leases: Vec<LeaseId>,
     },
-    /// A session ended.
+    /// A worker's connection broke; its process may live and come back, see
+    /// [`Policy::grace_ms`](crate::Policy::grace_ms).
+    LinkLost {
+        /// The worker.
+        worker: WorkerId,
+        /// What broke.
+        reason: String,
+    },
+    /// A session ended for good.
     WorkerLeft {
         /// The worker.
         worker: WorkerId,
@@ -155,6 +184,11 @@ pub enum Event {
         /// Why.
         failure: Failure,
     },
+    /// A blob is missing, or its bytes were found damaged.
+    BlobLost {
+        /// The blob.
+        blob: Digest,
+    },
     /// Time passed: see [`Scheduler::next_deadline`](crate::Scheduler::next_deadline).
     Tick,
 }
@@ -162,7 +196,7 @@ pub enum Event {
 /// What the shell shall do once the facts of the same [`Decision`] are durable.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Open a session.
+    /// Open a session, of a new worker or of one that came back.
     Welcome {
         /// The shell's number of the session.
         session: u64,

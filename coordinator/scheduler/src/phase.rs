@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 ///  │  │ └── GiveBack ───┘ │                │
 ///  │  │                   └──── Fail ──────┴──► Failed
 ///  │  └ (submitted again: a job that ended; stages that are left to do start from what is kept)
+///  │  └ Lose (from Trained and Published: the result's blob is gone while it is needed)
 ///  ├─── Train (an earlier result is reused) ──► Trained
 ///  └─── Cancel (also from Running) ───────────► Cancelled
 /// ```
@@ -70,6 +71,8 @@ pub(crate) enum Change {
     GiveBack,
     /// It has its result.
     Train,
+    /// Its result is gone.
+    Lose,
     /// It is in the hub.
     Publish(String),
     /// It failed for good.
@@ -81,25 +84,26 @@ pub(crate) enum Change {
 impl Phase {
     /// The table. `None` for a change that the phase does not know.
     pub(crate) fn after(&self, change: Change) -> Option<Self> {
-        use Change::{Cancel, Fail, GiveBack, Lease, Publish, Train};
+        use Change::{Cancel, Fail, GiveBack, Lease, Lose, Publish, Train};
         match (self, change) {
             (Self::Pending, Lease(grant)) => Some(Self::Running(grant)),
             (Self::Pending | Self::Running(_), Train) => Some(Self::Trained),
             (Self::Pending | Self::Running(_), Cancel(reason)) => Some(Self::Cancelled { reason }),
-            (Self::Running(_), GiveBack) => Some(Self::Pending),
+            (Self::Running(_), GiveBack) | (Self::Trained | Self::Published { .. }, Lose) => Some(Self::Pending),
             (Self::Running(_) | Self::Trained, Fail(failure)) => Some(Self::Failed { failure }),
             (Self::Trained, Publish(release)) => Some(Self::Published { release }),
-            (Self::Pending, GiveBack | Publish(_) | Fail(_))
-            | (Self::Running(_), Lease(_) | Publish(_))
+            (Self::Pending, GiveBack | Lose | Publish(_) | Fail(_))
+            | (Self::Running(_), Lease(_) | Lose | Publish(_))
             | (Self::Trained, Lease(_) | GiveBack | Train | Cancel(_))
             | (
                 Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. },
                 Lease(_) | GiveBack | Train | Publish(_) | Fail(_) | Cancel(_),
-            ) => None,
+            )
+            | (Self::Failed { .. } | Self::Cancelled { .. }, Lose) => None,
         }
     }
 
-    /// Whether nothing more happens to it until the job is submitted again.
+    /// Whether nothing more happens to it until the job is submitted again or its result, still needed, is lost.
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Pending | Self::Running(_) | Self::Trained => false,

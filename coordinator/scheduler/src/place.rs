@@ -5,9 +5,10 @@
 //! and, for a stage with a checkpoint, the numeric class; of those that do, the one with the fewest goes first. The
 //! order is total, so the same state gives the same placement (invariant 6), and a refusal is a value (invariant 7).
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use graftwork_shared::{
+    event::EventKind,
     id::{Name, WorkerId},
     job::Device,
     recipe::NumericClass,
@@ -16,10 +17,11 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
-    machine::{Reuse, Scheduler, Worker},
+    machine::{Reuse, Scheduler},
     message::{Command, StageKey},
     phase::Phase,
     state::JobState,
+    worker::Worker,
 };
 
 impl Scheduler {
@@ -33,6 +35,37 @@ impl Scheduler {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Tells, once until it changes, of a job in which nothing runs and which no worker here can ever take up.
+    pub(crate) fn tell_stuck(&mut self) {
+        let active = self.active_jobs();
+        self.stuck.retain(|id| active.iter().any(|(other, _)| other == id));
+        for (id, _) in active {
+            let refusals = self.lasting_refusals(&self.state.jobs()[&id]);
+            if refusals.is_empty() {
+                self.stuck.remove(&id);
+            } else if self.stuck.insert(id.clone()) {
+                self.tell(&id, None, EventKind::Stuck { refusals });
+            }
+        }
+    }
+
+    /// The refusals of all ready stages, where nothing else is under way and no wait alone ends any of them.
+    fn lasting_refusals(&self, job: &JobState) -> BTreeMap<Name, Refusal> {
+        let mut refusals = BTreeMap::new();
+        for (position, stage, record) in job.each().filter(|(_, _, record)| !record.phase.is_final()) {
+            if record.phase != Phase::Pending {
+                return BTreeMap::new();
+            }
+            if job.waits_for(position).is_empty() {
+                match self.choose(job, position) {
+                    Err(refusal) if refusal.lasts() => drop(refusals.insert(stage.name.clone(), refusal)),
+                    Ok(_) | Err(_) => return BTreeMap::new(),
+                }
+            }
+        }
+        refusals
     }
 
     /// Stages that could run by what they need, in the order in which they are served.
@@ -78,7 +111,7 @@ impl Scheduler {
     /// Workers that could run the stage if they had nothing else to do; at least one.
     fn suited(&self, job: &JobState, position: usize) -> Result<Vec<(WorkerId, &Worker)>, Refusal> {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
-        let staying = self.workers.iter().filter(|(_, worker)| !worker.draining);
+        let staying = self.workers.iter().filter(|(_, worker)| worker.takes_work());
         let mut workers: Vec<(WorkerId, &Worker)> = staying.map(|(id, worker)| (*id, worker)).collect();
         if workers.is_empty() {
             return Err(Refusal::NoWorker);
@@ -121,12 +154,8 @@ impl Scheduler {
         assignment.resume = record.checkpoint.as_ref().map(|checkpoint| checkpoint.blob);
         assignment.adapters = job.fused_blobs(position);
         let from_step = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        let started = graftwork_shared::event::EventKind::StageStarted {
-            worker,
-            from_step,
-            total_steps: stage.total_steps,
-            attempt: record.attempts,
-        };
+        let started =
+            EventKind::StageStarted { worker, from_step, total_steps: stage.total_steps, attempt: record.attempts };
         let memory_bytes = stage.memory_bytes;
         let lease = self.state.next_lease();
         let known = self.workers.get_mut(&worker).expect("a worker is chosen among those there are");
@@ -142,7 +171,7 @@ impl Scheduler {
         if self.reuse.contains_key(&key) {
             return;
         }
-        let staying = self.workers.values().filter(|worker| !worker.draining);
+        let staying = self.workers.values().filter(|worker| worker.takes_work());
         let classes: Vec<NumericClass> = distinct(staying.map(|worker| worker.info.class.clone()));
         self.reuse.insert(key.clone(), Reuse::Asked);
         self.out.commands.push(Command::LookForReuse { key, classes });

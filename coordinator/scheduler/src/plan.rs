@@ -67,8 +67,10 @@ pub struct PlannedStage {
     pub publish_as: Name,
     /// The method, in one line for people.
     pub method: String,
-    /// Name of the environment variable on the worker that holds the credentials.
-    pub credentials: Option<String>,
+    /// Name of the environment variable on the worker that holds the credentials for the rows.
+    pub data_credentials: Option<String>,
+    /// The same for the base model.
+    pub base_model_credentials: Option<String>,
 }
 
 /// Where a fusion finds one of its adapters.
@@ -175,6 +177,12 @@ impl PlannedStage {
         batch.max(1) * tokens.min(u64::from(training.max_length).max(1))
     }
 
+    /// Whether it has the recipe that was planned before, over files that nobody touched since.
+    pub(crate) fn is_still(&self, earlier: &Self) -> bool {
+        self.recipe_digest == earlier.recipe_digest
+            && (&self.train, &self.validation, &self.test) == (&earlier.train, &earlier.validation, &earlier.test)
+    }
+
     /// The stages among what it fuses.
     pub fn fused_stages(&self) -> impl Iterator<Item = &Name> {
         self.fused.iter().filter_map(|fused| match fused {
@@ -196,7 +204,8 @@ impl PlannedStage {
             test: self.test.clone(),
             adapters: Vec::new(),
             resume: None,
-            credentials: self.credentials.clone(),
+            data_credentials: self.data_credentials.clone(),
+            base_model_credentials: self.base_model_credentials.clone(),
         }
     }
 }

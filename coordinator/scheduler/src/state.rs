@@ -97,7 +97,7 @@ impl Default for State {
 }
 
 impl StageRecord {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             phase: Phase::Pending,
             checkpoint: None,
@@ -120,12 +120,15 @@ impl StageRecord {
         Self { phase, failures: Vec::new(), retry_at_ms: None, ..self.clone() }
     }
 
-    fn blobs(&self) -> impl Iterator<Item = Digest> {
-        let result = self
-            .result
-            .iter()
-            .flat_map(|result| std::iter::once(result.weights).chain(result.predictions.values().copied()));
-        self.checkpoint.iter().map(|checkpoint| checkpoint.blob).chain(result)
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
+        self.checkpoint.iter().map(|checkpoint| checkpoint.blob).chain(self.result_blobs())
+    }
+
+    pub(crate) fn result_blobs(&self) -> impl Iterator<Item = Digest> {
+        let blobs = |result: &StageResult| {
+            std::iter::once(result.weights).chain(result.predictions.values().copied()).collect::<Vec<_>>()
+        };
+        self.result.iter().flat_map(blobs)
     }
 }
 
@@ -184,10 +187,28 @@ impl JobState {
         stages.chain(self.plan.uploads.iter().copied())
     }
 
+    /// Stages of a new plan whose earlier results say nothing: another recipe, files that were touched since (an edit can
+    /// keep a recipe; the hub's result is compared with the rows before it is used again), or a need of that kind.
+    fn changed<'p>(&self, plan: &'p Plan) -> Vec<&'p Name> {
+        let same =
+            |stage: &PlannedStage| self.position(&stage.name).is_some_and(|at| stage.is_still(&self.plan.stages[at]));
+        let mut changed: Vec<&Name> =
+            plan.stages.iter().filter(|stage| !same(stage)).map(|stage| &stage.name).collect();
+        loop {
+            let needs = |stage: &&PlannedStage| stage.needs.iter().any(|needs| changed.contains(&needs));
+            let more = plan.stages.iter().filter(needs).map(|stage| &stage.name);
+            let more: Vec<&Name> = more.filter(|name| !changed.contains(name)).collect();
+            if more.is_empty() {
+                return changed;
+            }
+            changed.extend(more);
+        }
+    }
+
     fn reopen(&mut self, plan: &Plan, gone: &[Name]) {
+        let changed = self.changed(plan);
         let stages = plan.stages.iter().map(|stage| {
-            let earlier = self.position(&stage.name);
-            match earlier.filter(|at| self.plan.stages[*at].recipe_digest == stage.recipe_digest) {
+            match self.position(&stage.name).filter(|_| !changed.contains(&&stage.name)) {
                 Some(at) => self.stages[at].reopened(gone.contains(&stage.name)),
                 None => StageRecord::new(),
             }
@@ -272,6 +293,10 @@ impl State {
                 job.reopen(plan, gone);
                 Ok(())
             }
+            Fact::ResourcesChanged { job, resources } => {
+                self.job(job)?.plan.job.resources = resources.clone();
+                Ok(())
+            }
             Fact::StageLeased { job, stage, lease, worker, class, at_ms } => {
                 grows("lease", lease.0, self.last_lease.0)?;
                 let grant = Grant { lease: *lease, worker: *worker, class: class.clone(), since_ms: *at_ms };
@@ -286,6 +311,11 @@ impl State {
             Fact::CheckpointAccepted { lease, step, blob } => {
                 let key = self.live.get(lease).cloned().ok_or_else(|| not_live(*lease))?;
                 dropped.extend(self.stage(&key)?.accept(*step, *blob)?);
+                Ok(())
+            }
+            Fact::CheckpointLost { job, stage, blob } | Fact::ResultLost { job, stage, blob } => {
+                let key = StageKey { job: job.clone(), stage: stage.clone() };
+                dropped.extend(self.fold_loss(fact, &key, *blob)?);
                 Ok(())
             }
             Fact::LeaseReleased { lease, at_ms, .. } => self.end_lease(*lease, *at_ms, Change::GiveBack).map(drop),
@@ -397,13 +427,13 @@ impl State {
         self.jobs.get_mut(id).ok_or_else(|| format!("there is no job {id}"))
     }
 
-    fn stage(&mut self, key: &StageKey) -> Result<&mut StageRecord, String> {
+    pub(crate) fn stage(&mut self, key: &StageKey) -> Result<&mut StageRecord, String> {
         let job = self.job(&key.job)?;
         let position = job.position(&key.stage).ok_or_else(|| format!("there is no stage {key}"))?;
         Ok(&mut job.stages[position])
     }
 
-    fn change(&mut self, key: &StageKey, change: Change) -> Result<&mut StageRecord, String> {
+    pub(crate) fn change(&mut self, key: &StageKey, change: Change) -> Result<&mut StageRecord, String> {
         let record = self.stage(key)?;
         let Some(phase) = record.phase.after(change.clone()) else {
             return Err(format!("stage {key} is {}, so this cannot happen to it: {change:?}", record.phase.word()));

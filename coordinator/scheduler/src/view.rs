@@ -88,7 +88,7 @@ impl Scheduler {
 
     /// Workers with a session.
     pub fn workers(&self) -> Vec<WorkerView> {
-        let view = |(id, worker): (&WorkerId, &crate::machine::Worker)| WorkerView {
+        let view = |(id, worker): (&WorkerId, &crate::worker::Worker)| WorkerView {
             id: *id,
             info: worker.info.clone(),
             running: worker.leases.keys().filter_map(|lease| self.holds(*id, *lease).cloned()).collect(),

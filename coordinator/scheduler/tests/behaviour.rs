@@ -302,7 +302,7 @@ fn work_is_spread_over_workers() {
 fn a_reusable_result_needs_no_work() {
     let mut machine = Machine::new();
     let job = machine.submit(&plan("one", vec![stage("a", &[], 100)]));
-    let commands = machine.apply(Event::WorkerJoined { session: 1, info: info(1) });
+    let commands = machine.apply(Event::WorkerJoined { session: 1, info: info(1), leases: Vec::new() });
     let question = Command::LookForReuse { key: key(&job, "a"), classes: vec![class("avx2")] };
     assert!(commands.contains(&question) && assigned(&commands).is_empty());
     assert_eq!(refusal(&machine, &job, "a"), Refusal::LookingForReuse);

@@ -11,7 +11,7 @@ mod fixture;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use fixture::{Machine, class, info, plan, result, stage};
-use graftwork_scheduler::{Command, Event, Fact, Plan, PlannedStage};
+use graftwork_scheduler::{Command, Event, Fact, Plan, PlannedStage, WorkerInfo};
 use graftwork_shared::{
     assignment::{Blame, Failure},
     digest::Digest,
@@ -23,7 +23,7 @@ use proptest::prelude::*;
 /// A worker that the world moves.
 #[derive(Clone)]
 struct Peer {
-    class: NumericClass,
+    info: WorkerInfo,
     /// Leases that it believes to hold, with steps done and all steps.
     work: BTreeMap<LeaseId, (u64, u64, String)>,
     frozen: bool,
@@ -33,6 +33,9 @@ struct Peer {
 struct World {
     machine: Machine,
     peers: BTreeMap<WorkerId, Peer>,
+    /// Processes whose connection broke.
+    apart: Vec<Peer>,
+    joined: usize,
     /// Messages on the way; some are sent by workers that are gone by now.
     late: VecDeque<Event>,
     /// Work beside the loop: publications under way.
@@ -50,6 +53,15 @@ enum Deed {
         wide: bool,
     },
     Kill(usize),
+    /// A connection breaks; with it the newest assignment may be lost.
+    Break {
+        peer: usize,
+        forgets: bool,
+    },
+    /// One of those comes back.
+    Return(usize),
+    /// The disk loses one of the blobs that are referred to.
+    Lose(usize),
     Freeze(usize),
     Thaw(usize),
     Train {
@@ -82,6 +94,9 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         2 => (0..3_usize).prop_map(Deed::Submit),
         4 => (1..4_u32, prop::bool::weighted(0.2)).prop_map(|(slots, wide)| Deed::Join { slots, wide }),
         2 => any.clone().prop_map(Deed::Kill),
+        3 => (any.clone(), prop::bool::weighted(0.2)).prop_map(|(peer, forgets)| Deed::Break { peer, forgets }),
+        3 => any.clone().prop_map(Deed::Return),
+        1 => any.clone().prop_map(Deed::Lose),
         1 => any.clone().prop_map(Deed::Freeze),
         1 => any.clone().prop_map(Deed::Thaw),
         12 => (any.clone(), 1..60_u64).prop_map(|(peer, steps)| Deed::Train { peer, steps }),
@@ -96,6 +111,18 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         1 => Just(Deed::Restart),
     ];
     prop::collection::vec(deed, 20..160)
+}
+
+/// The worker that says this.
+fn sender(event: &Event) -> Option<WorkerId> {
+    match event {
+        Event::Heartbeat { worker, .. }
+        | Event::Checkpointed { worker, .. }
+        | Event::Finished { worker, .. }
+        | Event::Failed { worker, .. }
+        | Event::Released { worker, .. } => Some(*worker),
+        _ => None,
+    }
 }
 
 fn plans() -> [Plan; 3] {
@@ -117,6 +144,8 @@ impl World {
         Self {
             machine: Machine::new(),
             peers: BTreeMap::new(),
+            apart: Vec::new(),
+            joined: 0,
             late: VecDeque::new(),
             publishing: VecDeque::new(),
             jobs: Vec::new(),
@@ -178,16 +207,44 @@ impl World {
     }
 
     fn join(&mut self, slots: u32, class: NumericClass) {
-        let mut info = info(slots);
-        info.class = class.clone();
-        let commands = self.machine.apply(Event::WorkerJoined { session: 0, info });
-        for command in &commands {
-            if let Command::Welcome { worker, .. } = command {
-                let peer = Peer { class: class.clone(), work: BTreeMap::new(), frozen: false, leaving: false };
-                self.peers.insert(*worker, peer);
-            }
-        }
+        self.joined += 1;
+        let info = WorkerInfo { class, key: format!("process {}", self.joined), ..info(slots) };
+        self.connect(Peer { info, work: BTreeMap::new(), frozen: false, leaving: false });
+    }
+
+    /// A process says hello, with what it holds.
+    fn connect(&mut self, peer: Peer) {
+        let leases = peer.work.keys().copied().collect();
+        let commands = self.machine.apply(Event::WorkerJoined { session: 0, info: peer.info.clone(), leases });
+        let welcomed = commands.iter().find_map(|command| match command {
+            Command::Welcome { worker, .. } => Some(*worker),
+            _ => None,
+        });
+        let worker = welcomed.unwrap();
+        assert!(!self.peers.contains_key(&worker));
+        self.late.push_back(Event::Heartbeat { worker, leases: peer.work.keys().copied().collect() });
+        self.peers.insert(worker, peer);
         self.obey(commands);
+    }
+
+    /// What was on the way over the connection is gone, as the shell drops what comes from a session that ended.
+    fn break_link(&mut self, worker: WorkerId, forgets: bool) {
+        let Some(mut peer) = self.peers.remove(&worker) else { return };
+        if forgets {
+            peer.work.pop_last();
+        }
+        self.late.retain(|event| sender(event) != Some(worker));
+        if !peer.leaving {
+            self.apart.push(peer);
+        }
+        self.apply(Event::LinkLost { worker, reason: "broken".to_owned() });
+    }
+
+    fn lose(&mut self, number: usize) {
+        let blobs: Vec<Digest> = self.machine.scheduler.state().blobs().into_iter().collect();
+        if let Some(blob) = blobs.get(number % blobs.len().max(1)).copied() {
+            self.apply(Event::BlobLost { blob });
+        }
     }
 
     /// A worker trains each of its leases on; what it has to say is on the way after that.
@@ -199,7 +256,7 @@ impl World {
             *step += steps;
             if *step >= *total {
                 let result = Box::new(graftwork_shared::assignment::StageResult {
-                    numeric_class: peer.class.clone(),
+                    numeric_class: peer.info.class.clone(),
                     ..result(stage, *total, 0.9)
                 });
                 self.late.push_back(Event::Finished { worker, lease: *lease, result });
@@ -256,6 +313,7 @@ impl World {
     fn restart(&mut self) {
         self.restarts += 1;
         self.peers.clear();
+        self.apart.clear();
         self.publishing.clear();
         let facts = std::mem::take(&mut self.machine.facts);
         let now_ms = self.machine.now_ms;
@@ -290,6 +348,18 @@ impl World {
                     self.apply(Event::WorkerLeft { worker, reason: "killed".to_owned() });
                 }
             }
+            Deed::Break { peer, forgets } => {
+                if let Some(worker) = self.pick(*peer) {
+                    self.break_link(worker, *forgets);
+                }
+            }
+            Deed::Return(number) => {
+                if !self.apart.is_empty() {
+                    let peer = self.apart.remove(number % self.apart.len());
+                    self.connect(peer);
+                }
+            }
+            Deed::Lose(number) => self.lose(*number),
             Deed::Freeze(number) | Deed::Thaw(number) => {
                 if let Some(peer) = self.pick(*number).and_then(|worker| self.peers.get_mut(&worker)) {
                     peer.frozen = matches!(deed, Deed::Freeze(_));
@@ -371,6 +441,9 @@ fn nothing_happens_twice(facts: &[Fact]) {
             Fact::JobReopened { plan, .. } => {
                 let id = plan.id();
                 seen.retain(|(job, ..): &(JobId, String, &str)| *job != id);
+            }
+            Fact::ResultLost { job, stage, .. } => {
+                seen.retain(|(of, name, _)| of != job || name != stage.as_str());
             }
             Fact::StageTrained { job, stage, .. } => {
                 assert!(seen.insert((job.clone(), stage.to_string(), "trained")), "{stage} was trained twice");

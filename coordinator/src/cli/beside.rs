@@ -29,6 +29,12 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// Some other program in its place.
+    #[cfg(test)]
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Finds the program beside this one.
     pub(crate) fn find() -> Result<Self, Failure> {
         let own = std::env::current_exe().context("finding this program's own path")?;

@@ -12,8 +12,9 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where to listen: host:port on loopback, or unix:///path/to/socket; may be given again.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7070", value_parser = address)]
+    /// Where to listen: unix:///path/to/socket, or host:port on loopback with a token; may be given again. Without it,
+    /// the socket `door/socket` in the state folder, which only this user can enter.
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Vec<Listen>,
     /// Folder of the coordinator's state: journal and blobs.
     #[arg(long, value_name = "FOLDER", default_value = ".graftwork/coordinator")]
@@ -25,7 +26,8 @@ pub(crate) struct Arguments {
 
 fn address(text: &str) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
-        return Ok(Listen::Unix(PathBuf::from(path)));
+        let path = std::path::absolute(path).map_err(|error| error.to_string())?;
+        return Ok(Listen::Unix(path));
     }
     let plain = text.strip_prefix("http://").unwrap_or(text);
     let plain = plain.replacen("localhost:", "127.0.0.1:", 1);
@@ -39,8 +41,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let planning = Planning { cache: cache_folder(), machine: None, uploads: None };
     let planner = Arc::new(PlannerDoor::new(planning, None));
     let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: true });
-    let mut options = Options::new(arguments.state, planner, publisher);
+    let state = std::path::absolute(arguments.state)?;
+    let mut options = Options::new(state.clone(), planner, publisher);
     options.listen = arguments.listen;
+    if options.listen.is_empty() {
+        options.listen.push(Listen::Unix(state.join("door").join("socket")));
+    }
     options.token = secret(arguments.token_env.as_deref())?;
     let mut signals = Signals::listen()?;
     let mut running = server::start(options).await.map_err(Failure::input)?;

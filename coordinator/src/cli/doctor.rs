@@ -52,9 +52,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
             Some(problem) => format!("✗ {:<18} {}: {problem}\n", f.what, f.value),
         });
         print(&lines.collect::<String>());
-        if let Ok(Value::Object(found)) = &worker {
-            let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            print(&found.iter().map(|(key, value)| format!("  {key:<18} {}\n", text(value))).collect::<String>());
+        if worker.is_ok() {
+            print(&worker_text().lines().map(|line| format!("  {line}\n")).collect::<String>());
         }
     }
     Ok(if sound { DONE } else { OURS })
@@ -87,4 +86,10 @@ fn worker() -> Result<Value, String> {
         return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
     }
     serde_json::from_slice(&output.stdout).map_err(|error| format!("its doctor does not speak JSON: {error}"))
+}
+
+/// The same for a person.
+fn worker_text() -> String {
+    let output = Worker::find().ok().and_then(|worker| worker.command().arg("doctor").output().ok());
+    output.map_or_else(String::new, |output| String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 use graftwork_scheduler::PlannedStage;
 use graftwork_shared::{
     diagnostic::{self, Diagnostic, Severity},
@@ -12,9 +12,9 @@ use graftwork_shared::{
 
 use super::{DONE, Failure, INPUT, cache_folder, print};
 use crate::{
-    planner::{Machine, Planned, Planning, plan_with_spans},
+    planner::{Machine, OPERATIONS_PER_SECOND, Planned, Planning, check_draft, plan_with_spans},
     progress::duration,
-    report::bytes,
+    report::{METHOD_WIDTH, STYLE, bytes},
     run,
 };
 
@@ -69,6 +69,19 @@ pub(crate) struct Refused {
     pub(crate) problems: Vec<Diagnostic>,
 }
 
+impl Refused {
+    /// Adds what is wrong with the data that the file's own errors do not concern, so that all problems come at once.
+    pub(crate) async fn with_data_problems(mut self, path: &Path) -> Result<Self, Failure> {
+        let absolute = std::path::absolute(path)?;
+        let parsed = graftwork_shared::job::parse(&self.text, absolute.parent().unwrap_or(Path::new("/")));
+        if let Some(draft) = parsed.draft {
+            self.problems.extend(check_draft(&draft, &parsed.spans, &self.problems, &cache_folder()).await);
+            self.problems.sort_by_key(|problem| problem.span.as_ref().map(|span| span.start));
+        }
+        Ok(self)
+    }
+}
+
 /// Prints problems to stderr, as a compiler does.
 pub(crate) fn show_problems(text: &str, name: &str, problems: &[Diagnostic]) {
     use std::io::IsTerminal as _;
@@ -90,7 +103,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let file = match JobFile::read(&arguments.file)? {
         Ok(file) => file,
-        Err(Refused { name, text, problems }) => return refuse(&text, &name, &problems),
+        Err(refused) => {
+            let Refused { name, text, problems } = refused.with_data_problems(&arguments.file).await?;
+            return refuse(&text, &name, &problems);
+        }
     };
     let JobFile { name, text, job, spans, warnings } = file;
     let threads = run::threads(&job, None);
@@ -118,7 +134,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
 fn show(planned: &Planned) -> String {
     let plan = &planned.plan;
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).force_no_tty();
+    table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::MAX).force_no_tty();
     table.set_header([
         "stage",
         "method",
@@ -126,7 +142,7 @@ fn show(planned: &Planned) -> String {
         "validation",
         "test",
         "steps",
-        "trained",
+        "parameters",
         "memory",
         "time",
         "waits for",
@@ -147,10 +163,13 @@ fn show(planned: &Planned) -> String {
             Cell::new(waits_for(stage)),
         ]);
     }
+    if let Some(methods) = table.column_mut(1) {
+        methods.set_constraint(METHOD_WIDTH);
+    }
     let estimate = &planned.estimate;
     format!(
         "job {} ({}), base model {}\n{table}\nexpected: {} of memory, {} of disk, about {} on {} threads (an estimate from \
-         30 GFLOP/s a thread, not a promise)\n",
+         {:.0} GFLOP/s a thread, not a promise)\n",
         plan.job.name,
         plan.id(),
         plan.base_model_digest.short(),
@@ -158,6 +177,7 @@ fn show(planned: &Planned) -> String {
         bytes(estimate.disk_bytes),
         duration(estimate.seconds),
         estimate.threads,
+        OPERATIONS_PER_SECOND / 1e9,
     )
 }
 

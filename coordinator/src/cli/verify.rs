@@ -3,18 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use graftwork_scheduler::PlannedStage;
 use graftwork_shared::{
     id::Name,
-    job::{AdapterRef, Job},
+    job::{AdapterRef, Job, Spans},
     record::Record,
     upload,
 };
 use graftwork_store::Hub;
 
-use super::{DONE, Failure, INPUT, INTERRUPTED, print, show_problems};
+use super::{DONE, Failure, INPUT, INTERRUPTED, cache_folder, print, show_problems};
 use crate::{
+    planner::{Planning, plan_with_spans},
     progress::Mode,
-    publish::job_of_stage,
+    publish::{changed_rows, job_of_stage},
     run::{self, End, Training},
     server::BlobStore,
 };
@@ -47,11 +49,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let mut job = job_of_stage(&record.job, &record.stage);
     find_uploads(&mut job, arguments.uploads.as_deref(), &folder.path().join("cache")).await?;
     job.publish.hub = folder.path().join("hub").display().to_string();
+    check_plan(&job, &record).await?;
     let training = Training {
         workers: 1,
         threads: run::threads(&job, arguments.threads),
         job: job.clone(),
-        spans: graftwork_shared::job::Spans::default(),
+        spans: Spans::default(),
         folder: folder.path().join("state"),
         progress: arguments.progress,
         again: false,
@@ -103,6 +106,57 @@ async fn find_uploads(job: &mut Job, state: Option<&Path>, cache: &Path) -> Resu
     Ok(())
 }
 
+/// Plans the job of today and says at once when it is not what the record holds: training would be in vain.
+async fn check_plan(job: &Job, record: &Record) -> Result<(), Failure> {
+    let planning = Planning { cache: cache_folder(), machine: None, uploads: None };
+    let planned = match plan_with_spans(job.clone(), Spans::default(), planning).await {
+        Ok(planned) => planned,
+        Err(problems) => {
+            show_problems("", "the record's job", &problems);
+            return Err(Failure::input(anyhow!("{} cannot be trained again: see above", record.stage)));
+        }
+    };
+    let stage = planned.plan.stage(&record.stage);
+    let stage = stage.ok_or_else(|| Failure::input(anyhow!("the record's job has no stage {}", record.stage)))?;
+    if stage.recipe_digest != record.recipe_digest {
+        return Err(Failure::input(anyhow!("{} is another recipe today: {}", record.stage, difference(stage, record))));
+    }
+    let (plan, record) = (planned.plan.clone(), record.clone());
+    let runtime = tokio::runtime::Handle::current();
+    let changed = tokio::task::spawn_blocking(move || {
+        let stage = plan.stage(&record.stage)?;
+        Some(changed_rows(&plan, stage, &record, &runtime))
+    });
+    match changed.await? {
+        None | Some(Ok(None)) => Ok(()),
+        Some(Ok(Some(name))) => Err(Failure::input(anyhow!(
+            "the rows of {name} are not those of the record, although their files' footers are"
+        ))),
+        Some(Err(error)) => Err(Failure::input(error)),
+    }
+}
+
+/// The first part in which the recipes differ.
+fn difference(stage: &PlannedStage, record: &Record) -> String {
+    let (now, then) = (&stage.recipe, &record.recipe);
+    if now.numerics_version != then.numerics_version {
+        return format!(
+            "this program computes numerics version {}, it was trained with version {}",
+            now.numerics_version, then.numerics_version
+        );
+    }
+    let parts = [
+        (now.base_model == then.base_model, "the base model"),
+        (now.train == then.train, "its training rows"),
+        (now.validation == then.validation, "its validation rows"),
+        (now.test == then.test, "its test rows"),
+        (now.head == then.head, "its head or its labels"),
+        (now.method == then.method, "its adapter, or one that it fuses,"),
+    ];
+    let part = parts.into_iter().find(|(same, _)| !same).map_or("its training options", |(_, part)| part);
+    format!("{part} changed since")
+}
+
 fn is_tensor_file(path: &str) -> bool {
     [".safetensors", ".bin"].iter().any(|end| path.ends_with(end))
 }
@@ -110,9 +164,7 @@ fn is_tensor_file(path: &str) -> bool {
 fn compare(record: &Record, again: &Path, stage: &Name) -> Result<u8, Failure> {
     let second = Hub::verify(again)?;
     if second.recipe_digest != record.recipe_digest {
-        let data =
-            if second.recipe.train == record.recipe.train { "" } else { ": its rows are not those of the record" };
-        return Err(Failure::input(anyhow!("{stage} is another recipe today{data}")));
+        return Err(Failure::input(anyhow!("{stage} became another recipe while it was trained")));
     }
     if second.numeric_class != record.numeric_class {
         eprintln!("it was trained on {}, and now on {}", record.numeric_class, second.numeric_class);
@@ -132,6 +184,7 @@ fn compare(record: &Record, again: &Path, stage: &Name) -> Result<u8, Failure> {
     }
     print(&text);
     if different == 0 {
+        eprintln!("equal: training {stage} again gave the same tensors");
         return Ok(DONE);
     }
     eprintln!("{different} tensor files are different");

@@ -1,5 +1,7 @@
 //! The stage of one fusion: whose rows and head, which adapters, in which order.
 
+use std::collections::BTreeSet;
+
 use graftwork_model::Footprint;
 use graftwork_scheduler::{FusedSource, PlannedStage};
 use graftwork_shared::{
@@ -37,6 +39,7 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
     let at = format!("fusions.{}", fusion.name);
     let base = parts.base?;
     let fits = task::check_training(&at, &fusion.training, &fusion.skip_layers, base, problems);
+    let dropped = fusion.training.adapter_drop.fixed();
     let mut adapters = Vec::new();
     let mut fused = Vec::new();
     let mut needs: Vec<Name> = Vec::new();
@@ -44,7 +47,7 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
         let (source, part) = match adapter {
             AdapterRef::Task(name) => {
                 let stage = parts.task(job, name)?.stage.as_ref()?;
-                let config = job.task(name)?.adapter.clone();
+                let config = job.task(name)?.adapter.clone().without(dropped);
                 if !needs.contains(name) {
                     needs.push(name.clone());
                 }
@@ -53,7 +56,7 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
             AdapterRef::Folder(location) | AdapterRef::Hub(location) => {
                 let found = parts.outside.get(location)?;
                 let source = FusedSource::External { blob: found.blob, name: found.name.clone() };
-                (source, FusedAdapter { config: found.config.clone(), origin: found.blob })
+                (source, FusedAdapter { config: found.config.clone().without(dropped), origin: found.blob })
             }
         };
         fused.push(source);
@@ -62,12 +65,12 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
     let target = parts.task(job, &fusion.task)?;
     let (task, metric) = (job.task(&fusion.task)?, target.metric?);
     let method = Method::Fusion { config: fusion.config.clone(), adapters };
+    if !task::check_warmup(&at, &fusion.training, target.rows.train.rows, problems) || !fits {
+        return None;
+    }
     let footprint = Footprint::of(&method, &target.head, &base.model.description)
         .map_err(|error| problems.error(&at, "fusion", format!("fusion {}: {error}", fusion.name)))
         .ok()?;
-    if !fits {
-        return None;
-    }
     let rows = &target.rows;
     let recipe = Recipe {
         numerics_version: NUMERICS_VERSION,
@@ -80,7 +83,7 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
         train: rows.train.content(),
         validation: rows.validation.content(),
         test: rows.test.as_ref().map(graftwork_shared::data::SplitManifest::content),
-        skip_layers: fusion.skip_layers.clone(),
+        skip_layers: union(&fusion.skip_layers, dropped),
     };
     Some(PlannedStage {
         name: fusion.name.clone(),
@@ -99,7 +102,14 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
         memory_bytes: estimate::stage_memory(&footprint, &fusion.training, &rows.train, &base.model.description),
         expect: fusion.expect,
         publish_as: fusion.publish_as.clone(),
-        credentials: task.data.credentials.clone().or_else(|| job.base_model.credentials.clone()),
+        data_credentials: task.data.credentials.clone(),
+        base_model_credentials: job.base_model.credentials.clone(),
         recipe,
     })
+}
+
+/// Layer numbers of both, in order, each once.
+fn union(first: &[u32], second: &[u32]) -> Vec<u32> {
+    let layers: BTreeSet<u32> = first.iter().chain(second).copied().collect();
+    layers.into_iter().collect()
 }

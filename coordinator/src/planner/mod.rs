@@ -6,6 +6,7 @@
 //! (invariant 5).
 
 mod door;
+mod draft;
 mod estimate;
 mod fusion;
 mod head;
@@ -21,7 +22,8 @@ mod uploads;
 use std::path::PathBuf;
 
 pub(crate) use door::{PlannerDoor, plan_with_spans};
-pub(crate) use estimate::{Estimate, Machine};
+pub(crate) use draft::check_draft;
+pub(crate) use estimate::{Estimate, Machine, OPERATIONS_PER_SECOND};
 use futures::future::join_all;
 use graftwork_model::BaseModel;
 use graftwork_scheduler::Plan;

@@ -7,7 +7,7 @@ use graftwork_shared::{
     adapter::AdapterConfig,
     diagnostic::Diagnostic,
     digest::Digest,
-    job::{AdapterRef, Job},
+    job::{AdapterRef, BaseModel, Fusion, Job},
     recipe::trained_slot,
 };
 use graftwork_store::StoreError;
@@ -48,7 +48,8 @@ pub(super) async fn fetch(job: &Job, base: Option<&Base>, planning: &Planning, p
             if outside.0.contains_key(location) {
                 continue;
             }
-            match read(location, job, base, planning).await {
+            let credentials = credentials(location, fusion, &job.base_model);
+            match read(location, credentials, base, planning).await {
                 Ok(found) => {
                     outside.0.insert(location.clone(), found);
                 }
@@ -64,12 +65,21 @@ pub(super) async fn fetch(job: &Job, base: Option<&Base>, planning: &Planning, p
     outside
 }
 
+/// The variable whose secret may be shown where an adapter lies: the fusion's own, or the base model's where both lie on
+/// the one hub that `HF_ENDPOINT` names. A secret for another place (`s3://` keys, say) never goes there.
+fn credentials<'j>(location: &str, fusion: &'j Fusion, base: &'j BaseModel) -> Option<&'j str> {
+    let on_hub = |location: &str| location.starts_with("hf://");
+    if !on_hub(location) {
+        return None;
+    }
+    let of_base = base.credentials.as_deref().filter(|_| on_hub(&base.location));
+    fusion.credentials.as_deref().or(of_base)
+}
+
 /// An adapter, or what is wrong with it and how to mend it.
 type Read = Result<OutsideAdapter, (String, Option<&'static str>)>;
 
-async fn read(location: &str, job: &Job, base: Option<&Base>, planning: &Planning) -> Read {
-    // A hub that serves the base model with a token serves the adapter with the same one.
-    let credentials = location.starts_with("hf://").then_some(job.base_model.credentials.as_deref()).flatten();
+async fn read(location: &str, credentials: Option<&str>, base: Option<&Base>, planning: &Planning) -> Read {
     let folder = graftwork_store::fetch_adapter(location, credentials, &planning.cache, planning.uploads()).await;
     let folder = folder.map_err(|error| match &error {
         StoreError::Missing(_) => (error.to_string(), Some(ADAPTERS)),
@@ -84,4 +94,31 @@ async fn read(location: &str, job: &Job, base: Option<&Base>, planning: &Plannin
     let tensors = rename(adapter.tensors, &adapter.name, trained_slot().as_str());
     let bytes = safetensors::write(&tensors, &BTreeMap::new());
     Ok(OutsideAdapter { name: adapter.name, config: adapter.config, blob: Digest::of(&bytes), bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fusion(credentials: &str) -> Fusion {
+        let text = format!(
+            "[base_model]\nlocation = \"b\"\n[tasks.a]\ntrain = \"a.parquet\"\nvalidation = \"b.parquet\"\n[fusions.f]\n\
+             adapters = [\"a\", \"hf://lab/x@main\"]\ntask = \"a\"\n{credentials}"
+        );
+        let parsed = graftwork_shared::job::parse(&text, std::path::Path::new("/jobs"));
+        parsed.job.unwrap_or_else(|| panic!("{:?}", parsed.diagnostics)).fusions.remove(0)
+    }
+
+    #[test]
+    fn a_hub_sees_no_secret_of_another_place() {
+        let base = |location: &str| BaseModel { location: location.to_owned(), credentials: Some("KEYS".to_owned()) };
+        let adapter = "hf://lab/x@main";
+        let (without, with) = (fusion(""), fusion("credentials = \"HF_TOKEN\""));
+        assert_eq!(credentials(adapter, &without, &base("hf://lab/base@main")), Some("KEYS"));
+        for elsewhere in ["s3://bucket/base", "https://host/base", "/models/base"] {
+            assert_eq!(credentials(adapter, &without, &base(elsewhere)), None, "{elsewhere}");
+            assert_eq!(credentials(adapter, &with, &base(elsewhere)), Some("HF_TOKEN"), "{elsewhere}");
+        }
+        assert_eq!(credentials("/adapters/x", &with, &base("hf://lab/base@main")), None);
+    }
 }

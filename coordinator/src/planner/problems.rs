@@ -10,7 +10,8 @@ use graftwork_shared::{
 /// Problems so far. Planning goes on after each, so that all are told at once.
 pub(super) struct Problems<'a> {
     spans: &'a Spans,
-    list: Mutex<Vec<Diagnostic>>,
+    /// Each with what it is about.
+    list: Mutex<Vec<(String, Diagnostic)>>,
 }
 
 impl<'a> Problems<'a> {
@@ -24,20 +25,28 @@ impl<'a> Problems<'a> {
     }
 
     /// A problem at a key path.
-    pub(super) fn add(&self, path: &str, mut problem: Diagnostic) {
+    pub(super) fn add(&self, path: &str, problem: Diagnostic) {
+        let about = problem.message.clone();
+        self.add_about(path, &about, problem);
+    }
+
+    /// A problem with one thing, such as a column. What is wrong with it at one place of the job file is told once and
+    /// not for each file that it concerns; two things are two problems.
+    pub(super) fn add_about(&self, path: &str, about: &str, mut problem: Diagnostic) {
         problem.span = self.spans.of(path);
         let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is wrong at one place of the job file is told once, not for each file or task that it concerns.
-        let told =
-            |other: &Diagnostic| other.code == problem.code && other.span == problem.span && problem.span.is_some();
-        if !list.iter().any(|other| *other == problem || told(other)) {
-            list.push(problem);
+        let told = |(other, said): &(String, Diagnostic)| {
+            other == about && said.code == problem.code && said.span == problem.span
+        };
+        if !list.iter().any(told) {
+            list.push((about.to_owned(), problem));
         }
     }
 
     /// All of them, errors first, in the order of the file.
     pub(super) fn into_list(self) -> Vec<Diagnostic> {
-        let mut list = self.list.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let list = self.list.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let mut list: Vec<Diagnostic> = list.into_iter().map(|(_, problem)| problem).collect();
         let start = |problem: &Diagnostic| problem.span.as_ref().map_or(usize::MAX, |span| span.start);
         list.sort_by_key(|problem| (problem.severity != Severity::Error, start(problem)));
         list

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use graftwork_dataset::{Access, DataError, OpenFile};
 use graftwork_shared::{
-    data::{Source, Split, SplitManifest},
+    data::{Columns, Source, Split, SplitManifest, SplitRule, TextColumns},
     diagnostic::Diagnostic,
     digest::Digest,
     head::HeadOutput,
@@ -52,6 +52,9 @@ pub(super) async fn open(task: &Task, uploads: BTreeMap<Digest, PathBuf>, proble
     Some(Rows { train: train?, validation: validation?, test, output })
 }
 
+/// Files, and what is wrong with their columns.
+type Opened = (Vec<OpenFile>, Vec<DataError>);
+
 struct Opener<'a> {
     task: &'a Task,
     access: &'a Access,
@@ -64,28 +67,41 @@ impl Opener<'_> {
         self.problems.error(&path, code, format!("task {}: {error}", self.task.name));
     }
 
-    async fn files(&self, source: Option<&Source>) -> Result<Option<Vec<OpenFile>>, DataError> {
+    /// The files of a source with all that is wrong with their columns.
+    async fn files(&self, source: Option<&Source>) -> Result<Option<Opened>, DataError> {
         let Some(source) = source else { return Ok(None) };
         let files = graftwork_dataset::open(source, self.access).await?;
-        graftwork_dataset::check_columns(&files, &self.task.data.columns, self.task.head.kind)?;
-        Ok(Some(files))
+        let problems = column_problems(&files, &self.task.data.columns, self.task.head.kind);
+        Ok(Some((files, problems)))
     }
 
     /// The files, or `None` after what is wrong with those under this key was told.
-    fn tell<T>(&self, opened: Result<T, DataError>, key: &str) -> Option<T> {
-        let error = match opened {
-            Ok(files) => return Some(files),
-            Err(error) => error,
+    fn tell(&self, opened: Result<Option<Opened>, DataError>, key: &str) -> Option<Option<Vec<OpenFile>>> {
+        let (files, problems) = match opened {
+            Ok(Some(opened)) => opened,
+            Ok(None) => return Some(None),
+            Err(error) => {
+                self.fail(key, "data", &error);
+                return None;
+            }
         };
-        let (key, code) = match &error {
-            DataError::MissingColumn { role, .. } if role == "text" => ("text", "missing-column"),
-            DataError::MissingColumn { .. } => ("label", "missing-column"),
-            DataError::ColumnType { role, .. } if role == "text" => ("text", "column-type"),
-            DataError::ColumnType { .. } => ("head", "head-does-not-fit"),
-            _ => (key, "data"),
-        };
-        self.fail(key, code, &error);
-        None
+        for error in &problems {
+            let (key, code, column) = match error {
+                DataError::MissingColumn { role, column, .. } if role == "text" => ("text", "missing-column", column),
+                DataError::MissingColumn { column, .. } => ("label", "missing-column", column),
+                DataError::ColumnType { role, column, .. } if role == "text" => ("text", "column-type", column),
+                DataError::ColumnType { column, .. } => ("head", "head-does-not-fit", column),
+                other => {
+                    self.fail(key, "data", other);
+                    continue;
+                }
+            };
+            // The files of a task mostly lack the same column.
+            let path = format!("tasks.{}.{key}", self.task.name);
+            let message = format!("task {}: {error}", self.task.name);
+            self.problems.add_about(&path, column, Diagnostic::error(code, message));
+        }
+        problems.is_empty().then_some(Some(files))
     }
 
     /// Train, validation and test rows, by rule or by file.
@@ -113,6 +129,10 @@ impl Opener<'_> {
             return Some([Some(train?), Some(validation?), test]);
         };
         let part = |split| Some((rule.clone(), split));
+        let limit = match limit {
+            Some(wanted) => self.limit_behind(train, rule, wanted).await?,
+            None => None,
+        };
         let trained = self.manifest(train, part(Split::Train), limit, "split").await;
         let validated = self.manifest(train, part(Split::Validation), None, "split").await;
         let tested = match (test, rule.test > 0.0) {
@@ -123,10 +143,51 @@ impl Opener<'_> {
         Some([Some(trained?), Some(validated?), tested])
     }
 
+    /// The bound on row numbers below which the rule gives exactly `wanted` rows to training; `None` where it gives no
+    /// more to it in all. A manifest's limit counts rows before the rule, so that a worker can skip what lies behind.
+    async fn limit_behind(&self, files: &[OpenFile], rule: &SplitRule, wanted: u64) -> Option<Option<u64>> {
+        let all: u64 = files.iter().map(|file| file.identity.content.rows()).sum();
+        let (mut below, mut enough) = ((0, 0), (all, self.trained_below(files, rule, all).await?));
+        if enough.1 <= wanted {
+            return Some(None);
+        }
+        // Each row brings one training row or none. A guess along the line through both ends is near where rows are
+        // drawn; every second one halves, for rows that lie group by group.
+        let mut halve = false;
+        while enough.0 - below.0 > 1 {
+            let width = enough.0 - below.0;
+            let share = (wanted - below.1) as f64 / (enough.1 - below.1).max(1) as f64;
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a number of rows")]
+            let step = if halve { width / 2 } else { (share * width as f64) as u64 };
+            let limit = below.0 + step.clamp(1, width - 1);
+            let rows = self.trained_below(files, rule, limit).await?;
+            if rows >= wanted {
+                enough = (limit, rows);
+            } else {
+                below = (limit, rows);
+            }
+            halve = !halve;
+        }
+        Some(Some(enough.0))
+    }
+
+    /// Training rows among the rows whose number is below a limit.
+    async fn trained_below(&self, files: &[OpenFile], rule: &SplitRule, limit: u64) -> Option<u64> {
+        let part = Some((rule.clone(), Split::Train));
+        match graftwork_dataset::select(files, part, Some(limit), self.access).await {
+            Ok(manifest) => Some(manifest.rows),
+            Err(DataError::EmptySplit { .. }) => Some(0),
+            Err(error) => {
+                self.fail("split", "data", &error);
+                None
+            }
+        }
+    }
+
     async fn manifest(
         &self,
         files: &[OpenFile],
-        rule: Option<(graftwork_shared::data::SplitRule, Split)>,
+        rule: Option<(SplitRule, Split)>,
         limit: Option<u64>,
         key: &str,
     ) -> Option<SplitManifest> {
@@ -145,14 +206,17 @@ impl Opener<'_> {
             return self.at_least_two(labels.clone());
         }
         let mut found: Vec<String> = Vec::new();
+        let mut sound = true;
         for (manifest, split) in manifests.iter().zip([Split::Train, Split::Validation, Split::Test]) {
             let Some(manifest) = manifest else { continue };
             let labels = graftwork_dataset::find_labels(manifest, &self.task.data.columns, self.access).await;
-            let labels = labels.map_err(|error| self.fail("label", "label", &error)).ok()?;
-            if let Some(allowed) = &written {
-                self.all_allowed(train, &labels, allowed, split)?;
-            }
-            found.extend(labels);
+            let labels = labels.map_err(|error| self.fail("label", "label", &error)).ok();
+            let allowed = |allowed: &Vec<String>| self.all_allowed(train, labels.as_ref()?, allowed, split);
+            sound &= labels.is_some() && written.as_ref().is_none_or(|written| allowed(written).is_some());
+            found.extend(labels.into_iter().flatten());
+        }
+        if !sound {
+            return None;
         }
         let labels = written.unwrap_or_else(|| {
             // As `find_labels` orders one split: numbers by value, texts by bytes.
@@ -205,8 +269,25 @@ impl Opener<'_> {
             shown.join(", ")
         );
         let help = "add it to `labels`, mend the rows, or leave `labels` out to take those that the rows have";
-        self.problems
-            .add(&format!("tasks.{}.{key}", self.task.name), Diagnostic::error("unknown-label", message).help(help));
+        let path = format!("tasks.{}.{key}", self.task.name);
+        self.problems.add_about(&path, wrong, Diagnostic::error("unknown-label", message).help(help));
         None
     }
+}
+
+/// What is wrong with each column: all of them, not the first alone.
+fn column_problems(files: &[OpenFile], columns: &Columns, kind: HeadKind) -> Vec<DataError> {
+    let check = |text: &str, label: &str, kind| {
+        let columns = Columns { text: TextColumns::One(text.to_owned()), label: label.to_owned() };
+        graftwork_dataset::check_columns(files, &columns, kind).err()
+    };
+    // A text is a label that a classification takes, so each text column stands for its own label here.
+    let texts = columns.text.names();
+    let mut problems: Vec<DataError> =
+        texts.iter().filter_map(|text| check(text, text, HeadKind::Classification)).collect();
+    // The label is looked at beside any text column that is one.
+    let fields = files.iter().flat_map(|file| file.schema.fields()).map(|field| field.name().as_str());
+    let text = texts.into_iter().chain(fields).find(|name| check(name, name, HeadKind::Classification).is_none());
+    problems.extend(text.and_then(|text| check(text, &columns.label, kind)));
+    problems
 }

@@ -9,7 +9,7 @@ use graftwork_shared::{
     job::{Job, Task},
     metric::Metric,
     recipe::{Method, Recipe},
-    training::{AdapterDrop, Training},
+    training::{AdapterDrop, Training, Warmup},
     view::StageKind,
 };
 
@@ -47,14 +47,14 @@ fn stage(
 ) -> Option<PlannedStage> {
     let at = format!("tasks.{}", task.name);
     let fits = check_training(&at, &task.training, &task.skip_layers, base, problems);
-    check_left_out(&at, task, base, problems);
+    let warms_up = check_warmup(&at, &task.training, rows.train.rows, problems);
+    if !check_left_out(&at, task, base, problems) || !fits || !warms_up {
+        return None;
+    }
     let method = Method::Adapter(task.adapter.clone());
     let footprint = Footprint::of(&method, head, &base.model.description)
         .map_err(|error| problems.error(&format!("{at}.adapter"), "adapter", format!("task {}: {error}", task.name)))
         .ok()?;
-    if !fits {
-        return None;
-    }
     let recipe = Recipe {
         numerics_version: NUMERICS_VERSION,
         base_model: base.digest,
@@ -85,9 +85,23 @@ fn stage(
         expect: task.expect,
         publish_as: task.publish_as.clone(),
         method: method::adapter_line(&task.adapter),
-        credentials: task.data.credentials.clone().or_else(|| job.base_model.credentials.clone()),
+        data_credentials: task.data.credentials.clone(),
+        base_model_credentials: job.base_model.credentials.clone(),
         recipe,
     })
+}
+
+/// A warm-up must end before the training does; only the rows tell how long that is.
+pub(super) fn check_warmup(at: &str, training: &Training, rows: u64, problems: &Problems<'_>) -> bool {
+    let total = training.total_steps(rows);
+    let Warmup::Steps(warmup) = training.warmup else { return true };
+    if warmup < total {
+        return true;
+    }
+    let message = format!("warm-up of {warmup} updates leaves nothing of a training of {total} over {rows} rows");
+    let help = format!("set `warmup_steps` below {total}, or write `warmup` as a share");
+    problems.add(&format!("{at}.training.warmup_steps"), Diagnostic::error("warmup-too-long", message).help(help));
+    false
 }
 
 /// Options that only the base model can judge: its positions and its layers.
@@ -121,8 +135,11 @@ pub(super) fn check_training(
     fits
 }
 
-fn check_left_out(at: &str, task: &Task, base: &Base, problems: &Problems<'_>) {
-    check_layers(&format!("{at}.adapter.leave_out"), task.adapter.leave_out(), base.model.description.layers, problems);
+/// Fixed layers of AdapterDrop are left out too, and were looked at already.
+fn check_left_out(at: &str, task: &Task, base: &Base, problems: &Problems<'_>) -> bool {
+    let fixed = task.training.adapter_drop.fixed();
+    let own: Vec<u32> = task.adapter.leave_out().iter().copied().filter(|layer| !fixed.contains(layer)).collect();
+    check_layers(&format!("{at}.adapter.leave_out"), &own, base.model.description.layers, problems)
 }
 
 fn check_layers(path: &str, layers: &[u32], there_are: u32, problems: &Problems<'_>) -> bool {

@@ -6,15 +6,16 @@ use graftwork_model::{
     HostTensor, adapter_shapes,
     hub::{AdapterFolder, ModelReference},
 };
-use graftwork_scheduler::FusedSource;
+use graftwork_scheduler::{FusedSource, PlannedStage};
 use graftwork_shared::{
     adapter::AdapterConfig,
+    data::SplitManifest,
     diagnostic::Diagnostic,
     head::HeadOutput,
     recipe::{Method, trained_slot},
 };
 
-use super::{Estimate, Machine, Planned, Planning, estimate, plan_with_spans, problems::Problems};
+use super::{Estimate, Machine, Planned, Planning, check_draft, estimate, plan_with_spans, problems::Problems};
 use crate::fixture::{TASK, World};
 
 async fn plan(world: &World, tasks: &str) -> Result<Planned, Vec<Diagnostic>> {
@@ -283,4 +284,102 @@ async fn rows_that_no_validation_was_cut_from_cannot_choose_weights() {
         .await
         .unwrap_err();
     assert_eq!(problems[0].code, "no-validation");
+}
+
+#[tokio::test]
+async fn a_secret_is_named_for_one_place_alone() {
+    let world = World::new();
+    let planning = || Planning { cache: world.path("cache"), machine: None, uploads: None };
+    let (_, mut job, spans) = world.job(TASK);
+    let plain = plan_with_spans(job.clone(), spans.clone(), planning()).await.unwrap();
+    // Variables that every environment has.
+    job.base_model.credentials = Some("PATH".to_owned());
+    let planned = plan_with_spans(job.clone(), spans.clone(), planning()).await.unwrap();
+    let stage = &planned.plan.stages[0];
+    assert_eq!((stage.data_credentials.as_deref(), stage.base_model_credentials.as_deref()), (None, Some("PATH")));
+    job.base_model.credentials = None;
+    job.tasks[0].data.credentials = Some("PATH".to_owned());
+    let planned = plan_with_spans(job, spans, planning()).await.unwrap();
+    let stage = &planned.plan.stages[0];
+    assert_eq!((stage.data_credentials.as_deref(), stage.base_model_credentials.as_deref()), (Some("PATH"), None));
+    assert_eq!(stage.recipe_digest, plain.plan.stages[0].recipe_digest);
+}
+
+/// Many rows in one file, of which a rule makes three splits.
+fn divided(world: &World, options: &str) -> String {
+    let texts: Vec<String> = (0..600).map(|row| format!("group {}", row / 20)).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let labels: Vec<&str> = (0..600).map(|row| if row % 3 == 0 { "good" } else { "bad" }).collect();
+    world.rows("all.parquet", &texts, &labels);
+    format!("[tasks.mood]\ntrain = \"all.parquet\"\n{options}\n")
+}
+
+#[tokio::test]
+async fn the_first_training_rows_are_counted_after_the_split() {
+    let world = World::new();
+    for split in ["split = { validation = 0.1, test = 0.1 }", "split = { test = 0.2, group_by = \"text\" }"] {
+        let whole = plan(&world, &divided(&world, split)).await.unwrap();
+        let limited = plan(&world, &divided(&world, &format!("{split}\nrows = 123"))).await.unwrap();
+        let [whole, limited] = [&whole.plan.stages[0], &limited.plan.stages[0]];
+        assert_eq!(limited.train.rows, 123, "{split}");
+        assert_eq!(limited.total_steps, 124, "two epochs of 62 updates of two rows");
+        let held_out =
+            |stage: &PlannedStage| (stage.validation.content(), stage.test.as_ref().map(SplitManifest::content));
+        assert_eq!(held_out(limited), held_out(whole));
+        // More than there are is all of them.
+        let all = plan(&world, &divided(&world, &format!("{split}\nrows = 599"))).await.unwrap();
+        assert_eq!(all.plan.stages[0].train.content(), whole.train.content());
+    }
+}
+
+#[tokio::test]
+async fn a_warm_up_is_held_against_the_rows_there_are() {
+    let world = World::new();
+    let tasks = format!("{TASK}[tasks.mood.training]\nwarmup_steps = 4\n");
+    let (code, message, place) = refused(&world, &tasks).await;
+    assert_eq!((code.as_str(), place.as_str()), ("warmup-too-long", "4"));
+    assert_eq!(message, "warm-up of 4 updates leaves nothing of a training of 4 over 4 rows");
+    assert!(plan(&world, &tasks.replace('4', "3")).await.is_ok());
+}
+
+#[tokio::test]
+async fn every_missing_column_is_named_once() {
+    let world = World::new();
+    let problems = plan(&world, &format!("{TASK}text = [\"one\", \"two\"]\nlabel = \"lable\"\n")).await.unwrap_err();
+    let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
+    assert_eq!(problems.len(), 3, "{messages:#?}");
+    for column in ["text column \"one\"", "text column \"two\"", "label column \"lable\""] {
+        assert!(messages.iter().any(|message| message.contains(column)), "{column} is missing in {messages:#?}");
+    }
+}
+
+#[tokio::test]
+async fn two_adapters_that_are_not_there_are_two_problems() {
+    let world = World::new();
+    let tasks = format!("{TASK}[fusions.both]\nadapters = [\"./nowhere\", \"./neither\"]\ntask = \"mood\"\n");
+    let problems = plan(&world, &tasks).await.unwrap_err();
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+}
+
+/// What is wrong with the data of a job file that has errors of its own.
+async fn data_problems(world: &World, tasks: &str) -> Vec<String> {
+    let (_, parsed) = world.parse(tasks);
+    assert!(parsed.job.is_none(), "the file has an error");
+    let draft = parsed.draft.expect("every name can be read");
+    let problems = check_draft(&draft, &parsed.spans, &parsed.diagnostics, &world.path("cache")).await;
+    problems.into_iter().map(|problem| problem.code).collect()
+}
+
+#[tokio::test]
+async fn an_error_in_the_file_hides_no_data_that_it_does_not_concern() {
+    let world = World::new();
+    let other = "[tasks.other]\ntrain = \"nowhere.parquet\"\nvalidation = \"validation.parquet\"\n";
+    // A misspelt key of one task: what it was meant to say is not known, so its own rows are not judged.
+    let misspelt = "[tasks.mood]\ntrain = \"train.parquet\"\nvalidation = \"gone.parquet\"\nlable = \"x\"\n";
+    assert_eq!(data_problems(&world, &format!("{misspelt}{other}")).await, ["data"]);
+    // A value of its training says nothing about its rows.
+    let training = format!("{other}[tasks.other.training]\nepochs = 0\n");
+    assert_eq!(data_problems(&world, &training).await, ["data"]);
+    std::fs::remove_dir_all(world.path("base")).unwrap();
+    assert_eq!(data_problems(&world, &training).await, ["base-model", "data"]);
 }

@@ -10,7 +10,7 @@ use graftwork_shared::{
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{duration, pace::Pace};
+use super::{duration, pace::Pace, plain::stuck_words};
 
 pub(crate) struct Bars {
     all: MultiProgress,
@@ -61,6 +61,8 @@ impl Bars {
             EventKind::StageFinished { reused } => {
                 self.collapse(stage, if *reused { "taken from the hub" } else { "trained" });
             }
+            EventKind::CheckpointLost { .. } => self.say(&format!("✗ {stage}: its checkpoint is lost; it starts over")),
+            EventKind::ResultLost => self.say(&format!("✗ {stage}: its result is lost; it is got again")),
             EventKind::AttemptFailed { failure, retried } => {
                 let again = if *retried { "; it is tried again" } else { "" };
                 self.say(&format!("✗ {stage}: {}{again}", failure.message));
@@ -74,6 +76,7 @@ impl Bars {
 
     fn on_job_event(&mut self, kind: &EventKind) {
         match kind {
+            EventKind::Stuck { refusals } => self.say(&stuck_words(refusals)),
             EventKind::WorkerLeft { worker, reason } => self.say(&format!("{worker} left: {reason}")),
             EventKind::JobFinished { outcome } => {
                 if *outcome == Outcome::Cancelled {

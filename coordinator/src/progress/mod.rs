@@ -9,6 +9,7 @@ mod plain;
 use std::io::IsTerminal as _;
 
 use graftwork_shared::{event::Event, view::JobView};
+pub(crate) use plain::stuck_words;
 
 /// How progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -6,7 +6,7 @@ use graftwork_shared::{
     event::{Event, EventKind, Outcome, StepReport},
     id::Name,
     metric::Metric,
-    view::JobView,
+    view::{JobView, Refusal},
 };
 
 use super::{duration, pace::Pace};
@@ -67,11 +67,18 @@ impl Plain {
             EventKind::AttemptFailed { failure, retried } => {
                 format!("attempt failed: {}{}", failure.message, if *retried { "; it is tried again" } else { "" })
             }
+            EventKind::CheckpointLost { step } => {
+                format!("the checkpoint of step {step} is missing or damaged; it starts over")
+            }
+            EventKind::ResultLost => {
+                "the result is missing or damaged; it is found again in the hub, or trained".to_owned()
+            }
             EventKind::Published { release } => format!("published {release}"),
             EventKind::Checkpointed { .. }
             | EventKind::JobStarted { .. }
             | EventKind::WorkerJoined { .. }
             | EventKind::WorkerLeft { .. }
+            | EventKind::Stuck { .. }
             | EventKind::JobFinished { .. } => return None,
         })
     }
@@ -91,6 +98,12 @@ pub(super) fn step_words(report: &StepReport, left_seconds: f64) -> String {
     )
 }
 
+/// That nothing can run, and why, in one line.
+pub(crate) fn stuck_words(refusals: &BTreeMap<Name, Refusal>) -> String {
+    let reasons: Vec<String> = refusals.iter().map(|(stage, refusal)| format!("{stage}: {refusal}")).collect();
+    format!("nothing of this job can run here: {}", reasons.join("; "))
+}
+
 fn job_words(kind: &EventKind) -> Option<String> {
     Some(match kind {
         EventKind::JobStarted { stages, resumed } => {
@@ -98,6 +111,7 @@ fn job_words(kind: &EventKind) -> Option<String> {
         }
         EventKind::WorkerJoined { worker, place, threads } => format!("{worker} joined: {place}, {threads} threads"),
         EventKind::WorkerLeft { worker, reason } => format!("{worker} left: {reason}"),
+        EventKind::Stuck { refusals } => stuck_words(refusals),
         EventKind::JobFinished { outcome } => match outcome {
             Outcome::Succeeded => "done".to_owned(),
             Outcome::ExpectationMissed => "done, but an expectation was missed".to_owned(),

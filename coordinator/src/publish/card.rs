@@ -37,6 +37,14 @@ impl Card<'_> {
         format!("{}/{}", self.record.job.publish.organisation, self.stage.publish_as)
     }
 
+    /// Where a reader finds the base model: its address, or for a folder a path that the reader fills in. Where it lay
+    /// when it was used is nobody's business.
+    fn base_location(&self) -> String {
+        let location = &self.record.job.base_model.location;
+        let local = !location.contains("://") || location.starts_with("file://");
+        if local { format!("path/to/{}", self.base_name) } else { location.clone() }
+    }
+
     fn is_fusion(&self) -> bool {
         self.stage.kind == StageKind::Fusion
     }
@@ -95,7 +103,10 @@ impl Card<'_> {
         line(text, &format!("model = AutoAdapterModel.from_pretrained(\"{}\")", self.base_name));
         line(text, &format!("model.{load}(\"path/to/{}\", set_active=True)\n```\n", self.id()));
         line(text, "On the command line, with Graftwork:\n");
-        line(text, &format!("```sh\ngraftwork predict --adapter path/to/{} --text \"…\"\n```\n", self.id()));
+        let option = if self.is_fusion() { "--setup" } else { "--adapter" };
+        line(text, "```sh");
+        line(text, &format!("graftwork predict --base-model {} \\", self.base_location()));
+        line(text, &format!("  {option} path/to/{} --text \"…\"\n```\n", self.id()));
         if let HeadOutput::Classification { labels } = &self.record.recipe.head.output {
             let listed: Vec<String> = labels.iter().enumerate().map(|(id, label)| format!("{id} = {label}")).collect();
             line(text, &format!("Classes: {}.\n", listed.join(", ")));
@@ -169,17 +180,26 @@ impl Card<'_> {
     }
 
     fn data(&self, text: &mut String) {
-        line(text, "## Data and licence\n\n| rows | number | SHA-256 of their bytes |\n|---|---|---|");
+        line(text, "## Data and licence\n\n| rows | number | digest |\n|---|---|---|");
         for split in [Split::Train, Split::Validation, Split::Test] {
             let Some(manifest) = self.record.data.get(&split) else { continue };
             let digest = self.record.data_digests.get(&split).map_or("–".to_owned(), |digest| format!("`{digest}`"));
             line(text, &format!("| {split} | {} | {digest} |", manifest.rows));
         }
+        line(
+            text,
+            "\nThe digest is SHA-256 over the sums, one for each row group, of the SHA-256 of each row (its number,",
+        );
+        line(text, "texts and label), so it does not depend on the order in which rows were read.");
         let license = self.record.job.publish.license.as_deref();
         let license = license.map_or("no licence was stated".to_owned(), |license| format!("`{license}`"));
         line(text, &format!("\nLicence of this release: {license}. The data's own licences stay with its owners.\n"));
         line(text, "`graftwork.json` binds these files to everything that decided them;");
-        line(text, "`graftwork verify --retrain` trains them again from it and compares.");
+        line(
+            text,
+            "`graftwork verify --retrain RELEASE` trains them again from it and compares, where base model and rows lie",
+        );
+        line(text, "at the places that it names.");
     }
 }
 

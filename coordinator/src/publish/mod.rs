@@ -1,14 +1,16 @@
 //! Results into the hub folder, and earlier results out of it.
 //!
 //! Every byte of a release is a function of the stage's result and of the part of the resolved job that it needs: no
-//! clock, no rate, no number of workers, no neighbour enters (invariant 5). The hub shows a release whole or not at
-//! all; publishing again is no error.
+//! clock, no rate, no number of workers, no neighbour enters (invariant 5). Places enter the record alone. The hub
+//! shows a release whole or not at all; publishing again is no error, and an earlier result is taken only for the rows
+//! that it was trained on.
 
 mod card;
 mod names;
 mod record;
 mod release;
 mod reuse;
+mod rows;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +24,8 @@ use graftwork_shared::{
 };
 use graftwork_store::{Hub, StoreError};
 pub(crate) use record::job_of_stage;
+pub(crate) use rows::changed as changed_rows;
+use tokio::runtime::Handle;
 
 use crate::server::{Publication, Publisher, StageOfPlan};
 
@@ -43,6 +47,9 @@ pub(crate) enum PublishError {
     /// What a result holds is not what its recipe says.
     #[error("the result cannot be written in AdapterHub's layout: {0}")]
     Model(#[from] graftwork_model::ModelError),
+    /// Rows.
+    #[error(transparent)]
+    Rows(#[from] graftwork_dataset::DataError),
     /// A blob.
     #[error(transparent)]
     Blob(#[from] crate::server::BlobError),
@@ -57,6 +64,7 @@ impl PublishError {
             Self::Store(error) => error.blame(),
             // A damaged blob may be whole when the stage is trained again.
             Self::Blob(_) => Blame::Machine,
+            Self::Rows(error) => error.blame(),
             Self::Model(_) | Self::Incomplete(_) => Blame::User,
         }
     }
@@ -91,7 +99,8 @@ impl Publisher for PublisherDoor {
             if !self.reuse {
                 return None;
             }
-            let found = blocking(move || reuse::find(&stage, &classes)).await;
+            let runtime = Handle::current();
+            let found = blocking(move || reuse::find(&stage, &classes, &runtime)).await;
             match found {
                 Ok(Ok(found)) => found,
                 Ok(Err(error)) => {
@@ -126,6 +135,8 @@ fn publish(publication: &Publication, trunk: &TrunkDescription) -> Result<String
     Ok(path.display().to_string())
 }
 
+/// Whether a release is whole and of the stage's recipe. Whether rows are still the same is asked where a file was touched
+/// since, of the release that would be used again.
 fn holds(stage: &StageOfPlan, release: &Path) -> bool {
     Hub::verify(release).is_ok_and(|record| record.recipe_digest == stage.stage().recipe_digest)
 }

@@ -48,7 +48,8 @@ fn distinct(wished: &Name, taken: &BTreeSet<Name>) -> Name {
 }
 
 /// What AdapterHub calls the base model: `organisation/name` of a hub, an address, or the name of a local folder.
-/// A folder's path is no part of what is published.
+/// A folder's path stands in no tensor file, configuration or card, so these do not depend on places; the record names
+/// all places, because training again needs them.
 pub(super) fn base_model(location: &str) -> String {
     if let Some(rest) = location.strip_prefix("hf://") {
         return rest.split('@').next().unwrap_or(rest).to_owned();

@@ -48,6 +48,7 @@ pub(super) fn record(job: &Job, stage: &PlannedStage, result: &StageResult, comp
         base_model: stage.base_model.clone(),
         data,
         data_digests: BTreeMap::new(),
+        fused: Vec::new(),
         epochs: Vec::new(),
         numeric_class: result.numeric_class.clone(),
         steps: [0, 0],

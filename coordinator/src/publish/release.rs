@@ -5,13 +5,14 @@ use graftwork_model::{
     hub::{AdapterFolder, Files, FusionFolder, HeadFolder, ModelReference, SetupFolder},
     rename, safetensors,
 };
-use graftwork_scheduler::PlannedStage;
+use graftwork_scheduler::{FusedSource, PlannedStage};
 use graftwork_shared::{
     composition::Composition,
     data::Split,
     digest::Digest,
     id::Name,
     recipe::{Method, trained_slot},
+    record::TrainedRows,
 };
 use graftwork_store::{RECORD_FILE, Release};
 
@@ -36,6 +37,7 @@ pub(super) fn build(publication: &Publication, trunk: &TrunkDescription) -> Resu
         release.files.insert(prediction_path(*split), publication.stage.blobs.read(*blob)?);
     }
     let mut record = record::record(job, stage, &publication.result, composition);
+    record.fused = parts.fused_rows();
     let card = card::card(&card::Card { record: &record, stage, trunk, base_name: &base_name });
     release.files.insert("README.md".to_owned(), card.into_bytes());
     record.files = release.files.iter().map(|(path, bytes)| (path.clone(), Digest::of(bytes))).collect();
@@ -58,6 +60,18 @@ struct Parts<'a> {
 }
 
 impl Parts<'_> {
+    /// The rows behind each adapter of this job that a fusion reads.
+    fn fused_rows(&self) -> Vec<Option<TrainedRows>> {
+        let rows = |source: &FusedSource| match source {
+            FusedSource::Stage(name) => {
+                let result = self.publication.needed.get(name)?;
+                Some(TrainedRows { steps: result.steps, digests: result.data.clone() })
+            }
+            FusedSource::External { .. } => None,
+        };
+        self.stage.fused.iter().map(rows).collect()
+    }
+
     fn adapter(&self) -> Result<Files, PublishError> {
         let Method::Adapter(config) = &self.stage.recipe.method else {
             return Err(PublishError::Incomplete("the recipe trains no adapter".to_owned()));
@@ -89,7 +103,9 @@ impl Parts<'_> {
         let mut folders = Vec::new();
         for ((name, adapter), blob) in fused.iter().zip(adapters).zip(weights) {
             let tensors = read(&self.publication.stage.blobs, blob)?;
-            let (tensors, _) = split_head(rename(tensors, trained_slot().as_str(), name.as_str()));
+            let (mut tensors, _) = split_head(rename(tensors, trained_slot().as_str(), name.as_str()));
+            // The fusion may leave out layers in which the adapter alone acts (AdapterDrop).
+            tensors.retain(|name, _| !adapter.config.leaves_out(name));
             let folder = AdapterFolder {
                 name: name.to_string(),
                 model: self.model.clone(),

@@ -13,12 +13,18 @@ use graftwork_shared::{
     record::Record,
 };
 use graftwork_store::{Found, Hub};
+use tokio::runtime::Handle;
 
-use super::{PublishError, release::prediction_path};
+use super::{PublishError, release::prediction_path, rows};
 use crate::server::StageOfPlan;
 
-/// An earlier result of the stage's recipe in one of the classes, its blobs put into the store.
-pub(super) fn find(stage: &StageOfPlan, classes: &[NumericClass]) -> Result<Option<StageResult>, PublishError> {
+/// An earlier result of the stage's recipe in one of the classes over the rows that lie there now, its blobs put into
+/// the store. Blocks while it reads the rows.
+pub(super) fn find(
+    stage: &StageOfPlan,
+    classes: &[NumericClass],
+    runtime: &Handle,
+) -> Result<Option<StageResult>, PublishError> {
     let hub = &stage.plan.job.publish.hub;
     // Asking does not make a hub.
     if !Path::new(hub).is_dir() {
@@ -28,6 +34,10 @@ pub(super) fn find(stage: &StageOfPlan, classes: &[NumericClass]) -> Result<Opti
     let Some(Found { folder, record }) = Hub::open(hub)?.lookup(planned.recipe_digest, classes) else {
         return Ok(None);
     };
+    if let Some(changed) = rows::changed(&stage.plan, planned, &record, runtime)? {
+        tracing::warn!("{}: rows of {changed} changed since it was trained, so it is trained again", planned.name);
+        return Ok(None);
+    }
     let tensors = match &planned.recipe.method {
         Method::Adapter(_) => adapter(&folder)?,
         Method::Fusion { .. } => fusion(&folder)?,

@@ -1,6 +1,6 @@
 //! Releases are functions of results, can be read back, and give the result again.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use graftwork_model::{
     HostTensor, Tensors, TrunkDescription, adapter_shapes, fusion_shapes, head_shapes,
@@ -17,8 +17,9 @@ use graftwork_shared::{
     record::Record,
 };
 use graftwork_store::{Hub, RECORD_FILE};
+use tokio::runtime::Handle;
 
-use super::{PublisherDoor, holds, publish};
+use super::{PublisherDoor, holds, publish, rows};
 use crate::{
     fixture::{TASK, World},
     planner::{Planned, Planning, plan_with_spans},
@@ -71,6 +72,8 @@ async fn trained() -> Trained {
             .collect();
         let weights = blobs.put(&safetensors::write(&tensors, &BTreeMap::new())).unwrap();
         let predictions = blobs.put(b"{\"row\":0,\"label\":1,\"prediction\":1}\n").unwrap();
+        let (of, runtime) = (stage.clone(), Handle::current());
+        let data = tokio::task::spawn_blocking(move || rows::digests(&of, 4, &runtime)).await.unwrap().unwrap();
         let evaluation = Evaluation { step: 4, loss: 0.25, metrics: BTreeMap::from([(Metric::Accuracy, 0.75)]) };
         results.insert(
             stage.name.clone(),
@@ -81,7 +84,7 @@ async fn trained() -> Trained {
                 validation: vec![evaluation.clone()],
                 scores: BTreeMap::from([(Split::Validation, evaluation.clone()), (Split::Test, evaluation)]),
                 predictions: BTreeMap::from([(Split::Test, predictions)]),
-                data: BTreeMap::from([(Split::Train, Digest::of(b"rows"))]),
+                data,
                 epochs: vec![Digest::of(b"first"), Digest::of(b"second")],
                 attention: Vec::new(),
                 trained_parameters: stage.trained_parameters,
@@ -200,6 +203,62 @@ async fn a_release_is_held_only_while_it_is_whole_and_of_this_recipe() {
     assert!(!holds(&trained.stage("both"), folder));
     std::fs::remove_file(folder.join("adapter.safetensors")).unwrap();
     assert!(!holds(&trained.stage("mood"), folder));
+}
+
+/// Writes other letters of the same length into a file: neither its size nor its footer tells.
+fn edit(path: &Path, before: &[u8], after: &[u8]) {
+    let mut bytes = std::fs::read(path).unwrap();
+    let at = bytes.windows(before.len()).position(|window| window == before).unwrap();
+    bytes[at..at + after.len()].copy_from_slice(after);
+    std::fs::write(path, bytes).unwrap();
+}
+
+impl Trained {
+    /// The same job planned again over the files as they are now.
+    async fn plan_again(&mut self) {
+        let planning = Planning { cache: self.world.path("cache"), machine: None, uploads: None };
+        let job = self.planned.plan.job.clone();
+        self.planned = plan_with_spans(job, graftwork_shared::job::Spans::default(), planning).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_edit_that_no_footer_shows_is_no_earlier_result() {
+    let mut trained = trained().await;
+    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true };
+    let names = ["mood", "other", "both"];
+    for name in names {
+        publish(&trained.publication(name), &trained.trunk).unwrap();
+    }
+    let recipes = |trained: &Trained| trained.planned.plan.stages.iter().map(|s| s.recipe_digest).collect::<Vec<_>>();
+    let before = recipes(&trained);
+    // Written again with the same bytes: another time, the same data.
+    let path = trained.world.path("test.parquet");
+    std::fs::write(&path, std::fs::read(&path).unwrap()).unwrap();
+    trained.plan_again().await;
+    for name in names {
+        assert!(door.reusable(trained.stage(name), vec![class()]).await.is_some(), "{name}");
+    }
+    edit(&path, b"poor book", b"pure book");
+    trained.plan_again().await;
+    assert_eq!(recipes(&trained), before, "planning sees no difference");
+    for name in names {
+        assert_eq!(door.reusable(trained.stage(name), vec![class()]).await, None, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn places_enter_the_record_and_no_other_file() {
+    let mut trees = Vec::new();
+    for trained in [trained().await, trained().await] {
+        for name in ["mood", "both"] {
+            publish(&trained.publication(name), &trained.trunk).unwrap();
+            let record = Hub::verify(&trained.folder(name)).unwrap();
+            assert!(record.job.base_model.location.starts_with(trained.world.path("").to_str().unwrap()));
+            trees.push(record.files);
+        }
+    }
+    assert_eq!(trees[..2], trees[2..], "the record lists the digest of every other file");
 }
 
 #[tokio::test]

@@ -1,12 +1,19 @@
 //! The report as a table for a terminal.
 
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{
+    Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width,
+};
 use graftwork_shared::{
     event::Outcome,
     view::{JobView, StageKind, StageState, StageView},
 };
 
 use crate::progress::duration;
+
+/// How tables of the command line look: one rule under the header.
+pub(crate) const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+/// Widest column of methods; a fusion of many adapters goes on in the next line.
+pub(crate) const METHOD_WIDTH: ColumnConstraint = ColumnConstraint::UpperBoundary(Width::Fixed(32));
 
 /// The whole report.
 pub(crate) fn table(view: &JobView, color: bool) -> String {
@@ -56,7 +63,7 @@ fn outcome(view: &JobView) -> String {
 
 fn new_table(header: &[&str], color: bool) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::MAX);
     if color {
         table.enforce_styling();
     } else {
@@ -72,7 +79,7 @@ fn right(text: impl ToString) -> Cell {
 
 fn stages(view: &JobView, color: bool) -> String {
     let header =
-        ["task", "method", "metric", "score", "expected", "", "best step", "trained", "ex/s", "core-s", "read"];
+        ["task", "method", "metric", "score", "expected", "", "best step", "parameters", "ex/s", "core-s", "read"];
     let mut table = new_table(&header, color);
     for stage in &view.stages {
         let result = stage.result.as_ref();
@@ -95,6 +102,9 @@ fn stages(view: &JobView, color: bool) -> String {
             or_dash(usage.map(|usage| format!("{:.1}", usage.core_seconds))),
             or_dash(usage.map(|usage| bytes(usage.bytes_read))),
         ]);
+    }
+    if let Some(methods) = table.column_mut(1) {
+        methods.set_constraint(METHOD_WIDTH);
     }
     table.to_string()
 }

@@ -1,6 +1,7 @@
 //! The embedded coordinator: plan, serve, train, stop.
 
 use std::{
+    collections::BTreeMap,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -13,7 +14,7 @@ use graftwork_shared::{
     event::EventKind,
     id::{JobId, Name},
     job::Device,
-    view::JobView,
+    view::{JobView, Refusal, StageState},
 };
 
 use super::{
@@ -24,9 +25,9 @@ use crate::{
     cli::{Failure, Worker, cache_folder, show_problems},
     client::Client,
     planner::{Machine, Planned, PlannerDoor, Planning, plan_with_spans},
-    progress::Progress,
+    progress::{Progress, stuck_words},
     publish::PublisherDoor,
-    report::REPORT_JSON,
+    report::{REPORT_HTML, REPORT_JSON},
     server::{self, Listen, Options, Running, ServerError},
 };
 
@@ -129,12 +130,16 @@ async fn serve(
     let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: training.reuse });
     let mut options = Options::new(training.folder.clone(), planner, publisher);
     options.listen = vec![Listen::Unix(socket.to_owned())];
+    // A worker of this process whose connection is gone is gone itself.
+    options.grace_ms = 0;
     server::start(options).await
 }
 
 enum Followed {
     Ended,
     Interrupted,
+    /// Nothing of it can run on the workers here.
+    Stuck(BTreeMap<Name, Refusal>),
 }
 
 /// What is at work while a job is led.
@@ -150,6 +155,8 @@ impl Led<'_> {
     async fn lead(&mut self, plan: &Plan, socket: &Path) -> Result<Tried, Failure> {
         let training = self.training;
         let mut client = Client::connect(&format!("unix://{}", socket.display()), None).await?;
+        // What an earlier end left says nothing of the job that is opened now.
+        forget_end(&training.folder)?;
         let (id, attached) = client.submit(&training.job, &training.spans).await?;
         let view = client.view(&id).await?;
         if attached && let Some(changed) = changed_stage(&view, plan) {
@@ -167,11 +174,23 @@ impl Led<'_> {
         progress.finish();
         match followed? {
             Followed::Ended => Ok(Tried::End(End::Ended(Box::new(client.view(&id).await?)))),
+            Followed::Stuck(refusals) => self.stuck(&refusals),
             Followed::Interrupted => {
                 eprintln!("stopping: workers finish their step and checkpoint");
                 Ok(Tried::End(End::Interrupted))
             }
         }
+    }
+
+    /// Other workers will not come by themselves, so there is nothing to wait for.
+    fn stuck(&self, refusals: &BTreeMap<Name, Refusal>) -> Result<Tried, Failure> {
+        let begun_elsewhere = refusals.values().any(|refusal| matches!(refusal, Refusal::NumericClass { .. }));
+        if begun_elsewhere && self.training.again {
+            return Ok(Tried::StartOver);
+        }
+        let start_over = if begun_elsewhere { ", or with --again to start over here" } else { "" };
+        let words = stuck_words(refusals);
+        Err(Failure::input(anyhow!("{words}\nits state is kept; run it where it can go on{start_over}")))
     }
 
     async fn follow(&mut self, client: &mut Client, id: &JobId, progress: &mut Progress) -> Result<Followed, Failure> {
@@ -183,17 +202,30 @@ impl Led<'_> {
                         if matches!(event.kind, EventKind::Checkpointed { .. } | EventKind::StageFinished { .. }) {
                             self.pool.on_progress();
                         }
-                        progress.on_event(&event);
+                        match event.kind {
+                            EventKind::Stuck { refusals } => {
+                                if still_stuck(&client.view(id).await?, &refusals) {
+                                    return Ok(Followed::Stuck(refusals));
+                                }
+                            }
+                            _ => progress.on_event(&event),
+                        }
                     }
                     Some(Err(error)) => return Err(error.into()),
                     None => return Ok(Followed::Ended),
                 },
                 error = self.running.wait() => return Err(error.into()),
                 () = self.signals.stop() => return Ok(Followed::Interrupted),
-                status = self.pool.died() => self.pool.replace(status).await?,
+                change = self.pool.changed() => self.pool.on_change(change)?,
             }
         }
     }
+}
+
+/// Whether what was told still holds: it may have been told before this submission brought its own wishes for machines.
+fn still_stuck(view: &JobView, told: &BTreeMap<Name, Refusal>) -> bool {
+    let lasts = |state: &StageState| matches!(state, StageState::Ready { refusal } if refusal.lasts());
+    view.stages.iter().filter(|stage| told.contains_key(&stage.name)).all(|stage| lasts(&stage.state))
 }
 
 /// A stage that would be planned otherwise today.
@@ -202,6 +234,19 @@ fn changed_stage(view: &JobView, plan: &Plan) -> Option<Name> {
         plan.stage(&stage.name).is_some_and(|planned| planned.recipe_digest == stage.recipe)
     };
     view.stages.iter().find(|stage| !same(stage)).map(|stage| stage.name.clone())
+}
+
+/// Removes the reports of an earlier end: their presence says that the job has ended.
+fn forget_end(folder: &Path) -> Result<(), Failure> {
+    for name in [REPORT_JSON, REPORT_HTML] {
+        match std::fs::remove_file(folder.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(anyhow!("removing {name} of {}: {error}", folder.display()).into());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn remove(folder: &Path) -> Result<(), Failure> {
@@ -243,5 +288,22 @@ impl Drop for Socket {
         if let Some(folder) = &self.temporary {
             let _ = std::fs::remove_dir_all(folder);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_earlier_end_is_forgotten_when_a_job_is_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        forget_end(folder.path()).unwrap();
+        for name in [REPORT_JSON, REPORT_HTML, "journal.sqlite"] {
+            std::fs::write(folder.path().join(name), b"x").unwrap();
+        }
+        forget_end(folder.path()).unwrap();
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["journal.sqlite"]);
     }
 }

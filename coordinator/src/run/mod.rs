@@ -92,7 +92,8 @@ pub(crate) fn threads(job: &Job, wished: Option<u32>) -> u32 {
 pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let file = match JobFile::read(&arguments.file)? {
         Ok(file) => file,
-        Err(Refused { name, text, problems }) => {
+        Err(refused) => {
+            let Refused { name, text, problems } = refused.with_data_problems(&arguments.file).await?;
             show_problems(&text, &name, &problems);
             return Ok(INPUT);
         }

@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::{Context as _, anyhow};
 use futures::future::select_all;
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    time::Instant,
+};
 
 use crate::cli::{Failure, OURS, Worker};
 
@@ -36,13 +39,23 @@ pub(super) struct Start {
 pub(super) struct Pool {
     start: Start,
     children: Vec<Child>,
+    /// When those that died alone are started again.
+    due: Vec<Instant>,
     deaths: u32,
+}
+
+/// What happens to workers.
+pub(super) enum Change {
+    /// One ended, so.
+    Died(ExitStatus),
+    /// One is to be started again.
+    Due,
 }
 
 impl Pool {
     /// Starts them. They wait for the socket, so that libtorch opens while the job is still being planned.
     pub(super) fn start(start: Start, count: u32) -> Result<Self, Failure> {
-        let mut pool = Self { start, children: Vec::new(), deaths: 0 };
+        let mut pool = Self { start, children: Vec::new(), due: Vec::new(), deaths: 0 };
         for _ in 0..count {
             pool.children.push(pool.spawn()?);
         }
@@ -71,20 +84,27 @@ impl Pool {
         Ok(command.spawn().context("starting graftwork-worker")?)
     }
 
-    /// Waits until a worker dies; gives what killed it.
-    pub(super) async fn died(&mut self) -> ExitStatus {
-        if self.children.is_empty() {
-            return std::future::pending().await;
+    /// Waits until a worker dies, or another one is due in a dead one's place. Dropping the future loses nothing.
+    pub(super) async fn changed(&mut self) -> Change {
+        let due = self.due.iter().min().copied();
+        tokio::select! {
+            status = died(&mut self.children) => Change::Died(status),
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => Change::Due,
         }
-        let waits = self.children.iter_mut().map(|child| Box::pin(child.wait()));
-        let (status, position, _) = select_all(waits).await;
-        self.children.remove(position);
-        // A child that cannot be waited for is as good as dead.
-        status.unwrap_or_else(|_| ExitStatus::from_raw(9))
     }
 
-    /// Starts another one in place of the dead, after a pause that grows; gives up after too many deaths.
-    pub(super) async fn replace(&mut self, status: ExitStatus) -> Result<(), Failure> {
+    /// Plans another one in place of a dead one, after a pause that grows, or starts it; gives up after too many deaths.
+    pub(super) fn on_change(&mut self, change: Change) -> Result<(), Failure> {
+        let status = match change {
+            Change::Died(status) => status,
+            Change::Due => {
+                let now = Instant::now();
+                let (over, later) = self.due.iter().partition(|due| **due <= now);
+                self.due = later;
+                let over: Vec<Instant> = over;
+                return over.iter().try_for_each(|_| self.spawn().map(|child| self.children.push(child)));
+            }
+        };
         self.deaths += 1;
         if self.deaths >= MOST_DEATHS {
             let words =
@@ -93,9 +113,7 @@ impl Pool {
             self.start.worker.check_version()?;
             return Err(Failure { code: OURS, error: anyhow!(words) });
         }
-        tokio::time::sleep(Duration::from_millis(50 << self.deaths.min(6))).await;
-        let child = self.spawn()?;
-        self.children.push(child);
+        self.due.push(Instant::now() + Duration::from_millis(50 << self.deaths.min(6)));
         Ok(())
     }
 
@@ -110,6 +128,7 @@ impl Pool {
 
     /// Waits until all have left, and kills those that do not.
     pub(super) async fn leave(&mut self) {
+        self.due.clear();
         let all = async {
             for child in &mut self.children {
                 let _ = child.wait().await;
@@ -129,6 +148,18 @@ impl Pool {
     }
 }
 
+/// Waits until one of these dies; gives what killed it.
+async fn died(children: &mut Vec<Child>) -> ExitStatus {
+    if children.is_empty() {
+        return std::future::pending().await;
+    }
+    let waits = children.iter_mut().map(|child| Box::pin(child.wait()));
+    let (status, position, _) = select_all(waits).await;
+    children.remove(position);
+    // A child that cannot be waited for is as good as dead.
+    status.unwrap_or_else(|_| ExitStatus::from_raw(9))
+}
+
 /// The end of a log.
 fn tail(log: &Path) -> std::io::Result<String> {
     let mut file = File::open(log)?;
@@ -137,4 +168,43 @@ fn tail(log: &Path) -> std::io::Result<String> {
     let mut text = Vec::new();
     file.read_to_end(&mut text)?;
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pause_before_a_new_worker_holds_up_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let start = Start {
+            // A program that does not know what it is asked: it ends at once.
+            worker: Worker::at("/bin/false".into()),
+            socket: path("socket"),
+            threads: 1,
+            cuda: false,
+            cache: path("cache"),
+            log: path("log"),
+        };
+        let mut pool = Pool::start(start, 1).unwrap();
+        pool.deaths = 4;
+        let begun = Instant::now();
+        for deaths in [5, 6] {
+            let Change::Died(status) = pool.changed().await else { panic!("nothing is due yet") };
+            let noted = Instant::now();
+            let ended = pool.on_change(Change::Died(status));
+            assert!(noted.elapsed() < Duration::from_millis(200), "noting death {deaths} waits for nothing");
+            if deaths == 6 {
+                assert!(format!("{:#}", ended.unwrap_err().error).contains("does not start"));
+                break;
+            }
+            ended.unwrap();
+            // Something else happens meanwhile, and the pause is not forgotten.
+            assert!(tokio::time::timeout(Duration::from_millis(50), pool.changed()).await.is_err());
+            assert!(matches!(pool.changed().await, Change::Due));
+            pool.on_change(Change::Due).unwrap();
+            assert!(begun.elapsed() >= Duration::from_millis(1_600), "the pause is kept");
+        }
+    }
 }

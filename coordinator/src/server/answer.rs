@@ -10,8 +10,8 @@ use graftwork_shared::{
 };
 
 use super::{
-    driver::{Act, Driver},
-    input::{CoordinatorView, Input, Join, Submission, Watched},
+    driver::Driver,
+    input::{CoordinatorView, Gone, Input, Join, Submission, Watched},
     story::Story,
 };
 
@@ -49,14 +49,33 @@ impl Driver {
                 self.reply(to, view);
             }
             Input::Join(join) => self.on_join(join),
-            Input::Worker(worker, message) => self.on_worker(worker, *message),
-            Input::Left(worker, reason) => {
+            Input::Resources(job, resources, to) => {
+                self.apply(Event::Resources { job, resources }, Vec::new());
+                self.reply(to, ());
+            }
+            // What comes late from a session that was replaced, or ended, is of no worker any more.
+            Input::Worker(worker, session, message) if self.is_open(worker, session) => {
+                self.on_worker(worker, *message);
+            }
+            Input::Left(worker, session, gone) if self.is_open(worker, session) => {
                 self.sessions.remove(&worker);
-                self.apply(Event::WorkerLeft { worker, reason }, Vec::new());
+                let event = match gone {
+                    Gone::Link(reason) => Event::LinkLost { worker, reason },
+                    Gone::Wrong(reason) => Event::WorkerLeft { worker, reason },
+                };
+                self.apply(event, Vec::new());
+            }
+            Input::Worker(..) | Input::Left(..) => {}
+            Input::Put(key, blob) => self.on_put(key, blob),
+            Input::Settle(blobs) => self.settle(blobs),
+            Input::BlobLost(blob) => {
+                // It may have been put again since.
+                if !self.blobs.has(blob) {
+                    self.apply(Event::BlobLost { blob }, Vec::new());
+                }
             }
             Input::Reusable(key, result) => {
-                let put = result.iter().flat_map(|result| result_blobs(result)).map(Act::Settle).collect();
-                self.apply(Event::Reusable { key, result }, put);
+                self.apply(Event::Reusable { key, result }, Vec::new());
             }
             Input::Published(key, Ok(release)) => {
                 self.apply(Event::Published { key, release }, Vec::new());
@@ -71,6 +90,10 @@ impl Driver {
         }
     }
 
+    fn is_open(&self, worker: WorkerId, session: u64) -> bool {
+        self.sessions.get(&worker).is_some_and(|open| open.number == session)
+    }
+
     fn on_submit(&mut self, submission: Submission) {
         let Submission { plan, gone, trace, attached } = submission;
         let id = plan.id();
@@ -80,8 +103,7 @@ impl Driver {
             self.stories.entry(id).or_insert_with(|| Story::new(String::new())).trace = trace;
             self.forget_old_stories();
         }
-        let put = plan.uploads.iter().copied().map(Act::Settle).collect();
-        let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone }, put);
+        let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone }, Vec::new());
         self.reply(attached, !taken);
     }
 
@@ -99,11 +121,13 @@ impl Driver {
             slots: hello.slots,
             memory_bytes: hello.memory_bytes,
             class: hello.numeric_class.clone(),
+            key: hello.key.clone(),
         };
+        let leases = hello.leases.clone();
         self.joined += 1;
         let session = self.joined;
         self.joining.insert(session, join);
-        self.apply(Event::WorkerJoined { session, info }, Vec::new());
+        self.apply(Event::WorkerJoined { session, info, leases }, Vec::new());
     }
 
     fn on_worker(&mut self, worker: WorkerId, message: WorkerMessage) {
@@ -116,11 +140,12 @@ impl Driver {
             WorkerMessage::Step(lease, report) => self.on_progress(worker, lease, EventKind::Step(report)),
             WorkerMessage::Evaluated(lease, scores) => self.on_progress(worker, lease, EventKind::Evaluated(scores)),
             WorkerMessage::Checkpoint(lease, step, blob) => {
-                self.apply(Event::Checkpointed { worker, lease, step, blob }, vec![Act::Settle(blob)]);
+                let spoken = vec![self.spoken_of(worker, blob)];
+                self.apply(Event::Checkpointed { worker, lease, step, blob }, spoken);
             }
             WorkerMessage::Finished(lease, result) => {
-                let put = result_blobs(&result).map(Act::Settle).collect();
-                self.apply(Event::Finished { worker, lease, result: Box::new(result) }, put);
+                let spoken = result_blobs(&result).map(|blob| self.spoken_of(worker, blob)).collect();
+                self.apply(Event::Finished { worker, lease, result: Box::new(result) }, spoken);
             }
             WorkerMessage::Failed(lease, failure) => {
                 self.apply(Event::Failed { worker, lease, failure }, Vec::new());
@@ -182,7 +207,7 @@ fn releases(machine: &Scheduler, job: &JobId) -> Vec<(Name, String)> {
     stages.into_iter().filter_map(|stage| Some((stage.name, stage.release?))).collect()
 }
 
-fn result_blobs(
+pub(super) fn result_blobs(
     result: &graftwork_shared::assignment::StageResult,
 ) -> impl Iterator<Item = graftwork_shared::digest::Digest> + '_ {
     std::iter::once(result.weights).chain(result.predictions.values().copied())

@@ -4,7 +4,8 @@
 //! blob that has a name is whole and survives kill -9 (invariant 4). Reading verifies. Nothing half-written counts.
 //!
 //! A blob is kept while the scheduler's state refers to it, and while it is pinned: from the moment it was put until
-//! a fact refers to it. Without pins, a blob could be put again (and acknowledged) while its last reference goes.
+//! a fact refers to it, or its owner is gone (see `pins.rs`). Without pins, a blob could be put again (and
+//! acknowledged) while its last reference goes.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -61,6 +62,26 @@ pub(crate) enum BlobError {
 #[derive(Clone, Debug)]
 pub(crate) struct BlobStore {
     shared: Arc<Shared>,
+    note: Option<Arc<Note>>,
+}
+
+/// What was put through one store and its clones, told when the last of them goes.
+struct Note {
+    put: Mutex<Vec<Digest>>,
+    tell: Box<dyn Fn(Vec<Digest>) + Send + Sync>,
+}
+
+impl std::fmt::Debug for Note {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Note").field("put", &self.put).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        let put = std::mem::take(self.put.get_mut().unwrap_or_else(PoisonError::into_inner));
+        (self.tell)(put);
+    }
 }
 
 #[derive(Debug)]
@@ -100,15 +121,24 @@ impl BlobStore {
             _ => {}
         }
         fs::create_dir_all(&incoming).map_err(io_error(&incoming))?;
+        // A folder has its name for good once the folder above it is synced.
         sync_folder(&folder)?;
+        sync_folder(state_folder)?;
         let shared = Shared { folder, limit, next: AtomicU64::new(0), pins: Mutex::default() };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared), note: None })
+    }
+
+    /// The same store, which tells what was put through it once it and its clones are gone.
+    pub(super) fn noting(&self, tell: impl Fn(Vec<Digest>) + Send + Sync + 'static) -> Self {
+        let note = Note { put: Mutex::default(), tell: Box::new(tell) };
+        Self { shared: Arc::clone(&self.shared), note: Some(Arc::new(note)) }
     }
 
     /// The blobs of a coordinator that may be running, for reading alone.
     pub(crate) fn of_another(state_folder: &Path) -> Self {
         let folder = state_folder.join("blobs");
-        Self { shared: Arc::new(Shared { folder, limit: 0, next: AtomicU64::new(0), pins: Mutex::default() }) }
+        let shared = Shared { folder, limit: 0, next: AtomicU64::new(0), pins: Mutex::default() };
+        Self { shared: Arc::new(shared), note: None }
     }
 
     fn pins(&self) -> MutexGuard<'_, HashMap<Digest, u32>> {
@@ -180,7 +210,7 @@ impl BlobStore {
         }
     }
 
-    /// A fact refers to the blob now: one pin less.
+    /// A fact refers to the blob now, or none ever will: one pin less.
     pub(crate) fn unpin(&self, digest: Digest) {
         let mut pins = self.pins();
         if let Some(count) = pins.get_mut(&digest) {
@@ -300,6 +330,9 @@ impl BlobWriter {
         fs::rename(&self.path, &target).map_err(io_error(&target))?;
         sync_folder(folder)?;
         *pins.entry(digest).or_insert(0) += 1;
+        if let Some(note) = &self.store.note {
+            note.put.lock().unwrap_or_else(PoisonError::into_inner).push(digest);
+        }
         Ok(digest)
     }
 }
@@ -410,6 +443,20 @@ mod tests {
         store.unpin(digest);
         assert!(store.discard(digest).unwrap());
         assert!(!store.has(digest));
+    }
+
+    #[test]
+    fn what_a_request_put_is_told_when_the_last_of_its_stores_goes() {
+        let (_folder, store) = store();
+        let (tell, told) = std::sync::mpsc::channel();
+        let noting = store.noting(move |put| tell.send(put).unwrap());
+        let clone = noting.clone();
+        let put = [noting.put(b"one").unwrap(), clone.put(b"two").unwrap()];
+        store.put(b"of nobody's request").unwrap();
+        drop(noting);
+        assert!(told.try_recv().is_err());
+        drop(clone);
+        assert_eq!(told.try_recv().unwrap(), put);
     }
 
     #[test]

@@ -48,6 +48,7 @@ impl Clock {
 
 /// A worker's session as the driver holds it; dropping it ends the session.
 pub(super) struct Session {
+    pub(super) number: u64,
     pub(super) outgoing: Outgoing,
     pub(super) _open: oneshot::Sender<()>,
 }
@@ -56,7 +57,7 @@ pub(super) struct Session {
 pub(super) enum Act {
     Command(Command),
     Reply(Box<dyn FnOnce() + Send>),
-    /// A blob that was put has its fact, or will never have one.
+    /// A pinned blob has its fact, or will never have one.
     Settle(Digest),
 }
 
@@ -80,6 +81,8 @@ pub(super) struct Driver {
     /// Events that came up while acting.
     pub(super) follow_ups: Vec<Event>,
     pub(super) stop_at_ms: Option<u64>,
+    /// By worker's key: blobs that it has put and not spoken of yet.
+    pub(super) uploads: HashMap<String, Vec<Digest>>,
 }
 
 impl Driver {
@@ -110,11 +113,15 @@ impl Driver {
                     }
                 }
                 input = inputs.recv(), if has_room => match input {
-                    Some(input) => self.on_input(input),
+                    Some(input) => {
+                        self.on_input(input);
+                        self.settle_uploads();
+                    }
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep(wait), if has_room => {
                     self.apply(Event::Tick, Vec::new());
+                    self.settle_uploads();
                 }
             }
         }

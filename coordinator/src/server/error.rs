@@ -38,6 +38,12 @@ pub(crate) enum ServerError {
          and unix sockets are served, since this version has no TLS; reach it from elsewhere through an ssh tunnel"
     )]
     NotPrivate(SocketAddr),
+    /// An address that every user of this machine can reach.
+    #[error(
+        "every user of this machine can reach {0}, so a token is needed there: name the environment variable that \
+         holds it with --token-env, or listen on a unix socket"
+    )]
+    NoToken(SocketAddr),
     /// A port in use, an address of another machine.
     #[error("cannot listen on {address}: {error}; name another with --listen, or stop what uses it")]
     Listen {

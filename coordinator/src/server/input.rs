@@ -4,8 +4,10 @@ use graftwork_proto::{Hello, WorkerMessage, v1};
 use graftwork_scheduler::{Explanation, Plan, StageKey, Standing, WorkerView};
 use graftwork_shared::{
     assignment::{Failure, StageResult},
+    digest::Digest,
     event::Event,
     id::{JobId, Name, Term, WorkerId},
+    job::Resources,
     view::JobView,
 };
 use serde::{Deserialize, Serialize};
@@ -33,16 +35,35 @@ pub(super) enum Input {
     Coordinator(oneshot::Sender<CoordinatorView>),
     /// A worker said hello and may come in.
     Join(Box<Join>),
-    /// A worker said something.
-    Worker(WorkerId, Box<WorkerMessage>),
+    /// What a job that has not ended asks of machines from now on; answered when that is durable.
+    Resources(JobId, Resources, oneshot::Sender<()>),
+    /// A worker said something in a session.
+    Worker(WorkerId, Session, Box<WorkerMessage>),
     /// A session ended.
-    Left(WorkerId, String),
+    Left(WorkerId, Session, Gone),
+    /// A worker of this key has put a blob, which is pinned for what the worker will say of it.
+    Put(String, Digest),
+    /// Pinned blobs that have their facts, or will never have any.
+    Settle(Vec<Digest>),
+    /// A blob is missing or was damaged.
+    BlobLost(Digest),
     /// The hub has answered.
     Reusable(StageKey, Option<Box<StageResult>>),
     /// Publishing has ended.
     Published(StageKey, Result<String, Failure>),
     /// The coordinator shall stop.
     Stop(String),
+}
+
+/// Number of a session; a worker that comes back has another one.
+pub(super) type Session = u64;
+
+/// Why a session ended.
+pub(super) enum Gone {
+    /// The connection broke or was closed.
+    Link(String),
+    /// The worker said what cannot be.
+    Wrong(String),
 }
 
 /// A planned job on its way in.
@@ -65,6 +86,7 @@ pub(super) struct Join {
 #[derive(Debug)]
 pub(super) struct Welcome {
     pub(super) worker: WorkerId,
+    pub(super) session: Session,
     pub(super) term: Term,
     /// Ends when the driver ends the session.
     pub(super) open: oneshot::Receiver<()>,

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 use super::{
     BlobStore, Planner, Publisher, StageOfPlan,
     input::{Input, Submission},
+    pins,
     workers::stopped,
 };
 
@@ -79,10 +80,10 @@ impl Jobs {
         answer.await.map_err(|_| stopped())
     }
 
-    async fn plan(&self, job: Job, spans: Spans) -> Result<Plan, Status> {
+    async fn plan(&self, job: Job, spans: Spans, blobs: BlobStore) -> Result<Plan, Status> {
         let _permit = self.planning.acquire().await.map_err(|_| stopped())?;
         let digest = job.digest();
-        let plan = self.planner.plan(job, spans, self.blobs.clone()).await.map_err(|found| problems(&found))?;
+        let plan = self.planner.plan(job, spans, blobs).await.map_err(|found| problems(&found))?;
         plan.check().map_err(|error| Status::internal(error.to_string()))?;
         if plan.digest != digest {
             return Err(Status::internal(format!("the plan is of job {}, not of {digest}", plan.digest)));
@@ -115,13 +116,20 @@ impl v1::jobs_server::Jobs for Jobs {
         let reply = |attached| Ok(Response::new(v1::SubmitReply { job: id.to_string(), attached }));
         let (standing, releases) = self.ask(|to| Input::Standing(id.clone(), to)).await?;
         let gone = match standing {
-            Standing::Active => return reply(true),
+            Standing::Active => {
+                // Its digest is the same, but what it asks of machines need not be.
+                self.ask(|to| Input::Resources(id.clone(), job.resources, to)).await?;
+                return reply(true);
+            }
             Standing::Unknown | Standing::Ended => releases,
         };
-        let plan = self.plan(job, spans).await?;
+        // Until the submission is answered: then a fact refers to what planning has put, or none ever will.
+        let pinned = pins::for_request(&self.blobs, self.inputs.downgrade());
+        let plan = self.plan(job, spans, pinned.clone()).await?;
         let gone = self.gone(&plan, gone).await;
         let submission = |attached| Input::Submit(Box::new(Submission { plan, gone, trace, attached }));
         let attached = self.ask(submission).await?;
+        drop(pinned);
         reply(attached)
     }
 

@@ -1,7 +1,8 @@
 //! Sockets: which addresses are private enough to serve, and how they are opened.
 //!
 //! A unix socket lies in a folder that only the user can enter. TCP is served on loopback alone, since there is no
-//! TLS here yet; whatever else is asked for is refused before anything is opened.
+//! TLS here yet, and with a token, since every user of the machine reaches loopback; whatever else is asked for is
+//! refused before anything is opened.
 
 use std::{
     fs, io,
@@ -25,13 +26,14 @@ pub(super) enum Socket {
 }
 
 /// Refuses what must not be served, before anything is opened.
-pub(super) fn check(listen: &[Listen]) -> Result<(), ServerError> {
+pub(super) fn check(listen: &[Listen], has_token: bool) -> Result<(), ServerError> {
     if listen.is_empty() {
         return Err(ServerError::NoAddress);
     }
     for address in listen {
         match address {
             Listen::Tcp(address) if !address.ip().is_loopback() => return Err(ServerError::NotPrivate(*address)),
+            Listen::Tcp(address) if !has_token => return Err(ServerError::NoToken(*address)),
             Listen::Unix(path) if path.as_os_str().len() > PATH_BYTES => {
                 let length = path.as_os_str().len();
                 return Err(ServerError::LongPath { path: path.clone(), length, limit: PATH_BYTES });

@@ -7,6 +7,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
     path::Path,
+    time::Duration,
 };
 
 use rustix::fs::{FlockOperation, flock};
@@ -24,6 +25,9 @@ pub(crate) struct Holder {
     /// Where it listens; empty while it starts.
     pub(crate) addresses: Vec<Listen>,
 }
+
+/// How often, and how far apart, the lock is tried: whoever asks for its holder has it shared for a moment.
+const TRIES: (u32, Duration) = (25, Duration::from_millis(20));
 
 /// A held lock; dropping it gives the folder up.
 #[derive(Debug)]
@@ -43,17 +47,22 @@ fn read(file: &mut File) -> Holder {
 }
 
 impl Lock {
-    /// Takes the lock, or says who holds it.
+    /// Takes the lock, or says who holds it. Blocks for half a second before it says so.
     pub(super) fn take(folder: &Path) -> io::Result<Result<Self, Holder>> {
         let mut file = open(folder)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(read(&mut file))),
-            Err(error) => return Err(error.into()),
+        let (tries, apart) = TRIES;
+        for _ in 0..tries {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {
+                    let mut lock = Self { file };
+                    lock.tell(Vec::new())?;
+                    return Ok(Ok(lock));
+                }
+                Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(apart),
+                Err(error) => return Err(error.into()),
+            }
         }
-        let mut lock = Self { file };
-        lock.tell(Vec::new())?;
-        Ok(Ok(lock))
+        Ok(Err(read(&mut file)))
     }
 
     /// Writes down where this coordinator listens.
@@ -83,6 +92,20 @@ pub(crate) fn holder(folder: &Path) -> io::Result<Option<Holder>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_asks_who_leads_does_not_keep_a_coordinator_from_leading() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Lock::take(folder.path()).unwrap().unwrap());
+        let asking = File::open(folder.path().join("lock")).unwrap();
+        flock(&asking, FlockOperation::NonBlockingLockShared).unwrap();
+        let asked = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(asking);
+        });
+        assert!(Lock::take(folder.path()).unwrap().is_ok());
+        asked.join().unwrap();
+    }
 
     #[test]
     fn a_second_coordinator_learns_who_leads() {

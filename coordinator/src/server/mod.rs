@@ -23,6 +23,7 @@ mod journal;
 mod listen;
 mod lock;
 mod perform;
+mod pins;
 mod story;
 #[cfg(test)]
 mod tests;
@@ -57,13 +58,15 @@ pub(crate) struct Options {
     pub(crate) state_folder: PathBuf,
     /// Where it listens; at least one.
     pub(crate) listen: Vec<Listen>,
-    /// What peers on TCP must show: workers in their hello, everyone else in `authorization: Bearer TOKEN`.
-    /// Unix sockets need none.
+    /// What peers on TCP must show: workers in their hello, everyone else in `authorization: Bearer TOKEN`. Wanted
+    /// where TCP is served, since every user of a machine reaches its loopback. Unix sockets need none.
     pub(crate) token: Option<String>,
     /// Milliseconds between a worker's heartbeats. Default 1000.
     pub(crate) heartbeat_ms: u64,
     /// A worker that was silent for so long is given up. Default 10,000.
     pub(crate) silence_ms: u64,
+    /// How long a worker whose connection broke may take to come back with its leases. Default 10,000.
+    pub(crate) grace_ms: u64,
     /// How long [`Running::stop`] waits for workers to checkpoint and leave. Default 10,000.
     pub(crate) stop_ms: u64,
     /// Plans jobs.
@@ -81,6 +84,7 @@ impl Options {
             token: None,
             heartbeat_ms: 1_000,
             silence_ms: 10_000,
+            grace_ms: 10_000,
             stop_ms: 10_000,
             planner,
             publisher,
@@ -94,14 +98,14 @@ impl Options {
 pub(crate) enum Listen {
     /// A socket in a folder that only this user can enter; the folder is made if missing.
     Unix(PathBuf),
-    /// A loopback address; port 0 takes a free one.
+    /// A loopback address, with a token; port 0 takes a free one.
     Tcp(SocketAddr),
 }
 
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
             Self::Tcp(address) => write!(f, "{address}"),
         }
     }
@@ -153,7 +157,7 @@ const INPUTS: usize = 1_024;
 ///
 /// Must be called inside a tokio runtime. When it returns, all addresses accept connections.
 pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
-    listen::check(&options.listen)?;
+    listen::check(&options.listen, options.token.is_some())?;
     let (mut lock, opened, blobs) = {
         let folder = options.state_folder.clone();
         let opening = tokio::task::spawn_blocking(move || open_state(&folder));
@@ -168,7 +172,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     lock.tell(addresses.clone()).map_err(folder_error)?;
 
     let clock = driver::Clock::start();
-    let policy = Policy { silence_ms: options.silence_ms, ..Policy::default() };
+    let policy = Policy { silence_ms: options.silence_ms, grace_ms: options.grace_ms, ..Policy::default() };
     let (machine, first) = Scheduler::start(policy, opened.state.clone(), clock.now_ms());
     tracing::info!(term = machine.state().term().0, facts = opened.number, "the coordinator starts");
     let journal = journal::Journal::start(opened, lock).map_err(folder_error)?;
@@ -191,13 +195,14 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         waiting: VecDeque::new(),
         follow_ups: Vec::new(),
         stop_at_ms: None,
+        uploads: HashMap::new(),
     };
     let driver = tokio::spawn(driver.run(waiting, first));
     let token: Option<Arc<str>> = options.token.map(Into::into);
     let servers = sockets.into_iter().map(|(_, socket)| {
         let token = token.clone().filter(|_| matches!(socket, listen::Socket::Tcp(_)));
         let workers = workers::Workers { inputs: inputs.clone(), blobs: blobs.clone(), token };
-        let transfer = transfer::Transfer { blobs: blobs.clone() };
+        let transfer = transfer::Transfer { blobs: blobs.clone(), inputs: inputs.clone() };
         tokio::spawn(serve(socket, jobs.clone(), workers, transfer))
     });
     Ok(Running { servers: servers.collect(), addresses, inputs, driver })

@@ -14,13 +14,15 @@ use graftwork_shared::{
     id::{JobId, LeaseId, Name, WorkerId},
     recipe::NumericClass,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc::error::TrySendError, oneshot};
 use tonic::Status;
 
 use super::{
     Publication, StageOfPlan,
+    answer::result_blobs,
     driver::{Act, Driver, Session},
     input::{Input, Welcome},
+    pins,
     story::Story,
 };
 
@@ -31,10 +33,7 @@ impl Driver {
     pub(super) fn perform(&mut self, act: Act) {
         match act {
             Act::Reply(reply) => reply(),
-            Act::Settle(blob) => {
-                self.blobs.unpin(blob);
-                self.discard(blob);
-            }
+            Act::Settle(blob) => self.settle([blob]),
             Act::Command(command) => self.perform_command(command),
         }
     }
@@ -71,13 +70,17 @@ impl Driver {
 
     fn welcome(&mut self, session: u64, worker: WorkerId) {
         let Some(join) = self.joining.remove(&session) else { return };
-        let (keep, open) = oneshot::channel();
-        let term = self.machine.state().term();
-        if join.welcome.send(Welcome { worker, term, open }).is_err() {
-            self.follow_ups.push(Event::WorkerLeft { worker, reason: "it left before it was welcomed".to_owned() });
+        if !self.machine.workers().iter().any(|known| known.id == worker) {
+            // Given up for what an earlier session of it said meanwhile: it is let go, and joins anew.
             return;
         }
-        self.sessions.insert(worker, Session { outgoing: join.outgoing, _open: keep });
+        let (keep, open) = oneshot::channel();
+        let term = self.machine.state().term();
+        if join.welcome.send(Welcome { worker, session, term, open }).is_err() {
+            self.follow_ups.push(Event::LinkLost { worker, reason: "it left before it was welcomed".to_owned() });
+            return;
+        }
+        self.sessions.insert(worker, Session { number: session, outgoing: join.outgoing, _open: keep });
         let heartbeat_ms = self.heartbeat_ms;
         self.send(worker, String::new(), CoordinatorMessage::Welcome { worker, heartbeat_ms });
     }
@@ -90,10 +93,22 @@ impl Driver {
     fn send(&mut self, worker: WorkerId, trace: String, message: CoordinatorMessage) {
         let Some(session) = self.sessions.get(&worker) else { return };
         let envelope = CoordinatorEnvelope { term: self.machine.state().term(), trace, message };
-        if session.outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope))).is_err() {
-            self.sessions.remove(&worker);
-            let reason = "its connection is closed, or it does not read its messages".to_owned();
-            self.follow_ups.push(Event::WorkerLeft { worker, reason });
+        let event = match session.outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope))) {
+            Ok(()) => return,
+            Err(TrySendError::Closed(_)) => Event::LinkLost { worker, reason: "its connection is closed".to_owned() },
+            Err(TrySendError::Full(_)) => {
+                Event::WorkerLeft { worker, reason: "it does not read its messages".to_owned() }
+            }
+        };
+        self.sessions.remove(&worker);
+        self.follow_ups.push(event);
+    }
+
+    /// Ends pins; what nothing refers to goes.
+    pub(super) fn settle(&mut self, blobs: impl IntoIterator<Item = Digest>) {
+        for blob in blobs {
+            self.blobs.unpin(blob);
+            self.discard(blob);
         }
     }
 
@@ -108,6 +123,10 @@ impl Driver {
     }
 
     pub(super) fn tell(&mut self, job: JobId, stage: Option<Name>, kind: EventKind) {
+        if let EventKind::Stuck { refusals } = &kind {
+            let reasons = refusals.iter().map(|(stage, refusal)| format!("{stage}: {refusal}"));
+            tracing::info!(%job, reasons = reasons.collect::<Vec<_>>().join("; "), "no worker here can take it up");
+        }
         let event = Told { job: job.clone(), at_ms: self.clock.now_ms(), stage, kind };
         self.stories.entry(job).or_insert_with_key(|job| Story::new(job.to_string())).tell(event);
     }
@@ -119,7 +138,9 @@ impl Driver {
     }
 
     fn look_for_reuse(&mut self, key: StageKey, classes: Vec<NumericClass>) {
-        let (Some(stage), sender) = (self.stage_of_plan(&key), self.sender.clone()) else { return };
+        let (Some(mut stage), sender) = (self.stage_of_plan(&key), self.sender.clone()) else { return };
+        stage.blobs = pins::for_request(&self.blobs, sender.clone());
+        let pinned = stage.blobs.clone();
         let publisher = Arc::clone(&self.publisher);
         tokio::spawn(async move {
             let asked =
@@ -139,6 +160,8 @@ impl Driver {
             if let Some(sender) = sender.upgrade() {
                 let _ = sender.send(Input::Reusable(key, result)).await;
             }
+            // Until here, so that what was found outlives the way to the driver.
+            drop(pinned);
         });
     }
 
@@ -151,14 +174,19 @@ impl Driver {
             Some((name.clone(), self.machine.result(&key)?.clone()))
         };
         let needed: BTreeMap<_, _> = stage.stage().needs.iter().filter_map(needed).collect();
-        let (publisher, sender) = (Arc::clone(&self.publisher), self.sender.clone());
+        let (publisher, sender, blobs) = (Arc::clone(&self.publisher), self.sender.clone(), self.blobs.clone());
         tokio::spawn(async move {
             let publication = Publication { stage, result, needed };
+            let read: Vec<Digest> = result_blobs(&publication.result).chain(publication.fused_weights()).collect();
             let published = tokio::spawn(async move { publisher.publish(publication).await }).await;
             let ended = published.unwrap_or_else(|error| {
                 Err(Failure { blame: Blame::Machine, message: format!("publishing ended unexpectedly: {error}") })
             });
             if let Some(sender) = sender.upgrade() {
+                // Reading sets a damaged blob aside, so what is lost is not here now.
+                for blob in read.into_iter().filter(|blob| ended.is_err() && !blobs.has(*blob)) {
+                    let _ = sender.send(Input::BlobLost(blob)).await;
+                }
                 let _ = sender.send(Input::Published(key, ended)).await;
             }
         });

@@ -6,11 +6,12 @@
 use std::{pin::Pin, time::Duration};
 
 use futures::Stream;
-use graftwork_proto::{CHUNK_BYTES, v1};
+use graftwork_proto::{CHUNK_BYTES, KEY_HEADER, v1};
 use graftwork_shared::digest::Digest;
+use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{BlobError, BlobStore};
+use super::{BlobError, BlobStore, input::Input, workers::stopped};
 
 /// How long the next chunk may take.
 const CHUNK_WAIT: Duration = Duration::from_mins(1);
@@ -22,6 +23,7 @@ const MOST_DIGESTS: usize = 100_000;
 #[derive(Clone)]
 pub(super) struct Transfer {
     pub(super) blobs: BlobStore,
+    pub(super) inputs: mpsc::Sender<Input>,
 }
 
 fn status(error: &BlobError) -> Status {
@@ -42,6 +44,21 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| Status::internal(error.to_string()))?.map_err(|error| status(&error))
 }
 
+impl Transfer {
+    /// Reads from a blob. When it is missing or damaged, the driver hears of it before whoever asked.
+    async fn watched<T: Send + 'static>(
+        &self,
+        digest: Digest,
+        read: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let read = blocking(move || Ok(read())).await?;
+        if let Err(BlobError::Missing(_) | BlobError::Damaged { .. }) = &read {
+            self.inputs.send(Input::BlobLost(digest)).await.map_err(|_| stopped())?;
+        }
+        read.map_err(|error| status(&error))
+    }
+}
+
 fn digest(text: &str) -> Result<Digest, Status> {
     text.parse().map_err(|error| Status::invalid_argument(format!("digest: {error}")))
 }
@@ -49,6 +66,7 @@ fn digest(text: &str) -> Result<Digest, Status> {
 #[tonic::async_trait]
 impl v1::blobs_server::Blobs for Transfer {
     async fn put(&self, request: Request<Streaming<v1::Chunk>>) -> Result<Response<v1::BlobDigest>, Status> {
+        let key = request.metadata().get(KEY_HEADER).and_then(|key| key.to_str().ok()).map(str::to_owned);
         let mut stream = request.into_inner();
         let blobs = self.blobs.clone();
         let mut writer = blocking(move || blobs.writer()).await?;
@@ -59,6 +77,11 @@ impl v1::blobs_server::Blobs for Transfer {
             writer = blocking(move || writer.write(&chunk.data).map(|()| writer)).await?;
         }
         let digest = blocking(move || writer.finish()).await?;
+        match key {
+            Some(key) => self.inputs.send(Input::Put(key, digest)).await.map_err(|_| stopped())?,
+            // Of nobody who could be gone: it stays until the next start, or for whoever comes to refer to it.
+            None => self.blobs.unpin(digest),
+        }
         Ok(Response::new(v1::BlobDigest { digest: digest.to_string() }))
     }
 
@@ -67,9 +90,11 @@ impl v1::blobs_server::Blobs for Transfer {
     async fn get(&self, request: Request<v1::BlobDigest>) -> Result<Response<Self::GetStream>, Status> {
         let digest = digest(&request.into_inner().digest)?;
         let blobs = self.blobs.clone();
-        let reader = blocking(move || blobs.reader(digest)).await?;
-        let chunks = futures::stream::try_unfold(reader, |mut reader| async move {
-            blocking(move || Ok(reader.next(CHUNK_BYTES)?.map(|data| (v1::Chunk { data }, reader)))).await
+        let here = self.clone();
+        let reader = here.watched(digest, move || blobs.reader(digest)).await?;
+        let chunks = futures::stream::try_unfold((here, reader), move |(here, mut reader)| async move {
+            let next = here.watched(digest, move || Ok(reader.next(CHUNK_BYTES)?.map(|data| (data, reader)))).await?;
+            Ok(next.map(|(data, reader)| (v1::Chunk { data }, (here, reader))))
         });
         Ok(Response::new(Box::pin(chunks)))
     }

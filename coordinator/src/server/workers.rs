@@ -10,11 +10,11 @@ use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnve
 use graftwork_shared::{VERSION, digest::Digest, id::Term};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     BlobStore,
-    input::{Input, Join, Outgoing, Welcome},
+    input::{Gone, Input, Join, Outgoing, Welcome},
 };
 
 /// How long a peer may take to say hello.
@@ -75,13 +75,14 @@ impl Workers {
         let (welcome, welcomed) = oneshot::channel();
         self.tell(Input::Join(Box::new(Join { hello, outgoing: outgoing.clone(), welcome }))).await?;
         let welcome = welcomed.await.map_err(|_| stopped())?;
-        let worker = welcome.worker;
+        let (worker, session) = (welcome.worker, welcome.session);
         let ended = self.read(stream, welcome).await;
-        let reason = match &ended {
-            Ok(()) => "its session ended".to_owned(),
-            Err(status) => format!("its session ended: {}", status.message()),
+        let gone = match &ended {
+            Ok(()) => Gone::Link("its session ended".to_owned()),
+            Err(status) if is_link_loss(status) => Gone::Link(format!("its session ended: {}", status.message())),
+            Err(status) => Gone::Wrong(format!("its session was ended: {}", status.message())),
         };
-        self.tell(Input::Left(worker, reason)).await?;
+        self.tell(Input::Left(worker, session, gone)).await?;
         ended
     }
 
@@ -98,7 +99,7 @@ impl Workers {
 
     /// Reads until the stream ends, the worker errs, or the driver ends the session.
     async fn read(&self, mut stream: Streaming<v1::WorkerMessage>, welcome: Welcome) -> Result<(), Status> {
-        let Welcome { worker, term, mut open } = welcome;
+        let Welcome { worker, session, term, mut open } = welcome;
         loop {
             let envelope = tokio::select! {
                 // The driver ended it and has said why.
@@ -111,7 +112,7 @@ impl Workers {
                 return Err(Status::failed_precondition(format!("the message is of {theirs}, but this is {term}")));
             }
             self.check(&envelope.message)?;
-            self.tell(Input::Worker(worker, Box::new(envelope.message))).await?;
+            self.tell(Input::Worker(worker, session, Box::new(envelope.message))).await?;
         }
     }
 
@@ -140,6 +141,12 @@ impl Workers {
     async fn tell(&self, input: Input) -> Result<(), Status> {
         self.inputs.send(input).await.map_err(|_| stopped())
     }
+}
+
+/// What a broken connection looks like from here. Whatever a peer says that cannot be has another code: it would say
+/// the same again, so it is not waited for.
+fn is_link_loss(status: &Status) -> bool {
+    matches!(status.code(), Code::Cancelled | Code::Unknown | Code::Unavailable)
 }
 
 /// Compares digests, whose common beginning tells nothing about the tokens'.

@@ -28,8 +28,8 @@ type Failure = Box<dyn std::error::Error>;
 /// Rows of one optimizer update.
 const STEP_ROWS: u64 = 16;
 
-/// What a training step takes at least; without it 2,000 steps pass while the first window is still read ahead.
-const STEP_TIME: Duration = Duration::from_micros(500);
+/// A training step of a fast device; without it 2,000 steps pass while the first windows are still read ahead.
+const STEP_TIME: Duration = Duration::from_millis(5);
 
 fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);

@@ -151,7 +151,7 @@ pub enum DataError {
         help: String,
     },
     /// A null where a value must be.
-    #[error("row {row} of {location} has no value in {role} column {column:?}; fill the row or drop it")]
+    #[error("row {row} (from 0) of {location} has no value in {role} column {column:?}; fill the row or drop it")]
     Null {
         /// The file.
         location: String,
@@ -163,7 +163,7 @@ pub enum DataError {
         column: String,
     },
     /// A label that the head does not know.
-    #[error("row {row} of {location} has label {value} in column {column:?}; allowed are {allowed}")]
+    #[error("row {row} (from 0) of {location} has label {value} in column {column:?}; allowed are {allowed}")]
     UnknownLabel {
         /// The file.
         location: String,
@@ -177,7 +177,9 @@ pub enum DataError {
         allowed: String,
     },
     /// A regression target that is no number.
-    #[error("row {row} of {location} has {value} in label column {column:?}; a regression needs a finite number")]
+    #[error(
+        "row {row} (from 0) of {location} has {value} in label column {column:?}; a regression needs a finite number"
+    )]
     NotFinite {
         /// The file.
         location: String,
@@ -229,7 +231,9 @@ pub enum DataError {
         change: String,
     },
     /// Rows that are others than in the first epoch although size, time and footer are the same.
-    #[error("rows of row group {row_group} (from 0) of {location} changed since the first epoch; plan the job again")]
+    #[error(
+        "rows of row group {row_group} (from 0) of {location} changed since the first epoch; train from the start on the data as it is now, with `graftwork run --again`"
+    )]
     ChangedRows {
         /// The file.
         location: String,

@@ -134,7 +134,7 @@ pub struct TaskData {
     pub split: Option<SplitRule>,
     /// Columns.
     pub columns: Columns,
-    /// Only the first so many training rows.
+    /// Only the first so many training rows, after `split` divided them.
     pub rows: Option<u64>,
     /// Name of the environment variable on the worker that holds credentials for the sources.
     pub credentials: Option<String>,
@@ -174,6 +174,10 @@ pub struct Fusion {
     pub adapters: Vec<AdapterRef>,
     /// The task whose rows and head it uses.
     pub task: Name,
+    /// Name of the environment variable on the coordinator that holds a token for its `hf://` adapters. Without it they
+    /// are asked for with the base model's, where that is an `hf://` model too: both lie on the same hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<String>,
     /// The fusion layer's options.
     pub config: FusionConfig,
     /// Optimisation.

@@ -15,6 +15,9 @@ use crate::diagnostic::{Diagnostic, SECRET, Severity, position};
 pub struct Parsed {
     /// The job, unless a diagnostic is an error.
     pub job: Option<Job>,
+    /// What could be read of a job with errors: values that were refused stand at their defaults. It must not run; it
+    /// lets what the errors do not concern be checked further, so that all problems come at once.
+    pub draft: Option<Job>,
     /// Where each key of the file stands, inherited ones included, for checks that are made later.
     pub spans: Spans,
     /// Every problem, in the order of the file; those without a place first.
@@ -49,10 +52,11 @@ pub fn parse(text: &str, folder: &Path) -> Parsed {
     let place = |problem: &Diagnostic| problem.span.as_ref().map(|span| (span.start, span.end));
     diagnostics.sort_by(|a, b| (place(a), &a.code, &a.message).cmp(&(place(b), &b.code, &b.message)));
     diagnostics.dedup();
+    let mut draft = None;
     if diagnostics.iter().any(|problem| problem.severity == Severity::Error) {
-        job = None;
+        draft = job.take();
     }
-    Parsed { job, spans, diagnostics }
+    Parsed { job, draft, spans, diagnostics }
 }
 
 fn syntax_error(error: &toml::de::Error, text: &str) -> Diagnostic {

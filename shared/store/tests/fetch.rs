@@ -33,6 +33,12 @@ enum Fault {
     /// Lists a file outside the repository.
     Escapes,
     NotAModel,
+    /// Weights as PyTorch writes them alone.
+    OldWeights,
+    /// The same, in a store that refuses to say what is not there, as S3 does without the right to list.
+    Unlisted,
+    /// Such a store that lets nothing be read but the configuration.
+    AllRefused,
 }
 
 #[derive(Default)]
@@ -50,6 +56,13 @@ fn files(fault: Fault) -> BTreeMap<&'static str, Vec<u8>> {
     ]);
     match fault {
         Fault::NotAModel => {}
+        Fault::OldWeights | Fault::Unlisted => {
+            files.insert("config.json", b"{}".to_vec());
+            files.remove("model.safetensors");
+        }
+        Fault::AllRefused => {
+            files = BTreeMap::from([("config.json", b"{}".to_vec())]);
+        }
         Fault::Escapes => {
             files.insert("config.json", b"{}".to_vec());
             files.insert("../adapter_config.json", b"{}".to_vec());
@@ -68,6 +81,9 @@ fn fault_of(path: &str) -> Fault {
         () if path.contains("/lies") => Fault::Lies,
         () if path.contains("/escapes") => Fault::Escapes,
         () if path.contains("/notamodel") => Fault::NotAModel,
+        () if path.contains("oldweights") => Fault::OldWeights,
+        () if path.contains("/unlisted") => Fault::Unlisted,
+        () if path.contains("/allrefused") => Fault::AllRefused,
         () => Fault::None,
     }
 }
@@ -100,8 +116,12 @@ async fn answer(mut stream: TcpStream, counts: Arc<Counts>) -> std::io::Result<(
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
         return stream.write_all((head + &body).as_bytes()).await;
     }
-    let name = path.split(&format!("/resolve/{COMMIT}/")).nth(1).unwrap_or(path.trim_start_matches("/plain/"));
+    let plain = path.trim_start_matches('/').split_once('/').map_or("", |(_, name)| name);
+    let name = path.split(&format!("/resolve/{COMMIT}/")).nth(1).unwrap_or(plain);
     if !files(fault).contains_key(name) {
+        if matches!(fault, Fault::Unlisted | Fault::AllRefused) {
+            return stream.write_all(refuse("403 Forbidden").as_bytes()).await;
+        }
         return stream.write_all(refuse("404 Not Found").as_bytes()).await;
     }
     let body = files(fault)[name].clone();
@@ -233,6 +253,28 @@ async fn a_base_model_behind_plain_http_needs_no_list() {
     let folder = fetch_base_model(&location, None, cache.path(), &NoUploads).await.unwrap();
     assert_eq!(listed(&folder), ["config.json", "model.safetensors", "tokenizer.json"]);
     assert_eq!(fetch_base_model(&location, None, cache.path(), &NoUploads).await.unwrap(), folder);
+}
+
+#[tokio::test]
+async fn weights_that_only_pytorch_wrote_come_too() {
+    server();
+    let cache = tempfile::tempdir().unwrap();
+    let wanted = ["config.json", "pytorch_model.bin", "tokenizer.json"];
+    assert_eq!(listed(&fetch("oldweights", cache.path()).await.unwrap()), wanted);
+    let location = format!("{}/oldweights", std::env::var("HF_ENDPOINT").unwrap());
+    assert_eq!(listed(&fetch_base_model(&location, None, cache.path(), &NoUploads).await.unwrap()), wanted);
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_to_say_what_is_absent_can_be_read() {
+    server();
+    let cache = tempfile::tempdir().unwrap();
+    let at = |name: &str| format!("{}/{name}", std::env::var("HF_ENDPOINT").unwrap());
+    let folder = fetch_base_model(&at("unlisted"), None, cache.path(), &NoUploads).await.unwrap();
+    assert_eq!(listed(&folder), ["config.json", "pytorch_model.bin", "tokenizer.json"]);
+    // Without any weights the refusal is what is wrong.
+    let error = fetch_base_model(&at("allrefused"), None, cache.path(), &NoUploads).await.unwrap_err();
+    assert!(matches!(error, StoreError::Refused { status: 403, .. }), "{error}");
 }
 
 #[tokio::test]

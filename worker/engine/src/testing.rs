@@ -27,8 +27,11 @@ pub(crate) fn normal(major: u32, shape: &[i64]) -> Tensor {
     Tensor::from_slice(&values).view(shape)
 }
 
+/// Largest difference of numbers that must be finite.
+#[track_caller]
 pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
+    assert!(a.iter().chain(b).all(|value| value.is_finite()), "NaN or infinity in {a:?} or {b:?}");
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 

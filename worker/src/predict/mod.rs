@@ -207,7 +207,7 @@ fn load(
         let part = Part::read(location, &folder, name.as_ref(), trunk)?;
         let name = match name {
             Some(name) => name,
-            None => default_name(&part, &folder),
+            None => default_name(&part, location),
         };
         if parts.insert(name.clone(), part).is_some() {
             return Err(PredictError::Usage(format!(
@@ -234,13 +234,20 @@ fn parse_name(text: &str) -> Result<Name, PredictError> {
     text.parse().map_err(|error: graftwork_shared::id::NotAName| PredictError::Usage(error.to_string()))
 }
 
-/// An adapter's own name; a setup's folder's, as far as it can be a name.
-fn default_name(part: &Part, folder: &Path) -> Name {
+/// An adapter's own name; for a setup the last part of its location, as far as it can be a name.
+fn default_name(part: &Part, location: &str) -> Name {
     let own = match &part.composition {
         graftwork_shared::composition::Composition::Single { adapter } => Some(adapter.clone()),
-        _ => folder.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok()),
+        _ => last_part(location).parse().ok(),
     };
     own.unwrap_or_else(|| "setup".parse().expect("a fixed name is a name"))
+}
+
+/// `fused` of `hub/team/fused/` and of `hf://team/fused@main`.
+fn last_part(location: &str) -> &str {
+    let path = location.trim_end_matches('/');
+    let last = path.rsplit('/').next().unwrap_or(path);
+    last.split('@').next().unwrap_or(last)
 }
 
 fn layers(text: &str, count: u32) -> Result<Vec<u32>, PredictError> {
@@ -354,6 +361,13 @@ mod tests {
         assert_eq!(name("./a=b").unwrap(), (None, "./a=b"));
         assert_eq!(name("https://host/x?v=1").unwrap(), (None, "https://host/x?v=1"));
         assert!(name("a b=x").is_err());
+    }
+
+    #[test]
+    fn a_setup_is_called_by_the_end_of_its_location() {
+        for location in ["hub/team/fused", "hub/team/fused/", "hf://team/fused@main", "fused"] {
+            assert_eq!(last_part(location), "fused");
+        }
     }
 
     #[test]

@@ -53,7 +53,7 @@ fn open(path: &Path) -> Result<File, PredictError> {
 }
 
 fn row_error(path: &Path, row: u64, problem: impl Into<String>) -> PredictError {
-    PredictError::Row { place: format!("{}, row {row}", path.display()), problem: problem.into() }
+    PredictError::Row { place: format!("{}, row {row} (from 0)", path.display()), problem: problem.into() }
 }
 
 fn check(place: &str, texts: &[String]) -> Result<(), PredictError> {
@@ -66,11 +66,11 @@ fn check(place: &str, texts: &[String]) -> Result<(), PredictError> {
     }
 }
 
-/// Counts rows from 1 and refuses empty texts.
+/// Counts rows from 0, as answers do, and refuses empty texts.
 fn counted(path: PathBuf, rows: impl Iterator<Item = Result<Texts, String>> + 'static) -> Rows {
-    Box::new((1..).zip(rows).map(move |(number, texts)| {
+    Box::new((0..).zip(rows).map(move |(number, texts)| {
         let texts = texts.map_err(|problem| row_error(&path, number, problem))?;
-        check(&format!("{}, row {number}", path.display()), &texts)?;
+        check(&format!("{}, row {number} (from 0)", path.display()), &texts)?;
         Ok(texts)
     }))
 }
@@ -209,16 +209,16 @@ mod tests {
     #[test]
     fn bad_rows_and_columns_are_named() {
         let (_folder, path) = written("x.txt", b"one\n  \n");
-        assert!(read(&path, &[]).unwrap_err().ends_with("x.txt, row 2: the text is empty"));
+        assert!(read(&path, &[]).unwrap_err().ends_with("x.txt, row 1 (from 0): the text is empty"));
         let (_folder, path) = written("x.csv", b"id,text\n1,a\n");
         assert!(read(&path, &["texts"]).unwrap_err().contains("no column \"texts\"; the columns are id, text"));
         assert!(read(&path, &[]).unwrap_err().contains("--column"));
         let (_folder, path) = written("x.csv", b"id,text\n1\n");
-        assert!(read(&path, &["text"]).unwrap_err().contains("row 1"));
+        assert!(read(&path, &["text"]).unwrap_err().contains("row 0"));
         let (_folder, path) = written("x.jsonl", b"{\"text\": 3}\n");
         assert!(read(&path, &["text"]).unwrap_err().contains("\"text\" is 3, but a text is needed"));
         let (_folder, path) = written("x.parquet", &parquet_file(&[Some("a"), None]));
-        assert!(read(&path, &["text"]).unwrap_err().ends_with("row 2: the text is null"));
+        assert!(read(&path, &["text"]).unwrap_err().ends_with("row 1 (from 0): the text is null"));
         let (_folder, path) = written("x.parquet", b"PAR1 truncated");
         assert!(read(&path, &["text"]).unwrap_err().contains("cannot be read as Parquet"));
         let (_folder, path) = written("x.doc", b"");

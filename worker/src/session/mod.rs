@@ -12,6 +12,8 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    fs::File,
+    io::Read as _,
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -111,7 +113,8 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
     let (sender, events) = mpsc::channel(EVENTS);
     // A blob that waits for ever would keep an abandoned session's work alive, so even a persistent worker gives up.
     let blob_patience = options.patience.unwrap_or(Duration::from_hours(1));
-    let blobs = Blobs::new(options.address.lazy(), options.token.clone(), blob_patience);
+    let hello = hello(&options).context("no random numbers")?;
+    let blobs = Blobs::new(options.address.lazy(), options.token.clone().with_key(&hello.key), blob_patience);
     let shared = Shared {
         pool: Arc::new(pool),
         trunks: Arc::new(Trunks::new(options.device, options.cache_folder.clone(), blobs.clone())),
@@ -120,9 +123,8 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         events: sender,
         runtime: Handle::current(),
     };
-    let hello = hello(&options);
     tracing::info!(class = %hello.numeric_class, threads = hello.threads, slots = hello.slots, "worker starts");
-    let trace = Digest::of(format!("{}/{}/{:?}", hello.host, hello.pid, Instant::now()).as_bytes()).short();
+    let trace = Digest::of(format!("trace of {}", hello.key).as_bytes()).short();
     let session = Session {
         machine: Machine::new(options.slots, trace),
         link: Link::None,
@@ -141,8 +143,11 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
     session.lead().await
 }
 
-fn hello(options: &Options) -> Hello {
-    Hello {
+/// The key is drawn by the system: nobody else may guess it and take this worker's leases over.
+fn hello(options: &Options) -> std::io::Result<Hello> {
+    let mut random = [0; 32];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    Ok(Hello {
         version: graftwork_shared::VERSION.to_owned(),
         host: computer::host_name(),
         pid: std::process::id(),
@@ -151,7 +156,9 @@ fn hello(options: &Options) -> Hello {
         memory_bytes: computer::Memory::read().total_bytes,
         numeric_class: computer::numeric_class(options.device),
         token: options.token.reveal().to_owned(),
-    }
+        key: Digest::of(&random).to_string(),
+        leases: Vec::new(),
+    })
 }
 
 /// What the loop waits for.
@@ -255,7 +262,9 @@ impl Session {
     }
 
     fn dial(&mut self, wait: Duration) {
-        let message = WorkerMessage::Hello(self.hello.clone());
+        // What is held does not change until the next welcome: without a link nothing is assigned or accepted.
+        let hello = Hello { leases: self.machine.leases(), ..self.hello.clone() };
+        let message = WorkerMessage::Hello(hello);
         let greeting = WorkerEnvelope { term: self.machine.term(), trace: self.machine.trace().to_owned(), message };
         self.link = Link::dial(self.options.address.clone(), self.options.token.clone(), greeting, wait);
     }

@@ -44,7 +44,8 @@ pub(super) fn assignment() -> Box<Assignment> {
         test: None,
         adapters: Vec::new(),
         resume: None,
-        credentials: None,
+        data_credentials: None,
+        base_model_credentials: None,
     })
 }
 

@@ -59,7 +59,8 @@ pub(super) struct DriverState {
     input: Option<Input>,
     /// What reading the training rows has cost in this attempt.
     input_cost: InputCost,
-    /// The update of the last durable checkpoint.
+    /// The update of the last durable checkpoint. A stage that started over uploads nothing before it is beyond it:
+    /// the coordinator takes checkpoints in growing order.
     checkpointed: u64,
     /// Validation scores of the weights that would be published, when this attempt computed them.
     kept: Option<(u64, Scored)>,
@@ -101,6 +102,19 @@ impl<H: Host> Driver<'_, H> {
             Ok(result) => Ok(StageEnd::Finished(result)),
             Err(Stopped) => self.interrupt(&trainer),
         }
+    }
+
+    /// Whether the validation rows give the kept weights the very score that is on record. `None` when the host
+    /// interrupted.
+    pub(super) fn scores_again(&mut self, trainer: &Trainer) -> Result<Option<bool>, Failure> {
+        let (step, evaluations) = (trainer.kept_step(), &trainer.progress().evaluations);
+        let Some(recorded) = evaluations.iter().find(|evaluation| evaluation.step == step) else {
+            return Ok(Some(evaluations.is_empty()));
+        };
+        set_parameters(self.host, &self.network, trainer.kept_parameters());
+        let Some(scored) = self.score(Split::Validation)? else { return Ok(None) };
+        set_parameters(self.host, &self.network, trainer.parameters());
+        Ok(Some(scored.evaluation(step) == *recorded))
     }
 
     fn interrupt(&mut self, trainer: &Trainer) -> Result<StageEnd, Failure> {
@@ -192,7 +206,7 @@ impl<H: Host> Driver<'_, H> {
     fn checkpoint(&mut self, trainer: &Trainer) -> Result<(), Failure> {
         let progress = trainer.progress();
         let step = progress.step;
-        if step == self.state.checkpointed {
+        if step <= self.state.checkpointed {
             return Ok(());
         }
         let began = Instant::now();

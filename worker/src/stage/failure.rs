@@ -1,8 +1,12 @@
 //! Whose fault an error is, decided where it happens: a retry helps against a machine, never against a job.
 
+use graftwork_dataset::DataError;
 use graftwork_engine::{CheckpointError, EngineError, InputError, TrainError};
 use graftwork_model::ModelError;
-use graftwork_shared::assignment::{Blame, Failure};
+use graftwork_shared::{
+    NUMERICS_VERSION,
+    assignment::{Blame, Failure},
+};
 use graftwork_store::StoreError;
 
 /// The job or its data is at fault.
@@ -15,17 +19,49 @@ pub(super) fn machine(error: impl std::fmt::Display) -> Failure {
     Failure { blame: Blame::Machine, message: error.to_string() }
 }
 
-/// What the host could not do. Models that are damaged or unknown and uploads that the coordinator lacks are the
-/// job's fault, everything else is the machine's: blobs and checkpoints depend on other processes.
+/// What the host could not do. Models that are damaged or unknown are the job's fault, everything else is the
+/// machine's: blobs and checkpoints depend on other processes, and a model that is not there may be on another worker.
+/// An upload that the coordinator lacks must be made again, which is the user's to do.
 pub(super) fn of_host(error: &anyhow::Error) -> Failure {
-    let user = error.chain().any(|cause| cause.is::<ModelError>() || cause.is::<EngineError>())
-        || matches!(error.downcast_ref(), Some(StoreError::Upload(_)));
-    let message = format!("{error:#}");
-    Failure { blame: if user { Blame::User } else { Blame::Machine }, message }
+    let model = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(EngineError::Model(model)) => Some(model),
+        _ => cause.downcast_ref::<ModelError>(),
+    });
+    let users = match model {
+        Some(ModelError::Io { .. } | ModelError::MissingFile { .. }) => false,
+        Some(_) => true,
+        None => {
+            error.chain().any(<dyn std::error::Error>::is::<EngineError>)
+                || matches!(error.downcast_ref(), Some(StoreError::Upload(_)))
+        }
+    };
+    Failure { blame: if users { Blame::User } else { Blame::Machine }, message: format!("{error:#}") }
+}
+
+/// Planning has opened every file. One that is not here, or may not be read with what this worker's environment holds,
+/// may be there for another worker, with the mount or the variable that this one lacks.
+pub(super) fn of_data(error: &DataError) -> Failure {
+    match error {
+        DataError::MissingFile { .. } | DataError::Refused { .. } | DataError::Credentials { .. } => {
+            machine(format!("{error}; planning could read it, this worker cannot"))
+        }
+        _ => Failure { blame: error.blame(), message: error.to_string() },
+    }
 }
 
 pub(super) fn of_input(error: &InputError) -> Failure {
-    Failure { blame: error.blame(), message: error.to_string() }
+    match error {
+        InputError::Data(error) => of_data(error),
+        _ => Failure { blame: error.blame(), message: error.to_string() },
+    }
+}
+
+/// Invariant 5 holds within one version of the arithmetic: what another one computes is another result.
+pub(super) fn of_numerics(planned: u32) -> Failure {
+    machine(format!(
+        "the job was planned for numerics version {planned}, and this worker computes version {NUMERICS_VERSION}; run \
+         coordinator and workers of one version, or plan the job again"
+    ))
 }
 
 pub(super) fn of_engine(error: EngineError) -> Failure {

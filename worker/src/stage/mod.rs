@@ -19,7 +19,9 @@ use std::{path::PathBuf, sync::Arc};
 use graftwork_dataset::Access;
 use graftwork_engine::{Course, Device, TextEncoder, Trainer, Trunk};
 use graftwork_shared::{
+    NUMERICS_VERSION,
     assignment::{Assignment, Evaluation, Failure, StageResult},
+    data::Split,
     digest::Digest,
     event::StepReport,
     upload::UploadedFile,
@@ -82,25 +84,36 @@ pub(crate) enum StageEnd {
 /// A [`Failure`] that says whose fault it is: the job's and its data's, or the machine's.
 pub(crate) fn run_stage<H: Host>(assignment: &Assignment, host: &H) -> Result<StageEnd, Failure> {
     let mut meter = Meter::start();
-    let recipe = &assignment.recipe;
-    let access = Access::from_environment(assignment.credentials.as_deref()).map_err(|error| failure::user(&error))?;
+    if assignment.recipe.numerics_version != NUMERICS_VERSION {
+        return Err(failure::of_numerics(assignment.recipe.numerics_version));
+    }
+    let access = Access::from_environment(assignment.data_credentials.as_deref());
+    let access = access.map_err(|error| failure::of_data(&error))?;
     let access = access.with_uploads(data::uploads(assignment, host)?);
+    let pinned = data::pin(assignment, &access, host)?;
+    let (assignment, recipe) = (&pinned.assignment, &pinned.assignment.recipe);
     let trunk = host.trunk(&assignment.base_model, recipe.base_model).map_err(|error| failure::of_host(&error))?;
     let description = trunk.description();
     let encoder = TextEncoder::open(trunk.tokenizer(), recipe.training.max_length, description.type_vocab_size)
         .map_err(|error| failure::of_input(&error))?;
-    data::check_held_out(assignment, &access, host)?;
     let Built { network, setup } = network::build(assignment, &trunk, host)?;
     let course = Course { training: recipe.training.clone(), metric: recipe.metric, rows: assignment.train.rows };
-    let mut trainer =
+    let untrained =
         Trainer::new(course, &setup, network.layout(), network.parameters()).map_err(failure::of_training)?;
+    let mut trainer = untrained.clone();
     let recipe_digest = recipe.digest();
+    let mut accepted_step = 0;
     if let Some(blob) = assignment.resume {
         let bytes = host.get_blob(blob).map_err(|error| failure::of_host(&error))?;
         meter.count_from(trainer.resume(&bytes, recipe_digest).map_err(failure::of_checkpoint)?);
+        accepted_step = trainer.progress().step;
+        if pinned.moved(Split::Train) && !data::was_trained_on(assignment, trainer.progress(), &access, host)? {
+            tracing::warn!("rows changed behind the checkpoint of step {accepted_step}: the stage starts over");
+            trainer = untrained.clone();
+        }
         network::set_parameters(host, &network, trainer.parameters());
     }
-    let driver = Driver {
+    let mut driver = Driver {
         assignment,
         host,
         access,
@@ -110,8 +123,19 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, host: &H) -> Result<St
         numeric_class: numeric_class(trunk.device()),
         on_gpu: trunk.device() != Device::Cpu,
         layers: description.layers,
-        state: DriverState::after(trainer.progress().step),
+        state: DriverState::after(accepted_step),
         network,
     };
+    if pinned.moved(Split::Validation) {
+        match driver.scores_again(&trainer)? {
+            None => return Ok(StageEnd::Interrupted),
+            Some(true) => {}
+            Some(false) => {
+                tracing::warn!("validation rows changed since step {accepted_step}: the stage starts over");
+                trainer = untrained;
+                network::set_parameters(host, &driver.network, trainer.parameters());
+            }
+        }
+    }
     driver.drive(trainer)
 }

@@ -41,7 +41,7 @@ pub(super) fn build<H: Host>(assignment: &Assignment, trunk: &Trunk, host: &H) -
     }
     let mut weights = initial_weights(&setup, description, recipe.training.seed).map_err(failure::of_engine)?;
     for (name, config, blob, tensors) in fused {
-        let tensors = fused_tensors(tensors, &name);
+        let tensors = fused_tensors(tensors, &name, &config);
         let shapes = adapter_shapes(&config, description, name.as_str()).map_err(failure::user)?;
         check_tensors(&tensors, &shapes, &format!("adapter blob {}", blob.short()), &format!("the fusion's {name}"))
             .map_err(failure::user)?;
@@ -70,9 +70,11 @@ fn fetch<H: Host>(host: &H, blob: Digest) -> Result<Tensors, Failure> {
     safetensors::read(&bytes).map_err(of_blob)
 }
 
-/// The adapter of another stage's result under its position's name, without that stage's head.
-fn fused_tensors(tensors: Tensors, slot: &Name) -> Tensors {
-    let body = tensors.into_iter().filter(|(name, _)| !name.starts_with("heads.")).collect();
+/// The adapter of another stage's result under its position's name, without that stage's head and without the layers
+/// that this fusion leaves out.
+fn fused_tensors(tensors: Tensors, slot: &Name, config: &AdapterConfig) -> Tensors {
+    let kept = |name: &String| !name.starts_with("heads.") && !config.leaves_out(name);
+    let body = tensors.into_iter().filter(|(name, _)| kept(name)).collect();
     rename(body, trained_slot().as_str(), slot.as_str())
 }
 

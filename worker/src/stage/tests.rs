@@ -182,6 +182,95 @@ fn bad_rows_are_the_users_and_named() {
 }
 
 #[test]
+fn what_is_not_on_this_worker_may_be_on_another() {
+    let host = LocalHost::new(1);
+    for name in ["train", "validation", "test"] {
+        let data = Data::write();
+        let of = assignment(&data, &host, adapter_recipe(&data));
+        data.remove(name);
+        let failure = run_stage(&of, &host).unwrap_err();
+        assert_eq!(failure.blame, Blame::Machine, "{failure:?}");
+        assert!(failure.message.contains(&format!("{name}.parquet does not exist")), "{failure:?}");
+    }
+    let data = Data::write();
+    let mut of = assignment(&data, &host, adapter_recipe(&data));
+    of.data_credentials = Some("GRAFTWORK_NO_SUCH_VARIABLE".to_owned());
+    let failure = run_stage(&of, &host).unwrap_err();
+    assert_eq!(failure.blame, Blame::Machine, "{failure:?}");
+    of.data_credentials = None;
+    of.base_model = "/no/such/model".to_owned();
+    let failure = run_stage(&of, &host).unwrap_err();
+    assert_eq!(failure.blame, Blame::Machine, "{failure:?}");
+    let refused = graftwork_dataset::DataError::Refused { location: "s3://rows/a".to_owned(), help: String::new() };
+    assert_eq!(failure::of_data(&refused).blame, Blame::Machine);
+}
+
+#[test]
+fn another_numerics_version_is_refused_and_another_worker_may_have_it() {
+    let (data, host) = (Data::write(), LocalHost::new(1));
+    let mut of = assignment(&data, &host, adapter_recipe(&data));
+    of.recipe.numerics_version += 1;
+    let failure = run_stage(&of, &host).unwrap_err();
+    assert_eq!(failure.blame, Blame::Machine);
+    assert!(failure.message.contains("numerics version 2, and this worker computes version 1"), "{failure:?}");
+}
+
+#[test]
+fn a_touched_file_loses_nothing_and_changes_no_byte() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let mut of = assignment(&data, &host, adapter_recipe(&data));
+    let undisturbed = finish(&of, &host);
+    let checkpoints = host.checkpoints();
+    ["train", "validation", "test"].iter().for_each(|name| data.touch(name));
+    // Before, in and after an epoch's end; four updates are an epoch.
+    for step in [3, 6, 9] {
+        of.resume = Some(checkpoints[&step]);
+        let host = LocalHost::sharing(&host, 2);
+        assert_eq!(bytes_of(&finish(&of, &host)), bytes_of(&undisturbed), "from step {step}");
+        // What was scored before is not scored again, as it would be in a stage that starts over.
+        assert!(host.evaluated().iter().all(|at| *at > step), "from step {step}: {:?}", host.evaluated());
+    }
+    of.resume = None;
+    assert_eq!(bytes_of(&finish(&of, &host)), bytes_of(&undisturbed));
+}
+
+#[test]
+fn a_checkpoint_over_other_rows_is_not_gone_on_with() {
+    for (name, before, after) in [("train", b"great", b"good!"), ("validation", b"great", b"good!")] {
+        let (data, host) = (Data::write(), LocalHost::new(2));
+        let mut of = assignment(&data, &host, adapter_recipe(&data));
+        let first = finish(&of, &host);
+        let resume = host.checkpoints()[&9];
+        data.edit(name, before, after);
+        let over_new_rows = finish(&of, &LocalHost::new(2));
+        assert_ne!(bytes_of(&over_new_rows).data, first.data, "{name}");
+        of.resume = Some(resume);
+        let host = LocalHost::sharing(&host, 2);
+        assert_eq!(bytes_of(&finish(&of, &host)), bytes_of(&over_new_rows), "{name}");
+        assert_eq!(host.evaluated(), [4, 8, 12], "it starts over");
+        // The coordinator holds the checkpoint of step 9 and takes none before it.
+        assert!(host.checkpoints().keys().all(|step| *step > 9), "{:?}", host.checkpoints().keys());
+    }
+}
+
+#[test]
+fn layers_that_a_fusion_drops_have_no_adapter_in_it() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let mut of = fusion_of(&data, &host);
+    let Method::Fusion { adapters, .. } = &mut of.recipe.method else { panic!("a fusion") };
+    for adapter in adapters {
+        adapter.config = adapter.config.clone().without(&[0]);
+    }
+    of.recipe.skip_layers = vec![0];
+    of.recipe.training.adapter_drop = AdapterDrop::Layers(vec![0]);
+    let result = finish(&of, &host);
+    let weights = safetensors::read(&host.blob(result.weights)).unwrap();
+    assert!(weights.keys().all(|name| !name.contains(".layer.0.")), "{:?}", weights.keys());
+    assert_eq!(result.attention[0], [0.0, 0.0]);
+    assert!((result.attention[1].iter().sum::<f64>() - 1.0).abs() < 1e-5, "{:?}", result.attention);
+}
+
+#[test]
 fn a_missing_blob_is_the_machines() {
     let (data, host) = (Data::write(), LocalHost::new(1));
     let mut of = assignment(&data, &host, adapter_recipe(&data));

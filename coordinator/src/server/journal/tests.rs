@@ -152,7 +152,7 @@ fn foreign_files_are_refused() {
 fn newer_journals_are_refused_with_both_versions() {
     for (text, expected) in [
         ("PRAGMA user_version = 7", "tables of version 7, this one reads up to 1"),
-        ("UPDATE facts SET version = 9 WHERE number = 4", "facts of version 9, this one reads up to 1"),
+        ("UPDATE facts SET version = 9 WHERE number = 4", "facts of version 9, this one reads up to 2"),
     ] {
         let (folder, path) = whole();
         sql(&path, text);
@@ -184,7 +184,7 @@ async fn the_thread_writes_in_groups_and_snapshots_bound_the_file() {
     let mut journal = Journal::start(opened, lock).unwrap();
     let mut last = journal.append(first.facts, machine.state());
     for turn in 0..3_000_u64 {
-        let decision = machine.apply(turn, Event::WorkerJoined { session: turn, info: info(1) });
+        let decision = machine.apply(turn, Event::WorkerJoined { session: turn, info: info(1), leases: Vec::new() });
         last = journal.append(decision.facts, machine.state());
         if turn % 100 == 0 {
             journal.durable.wait_for(|durable| durable.number >= last).await.unwrap();

@@ -1,5 +1,6 @@
 //! The server as its peers meet it: real sockets, a scripted worker, coordinators that end as kill -9 ends them.
 
+mod faults;
 #[path = "../../../scheduler/tests/fixture/mod.rs"]
 pub(super) mod fixture;
 mod peer;
@@ -14,7 +15,7 @@ use std::sync::{
 use futures::future::BoxFuture;
 use graftwork_scheduler::Plan;
 use graftwork_shared::{
-    assignment::{Failure, StageResult},
+    assignment::{Blame, Failure, StageResult},
     diagnostic::Diagnostic,
     job::{Job, Spans},
     recipe::NumericClass,
@@ -44,6 +45,8 @@ impl Publisher for Hub {
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<String, Failure>> {
         let number = self.published.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
+            let lost = |error: super::BlobError| Failure { blame: Blame::Machine, message: error.to_string() };
+            publication.stage.blobs.read(publication.result.weights).map_err(lost)?;
             let weights = publication.fused_weights();
             assert_eq!(weights.len(), publication.stage.stage().fused.len());
             Ok(format!("org/{}@{number}", publication.stage.name))

@@ -59,8 +59,17 @@ pub(super) async fn watch(channel: &Channel, job: &JobId) -> Vec<Event> {
 }
 
 pub(super) async fn put(channel: &Channel, bytes: &[u8]) -> Result<Digest, Status> {
+    put_as(channel, bytes, "").await
+}
+
+/// Puts a blob as the worker of this key does.
+pub(super) async fn put_as(channel: &Channel, bytes: &[u8], key: &str) -> Result<Digest, Status> {
     let chunks: Vec<v1::Chunk> = bytes.chunks(1_000).map(|data| v1::Chunk { data: data.to_vec() }).collect();
-    let reply = BlobsClient::new(channel.clone()).put(futures::stream::iter(chunks)).await?;
+    let mut request = tonic::Request::new(futures::stream::iter(chunks));
+    if !key.is_empty() {
+        request.metadata_mut().insert(graftwork_proto::KEY_HEADER, key.parse().unwrap());
+    }
+    let reply = BlobsClient::new(channel.clone()).put(request).await?;
     Ok(reply.into_inner().digest.parse().unwrap())
 }
 
@@ -84,6 +93,8 @@ pub(super) fn hello() -> Hello {
         memory_bytes: 1 << 30,
         numeric_class: fixture::class("avx2"),
         token: String::new(),
+        key: String::new(),
+        leases: Vec::new(),
     }
 }
 

@@ -22,6 +22,7 @@ fn place() -> Place {
 async fn refusal(place: &Place, listen: Vec<Listen>) -> ServerError {
     let mut options = place.options();
     options.listen = listen;
+    options.token = Some("secret".to_owned());
     match start(options).await {
         Ok(_) => panic!("it started"),
         Err(error) => error,
@@ -44,6 +45,25 @@ async fn addresses_that_are_not_private_are_refused() {
         error.to_string().ends_with("is open to others (mode 755): use a folder of its own with mode 700"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn tcp_is_not_served_without_a_token() {
+    let place = place();
+    let mut options = place.options();
+    options.listen.push(Listen::Tcp("127.0.0.1:0".parse().unwrap()));
+    let Err(error) = start(options).await else { panic!("it started") };
+    assert!(error.to_string().starts_with("every user of this machine can reach 127.0.0.1:0"), "{error}");
+    assert!(error.to_string().contains("--token-env"), "{error}");
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_for_this_user_alone() {
+    let place = place();
+    let running = place.start().await;
+    let [Listen::Unix(socket)] = running.addresses() else { panic!() };
+    assert_eq!(fs::metadata(socket).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(socket.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
 #[tokio::test]

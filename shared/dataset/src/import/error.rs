@@ -26,7 +26,9 @@ pub enum ImportError {
         detail: String,
     },
     /// An ending that tells no format.
-    #[error("cannot tell the format of {file} by its ending; state it as csv, tsv, json_lines or documents")]
+    #[error(
+        "cannot tell the format of {file} by its ending; name the format: csv, tsv, json_lines or documents, and for an archive its member, as in FILE.zip!MEMBER"
+    )]
     UnknownFormat {
         /// The file.
         file: String,

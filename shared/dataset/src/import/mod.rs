@@ -6,8 +6,8 @@
 //! 8,192 rows, page index) with the class names as file metadata, and `import.json`: sources with their SHA-256,
 //! options and counts.
 //!
-//! Equal inputs and options give equal bytes. The folder appears whole or not at all, and is left untouched when it
-//! already holds this very import. A row is never changed in silence: what is dropped is counted by reason.
+//! Equal inputs and options give equal bytes. The folder appears whole or not at all (an earlier import steps aside
+//! first, so a kill in that moment leaves none), and is left untouched when it already holds this very import. A row is never changed in silence: what is dropped is counted by reason.
 
 mod error;
 mod input;
@@ -31,7 +31,8 @@ use input::Input;
 use output::{Output, Stored};
 use values::{Draws, LabelValue, Labeller, text_key};
 
-/// Runs an import. Blocks; reads inputs as streams, so tables may be larger than memory.
+/// Runs an import. Blocks; reads tables as streams, so they may be larger than memory, but `shuffle` holds all rows and
+/// a member of an archive is unpacked whole.
 ///
 /// Errors: options that contradict each other, an input that is missing or malformed (file and line), a missing
 /// column, a label outside the dictionary, a split without rows, a target folder that holds something else.

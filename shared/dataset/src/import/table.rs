@@ -98,7 +98,7 @@ impl<'a> Places<'a> {
                 Some(index) => places.own.push((wanted, index)),
                 None if wanted == SOURCE => places.fixed.push((wanted, input.plain_name())),
                 None if wanted == FOLDER => places.fixed.push((wanted, input.folder_name())),
-                None => return Err(missing(input, wanted, names)),
+                None => return Err(missing(input.name.clone(), wanted, names)),
             }
         }
         Ok(places)
@@ -117,10 +117,10 @@ impl<'a> Places<'a> {
     }
 }
 
-fn missing(input: &Input, wanted: &str, names: &[String]) -> ImportError {
+fn missing(file: String, wanted: &str, names: &[String]) -> ImportError {
     let all = || names.iter().map(String::as_str).chain([SOURCE, FOLDER]);
     ImportError::MissingColumn {
-        file: input.name.clone(),
+        file,
         column: wanted.to_owned(),
         columns: list_names(all()),
         hint: did_you_mean(wanted, all()),
@@ -136,6 +136,7 @@ fn read_table(
 ) -> Result<(), ImportError> {
     let mut reader = BufReader::new(reader);
     skip_lines(input, options, &mut reader)?;
+    let lines = Lines { skipped: options.skip, crlf: ends_in_crlf(input, &mut reader)? };
     let (delimiter, quote) = if format == Format::Csv { (',', "\"") } else { ('\t', "") };
     let quote = options.quote.as_deref().unwrap_or(quote).bytes().next();
     let mut table = csv::ReaderBuilder::new()
@@ -149,8 +150,8 @@ fn read_table(
     let mut header = options.header.unwrap_or(names.is_empty());
     let mut record = csv::ByteRecord::new();
     loop {
-        let more = table.read_byte_record(&mut record).map_err(|error| malformed(input, options, &error))?;
-        let line = record.position().map_or(0, csv::Position::line) + options.skip;
+        let more = table.read_byte_record(&mut record).map_err(|error| malformed(input, lines, &error))?;
+        let line = lines.of(record.position());
         if !more {
             break;
         }
@@ -187,8 +188,27 @@ fn check_names(input: &Input, names: &[String], fields: usize, line: u64) -> Res
     Err(ImportError::Malformed { file: input.name.clone(), line, reason })
 }
 
-fn malformed(input: &Input, options: &Options, error: &csv::Error) -> ImportError {
-    let line = error.position().map_or(0, csv::Position::line) + options.skip;
+/// How positions of the CSV reader become lines of the file.
+#[derive(Clone, Copy)]
+struct Lines {
+    skipped: u64,
+    /// The reader counts a line when it meets `\n`, but a record behind `\r\n` starts for it in front of that.
+    crlf: bool,
+}
+
+impl Lines {
+    fn of(self, position: Option<&csv::Position>) -> u64 {
+        position.map_or(0, |at| at.line() + u64::from(self.crlf && at.byte() > 0)) + self.skipped
+    }
+}
+
+fn ends_in_crlf(input: &Input, reader: &mut impl BufRead) -> Result<bool, ImportError> {
+    let start = reader.fill_buf().map_err(|error| ImportError::unreadable(&input.name, error))?;
+    Ok(start.iter().position(|&byte| byte == b'\n').is_some_and(|at| at > 0 && start[at - 1] == b'\r'))
+}
+
+fn malformed(input: &Input, lines: Lines, error: &csv::Error) -> ImportError {
+    let line = lines.of(error.position());
     match error.kind() {
         csv::ErrorKind::UnequalLengths { expected_len, len, .. } => ImportError::Malformed {
             file: input.name.clone(),
@@ -278,7 +298,7 @@ fn read_json(input: &Input, options: &Options, reader: Box<dyn Read>, take: &mut
                 None if *name == FOLDER => input.folder_name(),
                 None => {
                     let names: Vec<String> = object.keys().cloned().collect();
-                    return Err(missing(input, name, &names));
+                    return Err(missing(format!("{} line {line}", input.name), name, &names));
                 }
                 Some(serde_json::Value::Null) => String::new(),
                 Some(serde_json::Value::String(text)) => text.trim().to_owned(),

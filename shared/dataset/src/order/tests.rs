@@ -120,3 +120,18 @@ fn the_order_mixes_a_file_that_is_sorted_by_label() {
     assert!(spread < 0.14, "{spread}");
     assert!(one_sided * 1000 < shares.len(), "{one_sided}");
 }
+
+#[test]
+fn the_default_order_of_many_windows_changes_only_with_the_numerics_version() {
+    // Three windows of the default size. A published byte depends on this order, and recipes hold only the seed.
+    let manifest = manifest(&[vec![(40_000, 40 << 20), (20_000, 9 << 20)], vec![(30_000, 20 << 20)]], None);
+    let plan = Plan::new(&manifest, Order::Shuffled { seed: 17, window_bytes: DEFAULT_WINDOW_BYTES }, 1);
+    assert!(plan.windows.len() >= 3, "{} windows", plan.windows.len());
+    let bytes: Vec<u8> = numbers(&plan).into_iter().flat_map(u64::to_le_bytes).collect();
+    let digest = Digest::of(&bytes).to_string();
+    assert_eq!(
+        (graftwork_shared::NUMERICS_VERSION, digest.as_str()),
+        (1, "579a36b5d420cfa8aa8e37a84b279f3a0bc52cf571420d646a7b3a25c942dfab"),
+        "the order changed: raise NUMERICS_VERSION, then write down the new digest"
+    );
+}

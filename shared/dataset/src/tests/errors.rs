@@ -116,9 +116,9 @@ fn a_null_text_or_label_names_file_and_row() {
     let labels = integers(&[Some(0), Some(1), None]);
     folder.write("c.parquet", vec![("text", texts(&[Some("x"), Some("y"), Some("z")])), ("label", labels)], 10);
     let text = folder.rows(request(folder.manifest(&["a.parquet", "b.parquet"]), Order::Sequential)).unwrap_err();
-    says(&text, &["row 1 of", "b.parquet", "text column \"text\""]);
+    says(&text, &["row 1 (from 0) of", "b.parquet", "text column \"text\""]);
     let label = folder.rows(request(folder.manifest(&["a.parquet", "c.parquet"]), Order::Sequential)).unwrap_err();
-    says(&label, &["row 2 of", "c.parquet", "label column \"label\""]);
+    says(&label, &["row 2 (from 0) of", "c.parquet", "label column \"label\""]);
     let manifest = folder.manifest(&["c.parquet"]);
     let found = folder.runtime.block_on(find_labels(&manifest, &columns(), &Access::anonymous())).unwrap_err();
     assert_eq!(found, label);
@@ -132,7 +132,7 @@ fn a_label_outside_the_label_set_names_value_row_and_set() {
     let output = HeadOutput::Classification { labels: vec!["ham".to_owned(), "spam".to_owned()] };
     let request = ReadRequest { output, ..request(folder.manifest(&["a.parquet"]), Order::Sequential) };
     let error = folder.rows(request).unwrap_err();
-    says(&error, &["row 1 of", "label \"sapm\"", "allowed are \"ham\", \"spam\""]);
+    says(&error, &["row 1 (from 0) of", "label \"sapm\"", "allowed are \"ham\", \"spam\""]);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_target_that_is_no_number_names_its_row() {
     folder.write("a.parquet", vec![("text", texts(&[Some("x"), Some("y")])), ("label", floats)], 10);
     let request =
         ReadRequest { output: HeadOutput::Regression, ..request(folder.manifest(&["a.parquet"]), Order::Sequential) };
-    says(&folder.rows(request).unwrap_err(), &["row 1 of", "inf", "finite number"]);
+    says(&folder.rows(request).unwrap_err(), &["row 1 (from 0) of", "inf", "finite number"]);
 }
 
 #[test]

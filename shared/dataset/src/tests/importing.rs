@@ -206,7 +206,7 @@ fn a_field_can_name_the_split_and_duplicates_are_counted() {
 #[test]
 fn malformed_input_names_file_and_line_and_leaves_nothing_behind() {
     let folder = Folder::new();
-    let cases: [(&str, &[u8], &str); 6] = [
+    let cases: [(&str, &[u8], &str); 9] = [
         ("a.csv", b"text,label\nx,1\ny\n", "a.csv line 3 is malformed: it has 1 fields"),
         ("b.jsonl", b"{\"text\":\"x\",\"label\":1}\n{\"text\":", "b.jsonl line 2 is malformed"),
         ("c.jsonl", b"{\"text\":\"x\",\"label\":[1]}", "field \"label\" is a list"),
@@ -217,6 +217,9 @@ fn malformed_input_names_file_and_line_and_leaves_nothing_behind() {
             "no field \"label\"; it has \"text\", \"lable\", \"source\", \"folder\"; did you mean \"lable\"?",
         ),
         ("f.bin", b"x", "cannot tell the format"),
+        ("g.csv", b"text,label\r\nx,1\r\ny\r\n", "g.csv line 3 is malformed: it has 1 fields"),
+        ("h.csv", b"text,label\r\nx,1\r\n\xff,2\r\n", "h.csv line 3 is not UTF-8"),
+        ("i.jsonl", b"{\"text\":\"x\",\"label\":1}\n{\"text\":\"y\"}\n", "i.jsonl line 2 has no field \"label\""),
     ];
     for (name, bytes, wanted) in cases {
         let input = folder.put(name, bytes);

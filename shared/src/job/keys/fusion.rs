@@ -4,7 +4,7 @@ use super::{
     Bounds, Key,
     Missing::{Means, Required, Value},
     Section,
-    Shape::{Adapter, Choice, Either, Flag, List, Name, Number},
+    Shape::{Adapter, Choice, Either, Flag, List, Name, Number, Variable},
     adapter::LAYERS,
     task::SCORE,
     training::TRAINING,
@@ -25,6 +25,13 @@ pub(super) static FUSION: Section = Section {
              `hf://ORGANISATION/NAME@REVISION`.",
         ),
         Key::new("task", Name, Required, "\"tone\"", "The task whose rows, head options and metric it uses."),
+        Key::new(
+            "credentials",
+            Variable,
+            Means("those of an `hf://` base model, else none"),
+            "\"HF_TOKEN\"",
+            "Name of the environment variable that holds a token for adapters from `hf://`; never the secret.",
+        ),
         Key::new(
             "expect",
             SCORE,

@@ -71,7 +71,7 @@ pub(crate) static TASK: Section = Section {
             Either(&[Choice(&["all"]), Whole(1, MANY)]),
             Value("\"all\""),
             "2500",
-            "Only the first so many training rows.",
+            "Only the first so many training rows, after `split` divided them.",
         ),
         Key::new(
             "credentials",

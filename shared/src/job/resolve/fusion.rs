@@ -39,10 +39,17 @@ impl<'t> Resolver<'t> {
         self.check_skipped(&skip_layers, None, &training, &path);
         let config = self.fusion_config(table.table("fusion"), &path);
         let publish_as = layers.get("publish_as").and_then(Value::text).unwrap_or(name);
+        let credentials = layers.get("credentials").and_then(Value::text).map(str::to_owned);
+        let from_hub = adapters.iter().any(|adapter| matches!(adapter, AdapterRef::Hub(_)));
+        if credentials.is_some() && !from_hub && !layers.unsure(&["adapters"]) {
+            let message = "`credentials` is without effect: no adapter here comes from a hub";
+            self.warn(&format!("{path}.credentials"), Problem::new("no-effect", message, "remove it"));
+        }
         Some(Fusion {
             name: Self::name(name)?,
             adapters,
             task: Self::name(task?)?,
+            credentials,
             config,
             training,
             expect,

@@ -10,7 +10,7 @@ use crate::{
         tree::{Table, Value},
     },
     metric::Metric,
-    training::{AdapterDrop, Training},
+    training::Training,
 };
 
 impl<'t> Resolver<'t> {
@@ -32,6 +32,7 @@ impl<'t> Resolver<'t> {
         let training = self.training(table.table("training"), &path, data.rows);
         let skip_layers = layers.get("skip_layers").and_then(layer_set).unwrap_or_default();
         self.check_skipped(&skip_layers, Some(&adapter), &training, &path);
+        let adapter = adapter.without(training.adapter_drop.fixed());
         let publish_as = layers.get("publish_as").and_then(Value::text).unwrap_or(name);
         Some(Task {
             name: Self::name(name)?,
@@ -200,7 +201,7 @@ impl<'t> Resolver<'t> {
         path: &str,
     ) {
         let bare = adapter.map_or(&[][..], AdapterConfig::leave_out);
-        let dropped = if let AdapterDrop::Layers(layers) = &training.adapter_drop { layers } else { &vec![] };
+        let dropped = training.adapter_drop.fixed();
         if let Some(layer) = skip_layers.iter().find(|layer| bare.contains(layer) || dropped.contains(layer)) {
             let why = if bare.contains(layer) { "leave_out" } else { "adapter_drop" };
             let message = format!("skipping layer {layer} is without effect: `{why}` leaves it without an adapter");

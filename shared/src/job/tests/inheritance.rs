@@ -158,3 +158,16 @@ fn the_shortest_job_of_the_reference_is_a_job() {
     assert_eq!(codes(example), [""; 0]);
     assert_eq!(job(example).tasks.len(), 1);
 }
+
+#[test]
+fn layers_that_training_drops_for_good_are_left_out_of_the_adapter() {
+    let job = job(&format!(
+        "{BASE}\nskip_layers = [2]\n[tasks.spam.training]\nadapter_drop = {{ layers = [4, 0] }}\n[tasks.spam.adapter]\n\
+         leave_out = [1]\n[tasks.tone.training]\nadapter_drop = {{ up_to = 2 }}\n"
+    ));
+    assert_eq!(job.tasks[0].adapter.leave_out(), [0, 1, 4]);
+    assert!(job.tasks[1].adapter.leave_out().is_empty(), "drawn layers have adapters");
+    assert!(job.tasks[0].adapter.leaves_out("roberta.encoder.layer.4.output.adapters.spam.adapter_up.bias"));
+    assert!(!job.tasks[0].adapter.leaves_out("roberta.encoder.layer.14.output.adapters.spam.adapter_up.bias"));
+    assert!(!job.tasks[0].adapter.leaves_out("heads.spam.4.bias"));
+}

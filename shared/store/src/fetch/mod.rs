@@ -19,8 +19,11 @@ pub use uploaded::{NoUploads, Uploads, fetch_uploaded_file};
 
 use crate::StoreError;
 
+/// Weights that are read where there are none as safetensors.
+const TORCH_WEIGHTS: &str = "pytorch_model.bin";
+
 /// Files of a base model that this program reads.
-const MODEL_FILES: [&str; 7] = [
+const MODEL_FILES: [&str; 8] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -28,6 +31,7 @@ const MODEL_FILES: [&str; 7] = [
     "vocab.txt",
     "model.safetensors",
     "model.safetensors.index.json",
+    TORCH_WEIGHTS,
 ];
 
 /// Files of an adapter, head, fusion or setup in AdapterHub's layout, at any depth.
@@ -62,6 +66,15 @@ impl Wanted {
             }
             Self::Adapter => ADAPTER_FILES.contains(&name),
         }
+    }
+
+    /// The files to fetch of those there are. Weights come once, in the format that is read first.
+    fn choose<'f>(self, there: impl IntoIterator<Item = &'f str>) -> Vec<&'f str> {
+        let mut chosen: Vec<&str> = there.into_iter().filter(|path| self.takes(path)).collect();
+        if self == Self::Model && chosen.iter().any(|path| path.starts_with("model.safetensors")) {
+            chosen.retain(|path| *path != TORCH_WEIGHTS);
+        }
+        chosen
     }
 
     /// The file without which it is not there at all.

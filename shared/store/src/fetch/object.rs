@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{
-    MODEL_FILES, Wanted,
+    MODEL_FILES, TORCH_WEIGHTS, Wanted,
     partial::{Announced, Entry, Partial},
 };
 use crate::StoreError;
@@ -41,8 +41,23 @@ pub(super) async fn fetch(
     let url = Url::parse(location).map_err(|error| problem(error.to_string()))?;
     let place = Place::open(&url, token).map_err(problem)?;
     let mut files = Vec::new();
+    let mut refused = None;
     for name in MODEL_FILES {
-        files.extend(place.head(name).await?.map(|meta| (name.to_owned(), meta)));
+        match place.head(name).await {
+            Ok(meta) => files.extend(meta.map(|meta| (name.to_owned(), meta))),
+            // S3 refuses to say that an object is not there to whoever may not list the bucket.
+            Err(error @ StoreError::Refused { status: 403, .. }) if !wanted.key_files().contains(&name) => {
+                refused = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let chosen: Vec<String> =
+        wanted.choose(files.iter().map(|(name, _)| name.as_str())).into_iter().map(str::to_owned).collect();
+    files.retain(|(name, _)| chosen.contains(name));
+    let weights = files.iter().any(|(name, _)| name.starts_with("model.safetensors") || name == TORCH_WEIGHTS);
+    if let (false, Some(error)) = (weights, refused) {
+        return Err(error);
     }
     if !wanted.key_files().iter().any(|key| files.iter().any(|(name, _)| name == key)) {
         return Err(problem(format!("it holds no {}", wanted.key_files().join(" or "))));

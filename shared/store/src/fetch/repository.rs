@@ -93,7 +93,7 @@ pub(super) async fn fetch(
         Entry::Complete(folder) => return Ok(folder),
         Entry::Open(partial) => partial,
     };
-    let files: Vec<&str> = revision.siblings.iter().map(|s| s.rfilename.as_str()).filter(|f| wanted.takes(f)).collect();
+    let files = wanted.choose(revision.siblings.iter().map(|sibling| sibling.rfilename.as_str()));
     if !wanted.key_files().iter().any(|name| files.contains(name)) {
         return Err(StoreError::Location {
             location: format!("hf://{}@{}", address.repository, address.revision),

@@ -28,7 +28,22 @@ pub(super) struct Case {
     pub(super) results: Tensors,
 }
 
-/// Reads a case; the inner error is why it is skipped.
+/// Why a case has no setup here.
+#[derive(Debug, PartialEq, Eq)]
+enum NoSetup {
+    /// A method that this engine does not have, which is no failure.
+    NotImplemented(String),
+    /// A description that cannot be read, which is.
+    Wrong(String),
+}
+
+impl From<String> for NoSetup {
+    fn from(what: String) -> Self {
+        Self::Wrong(what)
+    }
+}
+
+/// Reads a case; the inner error is the method that this engine does not have.
 pub(super) fn read(folder: &Path, name: &str) -> Result<Result<Case, String>, GoldenError> {
     let path = folder.join("config.json");
     let config = json(&path)?;
@@ -38,7 +53,8 @@ pub(super) fn read(folder: &Path, name: &str) -> Result<Result<Case, String>, Go
     let adapters = config.get("adapters").and_then(Value::as_object).ok_or_else(|| wrong("no adapters".to_owned()))?;
     let setup = match setup(kind, composition, adapters) {
         Ok(setup) => setup,
-        Err(reason) => return Ok(Err(reason)),
+        Err(NoSetup::NotImplemented(reason)) => return Ok(Err(reason)),
+        Err(NoSetup::Wrong(what)) => return Err(wrong(what)),
     };
     let skip_layers = if kind == "skip" { vec![0] } else { Vec::new() };
     let io = folder.join("io.safetensors");
@@ -67,7 +83,7 @@ pub(super) fn read(folder: &Path, name: &str) -> Result<Result<Case, String>, Go
     Ok(Ok(Case { setup, skip_layers, weights, ids, lengths, labels, results }))
 }
 
-fn setup(kind: &str, composition: &str, configs: &Map<String, Value>) -> Result<Setup, String> {
+fn setup(kind: &str, composition: &str, configs: &Map<String, Value>) -> Result<Setup, NoSetup> {
     let composition = Parser { rest: composition }.block()?;
     let mut adapters = BTreeMap::new();
     for adapter in composition.adapters() {
@@ -96,15 +112,16 @@ fn note_fusions(block: &Composition, fusions: &mut BTreeMap<String, FusionConfig
 }
 
 /// The peer's options as ours, or why this engine has no such method.
-fn adapter_config(value: &Value) -> Result<AdapterConfig, String> {
+fn adapter_config(value: &Value) -> Result<AdapterConfig, NoSetup> {
     let get = |key: &str| value.get(key).filter(|value| !value.is_null());
-    let typed = |error: serde_json::Error| format!("options that are not implemented ({error})");
+    let typed = |error: serde_json::Error| format!("options that cannot be read ({error})");
+    let lacks = |what: String| Err(NoSetup::NotImplemented(format!("{what} is not implemented")));
     match get("architecture").and_then(Value::as_str) {
         None => {
             let harmless = [Value::Bool(false), Value::from(0.0)];
             for key in ["phm_layer", "inv_adapter", "stochastic_depth", "cross_adapter"] {
                 if let Some(set) = get(key).filter(|set| !harmless.contains(set)) {
-                    return Err(format!("{key} = {set} is not implemented"));
+                    return lacks(format!("{key} = {set}"));
                 }
             }
             let bottleneck: Bottleneck = serde_json::from_value(value.clone()).map_err(typed)?;
@@ -113,19 +130,19 @@ fn adapter_config(value: &Value) -> Result<AdapterConfig, String> {
         Some("lora") => {
             for key in ["vera_d", "vera_b"] {
                 if get(key).is_some() {
-                    return Err("VeRA is not implemented".to_owned());
+                    return lacks("VeRA".to_owned());
                 }
             }
             if get("use_dora").is_some_and(|flag| flag != false) {
-                return Err("DoRA is not implemented".to_owned());
+                return lacks("DoRA".to_owned());
             }
             if get("composition_mode").is_some_and(|mode| mode != "add") {
-                return Err("IA3 is not implemented".to_owned());
+                return lacks("IA3".to_owned());
             }
             let lora: Lora = serde_json::from_value(value.clone()).map_err(typed)?;
             Ok(AdapterConfig::Lora(lora))
         }
-        Some(other) => Err(format!("method {other} is not implemented")),
+        Some(other) => lacks(format!("method {other}")),
     }
 }
 
@@ -188,8 +205,10 @@ mod tests {
     #[test]
     fn methods_without_an_implementation_are_named() {
         let reason = |text: &str| adapter_config(&serde_json::from_str(text).unwrap()).unwrap_err();
-        assert_eq!(reason(r#"{"architecture": "prefix_tuning"}"#), "method prefix_tuning is not implemented");
-        assert_eq!(reason(r#"{"phm_layer": true}"#), "phm_layer = true is not implemented");
-        assert_eq!(reason(r#"{"architecture": "lora", "use_dora": true}"#), "DoRA is not implemented");
+        let lacks = |what: &str| NoSetup::NotImplemented(format!("{what} is not implemented"));
+        assert_eq!(reason(r#"{"architecture": "prefix_tuning"}"#), lacks("method prefix_tuning"));
+        assert_eq!(reason(r#"{"phm_layer": true}"#), lacks("phm_layer = true"));
+        assert_eq!(reason(r#"{"architecture": "lora", "use_dora": true}"#), lacks("DoRA"));
+        assert!(matches!(reason(r#"{"architecture": "lora", "r": "many"}"#), NoSetup::Wrong(_)));
     }
 }

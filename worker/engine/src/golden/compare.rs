@@ -73,15 +73,19 @@ pub(super) fn run(case: &Case, trunk: &Trunk) -> Result<Report, EngineError> {
         gradients: 0,
         problems: Vec::new(),
     };
+    let references = case.results.keys().filter(|key| key.starts_with("logits.")).count();
+    if references != inside.logits.len() {
+        report.problems.push(format!("{} heads gave logits, {references} in the peer", inside.logits.len()));
+    }
     for (index, logits) in inside.logits.iter().enumerate() {
         let reference = case.results.get(&format!("logits.{index}")).map_or(&[][..], |tensor| &tensor.values);
-        report.logits = report.logits.max(difference(&to_host(logits), reference));
+        report.logits = larger(report.logits, difference(&to_host(logits), reference));
     }
     report.compare_gradients(case, &network, &output.gradient);
     if !padded {
         let lane = Lane { tokens, targets, rows: vec![0; rows] };
         let output = network.lane(&lane, &options)?;
-        report.loss = report.loss.max((output.loss - first(case, "loss")).abs());
+        report.loss = larger(report.loss, (output.loss - first(case, "loss")).abs());
         report.compare_gradients(case, &network, &output.gradient);
     }
     for (what, value) in [("hidden states", report.hidden), ("logits", report.logits), ("loss", report.loss)] {
@@ -127,7 +131,7 @@ fn hidden_difference(case: &Case, spans: &Spans, found: &[f32]) -> f64 {
     for (row, span) in spans.0.iter().enumerate() {
         let reference = &values[row * padded_length * width..][..span.visible * width];
         let ours = found.get(span.start * width..(span.start + span.visible) * width).unwrap_or_default();
-        largest = f64::max(largest, difference(ours, reference));
+        largest = larger(largest, difference(ours, reference));
     }
     largest
 }
@@ -137,19 +141,16 @@ fn difference(found: &[f32], reference: &[f32]) -> f64 {
     if found.len() != reference.len() {
         return f64::NAN;
     }
-    let mut largest = 0.0;
-    for (a, b) in found.iter().zip(reference) {
-        let difference = (f64::from(*a) - f64::from(*b)).abs();
-        if difference.is_nan() {
-            return f64::NAN;
-        }
-        largest = f64::max(largest, difference);
-    }
-    largest
+    found.iter().zip(reference).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0.0, larger)
+}
+
+/// The larger one; NaN when one of them is, which `f64::max` would hide.
+fn larger(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
 }
 
 fn largest(values: &[f32]) -> f64 {
-    values.iter().map(|value| f64::from(value.abs())).fold(0.0, f64::max)
+    values.iter().map(|value| f64::from(value.abs())).fold(0.0, larger)
 }
 
 fn cosine(a: &[f32], b: &[f32]) -> f64 {
@@ -174,7 +175,7 @@ impl Report {
         }
         self.gradients = seen.len();
         for tensor in network.layout().tensors.iter().filter(|tensor| !seen.contains(&tensor.name.as_str())) {
-            if ours(&tensor.name).is_some_and(|found| largest(found) > ZERO) {
+            if ours(&tensor.name).map(largest).is_some_and(|largest| largest.is_nan() || largest > ZERO) {
                 self.problems.push(format!("{} has a gradient here but none in the peer", tensor.name));
             }
         }
@@ -184,8 +185,8 @@ impl Report {
         let size = largest(reference);
         let allowed = GRADIENT_ABSOLUTE + GRADIENT_RELATIVE * size;
         let difference = difference(found, reference);
-        self.gradient = self.gradient.max(difference);
-        self.gradient_share = self.gradient_share.max(difference / allowed);
+        self.gradient = larger(self.gradient, difference);
+        self.gradient_share = larger(self.gradient_share, difference / allowed);
         if difference.is_nan() || difference > allowed {
             self.problems.push(format!("{name}: gradient differs by {difference:.2e}, allowed are {allowed:.2e}"));
         }

@@ -1,8 +1,8 @@
 //! Comparison with numbers that the Python peer computed: hidden states, logits, loss and gradients, case by case.
 //!
 //! A folder holds `index.json` and, for each family, `base/` and one folder for each case with `config.json`,
-//! `tensors.safetensors` and `io.safetensors`. Cases that this engine does not have are listed as skipped with the
-//! reason; they neither pass nor fail.
+//! `tensors.safetensors` and `io.safetensors`. Cases of an architecture or a method that this engine does not have, and
+//! those that the peer itself cannot do, are listed as skipped with the reason; whatever else cannot be run is an error.
 
 mod case;
 mod compare;
@@ -72,7 +72,10 @@ pub fn golden(folder: &Path, out: &mut dyn Write) -> Result<bool, GoldenError> {
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (name, value) in index(folder)? {
         let (family, case) = name.split_once('/').unwrap_or((name.as_str(), ""));
-        let trunk = trunks.entry(family.to_owned()).or_insert_with(|| open(&folder.join(family).join("base")));
+        if !trunks.contains_key(family) {
+            trunks.insert(family.to_owned(), open(&folder.join(family).join("base"))?);
+        }
+        let trunk = &trunks[family];
         let ready = match (value, trunk) {
             (Value::String(error), _) => Err(error),
             (_, Err(reason)) => Err(reason.clone()),
@@ -102,9 +105,17 @@ pub fn golden(folder: &Path, out: &mut dyn Write) -> Result<bool, GoldenError> {
     Ok(failed == 0 && passed > 0)
 }
 
-fn open(base: &Path) -> Result<Trunk, String> {
-    let model = BaseModel::open_without_tokenizer(base).map_err(|error| error.to_string())?;
-    Trunk::open(&model, tch::Device::Cpu).map_err(|error| error.to_string())
+/// Opens a base model; the inner error is the architecture that this engine does not have.
+fn open(base: &Path) -> Result<Result<Trunk, String>, GoldenError> {
+    let model = match BaseModel::open_without_tokenizer(base) {
+        Err(ModelError::Value { key, found, .. }) if key == "model_type" => {
+            return Ok(Err(format!("architecture {found} is not implemented")));
+        }
+        model => model?,
+    };
+    let case = base.display().to_string();
+    let refused = |source| GoldenError::Engine { case, source: Box::new(source) };
+    Trunk::open(&model, tch::Device::Cpu).map(Ok).map_err(refused)
 }
 
 fn index(folder: &Path) -> Result<serde_json::Map<String, Value>, GoldenError> {
@@ -138,6 +149,7 @@ mod tests {
     fn the_peers_numbers_are_met() {
         let (passes, report) = run(&fixtures());
         assert!(passes, "{report}");
+        assert!(report.contains("22 passed, 0 failed, 1 skipped"), "{report}");
     }
 
     #[test]
@@ -146,8 +158,8 @@ mod tests {
         assert!(report.contains("skipped: peer error: NotImplementedError"), "{report}");
     }
 
-    #[test]
-    fn a_gradient_beyond_tolerance_fails_the_folder() {
+    /// A folder with one case, some bytes of one recorded tensor replaced.
+    fn damaged(tensor: &str, bytes: &[u8]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let copy = |path: &str| {
             let to = folder.path().join(path);
@@ -160,16 +172,41 @@ mod tests {
         copy("bert/seq_bn/tensors.safetensors");
         std::fs::write(folder.path().join("index.json"), r#"{"bert/seq_bn": {}}"#).unwrap();
         let path = "bert/seq_bn/io.safetensors";
-        let mut bytes = std::fs::read(fixtures().join(path)).unwrap();
-        let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-        let text = String::from_utf8(bytes[8..8 + usize::try_from(header).unwrap()].to_vec()).unwrap();
+        let mut file = std::fs::read(fixtures().join(path)).unwrap();
+        let header = u64::from_le_bytes(file[..8].try_into().unwrap());
+        let text = String::from_utf8(file[8..8 + usize::try_from(header).unwrap()].to_vec()).unwrap();
         let info: Value = serde_json::from_str(&text).unwrap();
-        let key = "grad.bert.encoder.layer.0.output.adapters.a.adapter_up.weight";
-        let start = usize::try_from(info[key]["data_offsets"][0].as_u64().unwrap() + 8 + header).unwrap();
-        bytes[start..start + 4].copy_from_slice(&0.5f32.to_le_bytes());
-        std::fs::write(folder.path().join(path), bytes).unwrap();
+        let start = usize::try_from(info[tensor]["data_offsets"][0].as_u64().unwrap() + 8 + header).unwrap();
+        file[start..start + bytes.len()].copy_from_slice(bytes);
+        std::fs::write(folder.path().join(path), file).unwrap();
+        folder
+    }
+
+    #[test]
+    fn numbers_beyond_tolerance_and_nan_fail_the_folder() {
+        let gradient = "grad.bert.encoder.layer.0.output.adapters.a.adapter_up.weight";
+        for (tensor, value, said) in [
+            (gradient, 0.5f32, "adapter_up.weight"),
+            (gradient, f32::NAN, "adapter_up.weight"),
+            ("last_hidden_state", f32::NAN, "hidden states differ by NaN"),
+            ("logits.0", f32::NAN, "logits differ by NaN"),
+            ("loss", f32::NAN, "loss differ by NaN"),
+        ] {
+            let (passes, report) = run(damaged(tensor, &value.to_le_bytes()).path());
+            assert!(!passes && report.contains(said), "{tensor} {value}: {report}");
+        }
+    }
+
+    #[test]
+    fn a_base_model_that_cannot_be_read_is_an_error_and_an_unknown_architecture_is_not() {
+        let folder = damaged("loss", &[]);
+        let base = folder.path().join("bert/base");
+        std::fs::remove_file(base.join("model.safetensors")).unwrap();
+        assert!(golden(folder.path(), &mut Vec::new()).is_err());
+        let config = std::fs::read_to_string(base.join("config.json")).unwrap();
+        std::fs::write(base.join("config.json"), config.replace("\"bert\"", "\"gpt2\"")).unwrap();
         let (passes, report) = run(folder.path());
-        assert!(!passes && report.contains("adapter_up.weight"), "{report}");
+        assert!(!passes && report.contains("architecture \"gpt2\" is not implemented"), "{report}");
     }
 
     #[test]

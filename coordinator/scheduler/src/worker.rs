@@ -1,0 +1,167 @@
+//! Workers: how they come, break off, come back and go.
+//!
+//! A process whose connection broke works on, and for a moment ([`Policy::grace_ms`]) it keeps its leases: nobody else
+//! gets them, so there is still one holder (invariant 2), and when it comes back under its key nothing is lost. What it
+//! does not list then never reached it, or ended unheard, and is handed out again without blame. Whoever does not come
+//! back was killed, perhaps by the stage itself, and that counts as a failed attempt.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use graftwork_shared::{
+    event::EventKind,
+    id::{LeaseId, WorkerId},
+};
+
+use crate::{
+    attempt::machine_failure,
+    fact::Fact,
+    machine::{Policy, Scheduler},
+    message::{Command, StageKey, WorkerInfo},
+};
+
+/// A worker with a session.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Worker {
+    pub(crate) info: WorkerInfo,
+    pub(crate) seen_ms: u64,
+    /// Leases that take a place on it: live ones, and fenced ones that it has not dropped yet. With their memory.
+    pub(crate) leases: BTreeMap<LeaseId, u64>,
+    pub(crate) draining: bool,
+    /// Its connection broke.
+    pub(crate) apart: Option<Apart>,
+}
+
+/// Since when, and why, nothing can be said to a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Apart {
+    since_ms: u64,
+    reason: String,
+}
+
+impl Worker {
+    /// Whether new work may go to it.
+    pub(crate) fn takes_work(&self) -> bool {
+        !self.draining && self.apart.is_none()
+    }
+
+    /// Whoever speaks is here, also if the end of an earlier connection was told after the next one began.
+    pub(crate) fn heard(&mut self, now_ms: u64) {
+        self.seen_ms = now_ms;
+        self.apart = None;
+    }
+
+    /// When it is given up if nothing is heard of it.
+    pub(crate) fn deadline_ms(&self, policy: &Policy) -> u64 {
+        let silence = self.seen_ms + policy.silence_ms;
+        self.apart.as_ref().map_or(silence, |apart| silence.min(apart.since_ms + policy.grace_ms))
+    }
+}
+
+impl Scheduler {
+    pub(crate) fn on_worker_joined(&mut self, session: u64, info: WorkerInfo, leases: &[LeaseId]) {
+        let known = self.workers.iter().find(|(_, worker)| worker.info.is_same_process(&info)).map(|(id, _)| *id);
+        if let Some(worker) = known {
+            return self.on_worker_returned(session, worker, leases);
+        }
+        let worker = self.state.next_worker();
+        self.record(Fact::WorkerJoined { worker, place: info.place.clone(), class: info.class.clone() });
+        self.out.commands.push(Command::Welcome { session, worker });
+        let joined = EventKind::WorkerJoined { worker, place: info.place.clone(), threads: info.threads };
+        let seen_ms = self.now_ms;
+        self.workers.insert(worker, Worker { info, seen_ms, leases: BTreeMap::new(), draining: false, apart: None });
+        self.tell_all(&joined);
+        if let Some(reason) = self.stopping.clone() {
+            self.drain(worker, &reason);
+        }
+    }
+
+    /// The same process on a new connection; the old one may not even have been missed.
+    fn on_worker_returned(&mut self, session: u64, worker: WorkerId, leases: &[LeaseId]) {
+        let Some(known) = self.workers.get_mut(&worker) else { return };
+        known.heard(self.now_ms);
+        known.leases.retain(|lease, _| leases.contains(lease));
+        self.out.commands.push(Command::Welcome { session, worker });
+        if known.draining {
+            self.out.commands.push(Command::Drain { worker, reason: "it was asked to leave before".to_owned() });
+        }
+        for (_, lease) in self.held_by(worker).into_iter().filter(|(_, lease)| !leases.contains(lease)) {
+            let reason = "the assignment, or what came of it, was lost with the connection".to_owned();
+            self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
+        }
+    }
+
+    /// Whoever holds nothing, or was leaving, has nothing to come back for.
+    pub(crate) fn on_link_lost(&mut self, worker: WorkerId, reason: String) {
+        let holds = !self.held_by(worker).is_empty();
+        let Some(known) = self.workers.get_mut(&worker) else { return };
+        if holds && !known.draining && !known.info.key.is_empty() && self.policy.grace_ms > 0 {
+            known.apart = Some(Apart { since_ms: self.now_ms, reason });
+        } else {
+            self.remove_worker(worker, &reason);
+        }
+    }
+
+    pub(crate) fn on_heartbeat(&mut self, worker: WorkerId, leases: &[LeaseId]) {
+        let live: BTreeSet<LeaseId> = self.state.live().keys().copied().collect();
+        let Some(known) = self.workers.get_mut(&worker) else { return };
+        known.heard(self.now_ms);
+        known.leases.retain(|lease, _| live.contains(lease) || leases.contains(lease));
+        for lease in leases {
+            if self.holds(worker, *lease).is_none() {
+                self.out.commands.push(Command::Fence { worker, lease: *lease });
+            }
+        }
+    }
+
+    pub(crate) fn drain(&mut self, worker: WorkerId, reason: &str) {
+        let Some(known) = self.workers.get_mut(&worker).filter(|known| !known.draining) else { return };
+        known.draining = true;
+        if known.apart.is_some() {
+            return self.remove_worker(worker, reason);
+        }
+        self.out.commands.push(Command::Drain { worker, reason: reason.to_owned() });
+    }
+
+    /// Gives up workers that were silent, or apart, for too long.
+    pub(crate) fn expire(&mut self) {
+        let over = self.workers.iter().filter(|(_, worker)| worker.deadline_ms(&self.policy) <= self.now_ms);
+        let over: Vec<(WorkerId, Option<Apart>)> = over.map(|(id, worker)| (*id, worker.apart.clone())).collect();
+        for (worker, apart) in over {
+            let reason = apart.map_or_else(
+                || format!("it was silent for {} ms", self.policy.silence_ms),
+                |apart| format!("{}, and it did not come back", apart.reason),
+            );
+            self.out.commands.push(Command::Disconnect { worker, reason: reason.clone() });
+            self.remove_worker(worker, &reason);
+        }
+    }
+
+    /// Live leases of a worker.
+    fn held_by(&self, worker: WorkerId) -> Vec<(StageKey, LeaseId)> {
+        let held =
+            |(lease, key): (&LeaseId, &StageKey)| (self.holds(worker, *lease).is_some()).then(|| (key.clone(), *lease));
+        self.state.live().iter().filter_map(held).collect()
+    }
+
+    /// Forgets a worker; what it held goes back.
+    pub(crate) fn remove_worker(&mut self, worker: WorkerId, reason: &str) {
+        let held = self.held_by(worker);
+        let Some(known) = self.workers.remove(&worker) else { return };
+        for (key, lease) in held {
+            let message = format!("{worker} ({}) is gone: {reason}", known.info.place);
+            if known.draining {
+                self.record(Fact::LeaseReleased { lease, reason: message, at_ms: self.now_ms });
+            } else {
+                self.fail_attempt(&key, lease, machine_failure(message));
+            }
+        }
+        self.tell_all(&EventKind::WorkerLeft { worker, reason: reason.to_owned() });
+    }
+
+    /// The worker's place is free again.
+    pub(crate) fn free(&mut self, worker: WorkerId, lease: LeaseId) {
+        if let Some(worker) = self.workers.get_mut(&worker) {
+            worker.leases.remove(&lease);
+        }
+    }
+}
