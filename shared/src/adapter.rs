@@ -309,8 +309,6 @@ pub struct FusionConfig {
     pub regularization: bool,
     /// The residual is added before attention.
     pub residual_before: bool,
-    /// Softmax temperature, lowered while training; off in every preset.
-    pub temperature: bool,
     /// Values are projected before the weighted sum.
     pub value_before_softmax: bool,
     /// Value starts as identity (off-diagonal 1e-6).
@@ -328,7 +326,6 @@ impl Default for FusionConfig {
             query_before_ln: false,
             regularization: true,
             residual_before: false,
-            temperature: false,
             value_before_softmax: true,
             value_initialized: true,
             dropout_prob: None,

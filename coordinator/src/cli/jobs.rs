@@ -186,11 +186,13 @@ async fn view(at: &Connection, job: &JobId) -> Result<JobView, Failure> {
     if let Some(mut client) = connect(at, job).await? {
         return Ok(client.view(job).await?);
     }
-    ended(&at.state.join(job.as_str()))?.ok_or_else(|| {
-        Failure::input(anyhow!(
-            "there is no job {job} in {} that runs or has ended; `graftwork status` lists the jobs",
-            at.state.display()
-        ))
+    let folder = at.state.join(job.as_str());
+    if let Some(view) = ended(&folder)? {
+        return Ok(view);
+    }
+    let resting = server::resting(&folder)?.and_then(|machine| machine.view(job));
+    resting.ok_or_else(|| {
+        Failure::input(anyhow!("there is no job {job} in {}; `graftwork status` lists the jobs", at.state.display()))
     })
 }
 
@@ -198,7 +200,13 @@ async fn view(at: &Connection, job: &JobId) -> Result<JobView, Failure> {
 fn ended(folder: &Path) -> Result<Option<JobView>, Failure> {
     let path = folder.join(report::REPORT_JSON);
     match std::fs::read(&path) {
-        Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?)),
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(view) => Ok(Some(view)),
+            Err(error) => {
+                eprintln!("{} is damaged and left out: {error}", path.display());
+                Ok(None)
+            }
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(anyhow!("{}: {error}", path.display()).into()),
     }
@@ -217,17 +225,24 @@ pub(super) async fn status(arguments: Status) -> Result<u8, Failure> {
         }
         None => local(&arguments.at.state).await?,
     };
+    let rests = |view: &JobView| arguments.at.coordinator.is_none() && view.outcome.is_none();
     if json {
         print(&(serde_json::to_string_pretty(&views)? + "\n"));
     } else if views.is_empty() {
         eprintln!("no jobs");
     } else {
-        print(&views.iter().map(|view| report::status_line(view) + "\n").collect::<String>());
+        let mut lines = String::new();
+        for view in &views {
+            let led = server::holder(&arguments.at.state.join(view.id.as_str()))?.is_some();
+            lines.push_str(&report::status_line(view, rests(view) && !led));
+            lines.push('\n');
+        }
+        print(&lines);
     }
     Ok(DONE)
 }
 
-/// Jobs of the state folder, newest first; those that neither run nor have ended are told on stderr.
+/// Jobs of the state folder, newest first.
 async fn local(state: &Path) -> Result<Vec<JobView>, Failure> {
     let mut views = Vec::new();
     let Ok(entries) = std::fs::read_dir(state) else { return Ok(views) };
@@ -237,8 +252,8 @@ async fn local(state: &Path) -> Result<Vec<JobView>, Failure> {
             views.push(client.view(&job).await?);
         } else if let Some(view) = ended(&entry.path())? {
             views.push(view);
-        } else {
-            eprintln!("{job} was interrupted; `graftwork run` with its file goes on");
+        } else if let Some(view) = server::resting(&entry.path())?.and_then(|machine| machine.view(&job)) {
+            views.push(view);
         }
     }
     views.sort_by_key(|view| std::cmp::Reverse(view.submitted_ms));
@@ -308,7 +323,13 @@ pub(super) fn logs(arguments: &Logs) -> Result<u8, Failure> {
 }
 
 pub(super) async fn explain(arguments: Explain) -> Result<u8, Failure> {
-    let explanation = connected(&arguments.at, &arguments.job).await?.explain(&arguments.job).await?;
+    let (at, job) = (&arguments.at, &arguments.job);
+    let explanation = match connect(at, job).await? {
+        Some(mut client) => client.explain(job).await?,
+        None => server::resting(&at.state.join(job.as_str()))?
+            .and_then(|machine| machine.explain(job))
+            .ok_or_else(|| Failure::input(anyhow!("there is no job {job} in {}", at.state.display())))?,
+    };
     if arguments.output == Output::Json {
         print(&(serde_json::to_string_pretty(&explanation)? + "\n"));
     } else {

@@ -222,5 +222,7 @@ fn start_log(command: &Command) {
     let level = if matches!(command, Command::Coordinator(_)) { "info" } else { "warn" };
     let filter = tracing_subscriber::EnvFilter::try_from_env("GRAFTWORK_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).compact().init();
+    let colors = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors);
+    log.with_target(false).compact().init();
 }

@@ -8,7 +8,7 @@ use graftwork_shared::{
     data::Split,
     head::HeadOutput,
     record::Record,
-    training::{Length, Schedule, Warmup},
+    training::{AdapterDrop, Length, Schedule, Warmup},
     view::StageKind,
 };
 
@@ -122,6 +122,7 @@ impl Card<'_> {
         row(
             "length",
             match training.length {
+                Length::Epochs(1) => "1 epoch".to_owned(),
                 Length::Epochs(epochs) => format!("{epochs} epochs"),
                 Length::Steps(steps) => format!("{steps} steps"),
             },
@@ -148,6 +149,18 @@ impl Card<'_> {
         row("weight decay", training.weight_decay.to_string());
         row("gradient norm cut to", training.clip_norm.map_or("not cut".to_owned(), |norm| norm.to_string()));
         row("tokens of a row at most", training.max_length.to_string());
+        if let Some(stopping) = &training.early_stopping {
+            let (patience, least) = (stopping.patience, stopping.min_delta);
+            row("early stopping", format!("after {patience} evaluations without growth of more than {least}"));
+        }
+        match &training.adapter_drop {
+            AdapterDrop::DrawnUpTo(most) => row("AdapterDrop", format!("each step left out 0 to {most} of the lowest")),
+            AdapterDrop::Layers(layers) => row("AdapterDrop", format!("layers {layers:?} have no adapter")),
+            AdapterDrop::Off => {}
+        }
+        if !self.record.recipe.skip_layers.is_empty() {
+            row("layers left out at inference", format!("{:?}", self.record.recipe.skip_layers));
+        }
         row("base model's dropout", if training.base_model_dropout { "on" } else { "off" }.to_owned());
         row("seed", training.seed.to_string());
         row("numeric class", self.record.numeric_class.to_string());
@@ -175,7 +188,11 @@ impl Card<'_> {
             }
             line(text, &row);
         }
-        let chosen = format!("The weights were chosen by {} on validation rows.", self.record.recipe.metric);
+        let chosen = if self.record.recipe.training.keep_best {
+            format!("The weights were chosen by {} on validation rows.", self.record.recipe.metric)
+        } else {
+            "The weights are those of the last step.".to_owned()
+        };
         line(text, &format!("\n{chosen} Each prediction is kept in `predictions/`.\n"));
     }
 

@@ -4,6 +4,7 @@ use comfy_table::{
     Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width,
 };
 use graftwork_shared::{
+    data::Split,
     event::Outcome,
     view::{JobView, StageKind, StageState, StageView},
 };
@@ -78,8 +79,20 @@ fn right(text: impl ToString) -> Cell {
 }
 
 fn stages(view: &JobView, color: bool) -> String {
-    let header =
-        ["task", "method", "metric", "score", "expected", "", "best step", "parameters", "ex/s", "core-s", "read"];
+    let header = [
+        "task",
+        "method",
+        "metric",
+        "score",
+        "on",
+        "expected",
+        "",
+        "best step",
+        "parameters",
+        "ex/s",
+        "core-s",
+        "read",
+    ];
     let mut table = new_table(&header, color);
     for stage in &view.stages {
         let result = stage.result.as_ref();
@@ -90,6 +103,7 @@ fn stages(view: &JobView, color: bool) -> String {
             Cell::new(&stage.method),
             Cell::new(stage.metric),
             or_dash(stage.held_out_score().map(|score| format!("{score:.4}"))),
+            Cell::new(scored_on(stage)),
             or_dash(stage.expect.map(|expect| format!("{expect:.4}"))),
             Cell::new(verdict(stage)),
             or_dash(result.map(|result| format!("{}/{}", result.best_step, stage.total_steps))),
@@ -107,6 +121,15 @@ fn stages(view: &JobView, color: bool) -> String {
         methods.set_constraint(METHOD_WIDTH);
     }
     table.to_string()
+}
+
+/// On which rows the score was measured: on held-out ones where the task has them.
+fn scored_on(stage: &StageView) -> &'static str {
+    match stage.result.as_ref().map(|result| result.scores.contains_key(&Split::Test)) {
+        Some(true) => "test",
+        Some(false) => "validation",
+        None => "",
+    }
 }
 
 /// Plainly: met, missed, or where the stage stands.
@@ -152,10 +175,20 @@ fn fusions(view: &JobView) -> Option<String> {
     (table.row_count() > 0).then(|| table.to_string())
 }
 
-/// One line for `status`.
-pub(crate) fn status_line(view: &JobView) -> String {
+/// What `status` says of a job that nobody leads.
+const RESTS: &str = "interrupted; `graftwork run` with its file goes on";
+
+/// One line for `status`; `rests` says that nobody leads the job.
+pub(crate) fn status_line(view: &JobView, rests: bool) -> String {
     let done = view.stages.iter().filter(|stage| matches!(stage.state, StageState::Published { .. })).count();
-    format!("{}  {:<20}  {:>3}/{} published  {}", view.id, view.name, done, view.stages.len(), outcome(view))
+    format!(
+        "{}  {:<20}  {:>3}/{} published  {}",
+        view.id,
+        view.name,
+        done,
+        view.stages.len(),
+        if rests { RESTS.to_owned() } else { outcome(view) }
+    )
 }
 
 fn count(number: u64) -> String {

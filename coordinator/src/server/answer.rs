@@ -40,9 +40,9 @@ impl Driver {
                 self.reply(to, explanation);
             }
             Input::Cancel(job, to) => {
-                let known = self.machine.standing(&job) != Standing::Unknown;
+                let standing = self.machine.standing(&job);
                 self.apply(Event::Cancel { job, reason: "cancelled by the user".to_owned() }, Vec::new());
-                self.reply(to, known);
+                self.reply(to, standing);
             }
             Input::Coordinator(to) => {
                 let view = self.coordinator();

@@ -30,7 +30,7 @@ pub(super) enum Input {
     /// Why its stages stand where they stand.
     Explain(JobId, oneshot::Sender<Option<Explanation>>),
     /// Stops a job; answered with whether there is one.
-    Cancel(JobId, oneshot::Sender<bool>),
+    Cancel(JobId, oneshot::Sender<Standing>),
     /// What the coordinator is.
     Coordinator(oneshot::Sender<CoordinatorView>),
     /// A worker said hello and may come in.

@@ -161,8 +161,11 @@ impl v1::jobs_server::Jobs for Jobs {
 
     async fn cancel(&self, request: Request<v1::JobRequest>) -> Answer<v1::Empty> {
         let job = job_id(&request.into_inner().job)?;
-        let known = self.ask(|to| Input::Cancel(job.clone(), to)).await?;
-        known.then(|| Response::new(v1::Empty {})).ok_or_else(|| unknown(&job))
+        match self.ask(|to| Input::Cancel(job.clone(), to)).await? {
+            Standing::Active => Ok(Response::new(v1::Empty {})),
+            Standing::Ended => Err(Status::failed_precondition(format!("job {job} has ended already"))),
+            Standing::Unknown => Err(unknown(&job)),
+        }
     }
 
     async fn coordinator(&self, _: Request<v1::Empty>) -> Answer<v1::Document> {

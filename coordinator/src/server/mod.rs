@@ -115,7 +115,8 @@ impl std::fmt::Display for Listen {
 pub(crate) struct Running {
     addresses: Vec<Listen>,
     inputs: mpsc::Sender<Input>,
-    driver: JoinHandle<Result<(), ServerError>>,
+    /// `None` once it has ended and said why.
+    driver: Option<JoinHandle<Result<(), ServerError>>>,
     servers: Vec<JoinHandle<()>>,
 }
 
@@ -139,13 +140,17 @@ impl Running {
     }
 
     async fn ended(&mut self) -> Result<(), ServerError> {
-        (&mut self.driver).await.unwrap_or(Err(ServerError::Ended("loop")))
+        let Some(driver) = &mut self.driver else { return Err(ServerError::Ended("loop")) };
+        let ended = driver.await.unwrap_or(Err(ServerError::Ended("loop")));
+        // It says its last word once.
+        self.driver = None;
+        ended
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.driver.abort();
+        self.driver.iter().for_each(JoinHandle::abort);
         self.servers.iter().for_each(JoinHandle::abort);
     }
 }
@@ -205,7 +210,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         let transfer = transfer::Transfer { blobs: blobs.clone(), inputs: inputs.clone() };
         tokio::spawn(serve(socket, jobs.clone(), workers, transfer))
     });
-    Ok(Running { servers: servers.collect(), addresses, inputs, driver })
+    Ok(Running { servers: servers.collect(), addresses, inputs, driver: Some(driver) })
 }
 
 /// Makes the folder, takes its lock, folds its journal, and sweeps blobs that nothing refers to.
@@ -223,6 +228,18 @@ fn open_state(folder: &Path) -> Result<(Lock, Opened, BlobStore), ServerError> {
         tracing::info!(gone, "removed blobs that nothing refers to");
     }
     Ok((lock, opened, blobs))
+}
+
+/// The jobs of a state folder that nobody leads, as its journal tells them. Nothing of them is changed.
+pub(crate) fn resting(folder: &Path) -> Result<Option<Scheduler>, ServerError> {
+    if !folder.join("journal.sqlite").exists() {
+        return Ok(None);
+    }
+    let failed = |error| ServerError::Folder { folder: folder.to_owned(), error };
+    let Ok(_lock) = Lock::take(folder).map_err(failed)? else { return Ok(None) };
+    let opened = Opened::open(folder)?;
+    // What a start would decide is not carried out: it is only how leases of dead workers end.
+    Ok(Some(Scheduler::start(Policy::default(), opened.state, driver::Clock::start().now_ms()).0))
 }
 
 /// Serves one socket until it is aborted.

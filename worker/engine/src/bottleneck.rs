@@ -16,7 +16,7 @@ use crate::{
     block::LayerNorm,
     compose::{Site, compose, last_at, stacked},
     dropout::{Address, Masks, Place},
-    fusion::{FusionWeights, temperature},
+    fusion::FusionWeights,
     lora::row_mean,
     parameters::{Leaves, Parameter},
     rows::FusionAttention,
@@ -55,8 +55,6 @@ pub(crate) struct SiteContext<'a> {
     pub(crate) masks: Option<&'a Masks>,
     /// Dropout of fusions that have no probability of their own.
     pub(crate) attention_dropout: f64,
-    /// The update, for fusions with a temperature.
-    pub(crate) step: u64,
     /// Where fusions note their attention.
     pub(crate) attention: Option<&'a RefCell<Vec<FusionAttention>>>,
 }
@@ -320,9 +318,7 @@ impl Site for Run<'_> {
         let outputs: Vec<Tensor> =
             fuse.children().iter().filter_map(|child| compose(self, child, self.copy(&state)).up).collect();
         let mask = self.fusion_mask(index, fusion, outputs.len(), &state.spans);
-        let temperature = temperature(&fusion.config, self.context.step);
-        let (hidden, attention_tn) =
-            fusion.forward(self.context.leaves, [&query, &state.residual], &outputs, (temperature, mask));
+        let (hidden, attention_tn) = fusion.forward(self.context.leaves, [&query, &state.residual], &outputs, mask);
         if let Some(notes) = self.context.attention {
             let mean = attention_tn.mean_dim([0].as_slice(), false, Kind::Double);
             let weights = Vec::<f64>::try_from(mean).expect("a vector of doubles");

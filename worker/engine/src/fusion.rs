@@ -17,11 +17,6 @@ pub(crate) struct FusionWeights {
     pub(crate) value_dd: Option<Parameter>,
 }
 
-/// Softmax temperature after some updates, as the peer lowers it: from 50 by 0.05 an update, not below 1.
-pub(crate) fn temperature(config: &FusionConfig, step: u64) -> f64 {
-    if config.temperature { (50.0 - 0.05 * step as f64).max(1.0) } else { 1.0 }
-}
-
 impl FusionWeights {
     pub(crate) fn new(config: &FusionConfig, mut take: impl FnMut(&str) -> Option<Parameter>) -> Self {
         let mut pair = |at: &str| Some([take(&format!("{at}.weight"))?, take(&format!("{at}.bias"))?]);
@@ -37,7 +32,7 @@ impl FusionWeights {
         leaves: &Leaves,
         [query_td, residual_td]: [&Tensor; 2],
         outputs: &[Tensor],
-        (temperature, mask): (f64, Option<Tensor>),
+        mask: Option<Tensor>,
     ) -> (Tensor, Tensor) {
         let mut values_tnd = Tensor::stack(outputs, 1);
         if self.config.residual_before {
@@ -59,7 +54,7 @@ impl FusionWeights {
         if let Some(mask) = mask {
             scores_tn *= mask;
         }
-        let weights_tn = (scores_tn / temperature).softmax(-1, Kind::Float);
+        let weights_tn = scores_tn.softmax(-1, Kind::Float);
         let context_td = (values_tnd * weights_tn.unsqueeze(2)).sum_dim_intlist([1].as_slice(), false, Kind::Float);
         let context_td = match &self.value_dd {
             Some(value) => context_td.linear(leaves.get(value), None::<&Tensor>),

@@ -40,7 +40,7 @@ pub struct Lane {
 pub struct LaneOptions<'a> {
     /// Factor on each row's loss, usually 1 / rows of the global batch, so that lanes add up to the batch's mean.
     pub loss_scale: f64,
-    /// Number of the optimizer update, from 0: addresses dropout and sets the temperature of fusions that have one.
+    /// Number of the optimizer update, from 0: addresses dropout.
     pub step: u64,
     /// Dropout, or `None` for a pass without any.
     pub dropout: Option<Dropout>,

@@ -202,7 +202,7 @@ pub(crate) fn parse_fusion(options: &Options) -> Result<FusionConfig, ModelError
     options.refuse(
         "temperature",
         &[json!(false)],
-        "an annealed softmax temperature is not implemented; it must be false",
+        "an annealed softmax depends on how often the model was called and is not implemented; it must be false",
     )?;
     Ok(FusionConfig {
         key: options.flag("key", None)?,
@@ -211,7 +211,6 @@ pub(crate) fn parse_fusion(options: &Options) -> Result<FusionConfig, ModelError
         query_before_ln: options.flag("query_before_ln", Some(false))?,
         regularization: options.flag("regularization", Some(false))?,
         residual_before: options.flag("residual_before", Some(false))?,
-        temperature: options.flag("temperature", Some(false))?,
         value_before_softmax: options.flag("value_before_softmax", Some(true))?,
         value_initialized: options.flag("value_initialized", Some(false))?,
         dropout_prob: options.dropout("dropout_prob")?,
@@ -231,7 +230,7 @@ fn written_fusion(config: &FusionConfig) -> Map<String, Value> {
         "query_before_ln": config.query_before_ln,
         "regularization": config.regularization,
         "residual_before": config.residual_before,
-        "temperature": config.temperature,
+        "temperature": false,
         "value": config.value,
         "value_before_softmax": config.value_before_softmax,
         "value_initialized": config.value_initialized,

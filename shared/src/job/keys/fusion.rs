@@ -76,7 +76,6 @@ pub(super) static FUSION_LAYER: Section = Section {
             "Pulls each value matrix towards identity, by 0.01 times the squared distance.",
         ),
         Key::new("residual_before", Flag, Value("false"), "true", "The residual is added before attention."),
-        Key::new("temperature", Flag, Value("false"), "true", "A softmax temperature that falls while training."),
         Key::new(
             "value_before_softmax",
             Flag,

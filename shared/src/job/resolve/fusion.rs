@@ -132,7 +132,6 @@ impl<'t> Resolver<'t> {
             ("query_before_ln", &mut config.query_before_ln),
             ("regularization", &mut config.regularization),
             ("residual_before", &mut config.residual_before),
-            ("temperature", &mut config.temperature),
             ("value_before_softmax", &mut config.value_before_softmax),
             ("value_initialized", &mut config.value_initialized),
         ] {

@@ -67,7 +67,6 @@ struct Frame {
 struct Ask<'a> {
     input: &'a Input,
     skip_layers: &'a [u32],
-    step: u64,
     masks: Option<&'a Masks>,
     attention: Option<&'a RefCell<Vec<FusionAttention>>>,
     /// Gradients are wanted.
@@ -94,15 +93,8 @@ pub(crate) fn train(
 ) -> (LaneOutput, Inside) {
     let mut leaves = Leaves::new(&network.layout, &network.flat, true);
     let masks = Masks::of(options, network.trunk.device());
-    let ask = Ask {
-        input,
-        skip_layers: options.skip_layers,
-        step: options.step,
-        masks: masks.as_ref(),
-        attention: None,
-        train: true,
-        whole,
-    };
+    let ask =
+        Ask { input, skip_layers: options.skip_layers, masks: masks.as_ref(), attention: None, train: true, whole };
     let forward = network.forward(&ask, &leaves);
     let first_bd = first_tokens(&forward);
     let reaches_trunk = !forward.saved.is_empty();
@@ -135,16 +127,7 @@ pub(crate) fn train(
 pub(super) fn predict(network: &Network, input: &Input, skip_layers: &[u32]) -> Prediction {
     let leaves = Leaves::new(&network.layout, &network.flat, false);
     let attention = RefCell::new(Vec::new());
-    // A fusion's temperature has fallen to 1 when it is used.
-    let ask = Ask {
-        input,
-        skip_layers,
-        step: u64::MAX,
-        masks: None,
-        attention: Some(&attention),
-        train: false,
-        whole: false,
-    };
+    let ask = Ask { input, skip_layers, masks: None, attention: Some(&attention), train: false, whole: false };
     let forward = network.forward(&ask, &leaves);
     let first_bd = first_tokens(&forward);
     let one = |service: Service| {
@@ -174,7 +157,6 @@ impl Network {
             leaves,
             masks: ask.masks,
             attention_dropout: description.attention_dropout,
-            step: ask.step,
             attention: ask.attention,
         });
         let last = description.layers - 1;
