@@ -19,7 +19,8 @@ fn a_null_text_ends_its_task_with_the_row_and_no_other() -> Result<()> {
     writer.close()?;
     let job = world.job("job.toml", "hub", "")?;
     let finished = Run::start(&job, &["--state", "state"])?.finish(1)?;
-    let words = format!("row 2 of {} has no value in text column \"text\"; fill the row or drop it", path.display());
+    let words =
+        format!("row 2 (from 0) of {} has no value in text column \"text\"; fill the row or drop it", path.display());
     ensure!(finished.stdout.contains(&words), "{}", finished.stdout);
     let hub = world.path().join("hub/tests");
     ensure!(hub.join("topic").exists() && !hub.join("mood").exists(), "{}", finished.stdout);

@@ -326,9 +326,14 @@ pub(super) async fn explain(arguments: Explain) -> Result<u8, Failure> {
     let (at, job) = (&arguments.at, &arguments.job);
     let explanation = match connect(at, job).await? {
         Some(mut client) => client.explain(job).await?,
-        None => server::resting(&at.state.join(job.as_str()))?
-            .and_then(|machine| machine.explain(job))
-            .ok_or_else(|| Failure::input(anyhow!("there is no job {job} in {}", at.state.display())))?,
+        None => server::resting(&at.state.join(job.as_str()))?.and_then(|machine| machine.explain(job)).ok_or_else(
+            || {
+                Failure::input(anyhow!(
+                    "there is no job {job} in {}; `graftwork status` lists the jobs",
+                    at.state.display()
+                ))
+            },
+        )?,
     };
     if arguments.output == Output::Json {
         print(&(serde_json::to_string_pretty(&explanation)? + "\n"));
