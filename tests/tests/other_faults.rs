@@ -101,3 +101,24 @@ fn an_interrupted_job_that_was_reopened_is_not_taken_for_ended() -> Result<()> {
     again.finish(0)?;
     Ok(())
 }
+
+#[test]
+fn an_interrupted_job_can_be_looked_at_and_explained() -> Result<()> {
+    let world = World::new()?;
+    kill_half_way(&world, "state")?;
+    let job = job_folder(&world, "state")?;
+    let job = job.file_name().and_then(|name| name.to_str()).context("a job's folder has its id as name")?;
+    let told = |arguments: &[&str]| {
+        let mut command = Command::new(program());
+        let output = command.current_dir(world.path()).args(arguments).args(["--state", "state"]).output()?;
+        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let list = told(&["status"])?;
+    ensure!(list.contains(job) && list.contains("interrupted; `graftwork run` with its file goes on"), "{list}");
+    let explained = told(&["explain", job])?;
+    ensure!(explained.contains("mood_fused") && explained.contains("waits"), "{explained}");
+    let report = told(&["report", job])?;
+    ensure!(report.contains("mood"), "{report}");
+    Ok(())
+}
