@@ -158,6 +158,27 @@ async fn the_record_binds_every_other_file() {
 }
 
 #[tokio::test]
+async fn a_record_whose_recipe_is_not_that_of_its_digest_is_refused() {
+    let trained = trained().await;
+    publish(&trained.publication("mood"), &trained.trunk).unwrap();
+    let folder = trained.folder("mood");
+    let record: Record = serde_json::from_slice(&std::fs::read(folder.join(RECORD_FILE)).unwrap()).unwrap();
+    let write = |record: &Record| {
+        std::fs::write(folder.join(RECORD_FILE), serde_json::to_vec(record).unwrap()).unwrap();
+        Hub::verify(&folder)
+    };
+    assert_eq!(write(&record).unwrap(), record);
+    let mut other_recipe = record.clone();
+    other_recipe.recipe.training.seed += 1;
+    let other_digest = Record { recipe_digest: Digest::of(b"another"), ..record };
+    for changed in [other_recipe, other_digest] {
+        let error = write(&changed).unwrap_err().to_string();
+        assert!(error.contains("graftwork.json: its recipe has the digest "), "{error}");
+        assert!(error.contains(&format!("but its recipe_digest is {}", changed.recipe_digest.short())), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn published_bytes_know_no_clock_no_rate_and_no_neighbour() {
     let trained = trained().await;
     let first = publish(&trained.publication("mood"), &trained.trunk).unwrap();
