@@ -44,7 +44,7 @@ async fn a_task_becomes_a_stage_with_everything_resolved() {
     // Down 8 × 4 + 4 and up 4 × 8 + 8, and the head's 8 × 8 + 8 and 8 × 2 + 2.
     assert_eq!(stage.trained_parameters, 36 + 40 + 72 + 18);
     assert_eq!(stage.recipe_digest, stage.recipe.digest());
-    assert_eq!(stage.method, "seq_bn, reduction factor 2");
+    assert_eq!(stage.method, "seq_bn with reduction_factor 2");
     assert!(planned.estimate.memory_bytes > 0 && planned.estimate.seconds > 0.0);
 }
 
