@@ -102,9 +102,9 @@ pub async fn fetch_base_model(
     fetch(location, credentials_env, cache, uploads, Wanted::Model).await
 }
 
-/// The folder of an adapter in AdapterHub's layout: a local folder or a release of our hub folder as it is (links
-/// resolved, so that a later release does not change it under the reader); `hf://organisation/name@revision` and
-/// what was uploaded through `cache`.
+/// The folder of an adapter in AdapterHub's layout: a local folder as it is; of a release of our hub folder the one that a
+/// later release does not change under the reader; `hf://organisation/name@revision` and what was uploaded through
+/// `cache`.
 ///
 /// # Errors
 /// As [`fetch_base_model`].
@@ -199,7 +199,7 @@ fn local_folder(path: &str, wanted: Wanted) -> Result<PathBuf, StoreError> {
     if !wanted.key_files().iter().any(|name| folder.join(name).is_file()) {
         return Err(problem(format!("the folder holds no {}", wanted.key_files().join(" or "))));
     }
-    Ok(folder)
+    Ok(if wanted == Wanted::Adapter { crate::Hub::settled(folder) } else { folder })
 }
 
 /// The value of the variable that a job names; it never leaves this process except in a request's header.
