@@ -34,6 +34,9 @@ fn a_glob_without_a_match_says_what_there_is() {
     let error = folder.open(&["b-*.parquet"]).unwrap_err();
     assert!(matches!(error, DataError::NoMatch { .. }));
     says(&error, &["b-*.parquet", "holds \"a.parquet\""]);
+    let error = folder.open(&["a-[01.parquet"]).unwrap_err();
+    assert!(matches!(error, DataError::Location { .. }));
+    says(&error, &["a-[01.parquet", "\"[01.parquet\" opens a class of characters", "write [[] for a bracket"]);
 }
 
 #[test]
