@@ -100,7 +100,10 @@ fn write_base(folder: &Path) {
         "attention_probs_dropout_prob": 0.1,
     });
     fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    fs::write(folder.join("tokenizer.json"), "{}").unwrap();
+    let vocabulary = serde_json::json!({ "[UNK]": 0, "good": 1, "bad": 2 });
+    let model = serde_json::json!({ "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" });
+    let tokenizer = serde_json::json!({ "version": "1.0", "added_tokens": [], "model": model });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let mut tensors = Tensors::new();
     let mut add = |name: &str, shape: &[usize]| {
         let count: usize = shape.iter().product();

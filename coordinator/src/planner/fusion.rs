@@ -68,6 +68,11 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
     if !task::check_warmup(&at, &fusion.training, target.rows.train.rows, problems) || !fits {
         return None;
     }
+    let Method::Fusion { adapters, .. } = &method else { return None };
+    let configs: Vec<_> = adapters.iter().map(|adapter| &adapter.config).collect();
+    if !task::check_sites(&at, &format!("fusion {}", fusion.name), &configs, &fusion.training, base, problems) {
+        return None;
+    }
     let footprint = Footprint::of(&method, &target.head, &base.model.description)
         .map_err(|error| problems.error(&at, "fusion", format!("fusion {}: {error}", fusion.name)))
         .ok()?;

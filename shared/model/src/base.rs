@@ -58,6 +58,15 @@ impl BaseModel {
         Ok(Self { folder: folder.to_owned(), description, weights, tokenizer, tensors })
     }
 
+    /// Whether `tokenizer.json` is one that Hugging Face's library reads. Reads the whole file.
+    pub fn check_tokenizer(&self) -> Result<(), ModelError> {
+        let read = tokenizers::Tokenizer::from_file(&self.tokenizer);
+        read.map(drop).map_err(|error| ModelError::Tokenizer {
+            file: self.tokenizer.display().to_string(),
+            problem: error.to_string(),
+        })
+    }
+
     /// Every tensor of the trunk in the order of computation; the pooler's two come last where the model has one.
     pub fn tensors(&self) -> &[TrunkTensor] {
         &self.tensors

@@ -42,7 +42,15 @@ pub enum ModelError {
         /// Which file.
         file: String,
         /// What the parser said.
-        source: serde_json::Error,
+        error: serde_json::Error,
+    },
+    /// A tokenizer that Hugging Face's library does not read.
+    #[error("{file} is not a tokenizer: {problem}")]
+    Tokenizer {
+        /// Which file.
+        file: String,
+        /// What the library said.
+        problem: String,
     },
     /// A JSON file lacks a key.
     #[error("{file} has no \"{key}\"; {help}")]
@@ -193,10 +201,8 @@ impl ModelError {
     /// How to mend it, where the message does not say so itself.
     pub fn help(&self) -> Option<&'static str> {
         match self {
-            Self::Format { source: FormatError::Dtype { .. }, .. } => {
-                Some("save the weights in a type that is allowed")
-            }
-            Self::Format { .. } | Self::Json { .. } => Some("copy or download the file again"),
+            Self::Format { error: FormatError::Dtype { .. }, .. } => Some("save the weights in a type that is allowed"),
+            Self::Format { .. } | Self::Json { .. } | Self::Tokenizer { .. } => Some("copy or download the file again"),
             Self::MissingTensor { .. } | Self::UnknownTensor { .. } | Self::Shape { .. } => {
                 Some("copy or download the whole folder again: configuration and weights must be of one model")
             }
