@@ -256,6 +256,28 @@ async fn dropping_the_adapters_of_all_layers_leaves_nothing_to_train() {
 }
 
 #[tokio::test]
+async fn a_fusion_that_the_python_library_cannot_use_is_a_warning() {
+    let world = World::new();
+    let other = TASK.replace("tasks.mood", "tasks.other");
+    let fusion = "[fusions.both]\nadapters = [\"mood\", \"other\"]\ntask = \"mood\"\n";
+    world.base(2);
+    assert!(plan(&world, &format!("{TASK}{other}{fusion}")).await.unwrap().warnings.is_empty());
+    let one = format!("{TASK}{other}adapter = {{ leave_out = [0] }}\n{fusion}");
+    assert!(plan(&world, &one).await.unwrap().warnings.is_empty(), "the other adapter can stand last");
+    // Each leaves out a layer of the other.
+    let each = format!("{TASK}adapter = {{ leave_out = [1] }}\n{other}adapter = {{ leave_out = [0] }}\n{fusion}");
+    let (text, job, spans) = world.job(&each);
+    let planning = Planning { cache: world.path("cache"), machine: None, uploads: None };
+    let planned = plan_with_spans(job, spans, planning).await.unwrap();
+    let [warning] = &planned.warnings[..] else { panic!("{:?}", planned.warnings) };
+    assert_eq!(
+        (warning.code.as_str(), &text[warning.span.clone().unwrap()]),
+        ("not-for-python", "[\"mood\", \"other\"]")
+    );
+    assert!(warning.message.contains("fusion both: AdapterHub's Python library"), "{}", warning.message);
+}
+
+#[tokio::test]
 async fn options_that_only_the_base_model_can_judge_are_judged() {
     let world = World::new();
     let tasks = format!("{TASK}skip_layers = [3]\n[tasks.mood.training]\nmax_length = 64\n");
