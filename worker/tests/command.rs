@@ -23,6 +23,7 @@ fn refused(arguments: &[&str], words: &str) {
     let log = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {log}");
     assert!(log.contains(words), "{arguments:?}: {log}");
+    assert!(log.matches("os error").count() <= 1, "said twice: {log}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
 }
 

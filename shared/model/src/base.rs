@@ -129,7 +129,7 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let file = index.display().to_string();
     let bytes = std::fs::read(index).map_err(ModelError::io(index))?;
     let value: Value =
-        serde_json::from_slice(&bytes).map_err(|source| ModelError::Json { file: file.clone(), source })?;
+        serde_json::from_slice(&bytes).map_err(|error| ModelError::Json { file: file.clone(), error })?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         let help = "an index of shards maps each tensor to its file there";
         return Err(ModelError::MissingKey { file, key: "weight_map".into(), help });

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use graftwork_model::{FormatError, HostTensor, Tensors, safetensors};
-use graftwork_shared::{assignment::Usage, digest::Digest};
+use graftwork_shared::digest::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::trainer::{Best, Moments, Progress, Trainer};
@@ -30,7 +30,7 @@ const VERSION: u32 = 1;
 pub enum CheckpointError {
     /// Not a readable safetensors file.
     #[error("the checkpoint is not a readable safetensors file: {0}")]
-    Format(#[from] FormatError),
+    Format(FormatError),
     /// The metadata is not there or not what this version writes.
     #[error("the checkpoint's metadata is not usable: {0}")]
     State(String),
@@ -50,6 +50,12 @@ pub enum CheckpointError {
         /// The recipe of the file.
         found: Digest,
     },
+}
+
+impl From<FormatError> for CheckpointError {
+    fn from(error: FormatError) -> Self {
+        Self::Format(error)
+    }
 }
 
 #[derive(Serialize, Deserialize)]

@@ -65,7 +65,7 @@ pub(crate) enum PredictError {
     },
     /// The text of a composition.
     #[error("--compose: {0}")]
-    Compose(#[from] compose::ComposeError),
+    Compose(compose::ComposeError),
     /// The composition itself.
     #[error(transparent)]
     Composition(#[from] CompositionError),
@@ -80,10 +80,22 @@ pub(crate) enum PredictError {
     Device(#[from] NoCuda),
     /// The computation broke down.
     #[error("the prediction broke down: {0}")]
-    Broken(#[from] TaskFailed),
+    Broken(TaskFailed),
     /// Output cannot be written, or threads cannot be started.
     #[error(transparent)]
     System(#[from] std::io::Error),
+}
+
+impl From<compose::ComposeError> for PredictError {
+    fn from(error: compose::ComposeError) -> Self {
+        Self::Compose(error)
+    }
+}
+
+impl From<TaskFailed> for PredictError {
+    fn from(error: TaskFailed) -> Self {
+        Self::Broken(error)
+    }
 }
 
 impl PredictError {

@@ -140,7 +140,7 @@ fn refuses(status: &Status) -> bool {
 fn describe(status: &Status) -> String {
     let mut text = format!("{}: {}", status.code(), status.message());
     if let Some(source) = std::error::Error::source(status) {
-        text = format!("{text} ({})", crate::channel::chain(source));
+        text = format!("{text} ({})", graftwork_shared::cause::told(source));
     }
     text
 }
