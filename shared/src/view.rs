@@ -79,6 +79,9 @@ pub struct StageView {
     pub validation: Vec<Evaluation>,
     /// The result, once there is one.
     pub result: Option<StageResult>,
+    /// What it cost so far: its result, where that was not taken from an earlier one, and all attempts that gave none.
+    #[serde(default)]
+    pub usage: Usage,
     /// The release, once published.
     pub release: Option<String>,
 }

@@ -64,14 +64,13 @@ struct State {
     recipe: Digest,
     best_step: Option<u64>,
     progress: Progress,
-    usage: Usage,
 }
 
 impl Trainer {
-    /// The state as a file. `usage` is what the stage cost so far; it is the only part that clocks decide.
-    pub fn checkpoint(&self, recipe: Digest, usage: Usage) -> Result<Vec<u8>, CheckpointError> {
+    /// The state as a file, of which no byte depends on a clock.
+    pub fn checkpoint(&self, recipe: Digest) -> Result<Vec<u8>, CheckpointError> {
         let best_step = self.best.as_ref().map(|best| best.step);
-        let state = State { version: VERSION, recipe, best_step, progress: self.progress.clone(), usage };
+        let state = State { version: VERSION, recipe, best_step, progress: self.progress.clone() };
         let state = serde_json::to_string(&state).map_err(|error| CheckpointError::State(error.to_string()))?;
         let groups = [
             ("", Some(&self.parameters)),
@@ -98,9 +97,9 @@ impl Trainer {
         })
     }
 
-    /// Takes up the state of a checkpoint of this recipe, in a trainer just made for it. Returns what the stage had
-    /// cost by then. After an error the trainer is as it was.
-    pub fn resume(&mut self, bytes: &[u8], recipe: Digest) -> Result<Usage, CheckpointError> {
+    /// Takes up the state of a checkpoint of this recipe, in a trainer just made for it. After an error the trainer is as
+    /// it was.
+    pub fn resume(&mut self, bytes: &[u8], recipe: Digest) -> Result<(), CheckpointError> {
         let mut metadata = safetensors::metadata(bytes)?;
         let text = metadata.remove(KEY).ok_or_else(|| CheckpointError::State(format!("there is no {KEY:?}")))?;
         let state: State = serde_json::from_str(&text).map_err(|error| CheckpointError::State(error.to_string()))?;
@@ -122,7 +121,7 @@ impl Trainer {
             None => None,
         };
         (self.parameters, self.moments, self.best, self.progress) = (parameters, moments, best, state.progress);
-        Ok(state.usage)
+        Ok(())
     }
 
     fn take_group(&self, file: &mut Tensors, prefix: &str) -> Result<Vec<f32>, CheckpointError> {
