@@ -3,7 +3,7 @@
 //! A conversion error names the field, so that a foreign or damaged peer is found at once.
 
 use graftwork_shared::{
-    assignment::{Assignment, Evaluation, Failure, StageResult},
+    assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
     digest::Digest,
     event::StepReport,
     id::{LeaseId, Term, WorkerId},
@@ -73,6 +73,8 @@ pub enum WorkerMessage {
     Failed(LeaseId, Failure),
     /// Stopped after its last accepted checkpoint.
     Released(LeaseId),
+    /// What the attempt has cost so far.
+    Spent(LeaseId, Usage),
 }
 
 /// What a coordinator says.
@@ -159,6 +161,7 @@ impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
             }
             Message::Failed(m) => WorkerMessage::Failed(LeaseId(m.lease), from_document("failed.failure", &m.failure)?),
             Message::Released(m) => WorkerMessage::Released(LeaseId(m.lease)),
+            Message::Spent(m) => WorkerMessage::Spent(LeaseId(m.lease), from_document("spent.usage", &m.usage)?),
         };
         Ok(Self { term: Term(wire.term), trace: wire.trace, message })
     }
@@ -223,6 +226,9 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
                 Message::Failed(v1::Failed { lease: lease.0, failure: to_document(&failure) })
             }
             WorkerMessage::Released(lease) => Message::Released(v1::Released { lease: lease.0 }),
+            WorkerMessage::Spent(lease, usage) => {
+                Message::Spent(v1::Spent { lease: lease.0, usage: to_document(&usage) })
+            }
         };
         Self { term: envelope.term.0, trace: envelope.trace, message: Some(message) }
     }
@@ -304,6 +310,7 @@ mod tests {
             WorkerMessage::Checkpoint(LeaseId(3), 50, Digest::of(b"x")),
             WorkerMessage::Failed(LeaseId(3), failure),
             WorkerMessage::Released(LeaseId(3)),
+            WorkerMessage::Spent(LeaseId(3), Usage { core_seconds: 1.5, tokens: 7, ..Usage::default() }),
         ];
         for message in messages {
             let envelope = WorkerEnvelope { term: Term(7), trace: "t".to_owned(), message };

@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, WorkerEnvelope, WorkerMessage};
 use graftwork_shared::{
-    assignment::{Assignment, Blame, Evaluation, Failure, StageResult},
+    assignment::{Assignment, Blame, Evaluation, Failure, StageResult, Usage},
     digest::Digest,
     event::StepReport,
     id::{LeaseId, Term, WorkerId},
@@ -54,6 +54,8 @@ pub(crate) enum StageEvent {
     Stepped(StepReport),
     /// Validation was scored.
     Evaluated(Evaluation),
+    /// What the attempt has cost so far.
+    Spent(Usage),
     /// The checkpoint of a step lies on the coordinator as this blob.
     Uploaded(u64, Digest),
     /// The stage ended with its result.
@@ -116,6 +118,8 @@ struct Lease {
     /// Trace id of the assignment; all that is said about the lease carries it.
     trace: String,
     state: State,
+    /// What the attempt was last said to have cost.
+    spent: Option<Usage>,
     /// What the state waits to be accepted was not said on the present link.
     unheard: bool,
 }
@@ -240,23 +244,24 @@ impl Machine {
     }
 
     /// Says what the coordinator did not accept before the link broke.
-    fn say_again(&mut self, id: LeaseId) -> Option<Command> {
-        let lease = self.leases.get_mut(&id)?;
-        if !std::mem::take(&mut lease.unheard) {
-            return None;
-        }
-        let lease = self.leases.get(&id)?;
-        let message = match &lease.state {
-            State::Training => return None,
-            State::Checkpointing { step, blob } => WorkerMessage::Checkpoint(id, *step, *blob),
-            State::Finishing { result } => WorkerMessage::Finished(id, (**result).clone()),
-            State::Parting { word } => (**word).clone(),
+    fn say_again(&mut self, id: LeaseId) -> Vec<Command> {
+        let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.unheard) else { return Vec::new() };
+        lease.unheard = false;
+        let (trace, spent) = (lease.trace.clone(), lease.spent);
+        let messages = match &lease.state {
+            State::Training => Vec::new(),
+            State::Checkpointing { step, blob } => vec![WorkerMessage::Checkpoint(id, *step, *blob)],
+            State::Finishing { result } => vec![WorkerMessage::Finished(id, (**result).clone())],
+            // Nobody heard the cost either.
+            State::Parting { word } => {
+                let spent = spent.map(|spent| WorkerMessage::Spent(id, spent));
+                spent.into_iter().chain([(**word).clone()]).collect()
+            }
         };
-        let command = self.say(&lease.trace, message);
         if matches!(lease.state, State::Parting { .. }) {
             self.leases.remove(&id);
         }
-        Some(command)
+        messages.into_iter().map(|message| self.say(&trace, message)).collect()
     }
 
     fn on_assign(&mut self, id: LeaseId, assignment: Box<Assignment>, trace: String) -> Vec<Command> {
@@ -271,7 +276,8 @@ impl Machine {
             let message = format!("the worker has {} slots, and all are taken", self.slots);
             return vec![self.say(&trace, WorkerMessage::Failed(id, Failure { blame: Blame::Machine, message }))];
         }
-        self.leases.insert(id, Lease { trace: trace.clone(), state: State::Training, unheard: false });
+        let lease = Lease { trace: trace.clone(), state: State::Training, spent: None, unheard: false };
+        self.leases.insert(id, lease);
         vec![Command::Start { lease: id, assignment, trace }]
     }
 
@@ -335,7 +341,7 @@ impl Machine {
             return Vec::new();
         }
         let mut commands = vec![self.say(&self.trace, WorkerMessage::Heartbeat(self.leases()))];
-        commands.extend(self.leases().into_iter().filter_map(|lease| self.say_again(lease)));
+        commands.extend(self.leases().into_iter().flat_map(|lease| self.say_again(lease)));
         commands
     }
 
@@ -343,12 +349,16 @@ impl Machine {
         // A fenced stage may still talk for a moment; its words must not reach anybody.
         let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.state.runs()) else { return Vec::new() };
         let trace = lease.trace.clone();
-        if !matches!(event, StageEvent::Stepped(_) | StageEvent::Evaluated(_)) {
+        if !matches!(event, StageEvent::Stepped(_) | StageEvent::Evaluated(_) | StageEvent::Spent(_)) {
             lease.unheard = self.link == Link::Down;
         }
         let message = match event {
             StageEvent::Stepped(report) => WorkerMessage::Step(id, report),
             StageEvent::Evaluated(evaluation) => WorkerMessage::Evaluated(id, evaluation),
+            StageEvent::Spent(usage) => {
+                lease.spent = Some(usage);
+                WorkerMessage::Spent(id, usage)
+            }
             StageEvent::Uploaded(step, blob) => {
                 lease.state = State::Checkpointing { step, blob };
                 WorkerMessage::Checkpoint(id, step, blob)
@@ -368,7 +378,8 @@ impl Machine {
     fn part(&mut self, id: LeaseId, trace: &str, word: WorkerMessage) -> Vec<Command> {
         if self.link == Link::Down {
             let state = State::Parting { word: Box::new(word) };
-            self.leases.insert(id, Lease { trace: trace.to_owned(), state, unheard: true });
+            let spent = self.leases.get(&id).and_then(|lease| lease.spent);
+            self.leases.insert(id, Lease { trace: trace.to_owned(), state, spent, unheard: true });
             return Vec::new();
         }
         self.leases.remove(&id);

@@ -24,7 +24,7 @@ use graftwork_engine::{
     TextEncoder, Trainer,
 };
 use graftwork_shared::{
-    assignment::{Assignment, Failure, StageResult},
+    assignment::{Assignment, Failure, StageResult, Usage},
     data::{Split, SplitManifest},
     digest::Digest,
     recipe::{Method, NumericClass},
@@ -119,8 +119,15 @@ impl<H: Host> Driver<'_, H> {
 
     fn interrupt(&mut self, trainer: &Trainer) -> Result<StageEnd, Failure> {
         self.report_rest();
+        self.host.on_cost(self.cost(trainer));
         self.checkpoint(trainer)?;
         Ok(StageEnd::Interrupted)
+    }
+
+    /// What this attempt has cost so far, the host's own part aside.
+    fn cost(&self, trainer: &Trainer) -> Usage {
+        let progress = trainer.progress();
+        self.meter.cost(self.state.input_cost, [progress.examples, progress.tokens])
     }
 
     fn report_rest(&mut self) {
@@ -145,6 +152,7 @@ impl<H: Host> Driver<'_, H> {
         let waited = self.state.input.as_ref().map_or(Duration::ZERO, Input::waited);
         if let Some(report) = self.meter.report(outcome, [rows, tokens], waited, place) {
             self.host.on_step(report);
+            self.host.on_cost(self.cost(&trainer));
         }
         Ok(trainer)
     }
@@ -210,8 +218,8 @@ impl<H: Host> Driver<'_, H> {
             return Ok(());
         }
         let began = Instant::now();
-        let usage = self.meter.usage(self.state.input_cost, progress.examples, progress.tokens);
-        let bytes = trainer.checkpoint(self.recipe_digest, usage).map_err(failure::of_checkpoint)?;
+        self.host.on_cost(self.cost(trainer));
+        let bytes = trainer.checkpoint(self.recipe_digest).map_err(failure::of_checkpoint)?;
         let blob = self.host.put_blob(bytes).map_err(|error| failure::of_host(&error))?;
         self.host.on_checkpoint(step, blob).map_err(|error| failure::of_host(&error))?;
         self.state.checkpointed = step;
@@ -230,6 +238,7 @@ impl<H: Host> Driver<'_, H> {
             return Err(failure::user(format!("{message}; lower learning_rate or set clip_norm")));
         }
         self.host.on_evaluation(&evaluation);
+        self.host.on_cost(self.cost(trainer));
         trainer.record(evaluation);
         if trainer.kept_step() == step {
             self.state.kept = Some((step, scored));
@@ -300,7 +309,7 @@ impl<H: Host> Driver<'_, H> {
             attention,
             trained_parameters: trainer.parameters().len() as u64,
             numeric_class: self.numeric_class.clone(),
-            usage: self.meter.usage_beside_the_host(self.state.input_cost, progress.examples, progress.tokens),
+            usage: self.cost(trainer),
         }))
     }
 

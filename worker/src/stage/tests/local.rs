@@ -38,6 +38,7 @@ pub(super) struct LocalHost {
     checkpoints: Mutex<BTreeMap<u64, Digest>>,
     reports: Mutex<Vec<StepReport>>,
     evaluated: Mutex<Vec<u64>>,
+    costs: Mutex<Vec<Usage>>,
     questions_left: Cell<u32>,
 }
 
@@ -50,6 +51,7 @@ impl LocalHost {
             checkpoints: Mutex::default(),
             reports: Mutex::default(),
             evaluated: Mutex::default(),
+            costs: Mutex::default(),
             questions_left: Cell::new(u32::MAX),
         }
     }
@@ -79,6 +81,11 @@ impl LocalHost {
     /// Updates after which this host was told a validation score.
     pub(super) fn evaluated(&self) -> Vec<u64> {
         self.evaluated.lock().unwrap().clone()
+    }
+
+    /// What the last attempt said that it cost.
+    pub(super) fn last_cost(&self) -> Usage {
+        self.costs.lock().unwrap().last().copied().unwrap_or_default()
     }
 
     pub(super) fn last_report(&self) -> Option<StepReport> {
@@ -116,6 +123,10 @@ impl Host for LocalHost {
 
     fn on_evaluation(&self, evaluation: &Evaluation) {
         self.evaluated.lock().unwrap().push(evaluation.step);
+    }
+
+    fn on_cost(&self, cost: Usage) {
+        self.costs.lock().unwrap().push(cost);
     }
 
     fn interrupted(&self) -> bool {
