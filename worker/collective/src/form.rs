@@ -100,10 +100,7 @@ pub fn form(request: FormRequest, rendezvous: Arc<dyn Rendezvous>) -> Result<Box
 }
 
 /// As [`form`], for the sub-groups that a member makes.
-pub(crate) fn form_member(
-    request: FormRequest,
-    rendezvous: Arc<dyn Rendezvous>,
-) -> Result<Member, CollectiveError> {
+pub(crate) fn form_member(request: FormRequest, rendezvous: Arc<dyn Rendezvous>) -> Result<Member, CollectiveError> {
     if request.rank >= request.size {
         return Err(CollectiveError::Rank { rank: request.rank, size: request.size });
     }

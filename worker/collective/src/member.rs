@@ -152,7 +152,8 @@ impl Member {
     /// Tells all ranks a length and compares theirs; a barrier too.
     pub(crate) fn agree(&mut self, call: &Call, bytes: usize) -> Result<(), CollectiveError> {
         let bytes = bytes as u64;
-        let (outgoing, incoming): (Vec<_>, Vec<_>) = self.peers().map(|peer| ((peer, bytes), (peer, Some(bytes)))).unzip();
+        let (outgoing, incoming): (Vec<_>, Vec<_>) =
+            self.peers().map(|peer| ((peer, bytes), (peer, Some(bytes)))).unzip();
         self.announce(call, &outgoing, &incoming).map(drop)
     }
 
@@ -214,9 +215,7 @@ impl Member {
         self.carry(call, |transport| transport.exchange(&outgoing, &mut places, call.until))?;
         let mut lengths = Vec::with_capacity(heard.len());
         for (found, (peer, expected, exact)) in heard.into_iter().map(Header::decode).zip(expected) {
-            expected
-                .check(found, peer, call.operation.name(), exact.is_some())
-                .map_err(|error| self.close(error))?;
+            expected.check(found, peer, call.operation.name(), exact.is_some()).map_err(|error| self.close(error))?;
             lengths.push(found.bytes);
         }
         Ok(lengths)

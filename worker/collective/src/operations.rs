@@ -67,7 +67,9 @@ impl Member {
         let said = self.gather_bytes(Operation::Split, &own)?;
         let mut same: Vec<(u32, usize)> = Vec::new();
         for (rank, said) in said.iter().enumerate() {
-            let word = |half: usize| said[4 * half..4 * half + 4].iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+            let word = |half: usize| {
+                said[4 * half..4 * half + 4].iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte))
+            };
             if said.len() == 8 && word(0) == color {
                 same.push((word(1), rank));
             }
@@ -168,7 +170,8 @@ impl Group for Member {
             return Err(CollectiveError::Counts { operation, what: "a part for itself", expected, found });
         }
         let call = self.begin(Operation::AllToAll)?;
-        let starts: Vec<_> = send_counts.iter().scan(0, |end, count| Some(std::mem::replace(end, *end + count))).collect();
+        let starts: Vec<_> =
+            send_counts.iter().scan(0, |end, count| Some(std::mem::replace(end, *end + count))).collect();
         let part = |peer: usize| &send[starts[peer]..starts[peer] + send_counts[peer]];
         let mut parts = Self::cut(received, receive_counts);
         parts[rank].copy_from_slice(part(rank));

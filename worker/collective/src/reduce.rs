@@ -69,7 +69,12 @@ fn check(group: &dyn Group, plan: &ExchangePlan, own: &[Partial], length: usize)
     let owned = plan.owned(group.rank());
     if !own.iter().map(|partial| partial.node).eq(owned.iter().copied()) {
         let (expected, found) = (owned.len(), own.len());
-        return Err(CollectiveError::Counts { operation, what: "other subtrees than the plan's, a number", expected, found });
+        return Err(CollectiveError::Counts {
+            operation,
+            what: "other subtrees than the plan's, a number",
+            expected,
+            found,
+        });
     }
     for sum in own.iter().filter_map(|partial| partial.sum.as_ref()) {
         if sum.len() != length {

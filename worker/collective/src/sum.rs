@@ -98,11 +98,7 @@ pub fn combine(tree: Tree, partials: Vec<Partial>) -> Result<Option<Vec<f32>>, S
     }
 }
 
-fn take(
-    tree: Tree,
-    node: Node,
-    sums: &mut BTreeMap<Node, Option<Vec<f32>>>,
-) -> Result<Option<Vec<f32>>, SumError> {
+fn take(tree: Tree, node: Node, sums: &mut BTreeMap<Node, Option<Vec<f32>>>) -> Result<Option<Vec<f32>>, SumError> {
     if let Some(sum) = sums.remove(&node) {
         return Ok(sum);
     }
@@ -154,10 +150,7 @@ mod tests {
             Err(SumError::Twice { level: 0, index: 1 })
         );
         let pair = Partial { node: Node { level: 1, index: 0 }, sum: Some(vec![2.0]) };
-        assert_eq!(
-            combine(tree, vec![pair.clone(), lane(0), lane(2)]),
-            Err(SumError::Twice { level: 0, index: 0 })
-        );
+        assert_eq!(combine(tree, vec![pair.clone(), lane(0), lane(2)]), Err(SumError::Twice { level: 0, index: 0 }));
         let long = Partial { node: Node { level: 0, index: 2 }, sum: Some(vec![1.0, 1.0]) };
         assert_eq!(combine(tree, vec![pair.clone(), long]), Err(SumError::Length { expected: 1, found: 2 }));
         assert_eq!(combine(tree, vec![lane(2), pair]), Ok(Some(vec![3.0])));

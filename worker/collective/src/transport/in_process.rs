@@ -133,8 +133,7 @@ impl Transport for InProcess {
 
     fn all_reduce(&mut self, numbers: &mut [f32], until: Instant) -> Result<(), Fault> {
         let peers: Vec<usize> = (0..self.size).filter(|&peer| peer != self.rank).collect();
-        let outgoing: Vec<_> =
-            peers.iter().map(|&to| Outgoing { to, tag: 0, bytes: bytes::of(numbers) }).collect();
+        let outgoing: Vec<_> = peers.iter().map(|&to| Outgoing { to, tag: 0, bytes: bytes::of(numbers) }).collect();
         let mut parts = vec![vec![0.0_f32; numbers.len()]; self.size];
         parts[self.rank].copy_from_slice(numbers);
         let others = parts.iter_mut().enumerate().filter(|(from, _)| *from != self.rank);

@@ -52,7 +52,11 @@ impl Bench {
         request
     }
 
-    pub(crate) fn form(&self, request: FormRequest, table: &MemoryRendezvous) -> Result<Box<dyn Group>, CollectiveError> {
+    pub(crate) fn form(
+        &self,
+        request: FormRequest,
+        table: &MemoryRendezvous,
+    ) -> Result<Box<dyn Group>, CollectiveError> {
         let table: Arc<dyn Rendezvous> = Arc::new(table.clone());
         form(request, table)
     }

@@ -48,7 +48,8 @@ fn without_a_driver_no_group_forms_and_every_rank_is_told() {
         request.form_deadline = Duration::from_secs(5);
         bench.form(request, &table).err().unwrap()
     };
-    let errors = thread::scope(|scope| [0, 1].map(|rank| scope.spawn(move || member(rank))).map(|rank| rank.join().unwrap()));
+    let errors =
+        thread::scope(|scope| [0, 1].map(|rank| scope.spawn(move || member(rank))).map(|rank| rank.join().unwrap()));
     for error in errors {
         assert!(matches!(error, CollectiveError::Refused { .. }), "{error}");
         assert!(error.to_string().contains("driver"), "{error}");

@@ -248,13 +248,7 @@ unsafe extern "C" fn get(
     }
 }
 
-unsafe extern "C" fn add(
-    user: *mut c_void,
-    key: *const c_char,
-    key_size: usize,
-    amount: i64,
-    sum: *mut i64,
-) -> c_int {
+unsafe extern "C" fn add(user: *mut c_void, key: *const c_char, key_size: usize, amount: i64, sum: *mut i64) -> c_int {
     // SAFETY: as above; `sum` is the shim's own variable.
     unsafe {
         answer(user, (key, key_size), |meeting, key| {

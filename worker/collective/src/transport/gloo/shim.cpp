@@ -102,7 +102,8 @@ class Gloo : public c10d::ProcessGroupGloo {
 struct Ending {
   std::mutex mutex;
   std::condition_variable changed;
-  bool done = false;
+  bool finished = false;
+  bool aborted = false;
 };
 
 int fail(int result, const char* text, char* message, size_t size) {
@@ -194,18 +195,19 @@ int all_reduce(graftwork_group* group, float* numbers, int64_t count, Clock::tim
   Work work = group->gloo->allreduce(tensors, options);
   work->getFuture()->addCallback([ending](c10::ivalue::Future&) {
     std::lock_guard<std::mutex> lock(ending->mutex);
-    ending->done = true;
+    ending->finished = true;
     ending->changed.notify_all();
   });
   {
     std::unique_lock<std::mutex> lock(ending->mutex);
     // Gloo's own deadline comes first, with its own words; this one is for the case that it does not come.
-    ending->changed.wait_until(lock, until + milliseconds(200), [&] { return ending->done; });
+    ending->changed.wait_until(lock, until + milliseconds(200), [&] { return ending->finished || ending->aborted; });
+    if (!ending->finished) {
+      group->abandoned = true;
+      return ending->aborted ? GRAFTWORK_ABORTED : GRAFTWORK_DEADLINE;
+    }
   }
-  if (!work->isCompleted()) {
-    group->abandoned = true;
-    return group->is_aborted() ? GRAFTWORK_ABORTED : GRAFTWORK_DEADLINE;
-  }
+  // The callback runs a moment before the work itself counts as completed.
   work->wait();
   std::memcpy(numbers, copy.data_ptr<float>(), bytes);
   return GRAFTWORK_OK;
@@ -280,7 +282,7 @@ void graftwork_gloo_abort(graftwork_group* group) {
     group->gloo->close();
     if (ending) {
       std::lock_guard<std::mutex> lock(ending->mutex);
-      ending->done = true;
+      ending->aborted = true;
       ending->changed.notify_all();
     }
   } catch (...) {

@@ -48,7 +48,8 @@ unsafe impl Send for Device {}
 unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, CollectiveError> {
     // SAFETY: as promised by the caller; the library is never unloaded.
     let found = unsafe { library.get::<F>(name.as_bytes()) };
-    let missing = |error: libloading::Error| CollectiveError::Library { library: "libcudart.so", reason: error.to_string() };
+    let missing =
+        |error: libloading::Error| CollectiveError::Library { library: "libcudart.so", reason: error.to_string() };
     found.map(|function| *function).map_err(missing)
 }
 

@@ -97,7 +97,8 @@ pub(super) struct Nccl {
 unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, CollectiveError> {
     // SAFETY: as promised by the caller; the library is never unloaded.
     let found = unsafe { library.get::<F>(name.as_bytes()) };
-    let missing = |error: libloading::Error| CollectiveError::Library { library: search::NCCL, reason: error.to_string() };
+    let missing =
+        |error: libloading::Error| CollectiveError::Library { library: search::NCCL, reason: error.to_string() };
     found.map(|function| *function).map_err(missing)
 }
 
@@ -257,7 +258,8 @@ impl Communicator {
             self.said((self.nccl.group_start)())?;
             let mut result = Ok(());
             for &(buffer, bytes, peer) in sends {
-                result = result.and_then(|()| self.said((self.nccl.send)(buffer, bytes, BYTES, peer, self.comm, stream)));
+                result =
+                    result.and_then(|()| self.said((self.nccl.send)(buffer, bytes, BYTES, peer, self.comm, stream)));
             }
             for &(buffer, bytes, peer) in receives {
                 let receive = self.nccl.receive;

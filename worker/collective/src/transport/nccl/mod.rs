@@ -78,11 +78,7 @@ pub(crate) fn connect(
 }
 
 /// Asks until something is done.
-fn wait(
-    aborter: &Aborter,
-    until: Instant,
-    mut is_done: impl FnMut() -> Result<bool, Fault>,
-) -> Result<(), Fault> {
+fn wait(aborter: &Aborter, until: Instant, mut is_done: impl FnMut() -> Result<bool, Fault>) -> Result<(), Fault> {
     let mut turns = 0_u32;
     loop {
         if is_done()? {
@@ -170,7 +166,8 @@ impl Transport for Communication {
         let peer = |rank: usize| i32::try_from(rank).unwrap_or(i32::MAX);
         let sends = outgoing.iter().zip(out_buffers).map(|(out, &buffer)| (buffer, out.bytes.len(), peer(out.to)));
         let sends: Vec<_> = sends.collect();
-        let receives = incoming.iter().zip(in_buffers).map(|(into, &buffer)| (buffer, into.bytes.len(), peer(into.from)));
+        let receives =
+            incoming.iter().zip(in_buffers).map(|(into, &buffer)| (buffer, into.bytes.len(), peer(into.from)));
         let receives: Vec<_> = receives.collect();
         for (out, &buffer) in outgoing.iter().zip(out_buffers) {
             // SAFETY: the buffer was made for this length.

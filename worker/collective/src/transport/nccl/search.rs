@@ -41,9 +41,9 @@ pub(super) fn cuda_runtime() -> Result<Found, CollectiveError> {
     let versions = ["13", "12"];
     let names = versions.map(|version| PathBuf::from(format!("{CUDA_RUNTIME}.{version}")));
     let sites = beside_libtorch();
-    let beside = sites.iter().flat_map(|site| {
-        versions.map(|version| site.join(format!("nvidia/cu{version}/lib/{CUDA_RUNTIME}.{version}")))
-    });
+    let beside = sites
+        .iter()
+        .flat_map(|site| versions.map(|version| site.join(format!("nvidia/cu{version}/lib/{CUDA_RUNTIME}.{version}"))));
     first(CUDA_RUNTIME, names.into_iter().chain(beside).collect())
 }
 
