@@ -135,18 +135,10 @@ fn core_seconds(world: &World, state: &str) -> Result<Vec<f64>> {
 }
 
 #[test]
-fn attempts_that_gave_no_result_are_in_the_bill() -> Result<()> {
+fn what_a_killed_job_spent_is_in_its_bill() -> Result<()> {
     let world = World::new()?;
-    // Weights of this size are no numbers any more.
-    let diverging = "[tasks.topic.training]\nlearning_rate = 1e30\n";
-    let job = world.job("failing.toml", "hub", diverging)?;
-    let failed = run_with(&world, &job, "failing", &[])?;
-    ensure!(failed.status.code() == Some(1), "{}", String::from_utf8_lossy(&failed.stderr));
-    let [topic, mood, ..] = core_seconds(&world, "failing")?[..] else { anyhow::bail!("there are four stages") };
-    ensure!(topic > 0.0 && mood > 0.0, "{topic} and {mood} core-seconds");
-    // Of a job that was killed: what was spent until the last checkpoint.
-    kill_half_way(&world, "killed")?;
-    let spent = core_seconds(&world, "killed")?;
-    ensure!(spent[1] > 0.0, "{spent:?} core-seconds");
+    kill_half_way(&world, "state")?;
+    let spent = core_seconds(&world, "state")?;
+    ensure!(spent[1] > 0.0, "{spent:?} core-seconds: mood had a checkpoint");
     Ok(())
 }

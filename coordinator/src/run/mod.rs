@@ -156,3 +156,28 @@ fn go_on(arguments: &Arguments) -> String {
     words.push(arguments.file.display().to_string());
     words.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::fixture::{TASK, World};
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        run: Arguments,
+    }
+
+    #[test]
+    fn the_command_line_takes_as_many_workers_as_the_job_file() {
+        let world = World::new();
+        for (workers, taken) in [(65, true), (MOST_WORKERS, true), (MOST_WORKERS + 1, false)] {
+            let line = Line::try_parse_from(["run", "job.toml", "--workers", &workers.to_string()]);
+            assert_eq!(line.is_ok_and(|line| line.run.workers == Some(workers)), taken, "--workers {workers}");
+            let (_, parsed) = world.parse(&format!("{TASK}[resources]\nworkers = {workers}\n"));
+            assert_eq!(parsed.job.is_some_and(|job| job.resources.workers == workers), taken, "workers = {workers}");
+        }
+    }
+}

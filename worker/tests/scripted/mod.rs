@@ -32,12 +32,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// The next message that is no heartbeat; `None` when the worker ended the session.
+    /// The next message that is no heartbeat and no cost; `None` when the worker ended the session.
     pub(crate) async fn next(&mut self) -> Option<WorkerEnvelope> {
         loop {
             let message = timeout(PATIENCE, self.incoming.message()).await.expect("a message in time");
             let envelope = WorkerEnvelope::try_from(message.ok().flatten()?).expect("a message that says what it must");
-            if !matches!(envelope.message, WorkerMessage::Heartbeat(_)) {
+            if !matches!(envelope.message, WorkerMessage::Heartbeat(_) | WorkerMessage::Spent(..)) {
                 return Some(envelope);
             }
         }
