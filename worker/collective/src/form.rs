@@ -76,8 +76,8 @@ impl FormRequest {
             rank,
             size,
             backend: Backend::Gloo { address: Ipv4Addr::LOCALHOST.into() },
-            form_deadline: Duration::from_secs(60),
-            deadline: Duration::from_secs(30 * 60),
+            form_deadline: Duration::from_mins(1),
+            deadline: Duration::from_mins(30),
             aborter: Aborter::new(),
         }
     }
@@ -99,7 +99,7 @@ pub fn form(request: FormRequest, rendezvous: Arc<dyn Rendezvous>) -> Result<Box
     form_member(request, rendezvous).map(|member| Box::new(member) as Box<dyn Group>)
 }
 
-/// As [`form`], for the sub-groups that a member makes.
+/// As [`form()`], for the sub-groups that a member makes.
 pub(crate) fn form_member(request: FormRequest, rendezvous: Arc<dyn Rendezvous>) -> Result<Member, CollectiveError> {
     if request.rank >= request.size {
         return Err(CollectiveError::Rank { rank: request.rank, size: request.size });
@@ -201,13 +201,14 @@ impl Meeting {
         CollectiveError::Deadline { operation: "forming", limit_ms: whole_ms(self.limit) }
     }
 
-    pub(crate) fn lost(&self, reason: impl Into<String>) -> CollectiveError {
-        CollectiveError::PeerLost { operation: "forming", reason: reason.into() }
-    }
-
     fn key(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
+}
+
+/// A member that was there while the group formed, and is no more.
+pub(crate) fn lost(reason: impl Into<String>) -> CollectiveError {
+    CollectiveError::PeerLost { operation: "forming", reason: reason.into() }
 }
 
 fn unreachable(error: RendezvousError) -> CollectiveError {

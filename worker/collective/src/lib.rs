@@ -9,7 +9,7 @@
 //! ([`partial_sums`]), at most `2 · log2(lanes)` buckets; [`ExchangePlan`] says which, and [`reduce_lanes`] adds them
 //! over a group. [`combine`] is the same inside one process.
 //!
-//! **Groups.** [`form`] meets the other members through a [`Rendezvous`] and gives a [`Group`]: flat host buffers of
+//! **Groups.** [`form()`] meets the other members through a [`Rendezvous`] and gives a [`Group`]: flat host buffers of
 //! `f32` or bytes, moved over Gloo, NCCL or threads ([`Backend`]). A group lives for one epoch. Whatever ends it is an
 //! error that says by its [`Remedy`] whether to form the next epoch or to give up; an [`Aborter`] ends a wait from
 //! another thread. Every message is announced, so ranks that do not match are an error and never a wrong number.

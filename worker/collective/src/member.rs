@@ -235,7 +235,7 @@ impl Call {
     }
 }
 
-impl<'a> Target<'a> {
+impl Target<'_> {
     fn exact(&self) -> Option<u64> {
         match self {
             Self::Exact(bytes) => Some(bytes.len() as u64),

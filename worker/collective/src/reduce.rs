@@ -19,8 +19,9 @@ pub enum Way {
     Sliced,
 }
 
-/// Up to this many numbers one round is faster, and from two ranks on slices are (example `exchange`, Gloo on loopback).
-const SMALL_NUMBERS: usize = 64 * 1024;
+/// Up to this many numbers (0.5 MB) one round took less time than two for most numbers of ranks; at 4 MB slices did,
+/// from four ranks on (example `exchange`, Gloo on loopback; ARCHITECTURE.md has the table).
+const SMALL_NUMBERS: usize = 128 * 1024;
 
 /// The sum over a group.
 #[derive(Clone, Debug, PartialEq)]

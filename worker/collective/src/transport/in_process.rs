@@ -17,7 +17,7 @@ use crate::{
     CollectiveError,
     abort::{Aborter, Registration},
     bytes,
-    form::Meeting,
+    form::{Meeting, lost},
 };
 
 /// Mailboxes of the groups that live in this process, by the number that rank 0 drew.
@@ -64,7 +64,7 @@ pub(crate) fn connect(meeting: &Meeting) -> Result<Box<dyn Transport>, Collectiv
     } else {
         let number = <[u8; 8]>::try_from(meeting.get("mailboxes")?).map(u64::from_le_bytes);
         let found = number.ok().and_then(|number| groups().get(&number).and_then(Weak::upgrade));
-        found.ok_or_else(|| meeting.lost("rank 0 has left, or is no thread of this process"))?
+        found.ok_or_else(|| lost("rank 0 has left, or is no thread of this process"))?
     };
     let wake = {
         let mailboxes = mailboxes.clone();

@@ -38,6 +38,12 @@ pub(crate) fn nccl() -> Option<Bench> {
     Some(Bench { backend, most: gpus })
 }
 
+/// Enters a group whose members meet at the table.
+pub(crate) fn enter(request: FormRequest, table: &MemoryRendezvous) -> Result<Box<dyn Group>, CollectiveError> {
+    let table: Arc<dyn Rendezvous> = Arc::new(table.clone());
+    form(request, table)
+}
+
 impl Bench {
     /// As many ranks as wanted, or as there can be.
     pub(crate) fn size(&self, wanted: usize) -> usize {
@@ -50,15 +56,6 @@ impl Bench {
         request.form_deadline = Duration::from_secs(20);
         request.deadline = Duration::from_secs(20);
         request
-    }
-
-    pub(crate) fn form(
-        &self,
-        request: FormRequest,
-        table: &MemoryRendezvous,
-    ) -> Result<Box<dyn Group>, CollectiveError> {
-        let table: Arc<dyn Rendezvous> = Arc::new(table.clone());
-        form(request, table)
     }
 
     /// Forms a group and runs every rank in a thread of its own; results by rank.
@@ -80,7 +77,7 @@ impl Bench {
                 scope.spawn(move || {
                     let mut request = self.request(1, rank, size);
                     change(&mut request);
-                    act(self.form(request, table).unwrap())
+                    act(enter(request, table).unwrap())
                 })
             };
             let ranks: Vec<_> = (0..size).map(rank).collect();

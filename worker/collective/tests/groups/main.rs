@@ -1,5 +1,6 @@
 //! One set of behaviours for every backend: threads, Gloo on loopback, and NCCL where there are GPUs.
 
+#![allow(clippy::float_cmp, reason = "sums of a few small whole numbers are exact")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
 
 mod bench;

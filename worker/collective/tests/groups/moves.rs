@@ -5,7 +5,6 @@ use graftwork_collective::Group;
 use crate::bench::Bench;
 
 /// A number that says from whom it comes and where it stands.
-#[allow(clippy::cast_precision_loss)]
 fn mark(rank: usize, index: usize) -> f32 {
     (rank * 1000 + index) as f32
 }
@@ -73,7 +72,7 @@ pub(crate) fn messages_of_two_ranks_keep_to_their_tags(bench: &Bench) {
     bench.run(2, |mut group| {
         if group.rank() == 0 {
             for (value, tag) in [(1.0, 5), (2.0, 5), (3.0, 6)] {
-                group.send(&[value; 40_000], 1, tag).unwrap();
+                group.send(&vec![value; 40_000], 1, tag).unwrap();
             }
         } else {
             for (value, tag) in [(1.0, 5), (2.0, 5), (3.0, 6)] {

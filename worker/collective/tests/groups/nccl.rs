@@ -8,7 +8,7 @@ use graftwork_collective::{
     nccl::{Report, probe},
 };
 
-use crate::bench;
+use crate::bench::{self, enter};
 
 fn without_driver() -> Option<Report> {
     let report = probe(None);
@@ -46,7 +46,7 @@ fn without_a_driver_no_group_forms_and_every_rank_is_told() {
         let mut request = bench.request(1, rank, 2);
         request.backend = Backend::Nccl { device: 0, library: None };
         request.form_deadline = Duration::from_secs(5);
-        bench.form(request, &table).err().unwrap()
+        enter(request, &table).err().unwrap()
     };
     let errors =
         thread::scope(|scope| [0, 1].map(|rank| scope.spawn(move || member(rank))).map(|rank| rank.join().unwrap()));

@@ -13,7 +13,7 @@ use std::{
 
 use crate::{
     CollectiveError,
-    form::Meeting,
+    form::{Meeting, lost},
     rendezvous::whole_ms,
     transport::{Fault, left},
 };
@@ -128,7 +128,7 @@ pub(super) fn form(meeting: &Meeting, address: &str) -> Result<Handle, Collectiv
     let user = Box::new(User { meeting: meeting.clone(), failed: failed.clone() });
     let store = Store { user: Box::into_raw(user).cast(), set, get, add, release };
     let bound = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-    let address = CString::new(address).map_err(|_| meeting.lost("an address holds a 0"))?;
+    let address = CString::new(address).map_err(|_| lost("an address holds a 0"))?;
     let (mut group, mut message) = (std::ptr::null_mut(), Message::new());
     // SAFETY: the pointers are valid for the call; the store is handed over with its `release`.
     let result = unsafe {
@@ -141,7 +141,7 @@ pub(super) fn form(meeting: &Meeting, address: &str) -> Result<Handle, Collectiv
     }
     meeting.check()?;
     let failed = failed.lock().unwrap_or_else(PoisonError::into_inner).take();
-    Err(failed.unwrap_or_else(|| if result == DEADLINE { meeting.late() } else { meeting.lost(message.text()) }))
+    Err(failed.unwrap_or_else(|| if result == DEADLINE { meeting.late() } else { lost(message.text()) }))
 }
 
 /// Whole milliseconds until then, at least 1: Gloo takes 0 for its own default.

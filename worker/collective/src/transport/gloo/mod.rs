@@ -19,7 +19,11 @@ use std::{
 use binding::{Handle, Move};
 
 use super::{Fault, Incoming, Outgoing, Transport};
-use crate::{CollectiveError, abort::Registration, form::Meeting};
+use crate::{
+    CollectiveError,
+    abort::Registration,
+    form::{Meeting, lost},
+};
 
 /// How soon an abort is noticed while Gloo connects.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -48,7 +52,7 @@ pub(crate) fn connect(meeting: &Meeting, address: IpAddr) -> Result<Box<dyn Tran
         match receiver.recv_timeout(GLANCE) {
             Ok(handle) => break Arc::new(handle?),
             Err(RecvTimeoutError::Timeout) => meeting.check()?,
-            Err(RecvTimeoutError::Disconnected) => return Err(meeting.lost("the connecting thread ended")),
+            Err(RecvTimeoutError::Disconnected) => return Err(lost("the connecting thread ended")),
         }
     };
     let theirs = Arc::downgrade(&handle);

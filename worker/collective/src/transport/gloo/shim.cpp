@@ -1,7 +1,7 @@
 // Gloo's process group, out of libtorch's own library, behind the C face of shim.h.
 //
-// Waits can be ended from another thread: receives and sends by their own abort, the native all-reduce by closing the
-// connections under it. The all-reduce runs on a copy that it owns, so a caller need not wait for Gloo to let go.
+// Waits can be ended from another thread: receives and sends by their own abort, the native all-reduce by an error on
+// the connections under it. It runs on a copy that it owns, so a caller need not wait for Gloo to let go.
 
 #include "shim.h"
 
@@ -96,7 +96,21 @@ class Gloo : public c10d::ProcessGroupGloo {
   void close() {
     for (auto& context : contexts_) context->closeConnections();
   }
+  // Closes connections with an error for all that waits on them; closing alone leaves this side's waits alone.
+  void interrupt() {
+    for (auto& context : contexts_) {
+      for (int peer = 0; peer < getSize(); ++peer) {
+        if (peer == getRank()) continue;
+        auto pair = reinterpret_cast<gloo::transport::tcp::Pair*>(context->getPair(peer).get());
+        if (pair != nullptr) pair->signalExceptionExternal("the group was aborted");
+      }
+    }
+  }
 };
+
+// Held while an operation is started, never while it is waited for. libtorch's flight recorder enters every group into
+// a map that it does not guard, so that two groups of one process could corrupt it.
+std::mutex starting;
 
 // What one all-reduce ends with, whoever is still there to look.
 struct Ending {
@@ -160,7 +174,11 @@ at::Tensor tensor_of(const graftwork_move& move) {
 // Starts a move and registers it for an abort, or says that there was one.
 bool start(graftwork_group* group, const graftwork_move& move, bool sends, std::vector<Work>& works) {
   std::vector<at::Tensor> tensors{tensor_of(move)};
-  Work work = sends ? group->gloo->send(tensors, move.peer, move.tag) : group->gloo->recv(tensors, move.peer, move.tag);
+  Work work;
+  {
+    std::lock_guard<std::mutex> lock(starting);
+    work = sends ? group->gloo->send(tensors, move.peer, move.tag) : group->gloo->recv(tensors, move.peer, move.tag);
+  }
   works.push_back(work);
   std::lock_guard<std::mutex> lock(group->mutex);
   group->waiting.push_back(std::move(work));
@@ -186,13 +204,19 @@ int all_reduce(graftwork_group* group, float* numbers, int64_t count, Clock::tim
   std::vector<at::Tensor> tensors{copy};
   c10d::AllreduceOptions options;
   options.timeout = left(until);
+  // Whatever Gloo waits for without being told how long: it would take the deadline of forming.
+  group->gloo->setTimeout(options.timeout);
   auto ending = std::make_shared<Ending>();
   {
     std::lock_guard<std::mutex> lock(group->mutex);
     if (group->aborted) return GRAFTWORK_ABORTED;
     group->ending = ending;
   }
-  Work work = group->gloo->allreduce(tensors, options);
+  Work work;
+  {
+    std::lock_guard<std::mutex> lock(starting);
+    work = group->gloo->allreduce(tensors, options);
+  }
   work->getFuture()->addCallback([ending](c10::ivalue::Future&) {
     std::lock_guard<std::mutex> lock(ending->mutex);
     ending->finished = true;
@@ -279,7 +303,7 @@ void graftwork_gloo_abort(graftwork_group* group) {
       for (auto& work : group->waiting) work->abort();
       ending = group->ending;
     }
-    group->gloo->close();
+    group->gloo->interrupt();
     if (ending) {
       std::lock_guard<std::mutex> lock(ending->mutex);
       ending->aborted = true;
@@ -292,9 +316,9 @@ void graftwork_gloo_abort(graftwork_group* group) {
 
 void graftwork_gloo_free(graftwork_group* group) {
   try {
-    group->gloo->close();
+    group->abandoned ? group->gloo->interrupt() : group->gloo->close();
     if (group->abandoned) {
-      // Gloo's thread may take until its deadline to notice; nobody should wait for that.
+      // Gloo's thread takes a moment to notice; nobody should wait for that.
       std::thread([group] { delete group; }).detach();
       return;
     }

@@ -8,7 +8,10 @@ use std::{
     mem::ManuallyDrop,
     path::{Path, PathBuf},
     ptr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicPtr, Ordering},
+    },
 };
 
 use libloading::Library;
@@ -150,10 +153,10 @@ impl Nccl {
 
     /// Begins to connect on the current device. [`Communicator::state`] says when it is done.
     pub(super) fn init(self: &Arc<Self>, id: UniqueId, rank: i32, size: i32) -> Result<Communicator, CollectiveError> {
-        let (mut comm, mut config) = (ptr::null_mut(), Config::non_blocking());
-        // SAFETY: the pointers are valid for the call; NCCL copies the configuration.
-        let result = unsafe { (self.init_rank)(&raw mut comm, size, id, rank, &raw mut config) };
-        let communicator = Communicator { nccl: self.clone(), comm };
+        let communicator = Communicator::empty(self.clone());
+        let mut config = Config::non_blocking();
+        // SAFETY: the communicator's place stays for good; NCCL copies the configuration.
+        let result = unsafe { (self.init_rank)(communicator.place.as_ptr(), size, id, rank, &raw mut config) };
         self.check("a communicator", result)?;
         Ok(communicator)
     }
@@ -183,20 +186,31 @@ pub(super) enum State {
     Failed(String),
 }
 
-/// A rank's communicator. Dropping it aborts it; [`Communicator::finish`] ends it in peace.
+/// A rank's communicator. Dropping it aborts it; [`Communicator::finalize`] and [`Communicator::destroy`] end it in
+/// peace.
 pub(super) struct Communicator {
     nccl: Arc<Nccl>,
-    comm: Comm,
+    /// Where NCCL writes the handle, from a thread of its own until the communicator is ready. Nobody can tell when an
+    /// aborted one stops writing, so these few bytes are never freed.
+    place: &'static AtomicPtr<c_void>,
 }
 
 // SAFETY: NCCL allows a communicator to be used from any thread, one at a time.
 unsafe impl Send for Communicator {}
 
 impl Communicator {
+    fn empty(nccl: Arc<Nccl>) -> Self {
+        Self { nccl, place: Box::leak(Box::new(AtomicPtr::new(ptr::null_mut()))) }
+    }
+
+    fn comm(&self) -> Comm {
+        self.place.load(Ordering::Acquire)
+    }
+
     pub(super) fn state(&self) -> State {
         let mut state = SUCCESS;
         // SAFETY: the communicator lives; NCCL writes one int.
-        let asked = unsafe { (self.nccl.get_async_error)(self.comm, &raw mut state) };
+        let asked = unsafe { (self.nccl.get_async_error)(self.comm(), &raw mut state) };
         match if asked == SUCCESS { state } else { asked } {
             SUCCESS => State::Done,
             IN_PROGRESS => State::InProgress,
@@ -210,7 +224,7 @@ impl Communicator {
     /// `numbers` is device memory of `count` floats that outlives the stream's work.
     pub(super) unsafe fn all_reduce(&self, numbers: *mut c_void, count: usize, stream: Stream) -> Result<(), String> {
         // SAFETY: as promised by the caller.
-        self.said(unsafe { (self.nccl.all_reduce)(numbers, numbers, count, FLOAT32, SUM, self.comm, stream) })
+        self.said(unsafe { (self.nccl.all_reduce)(numbers, numbers, count, FLOAT32, SUM, self.comm(), stream) })
     }
 
     /// Gathers parts of `share` bytes in place; `own` points into `parts`.
@@ -225,7 +239,7 @@ impl Communicator {
         stream: Stream,
     ) -> Result<(), String> {
         // SAFETY: as promised by the caller.
-        self.said(unsafe { (self.nccl.all_gather)(own, parts, share, BYTES, self.comm, stream) })
+        self.said(unsafe { (self.nccl.all_gather)(own, parts, share, BYTES, self.comm(), stream) })
     }
 
     /// Broadcasts bytes in place.
@@ -240,7 +254,7 @@ impl Communicator {
         stream: Stream,
     ) -> Result<(), String> {
         // SAFETY: as promised by the caller.
-        self.said(unsafe { (self.nccl.broadcast)(bytes, bytes, count, BYTES, root, self.comm, stream) })
+        self.said(unsafe { (self.nccl.broadcast)(bytes, bytes, count, BYTES, root, self.comm(), stream) })
     }
 
     /// Carries sends and receives, each a device buffer, its bytes and the peer, as one group.
@@ -259,39 +273,36 @@ impl Communicator {
             let mut result = Ok(());
             for &(buffer, bytes, peer) in sends {
                 result =
-                    result.and_then(|()| self.said((self.nccl.send)(buffer, bytes, BYTES, peer, self.comm, stream)));
+                    result.and_then(|()| self.said((self.nccl.send)(buffer, bytes, BYTES, peer, self.comm(), stream)));
             }
             for &(buffer, bytes, peer) in receives {
                 let receive = self.nccl.receive;
-                result = result.and_then(|()| self.said(receive(buffer, bytes, BYTES, peer, self.comm, stream)));
+                result = result.and_then(|()| self.said(receive(buffer, bytes, BYTES, peer, self.comm(), stream)));
             }
             let ended = self.said((self.nccl.group_end)());
             result.and(ended)
         }
     }
 
-    /// Begins to make a communicator of the ranks with this color. This one's state says when it is done, then the
-    /// new one may be used.
-    pub(super) fn split(&self, color: i32, key: i32, made: &mut Comm) -> Result<(), String> {
+    /// Begins to make a communicator of the ranks with this color. Only when this one's state is done may the new one
+    /// be asked for its own.
+    pub(super) fn split(&self, color: i32, key: i32) -> Result<Self, String> {
+        let part = Self::empty(self.nccl.clone());
         let mut config = Config::non_blocking();
-        // SAFETY: the pointers are valid for the call; `made` lives until the caller has asked for the state.
-        self.said(unsafe { (self.nccl.split)(self.comm, color, key, std::ptr::from_mut(made), &raw mut config) })
-    }
-
-    /// The communicator that [`Communicator::split`] made.
-    pub(super) fn adopt(&self, made: Comm) -> Self {
-        Self { nccl: self.nccl.clone(), comm: made }
+        // SAFETY: the new communicator's place stays for good; NCCL copies the configuration.
+        let result = unsafe { (self.nccl.split)(self.comm(), color, key, part.place.as_ptr(), &raw mut config) };
+        self.said(result).map(|()| part)
     }
 
     /// Begins the peaceful end: what is in flight is finished.
     pub(super) fn finalize(&self) -> Result<(), String> {
         // SAFETY: the communicator lives.
-        self.said(unsafe { (self.nccl.finalize)(self.comm) })
+        self.said(unsafe { (self.nccl.finalize)(self.comm()) })
     }
 
     /// Frees a finalized communicator.
-    pub(super) fn destroy(mut self) {
-        let comm = std::mem::replace(&mut self.comm, ptr::null_mut());
+    pub(super) fn destroy(self) {
+        let comm = self.place.swap(ptr::null_mut(), Ordering::AcqRel);
         // SAFETY: it is used no more. The result has no receiver.
         let _ = unsafe { (self.nccl.destroy)(comm) };
     }
@@ -303,9 +314,10 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        if !self.comm.is_null() {
+        let comm = self.comm();
+        if !comm.is_null() {
             // SAFETY: it is used no more; abort ends what is in flight and frees it.
-            let _ = unsafe { (self.nccl.abort)(self.comm) };
+            let _ = unsafe { (self.nccl.abort)(comm) };
         }
     }
 }

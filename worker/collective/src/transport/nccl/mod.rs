@@ -9,14 +9,17 @@ mod library;
 mod probe;
 mod search;
 
-use std::{ffi::c_void, path::Path, ptr, thread, time::Duration, time::Instant};
+use std::{ffi::c_void, path::Path, thread, time::Duration, time::Instant};
 
 use device::Device;
 use library::{Communicator, Nccl, State, UniqueId};
 pub use probe::{Report, probe};
 
 use super::{Fault, Incoming, Native, Outgoing, Part, Transport, left};
-use crate::{Aborter, CollectiveError, bytes, form::Meeting};
+use crate::{
+    Aborter, CollectiveError, bytes,
+    form::{Meeting, lost},
+};
 
 /// How often a state is asked for without a pause, before pauses begin: small moves take some 20 us.
 const EAGER: u32 = 2_000;
@@ -61,7 +64,7 @@ pub(crate) fn connect(
         id
     } else {
         let said = <[u8; 128]>::try_from(meeting.get("nccl")?);
-        UniqueId(said.map_err(|_| meeting.lost("rank 0 gave no unique id"))?)
+        UniqueId(said.map_err(|_| lost("rank 0 gave no unique id"))?)
     };
     let device = Device::open(number)?;
     let bound = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
@@ -221,11 +224,9 @@ impl Native for Communication {
         let key = i32::try_from(part.key).map_err(|_| reason("key"))?;
         self.device.make_current().map_err(cuda)?;
         let device = Device::open(self.number).map_err(|error| cuda(error.to_string()))?;
-        let mut made = ptr::null_mut();
-        let communicator = self.communicator()?;
-        communicator.split(color, key, &mut made).map_err(Fault::PeerLost)?;
-        settle(communicator, &self.aborter, until)?;
-        let communicator = communicator.adopt(made);
+        let whole = self.communicator()?;
+        let communicator = whole.split(color, key).map_err(Fault::PeerLost)?;
+        settle(whole, &self.aborter, until)?;
         settle(&communicator, &self.aborter, until)?;
         let (rank, size, aborter) = (part.rank, part.size, self.aborter.clone());
         let number = self.number;

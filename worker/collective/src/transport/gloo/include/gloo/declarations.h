@@ -10,19 +10,28 @@
 
 namespace gloo {
 
-class Context {
- public:
-  void setTimeout(std::chrono::milliseconds timeout);
-  void closeConnections();
-};
-
 namespace transport {
 class Device;
+class Pair;
+namespace tcp {
+// Derives from transport::Pair, its first base, so that the two have one address.
+class Pair {
+ public:
+  void signalExceptionExternal(const std::string& message);
+};
+}  // namespace tcp
 class UnboundBuffer {
  public:
   virtual ~UnboundBuffer();
 };
 }  // namespace transport
+
+class Context {
+ public:
+  void setTimeout(std::chrono::milliseconds timeout);
+  void closeConnections();
+  std::unique_ptr<transport::Pair>& getPair(int rank);
+};
 
 namespace rendezvous {
 class Store {
