@@ -13,6 +13,6 @@ install --no-deps torch==2.11.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==
   nvidia-nvshmem-cu13==3.4.5
 install filelock typing-extensions sympy networkx jinja2 fsspec 'setuptools<82' numpy
 install --no-deps adapters==1.3.0 accelerate==1.15.0 peft==0.18.1
-install 'transformers~=4.57.6' safetensors
+install 'transformers~=4.57.6' safetensors 'datasets<4.0.0' pyarrow
 "$venv/bin/python" -c 'import adapters, torch; print("peer: adapters", adapters.__version__, "on torch", torch.__version__)'
 touch "$venv/ready"

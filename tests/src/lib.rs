@@ -3,8 +3,10 @@
 //! Nothing of Graftwork is replaced here: tests start the programs that users start, read what users read, and kill
 //! with SIGKILL. Faults are placed by what the programs report (a checkpoint of a stage), never by a clock.
 
+mod cluster;
 mod process;
 mod world;
 
+pub use cluster::{Cluster, Link};
 pub use process::{Finished, Run, kill, program};
-pub use world::{World, tree_digests};
+pub use world::{World, tensor_digests, tree_digests};

@@ -1,7 +1,7 @@
 //! The real programs as child processes, their events read line by line.
 
 use std::{
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
 };
@@ -26,10 +26,10 @@ pub fn program() -> PathBuf {
     program
 }
 
-/// A running `graftwork run --progress json`.
+/// A running `graftwork run --progress json`, or `watch` of a job elsewhere.
 pub struct Run {
     child: Child,
-    events: std::io::Lines<BufReader<std::process::ChildStderr>>,
+    events: std::io::Lines<BufReader<Box<dyn Read + Send>>>,
     seen: Vec<String>,
 }
 
@@ -57,7 +57,22 @@ impl Run {
             .stderr(Stdio::piped())
             .spawn()?;
         let stderr = child.stderr.take().context("stderr is piped")?;
-        Ok(Self { child, events: BufReader::new(stderr).lines(), seen: Vec::new() })
+        Ok(Self::of(child, Box::new(stderr)))
+    }
+
+    /// Starts `graftwork watch JOB --progress json` at a coordinator.
+    pub fn watch(coordinator: &str, job: &str) -> Result<Self> {
+        let mut child = Command::new(program())
+            .args(["watch", job, "--progress", "json", "--coordinator", coordinator])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        Ok(Self::of(child, Box::new(stdout)))
+    }
+
+    fn of(child: Child, events: Box<dyn Read + Send>) -> Self {
+        Self { child, events: BufReader::new(events).lines(), seen: Vec::new() }
     }
 
     /// Reads on to the next event; `None` when the program closed its standard error.
@@ -117,22 +132,26 @@ impl Run {
     }
 
     /// Waits for the end, and fails when the program did not exit with `code`.
-    pub fn finish(mut self, code: i32) -> Result<Finished> {
+    pub fn finish(self, code: i32) -> Result<Finished> {
+        let finished = self.wait()?;
+        if finished.status.code() != Some(code) {
+            let Finished { status, stdout, stderr } = &finished;
+            bail!("expected exit code {code}, got {status}; it said:\n{stdout}\n{stderr}");
+        }
+        Ok(finished)
+    }
+
+    /// Waits for the end, whatever it is.
+    pub fn wait(mut self) -> Result<Finished> {
         for line in self.events.by_ref() {
             self.seen.push(line?);
         }
         let mut stdout = String::new();
-        self.child.stdout.take().context("stdout is piped")?.read_to_string(&mut stdout)?;
-        let finished = Finished { status: self.child.wait()?, stdout, stderr: self.seen.join("\n") };
-        if finished.status.code() != Some(code) {
-            bail!(
-                "expected exit code {code}, got {}; it said:\n{}\n{}",
-                finished.status,
-                finished.stdout,
-                finished.stderr
-            );
+        // That of `watch` are its events.
+        if let Some(mut piped) = self.child.stdout.take() {
+            piped.read_to_string(&mut stdout)?;
         }
-        Ok(finished)
+        Ok(Finished { status: self.child.wait()?, stdout, stderr: self.seen.join("\n") })
     }
 }
 

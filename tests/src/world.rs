@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use arrow_array::{ArrayRef, Float32Array, Int32Array, RecordBatch, StringArray};
 use graftwork_shared::{
     digest::Digest,
@@ -86,6 +86,15 @@ pub fn tree_digests(folder: &Path) -> Result<BTreeMap<String, Digest>> {
             }
         }
     }
+    Ok(digests)
+}
+
+/// Digests of the published tensor files, by their paths in the hub; a release's own folder is named after its record,
+/// which names places.
+pub fn tensor_digests(hub: &Path) -> Result<BTreeMap<String, Digest>> {
+    let mut digests = tree_digests(hub)?;
+    digests.retain(|name, _| name.ends_with(".safetensors") && !name.starts_with('.'));
+    ensure!(digests.len() >= 4, "too few releases: {digests:?}");
     Ok(digests)
 }
 

@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
-use graftwork_shared::{digest::Digest, event::EventKind};
+use graftwork_shared::{
+    digest::Digest,
+    event::{Event, EventKind},
+};
 use graftwork_tests::{Run, World, kill, tree_digests};
 
 fn published(world: &World, hub: &str) -> Result<BTreeMap<String, Digest>> {
@@ -77,6 +80,44 @@ fn a_killed_coordinator_goes_on_with_the_same_command() -> Result<()> {
         again.finish(0)?;
         assert_eq!(published(&world, "hub")?, expected, "coordinator killed at step {step} of {stage}");
         std::fs::remove_dir_all(world.path().join("hub"))?;
+    }
+    Ok(())
+}
+
+/// Moments between two durable things: what a run has just told, and of which stage.
+const MOMENTS: [(&str, fn(&EventKind) -> bool); 6] = [
+    ("topic", |kind| matches!(kind, EventKind::StageStarted { .. })),
+    ("mood", |kind| matches!(kind, EventKind::Evaluated(_))),
+    ("strength", |kind| matches!(kind, EventKind::StageFinished { .. })),
+    ("topic", |kind| matches!(kind, EventKind::Published { .. })),
+    ("mood_fused", |kind| matches!(kind, EventKind::Evaluated(evaluation) if evaluation.step > 12)),
+    ("mood_fused", |kind| matches!(kind, EventKind::StageFinished { .. })),
+];
+
+#[test]
+fn a_kill_while_scoring_finishing_or_publishing_changes_nothing() -> Result<()> {
+    let world = World::new()?;
+    let expected = undisturbed(&world, "2")?;
+    for (moment, (stage, told)) in MOMENTS.into_iter().enumerate() {
+        let of_stage = |event: &Event| event.stage.as_ref().is_some_and(|name| name.as_str() == stage);
+        for killed in ["worker", "coordinator"] {
+            let job = world.job("job.toml", "hub", "")?;
+            let state = format!("{killed}-{moment}");
+            let arguments = ["--state", state.as_str(), "--threads", "2"];
+            let mut run = Run::start(&job, &arguments)?;
+            run.wait_for("the moment", |event| of_stage(event) && told(&event.kind))?;
+            if killed == "worker" {
+                for pid in run.workers()? {
+                    kill(pid)?;
+                }
+            } else {
+                run.kill()?;
+                run = Run::start(&job, &arguments)?;
+            }
+            run.finish(0)?;
+            assert_eq!(published(&world, "hub")?, expected, "{killed} killed at moment {moment}, of {stage}");
+            std::fs::remove_dir_all(world.path().join("hub"))?;
+        }
     }
     Ok(())
 }

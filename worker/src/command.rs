@@ -160,8 +160,9 @@ fn verdict(within_tolerance: bool) -> u8 {
 fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
     let device = arguments.device.open()?;
     let threads = arguments.threads.unwrap_or_else(|| u32::try_from(computer::processors()).unwrap_or(1));
-    let runtime = runtime()?;
-    let _inside = runtime.enter();
+    // Decoding a large page holds a thread for as long as it takes: heartbeats and blobs must not wait behind it.
+    let (rows, messages) = (runtime()?, runtime()?);
+    let _inside = messages.enter();
     let options = session::Options {
         address: Address::parse(&arguments.coordinator)?,
         token: Token::from_environment(arguments.token_env.as_deref())?,
@@ -171,11 +172,12 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
         cache_folder: arguments.cache.unwrap_or_else(trunks::default_cache),
         patience: (!arguments.persist).then(|| Duration::from_secs(arguments.patience)),
         parent: arguments.die_with_parent,
+        rows: rows.handle().clone(),
     };
-    Ok(runtime.block_on(session::serve(options))?)
+    Ok(messages.block_on(session::serve(options))?)
 }
 
-/// Two threads are enough: they read rows and move messages; mathematics has its own.
+/// Two threads are enough to read rows, or to move messages; mathematics has its own.
 fn runtime() -> Result<Runtime, CommandError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.map_err(|error| CommandError { cause: error.into(), code: OURS })

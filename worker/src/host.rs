@@ -47,6 +47,7 @@ pub(crate) struct Shared {
     pub(crate) cache_folder: PathBuf,
     pub(crate) events: mpsc::Sender<(LeaseId, StageEvent)>,
     pub(crate) runtime: Handle,
+    pub(crate) rows: Handle,
 }
 
 /// The session's hand on one stage.
@@ -208,7 +209,7 @@ impl stage::Host for StageHost<'_> {
         self.shared.trunks.get(&self.shared.runtime, location, credentials, digest)
     }
 
-    fn runtime(&self) -> &Handle {
-        &self.shared.runtime
+    fn rows(&self) -> &Handle {
+        &self.shared.rows
     }
 }

@@ -33,7 +33,8 @@
 //! # Memory
 //! Two windows are in memory at most: one that is consumed, one that is read ahead; 64 MiB of decoded rows by default.
 //! A file without a page index is read by whole column chunks of a row group, once for each window that needs rows of
-//! it; [`import`] writes row groups of 8,192 rows with a page index.
+//! it, and never more than 64 MiB of chunks, or one chunk, at a time; [`import`] writes row groups of 8,192 rows with a
+//! page index.
 //!
 //! # Never
 //! Never a panic on what a file holds, a secret in a message, a row left out in silence, or a random number that is

@@ -19,7 +19,7 @@ use parquet::{
     },
     errors::ParquetError,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 
 use crate::{
     Access, DataError,
@@ -31,6 +31,10 @@ use crate::{
 /// Rows decoded at a time.
 const BATCH_ROWS: usize = 8192;
 
+/// MiB of column chunks that may be read at the same time. A file without a page index is read by whole chunks, and one
+/// chunk alone may be larger than this; then it is read alone.
+const ROOM_MIB: u32 = 64;
+
 /// The files of a manifest, opened when first needed and held against their planned identity then.
 pub(crate) struct Shards<C> {
     files: Vec<(FileIdentity, OnceCell<Shard>)>,
@@ -38,6 +42,8 @@ pub(crate) struct Shards<C> {
     columns: Vec<String>,
     check: C,
     fetched: Arc<AtomicU64>,
+    /// One permit a MiB.
+    room: Semaphore,
 }
 
 #[derive(Debug)]
@@ -54,7 +60,7 @@ impl<C: Fn(&str, &Schema) -> Result<(), DataError>> Shards<C> {
     /// Files that will be read for these columns; `check` holds each file's columns against the task.
     pub(crate) fn new(manifest: &SplitManifest, columns: Vec<String>, access: &Access, check: C) -> Self {
         let files = manifest.files.iter().map(|file| (file.clone(), OnceCell::new())).collect();
-        Self { files, access: access.clone(), columns, check, fetched: Arc::default() }
+        Self { files, access: access.clone(), columns, check, fetched: Arc::default(), room: Semaphore::new(ROOM_MIB as usize) }
     }
 
     pub(crate) fn counting(self, fetched: Arc<AtomicU64>) -> Self {
@@ -65,6 +71,7 @@ impl<C: Fn(&str, &Schema) -> Result<(), DataError>> Shards<C> {
     pub(crate) async fn read(&self, file: u32, group: u32, runs: Runs<'_>) -> Result<Vec<Vec<RecordBatch>>, DataError> {
         let (identity, cell) = &self.files[file as usize];
         let shard = cell.get_or_try_init(|| self.open(identity)).await?;
+        let _room = self.room.acquire_many(shard.mebibytes(group as usize, runs)).await;
         let decoded = AssertUnwindSafe(self.decode(shard, group as usize, runs)).catch_unwind().await;
         let error = match decoded {
             Ok(Ok(batches)) => return Ok(batches),
@@ -119,6 +126,21 @@ impl<C: Fn(&str, &Schema) -> Result<(), DataError>> Shards<C> {
             columns.push((name, compact(column)));
         }
         Ok(RecordBatch::try_from_iter(columns)?)
+    }
+}
+
+impl Shard {
+    /// What reading these runs holds at a time, in MiB and at most all the room there is: their share of the wanted
+    /// columns, or all of these where the file has no page index.
+    fn mebibytes(&self, group: usize, runs: Runs<'_>) -> u32 {
+        let metadata = self.metadata.metadata();
+        let group = metadata.row_group(group);
+        let wanted = group.columns().iter().enumerate().filter(|(leaf, _)| self.mask.leaf_included(*leaf));
+        let bytes: u64 = wanted.map(|(_, column)| u64::try_from(column.uncompressed_size()).unwrap_or(0)).sum();
+        let rows = u64::try_from(group.num_rows()).unwrap_or(0).max(1);
+        let read = if metadata.page_index().is_some() { runs.iter().map(|(_, rows)| rows).sum() } else { rows };
+        let bytes = u128::from(bytes) * u128::from(read) / u128::from(rows);
+        u32::try_from(bytes >> 20).unwrap_or(u32::MAX).clamp(1, ROOM_MIB)
     }
 }
 

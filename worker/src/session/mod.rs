@@ -77,6 +77,8 @@ pub(crate) struct Options {
     pub(crate) patience: Option<Duration>,
     /// End when the parent process ends: the process of this id, or for 0 whoever that is now.
     pub(crate) parent: Option<i32>,
+    /// Where rows are read and decoded: another runtime than the session's.
+    pub(crate) rows: Handle,
 }
 
 /// Why a session ended without anybody's wish.
@@ -122,6 +124,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         blobs,
         events: sender,
         runtime: Handle::current(),
+        rows: options.rows.clone(),
     };
     tracing::info!(class = %hello.numeric_class, threads = hello.threads, slots = hello.slots, "worker starts");
     let trace = Digest::of(format!("trace of {}", hello.key).as_bytes()).short();

@@ -63,7 +63,7 @@ pub(super) fn pin<H: Host>(assignment: &Assignment, access: &Access, host: &H) -
     let splits = [(Split::Train, Some(train)), (Split::Validation, Some(validation)), (Split::Test, test.as_mut())];
     for (split, manifest) in splits {
         let Some(manifest) = manifest else { continue };
-        let moved = host.runtime().block_on(pin_split(manifest, access)).map_err(|error| failure::of_data(&error))?;
+        let moved = host.rows().block_on(pin_split(manifest, access)).map_err(|error| failure::of_data(&error))?;
         if let Some(location) = moved {
             tracing::info!(%split, location, "a file has another version than planned and the same size and footer");
             pinned.moved.insert(split);
@@ -119,7 +119,7 @@ pub(super) fn was_trained_on<H: Host>(
         cursor: 0,
         groups: GroupDigests::default(),
     };
-    let mut reader = RowReader::start(host.runtime(), request, access.clone());
+    let mut reader = RowReader::start(host.rows(), request, access.clone());
     for _ in 0..rows {
         match reader.next() {
             Some(Ok(_)) => {}

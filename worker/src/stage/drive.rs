@@ -164,7 +164,7 @@ impl<H: Host> Driver<'_, H> {
             let updates = trainer.total_steps().saturating_sub(trainer.progress().step);
             let (access, shape) = (self.access.clone(), trainer.shape());
             let request = InputRequest { read, access, shape, position, updates };
-            Input::start(self.host.runtime(), request, Arc::clone(&self.encoder))
+            Input::start(self.host.rows(), request, Arc::clone(&self.encoder))
         })
     }
 

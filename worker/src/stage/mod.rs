@@ -61,8 +61,8 @@ pub(crate) trait Host {
     /// The base model at a location, opened once per process and shared. Its digest must be this one.
     fn trunk(&self, location: &str, digest: Digest) -> anyhow::Result<Trunk>;
 
-    /// The async runtime, for reading rows.
-    fn runtime(&self) -> &tokio::runtime::Handle;
+    /// The async runtime on which rows are read.
+    fn rows(&self) -> &tokio::runtime::Handle;
 }
 
 /// How a stage's run ended, other than by a failure.

@@ -51,7 +51,7 @@ impl<H: Host> Scorer<'_, H> {
     ) -> Result<Option<ScoredSplit>, Failure> {
         let recipe = &self.assignment.recipe;
         let batches = manifest.rows.div_ceil(ROWS);
-        let mut input = Input::start(self.host.runtime(), self.request(manifest, known, batches), self.encoder.clone());
+        let mut input = Input::start(self.host.rows(), self.request(manifest, known, batches), self.encoder.clone());
         let mut scored = Scored::new(&recipe.head);
         let skip_layers: Arc<[u32]> = recipe.skip_layers.clone().into();
         let (mut left, mut groups, mut cost) = (batches, known.clone(), InputCost::default());

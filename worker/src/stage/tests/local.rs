@@ -128,7 +128,7 @@ impl Host for LocalHost {
         Ok(Trunk::open(&BaseModel::open(Path::new(location))?, Device::Cpu)?)
     }
 
-    fn runtime(&self) -> &Handle {
+    fn rows(&self) -> &Handle {
         self.runtime.handle()
     }
 }

@@ -1,0 +1,158 @@
+//! A coordinator in a folder of its own, workers beside it, and links between them that can be cut.
+
+use std::{
+    io::{self, BufRead as _, BufReader},
+    net::Shutdown,
+    os::unix::net::{UnixListener, UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{World, program};
+
+/// The processes of a cluster on one machine; all are killed with the value.
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    coordinator: Option<Child>,
+    workers: Vec<Child>,
+}
+
+impl Cluster {
+    /// A coordinator without workers.
+    pub fn new() -> Result<Self> {
+        let mut cluster = Self { folder: tempfile::tempdir()?, coordinator: None, workers: Vec::new() };
+        cluster.start_coordinator()?;
+        Ok(cluster)
+    }
+
+    /// Starts the coordinator, over the state that it left.
+    pub fn start_coordinator(&mut self) -> Result<()> {
+        let address = self.address();
+        let mut command = Command::new(program());
+        command.current_dir(self.path()).args(["coordinator", "--listen", &address, "--state", "state"]);
+        command.env("XDG_CACHE_HOME", self.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut coordinator = command.spawn()?;
+        let lines = BufReader::new(coordinator.stderr.take().context("stderr is piped")?).lines();
+        self.coordinator = Some(coordinator);
+        let mut lines = lines.map_while(Result::ok);
+        lines.find(|line| line.contains("listens on")).context("the coordinator says where it listens")?;
+        // What it says later must not fill the pipe.
+        thread::spawn(move || lines.count());
+        Ok(())
+    }
+
+    /// Starts a worker of two threads; gives its process id.
+    pub fn start_worker(&mut self) -> Result<u32> {
+        self.start_worker_through(&self.address())
+    }
+
+    /// The same, over another address, as that of a [`Link`].
+    pub fn start_worker_through(&mut self, address: &str) -> Result<u32> {
+        let mut command = Command::new(program());
+        command.current_dir(self.path()).args(["worker", "--coordinator", address, "--threads", "2"]);
+        let worker = command.args(["--cache", "worker-cache"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let pid = worker.id();
+        self.workers.push(worker);
+        Ok(pid)
+    }
+
+    /// kill -9 of the coordinator.
+    pub fn kill_coordinator(&mut self) {
+        self.coordinator.take().into_iter().for_each(end);
+    }
+
+    /// kill -9 of a worker.
+    pub fn kill_worker(&mut self, pid: u32) {
+        self.workers.extract_if(.., |worker| worker.id() == pid).for_each(end);
+    }
+
+    /// kill -9 of everything.
+    pub fn kill(&mut self) {
+        self.workers.drain(..).for_each(end);
+        self.kill_coordinator();
+    }
+
+    /// The folder: `state`, and what jobs publish into.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Where the coordinator listens.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.path().join("door/socket").display())
+    }
+
+    /// Runs a command of the user, in the user's folder; gives stdout and stderr.
+    pub fn ask(&self, world: &World, arguments: &[&str], code: i32) -> Result<(String, String)> {
+        let mut command = Command::new(program());
+        command.current_dir(world.path()).args(arguments).args(["--coordinator", &self.address()]);
+        let Output { status, stdout, stderr } = command.output()?;
+        let (stdout, stderr) = (String::from_utf8(stdout)?, String::from_utf8(stderr)?);
+        ensure!(status.code() == Some(code), "{arguments:?} ended with {status}: {stdout}{stderr}");
+        Ok((stdout.trim().to_owned(), stderr))
+    }
+
+    /// A job of the user that publishes into this folder.
+    pub fn job(&self, world: &World) -> Result<PathBuf> {
+        world.job("job.toml", &self.path().join("hub").display().to_string(), "")
+    }
+
+    /// A way to the coordinator that can be cut.
+    pub fn link(&self) -> Result<Link> {
+        Link::open(&self.path().join("door/socket"), self.path().join("link"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// One that has ended already is reaped all the same.
+fn end(mut process: Child) {
+    let _ = process.kill();
+    let _ = process.wait();
+}
+
+/// Passes bytes between a socket of its own and the coordinator's.
+pub struct Link {
+    socket: PathBuf,
+    open: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl Link {
+    fn open(target: &Path, socket: PathBuf) -> Result<Self> {
+        let (listener, target) = (UnixListener::bind(&socket)?, target.to_owned());
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let streams = Arc::clone(&open);
+        thread::spawn(move || {
+            for near in listener.incoming() {
+                let (near, far) = (near?, UnixStream::connect(&target)?);
+                for (mut from, mut to) in [(near.try_clone()?, far.try_clone()?), (far.try_clone()?, near.try_clone()?)] {
+                    thread::spawn(move || io::copy(&mut from, &mut to));
+                }
+                streams.lock().unwrap_or_else(PoisonError::into_inner).extend([near, far]);
+            }
+            io::Result::Ok(())
+        });
+        Ok(Self { socket, open })
+    }
+
+    /// Where to connect instead of to the coordinator.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    /// Breaks every connection; new ones pass.
+    pub fn cut(&self) {
+        for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // The other side may have closed it meanwhile.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
