@@ -13,6 +13,8 @@
 //! | Checkpointing   | Accepted(≥ step) | Training        | Acknowledge                                      |
 //! | Training        | Ended(result)    | Finishing       | Finished is said                                 |
 //! | Finishing       | Accepted(≥ step) | (none)          |                                                  |
+//! | Training, Ch.   | Form             | the same        | Form                                             |
+//! | Training, Ch.   | Prepared, Broken | the same        | the same is said, or kept while there is no link |
 //! | Training, Ch.   | Release, Drain   | the same        | Interrupt                                        |
 //! | Training, Ch.   | Ended(stopped)   | (none)          | Released is said; Parting while there is no link |
 //! | Training, Ch.   | Ended(failure)   | (none)          | Failed is said; Parting while there is no link   |
@@ -24,7 +26,7 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, WorkerEnvelope, WorkerMessage};
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, WorkerEnvelope, WorkerMessage};
 use graftwork_shared::{
     assignment::{Assignment, Blame, Evaluation, Failure, StageResult},
     digest::Digest,
@@ -56,6 +58,10 @@ pub(crate) enum StageEvent {
     Evaluated(Evaluation),
     /// The checkpoint of a step lies on the coordinator as this blob.
     Uploaded(u64, Digest),
+    /// Everything is loaded; the next formation may hold this worker.
+    Prepared,
+    /// The group of this epoch failed for this worker, for this reason.
+    Broken(u64, String),
     /// The stage ended with its result.
     Finished(Box<StageResult>),
     /// The stage ended because it was interrupted; its last checkpoint is accepted.
@@ -77,9 +83,13 @@ pub(crate) enum Command {
         lease: LeaseId,
         /// What to do.
         assignment: Box<Assignment>,
+        /// Others do it already.
+        joining: bool,
         /// Trace id of the request.
         trace: String,
     },
+    /// Tell a stage of its group's next formation.
+    Form(LeaseId, Formation),
     /// Ask a stage to stop after its step.
     Interrupt(LeaseId),
     /// Tell a stage that its checkpoint of this step was accepted.
@@ -118,6 +128,8 @@ struct Lease {
     state: State,
     /// What the state waits to be accepted was not said on the present link.
     unheard: bool,
+    /// Words about its group that could not be said, for the next link.
+    kept: Vec<WorkerMessage>,
 }
 
 #[derive(Debug)]
@@ -214,7 +226,10 @@ impl Machine {
             return vec![Command::HangUp(format!("the coordinator of {term} spoke before it welcomed this worker"))];
         }
         match message {
-            CoordinatorMessage::Assign(lease, assignment) => self.on_assign(lease, assignment, trace),
+            CoordinatorMessage::Assign { lease, assignment, joining } => {
+                self.on_assign(lease, assignment, joining, trace)
+            }
+            CoordinatorMessage::Form(lease, formation) => self.on_form(lease, formation),
             CoordinatorMessage::Accepted(lease, step) => self.on_accepted(lease, step),
             CoordinatorMessage::Fenced(lease) => self.on_fenced(lease),
             CoordinatorMessage::Release(lease, _) => self.on_release(lease),
@@ -240,26 +255,28 @@ impl Machine {
     }
 
     /// Says what the coordinator did not accept before the link broke.
-    fn say_again(&mut self, id: LeaseId) -> Option<Command> {
-        let lease = self.leases.get_mut(&id)?;
+    fn say_again(&mut self, id: LeaseId) -> Vec<Command> {
+        let Some(lease) = self.leases.get_mut(&id) else { return Vec::new() };
         if !std::mem::take(&mut lease.unheard) {
-            return None;
+            return Vec::new();
         }
-        let lease = self.leases.get(&id)?;
+        let kept = std::mem::take(&mut lease.kept);
+        let Some(lease) = self.leases.get(&id) else { return Vec::new() };
+        let mut commands: Vec<Command> = kept.into_iter().map(|word| self.say(&lease.trace, word)).collect();
         let message = match &lease.state {
-            State::Training => return None,
+            State::Training => return commands,
             State::Checkpointing { step, blob } => WorkerMessage::Checkpoint(id, *step, *blob),
             State::Finishing { result } => WorkerMessage::Finished(id, (**result).clone()),
             State::Parting { word } => (**word).clone(),
         };
-        let command = self.say(&lease.trace, message);
+        commands.push(self.say(&lease.trace, message));
         if matches!(lease.state, State::Parting { .. }) {
             self.leases.remove(&id);
         }
-        Some(command)
+        commands
     }
 
-    fn on_assign(&mut self, id: LeaseId, assignment: Box<Assignment>, trace: String) -> Vec<Command> {
+    fn on_assign(&mut self, id: LeaseId, assignment: Box<Assignment>, joining: bool, trace: String) -> Vec<Command> {
         if self.leases.contains_key(&id) {
             return Vec::new();
         }
@@ -271,8 +288,16 @@ impl Machine {
             let message = format!("the worker has {} slots, and all are taken", self.slots);
             return vec![self.say(&trace, WorkerMessage::Failed(id, Failure { blame: Blame::Machine, message }))];
         }
-        self.leases.insert(id, Lease { trace: trace.clone(), state: State::Training, unheard: false });
-        vec![Command::Start { lease: id, assignment, trace }]
+        let kept = Vec::new();
+        self.leases.insert(id, Lease { trace: trace.clone(), state: State::Training, unheard: false, kept });
+        vec![Command::Start { lease: id, assignment, joining, trace }]
+    }
+
+    fn on_form(&mut self, id: LeaseId, formation: Formation) -> Vec<Command> {
+        match self.leases.get(&id) {
+            Some(lease) if lease.state.runs() => vec![Command::Form(id, formation)],
+            _ => Vec::new(),
+        }
     }
 
     fn on_accepted(&mut self, id: LeaseId, accepted: u64) -> Vec<Command> {
@@ -353,6 +378,8 @@ impl Machine {
                 lease.state = State::Checkpointing { step, blob };
                 WorkerMessage::Checkpoint(id, step, blob)
             }
+            StageEvent::Prepared => WorkerMessage::Prepared(id),
+            StageEvent::Broken(epoch, reason) => WorkerMessage::Broken(id, epoch, reason),
             StageEvent::Finished(result) => {
                 let message = WorkerMessage::Finished(id, (*result).clone());
                 lease.state = State::Finishing { result };
@@ -361,14 +388,20 @@ impl Machine {
             StageEvent::Stopped => return self.part(id, &trace, WorkerMessage::Released(id)),
             StageEvent::Failed(failure) => return self.part(id, &trace, WorkerMessage::Failed(id, failure)),
         };
-        if self.link == Link::Down { Vec::new() } else { vec![self.say(&trace, message)] }
+        if self.link == Link::Down {
+            if matches!(message, WorkerMessage::Prepared(_) | WorkerMessage::Broken(..)) {
+                lease.kept.push(message);
+            }
+            return Vec::new();
+        }
+        vec![self.say(&trace, message)]
     }
 
     /// The last word about a lease: said now, or kept for the next Welcome.
     fn part(&mut self, id: LeaseId, trace: &str, word: WorkerMessage) -> Vec<Command> {
         if self.link == Link::Down {
             let state = State::Parting { word: Box::new(word) };
-            self.leases.insert(id, Lease { trace: trace.to_owned(), state, unheard: true });
+            self.leases.insert(id, Lease { trace: trace.to_owned(), state, unheard: true, kept: Vec::new() });
             return Vec::new();
         }
         self.leases.remove(&id);
