@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 HOME_FOLDER := .graftwork
 LIBTORCH := $(HOME_FOLDER)/libtorch/torch/build-version
+NCCL := $(HOME_FOLDER)/libtorch/nvidia/nccl/lib/libnccl.so.2
 BASE := $(HOME_FOLDER)/base/all-minilm-l6-v2/model.safetensors
 WHEELS := $(HOME_FOLDER)/wheels
 SETS := question_type sms_spam movie_sentiment tweet_sentiment tweet_intensity bbc_topic
@@ -10,13 +11,14 @@ DATA := $(foreach set,$(SETS),$(HOME_FOLDER)/data/$(set)/import.json)
 GRAFTWORK := target/release/graftwork
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test test-all check golden follow build data clean help
+.PHONY: quickstart test test-all check golden follow build nccl data clean help
 
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
 	@echo "make test         set up, then run all tests"
 	@echo "make test-all     and the tests that need the Python peer or take long"
 	@echo "make check        formatting, lints and docs, warnings as errors"
+	@echo "make nccl         fetch NCCL, which workers with GPUs need (make test does it too)"
 	@echo "make golden GOLDEN=DIR          compare the engine with golden numerics"
 	@echo "make follow TRAJECTORY=DIR      follow a recorded training run step by step"
 
@@ -31,6 +33,11 @@ data: build $(BASE) $(DATA)
 $(LIBTORCH):
 	@$(PYTHON) scripts/setup.py libtorch
 
+nccl: $(NCCL)
+
+$(NCCL): | $(LIBTORCH)
+	@$(PYTHON) scripts/setup.py nccl
+
 $(BASE):
 	@$(PYTHON) scripts/setup.py base
 
@@ -40,7 +47,7 @@ $(WHEELS)/.data: scripts/packages.json
 $(HOME_FOLDER)/data/%/import.json: $(WHEELS)/.data jobs/data.toml | build
 	@$(GRAFTWORK) import --recipe jobs/data.toml --name $* --from $(WHEELS) --to $(@D) && touch $@
 
-test: $(LIBTORCH) $(BASE) data
+test: $(LIBTORCH) $(NCCL) $(BASE) data
 	cargo test --release --locked --workspace
 
 test-all: test

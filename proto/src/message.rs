@@ -3,7 +3,7 @@
 //! A conversion error names the field, so that a foreign or damaged peer is found at once.
 
 use graftwork_shared::{
-    assignment::{Assignment, Evaluation, Failure, StageResult},
+    assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
     digest::Digest,
     event::StepReport,
     id::{LeaseId, Term, WorkerId},
@@ -77,6 +77,8 @@ pub enum WorkerMessage {
     Prepared(LeaseId),
     /// The group of this epoch failed for it; with the reason.
     Broken(LeaseId, u64, String),
+    /// What the attempt has cost so far.
+    Spent(LeaseId, Usage),
 }
 
 /// A member's place in the group that trains a lease's stage.
@@ -194,6 +196,7 @@ impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
             Message::Released(m) => WorkerMessage::Released(LeaseId(m.lease)),
             Message::Prepared(m) => WorkerMessage::Prepared(LeaseId(m.lease)),
             Message::Broken(m) => WorkerMessage::Broken(LeaseId(m.lease), m.epoch, m.reason),
+            Message::Spent(m) => WorkerMessage::Spent(LeaseId(m.lease), from_document("spent.usage", &m.usage)?),
         };
         Ok(Self { term: Term(wire.term), trace: wire.trace, message })
     }
@@ -258,6 +261,9 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
                 Message::Failed(v1::Failed { lease: lease.0, failure: to_document(&failure) })
             }
             WorkerMessage::Released(lease) => Message::Released(v1::Released { lease: lease.0 }),
+            WorkerMessage::Spent(lease, usage) => {
+                Message::Spent(v1::Spent { lease: lease.0, usage: to_document(&usage) })
+            }
             WorkerMessage::Prepared(lease) => Message::Prepared(v1::Prepared { lease: lease.0 }),
             WorkerMessage::Broken(lease, epoch, reason) => {
                 Message::Broken(v1::Broken { lease: lease.0, epoch, reason })
@@ -363,6 +369,7 @@ mod tests {
             WorkerMessage::Released(LeaseId(3)),
             WorkerMessage::Prepared(LeaseId(3)),
             WorkerMessage::Broken(LeaseId(3), 2, "rank 1 is gone".to_owned()),
+            WorkerMessage::Spent(LeaseId(3), Usage { core_seconds: 1.5, tokens: 7, ..Usage::default() }),
         ];
         for message in messages {
             let envelope = WorkerEnvelope { term: Term(7), trace: "t".to_owned(), message };

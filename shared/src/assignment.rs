@@ -77,7 +77,7 @@ pub struct StageResult {
     pub trained_parameters: u64,
     /// The class in which it was computed.
     pub numeric_class: NumericClass,
-    /// What it cost.
+    /// What the attempt that gave it cost.
     pub usage: Usage,
 }
 

@@ -23,7 +23,79 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether AdapterHub's Python library cannot load an adapter or a head of this name: it keeps them in torch's
+    /// `ModuleDict`, which takes no key that is one of its attributes, such as `half` or `keys`.
+    pub fn is_taken_in_torch(&self) -> bool {
+        ATTRIBUTES_OF_MODULE_DICT.binary_search(&self.as_str()).is_ok()
+    }
 }
+
+/// Names that no module in a dictionary of Python's torch can have, sorted: `sorted(dir(torch.nn.ModuleDict({})))` of torch 2.11.0,
+/// without those that begin with an underscore and so are no [`Name`] anyway. `ModuleDict` refuses a key that is an
+/// attribute of itself, and AdapterHub keeps adapters and heads in such dictionaries by their names.
+const ATTRIBUTES_OF_MODULE_DICT: [&str; 60] = [
+    "T_destination",
+    "add_module",
+    "apply",
+    "bfloat16",
+    "buffers",
+    "call_super_init",
+    "children",
+    "clear",
+    "compile",
+    "cpu",
+    "cuda",
+    "double",
+    "dump_patches",
+    "eval",
+    "extra_repr",
+    "float",
+    "forward",
+    "get_buffer",
+    "get_extra_state",
+    "get_parameter",
+    "get_submodule",
+    "half",
+    "ipu",
+    "items",
+    "keys",
+    "load_state_dict",
+    "modules",
+    "mtia",
+    "named_buffers",
+    "named_children",
+    "named_modules",
+    "named_parameters",
+    "parameters",
+    "pop",
+    "register_backward_hook",
+    "register_buffer",
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+    "register_load_state_dict_post_hook",
+    "register_load_state_dict_pre_hook",
+    "register_module",
+    "register_parameter",
+    "register_state_dict_post_hook",
+    "register_state_dict_pre_hook",
+    "requires_grad_",
+    "set_extra_state",
+    "set_submodule",
+    "share_memory",
+    "state_dict",
+    "to",
+    "to_empty",
+    "train",
+    "training",
+    "type",
+    "update",
+    "values",
+    "xpu",
+    "zero_grad",
+];
 
 impl FromStr for Name {
     type Err = NotAName;
@@ -148,5 +220,13 @@ mod tests {
             assert!(wrong.parse::<Name>().is_err(), "{wrong}");
         }
         assert_eq!("question_type-2".parse::<Name>().unwrap().as_str(), "question_type-2");
+    }
+
+    #[test]
+    fn attributes_of_torchs_module_dict_are_known() {
+        assert!(ATTRIBUTES_OF_MODULE_DICT.is_sorted());
+        let taken = |name: &str| name.parse::<Name>().unwrap().is_taken_in_torch();
+        assert!(["half", "type", "float", "train", "training", "to", "keys", "T_destination"].into_iter().all(taken));
+        assert!(!["half_task", "Half", "topic", "slot0", "trained"].into_iter().any(taken));
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod adapter;
 pub mod assignment;
+pub mod cause;
 pub mod composition;
 pub mod data;
 pub mod diagnostic;

@@ -55,7 +55,7 @@ pub struct StageView {
     pub fused: Vec<String>,
     /// For a fusion: the task whose rows it uses.
     pub task: Option<Name>,
-    /// The method, in one line for people, such as `seq_bn, reduction factor 16`.
+    /// The method, in one line for people, such as `seq_bn with reduction_factor 8`.
     pub method: String,
     /// Training, validation and test rows.
     pub rows: [u64; 3],
@@ -79,6 +79,9 @@ pub struct StageView {
     pub validation: Vec<Evaluation>,
     /// The result, once there is one.
     pub result: Option<StageResult>,
+    /// What it cost so far: its result, where that was not taken from an earlier one, and all attempts that gave none.
+    #[serde(default)]
+    pub usage: Usage,
     /// The release, once published.
     pub release: Option<String>,
 }

@@ -122,3 +122,31 @@ fn an_interrupted_job_can_be_looked_at_and_explained() -> Result<()> {
     ensure!(report.contains("mood"), "{report}");
     Ok(())
 }
+
+/// What the report of the only job in a state folder says that it cost.
+fn core_seconds(world: &World, state: &str) -> Result<Vec<f64>> {
+    let job = job_folder(world, state)?;
+    let job = job.file_name().and_then(|name| name.to_str()).context("a job's folder has its id as name")?;
+    let output =
+        Command::new(program()).current_dir(world.path()).args(["report", "--json", "--state", state, job]).output()?;
+    let view: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let stages = view["stages"].as_array().context("a view has stages")?;
+    stages.iter().map(|stage| stage["usage"]["core_seconds"].as_f64().context("a number")).collect()
+}
+
+#[test]
+fn attempts_that_gave_no_result_are_in_the_bill() -> Result<()> {
+    let world = World::new()?;
+    // Weights of this size are no numbers any more.
+    let diverging = "[tasks.topic.training]\nlearning_rate = 1e30\n";
+    let job = world.job("failing.toml", "hub", diverging)?;
+    let failed = run_with(&world, &job, "failing", &[])?;
+    ensure!(failed.status.code() == Some(1), "{}", String::from_utf8_lossy(&failed.stderr));
+    let [topic, mood, ..] = core_seconds(&world, "failing")?[..] else { anyhow::bail!("there are four stages") };
+    ensure!(topic > 0.0 && mood > 0.0, "{topic} and {mood} core-seconds");
+    // Of a job that was killed: what was spent until the last checkpoint.
+    kill_half_way(&world, "killed")?;
+    let spent = core_seconds(&world, "killed")?;
+    ensure!(spent[1] > 0.0, "{spent:?} core-seconds");
+    Ok(())
+}

@@ -96,16 +96,35 @@ fn releases_load_in_the_peer() -> Result<()> {
     let text = std::fs::read_to_string(&job)?.replace("\"topic\", \"mood\", \"strength\"", "\"topic\", \"strength\"");
     std::fs::write(&job, text)?;
     Run::start(&job, &[])?.finish(0)?;
-    for (release, more) in [("topic", None), ("mood", None), ("strength", None), ("mood_fused", Some("--setup"))] {
+    loads(&world, &["topic", "mood", "strength"], &["mood_fused"])
+}
+
+/// Releases of adapters and of fusions, read there and here.
+fn loads(world: &World, adapters: &[&str], fusions: &[&str]) -> Result<()> {
+    let adapters = adapters.iter().map(|name| (name, None));
+    for (release, more) in adapters.chain(fusions.iter().map(|name| (name, Some("--setup")))) {
         let folder = world.path().join("hub/tests").join(release);
         let folder = folder.to_str().context("a temporary path is text")?;
         let base = world.path().join("base");
         let mut arguments = vec!["logits", base.to_str().context("a temporary path is text")?, folder];
         arguments.extend(more);
         let option = if more.is_some() { "--setup" } else { "--adapter" };
-        compare(&ours(&world, &[option, folder])?, &peer(&arguments)?).with_context(|| release.to_owned())?;
+        compare(&ours(world, &[option, folder])?, &peer(&arguments)?).with_context(|| (*release).to_owned())?;
     }
     Ok(())
+}
+
+/// The library takes the last adapter of a fusion to stand in every layer; the release puts one there that does.
+fn fusions_with_layers_left_out_load_in_the_peer() -> Result<()> {
+    let world = World::new()?;
+    let more = "[tasks.mood.adapter]\nleave_out = [1]\n[tasks.strength.adapter]\nleave_out = [0]\n\
+                [fusions.dropped]\nadapters = [\"topic\", \"mood\"]\ntask = \"mood\"\n\
+                [fusions.dropped.training]\nadapter_drop = { layers = [1] }\n";
+    let job = world.job("job.toml", "hub", more)?;
+    let text = std::fs::read_to_string(&job)?.replace("\"topic\", \"mood\", \"strength\"", "\"topic\", \"strength\"");
+    std::fs::write(&job, text)?;
+    Run::start(&job, &[])?.finish(0)?;
+    loads(&world, &["strength"], &["mood_fused", "dropped"])
 }
 
 fn the_peers_adapters_load_here() -> Result<()> {
@@ -130,6 +149,7 @@ fn main() -> ExitCode {
     };
     let trials = vec![
         trial("releases_load_in_the_peer", releases_load_in_the_peer),
+        trial("fusions_with_layers_left_out_load_in_the_peer", fusions_with_layers_left_out_load_in_the_peer),
         trial("the_peers_adapters_load_here", the_peers_adapters_load_here),
     ];
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

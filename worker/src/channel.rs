@@ -5,6 +5,7 @@
 
 use std::{fmt, time::Duration};
 
+use graftwork_shared::cause::told;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -52,10 +53,8 @@ pub(crate) struct Address {
 impl Address {
     /// Reads an address and prepares its endpoint; connects to nothing.
     pub(crate) fn parse(text: &str) -> Result<Self, AddressError> {
-        let unusable = |error: tonic::transport::Error| AddressError::Unusable {
-            address: text.to_owned(),
-            problem: chain(&error),
-        };
+        let unusable =
+            |error: tonic::transport::Error| AddressError::Unusable { address: text.to_owned(), problem: told(&error) };
         let socket = text.strip_prefix("unix://").is_some_and(|path| path.starts_with('/'));
         let secure = text.starts_with("https://");
         if !socket && !secure && !text.starts_with("http://") {
@@ -80,7 +79,7 @@ impl Address {
 
     /// A channel that is connected.
     pub(crate) async fn connect(&self) -> Result<Channel, String> {
-        self.endpoint.connect().await.map_err(|error| format!("{self}: {}", chain(&error)))
+        self.endpoint.connect().await.map_err(|error| format!("{self}: {}", told(&error)))
     }
 }
 
@@ -88,20 +87,6 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
-}
-
-/// An error with its causes in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.ends_with(&words) {
-            text = format!("{text}: {words}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// Who this worker is, as a secret; empty on a private socket.

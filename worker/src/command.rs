@@ -3,6 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
+use graftwork_shared::job::MOST_THREADS;
 use tokio::runtime::Runtime;
 
 use crate::{
@@ -106,10 +107,10 @@ pub(crate) struct SessionArguments {
     #[arg(long)]
     coordinator: String,
     /// Device threads; by default one for each processor.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
     threads: Option<u32>,
     /// Assignments at a time; by default as many as threads.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
     slots: Option<u32>,
     /// What computes.
     #[arg(long, value_enum, default_value = "cpu")]

@@ -205,7 +205,7 @@ pub(crate) fn processors() -> usize {
 }
 
 fn one_line(error: &libloading::Error) -> String {
-    crate::channel::chain(error).replace('\n', " ")
+    graftwork_shared::cause::told(error).replace('\n', " ")
 }
 
 #[cfg(test)]

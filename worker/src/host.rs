@@ -5,13 +5,14 @@
 //! way a broken device task leaves the driver, with its failure.
 
 use std::{
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -19,7 +20,7 @@ use graftwork_collective::{Aborter, Backend, CollectiveError, FormRequest, Group
 use graftwork_engine::{Device, Trunk};
 use graftwork_proto::Formation;
 use graftwork_shared::{
-    assignment::{Assignment, Evaluation, Failure},
+    assignment::{Assignment, Evaluation, Failure, Usage},
     digest::Digest,
     event::StepReport,
     id::LeaseId,
@@ -139,6 +140,9 @@ struct StageHost<'a> {
     control: Control,
     lease: LeaseId,
     assignment: &'a Assignment,
+    began: Instant,
+    /// What the stage last said that it cost, without CPU time of this host's threads.
+    cost: Cell<Usage>,
     /// CPU time of device threads, in nanoseconds.
     device_cpu: AtomicU64,
 }
@@ -150,13 +154,14 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
         control: control.clone(),
         lease,
         assignment,
+        began: Instant::now(),
+        cost: Cell::default(),
         device_cpu: AtomicU64::new(0),
     };
     let event = match catch_unwind(AssertUnwindSafe(|| stage::run_stage(assignment, joining, &host))) {
         Ok(Ok(StageEnd::Finished(mut result))) => {
-            let device = Duration::from_nanos(host.device_cpu.load(Ordering::Relaxed));
-            result.usage.core_seconds += (device + thread_cpu_time()).as_secs_f64();
-            result.usage.peak_memory_bytes = result.usage.peak_memory_bytes.max(peak_memory_bytes());
+            host.cost.set(result.usage);
+            result.usage = host.spent();
             StageEvent::Finished(Box::new(result))
         }
         Ok(Ok(StageEnd::Interrupted)) => StageEvent::Stopped,
@@ -168,8 +173,11 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
         },
     };
     if !control.abandoned.is_cancelled() {
-        // The session is gone only when the process ends.
-        drop(shared.events.blocking_send((lease, event)));
+        // An attempt without a result cost something too. The session is gone only when the process ends.
+        let spent = (!matches!(event, StageEvent::Finished(_))).then(|| StageEvent::Spent(host.spent()));
+        for event in spent.into_iter().chain([event]) {
+            drop(shared.events.blocking_send((lease, event)));
+        }
     }
 }
 
@@ -184,6 +192,18 @@ impl StageHost<'_> {
             }
         });
         value.unwrap_or_else(|| resume_unwind(Box::new(Abandoned)))
+    }
+
+    /// What this attempt has cost so far; the stage's own part as it last said.
+    fn spent(&self) -> Usage {
+        let cost = self.cost.get();
+        let device = Duration::from_nanos(self.device_cpu.load(Ordering::Relaxed));
+        Usage {
+            core_seconds: cost.core_seconds + (device + thread_cpu_time()).as_secs_f64(),
+            wall_seconds: self.began.elapsed().as_secs_f64(),
+            peak_memory_bytes: peak_memory_bytes(),
+            ..cost
+        }
     }
 
     fn leave_if_abandoned(&self) {
@@ -248,6 +268,11 @@ impl stage::Host for StageHost<'_> {
 
     fn on_evaluation(&self, evaluation: &Evaluation) {
         self.mention(StageEvent::Evaluated(evaluation.clone()));
+    }
+
+    fn on_cost(&self, cost: Usage) {
+        self.cost.set(cost);
+        self.mention(StageEvent::Spent(self.spent()));
     }
 
     fn interrupted(&self) -> bool {

@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let code = match arguments.command.run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {:#}", error.cause);
+            eprintln!("error: {}", graftwork_shared::cause::told(error.cause.as_ref()));
             error.code
         }
     };

@@ -2,7 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
 
-use std::process::{Command, Output};
+use std::{
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    process::{Command, Output},
+    sync::mpsc,
+    thread,
+};
 
 fn worker(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_graftwork-worker")).args(arguments).output().unwrap()
@@ -17,6 +23,7 @@ fn refused(arguments: &[&str], words: &str) {
     let log = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {log}");
     assert!(log.contains(words), "{arguments:?}: {log}");
+    assert!(log.matches("os error").count() <= 1, "said twice: {log}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
 }
 
@@ -64,4 +71,48 @@ fn a_device_that_is_not_there_is_refused() {
     if found["cuda"].get("available").is_none() {
         refused(&["session", "--coordinator", "unix:///x", "--device", "cuda"], "leave out --device cuda");
     }
+}
+
+/// A hub that holds nothing; gives its address and the requests that it gets.
+fn empty_hub() -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (requests, received) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut bytes = [0; 4096];
+            let count = stream.read(&mut bytes).unwrap();
+            let _ = requests.send(text(&bytes[..count]).to_lowercase());
+            let answer = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.write_all(answer);
+        }
+    });
+    (address, received)
+}
+
+#[test]
+fn each_secret_is_shown_at_its_own_place_alone() {
+    let (address, requests) = empty_hub();
+    let cache = tempfile::tempdir().unwrap();
+    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/engine/fixtures/tiny_bert");
+    let asked = |base: &str, options: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_graftwork-worker"))
+            .args(["predict", "--base-model", base, "--adapter", "hf://lab/x@main", "--text", "x", "--cache"])
+            .arg(cache.path())
+            .args(options)
+            .envs([("HF_ENDPOINT", address.as_str()), ("OF_BASE", "base-secret"), ("OF_ADAPTER", "adapter-secret")])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        let all: String = requests.try_iter().collect();
+        assert!(!all.is_empty(), "{}", text(&output.stderr));
+        ["base-secret", "adapter-secret"].map(|secret| all.contains(secret))
+    };
+    let of_base = ["--base-model-credentials-env", "OF_BASE"];
+    let of_adapter = ["--adapter-credentials-env", "OF_ADAPTER"];
+    assert_eq!(asked(base, &[of_base, of_adapter].concat()), [false, true], "the adapter is asked for");
+    assert_eq!(asked(base, &of_base), [false, false], "the adapter, without a secret of its own");
+    assert_eq!(asked("hf://lab/base@main", &[of_base, of_adapter].concat()), [true, false], "the base model");
+    assert_eq!(asked("hf://lab/base@main", &of_adapter), [false, false], "the base model, without its own");
 }

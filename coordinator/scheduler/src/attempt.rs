@@ -43,6 +43,7 @@ impl Scheduler {
                 self.give_up(key, (worker, lease), message);
             }
             None | Some(_) => {
+                self.keep_cost(lease);
                 self.record(Fact::CheckpointAccepted { lease, step, blob });
                 self.out.commands.push(accept);
                 self.tell(&key.job, Some(&key.stage), EventKind::Checkpointed { step });
@@ -66,6 +67,8 @@ impl Scheduler {
             return;
         }
         let (step, at_ms) = (result.steps, self.now_ms);
+        // The result says what this attempt cost.
+        self.costs.remove(&lease);
         let (job, stage) = (key.job.clone(), key.stage.clone());
         self.record(Fact::StageTrained { job, stage, lease: Some(lease), result, at_ms });
         self.out.commands.push(Command::Accept { worker, lease, step });
@@ -80,6 +83,7 @@ impl Scheduler {
 
     /// Ends a live lease in failure.
     pub(crate) fn fail_attempt(&mut self, key: &StageKey, lease: LeaseId, failure: Failure) {
+        self.keep_cost(lease);
         let (retry_at_ms, failure) = self.judge(key, failure);
         let told = EventKind::AttemptFailed { failure: failure.clone(), retried: retry_at_ms.is_some() };
         self.record(Fact::AttemptFailed { lease, failure, retry_at_ms, at_ms: self.now_ms });

@@ -4,7 +4,7 @@
 //! (invariant 6). A variant is never changed or removed; a new meaning is a new variant and a higher [`FACT_VERSION`].
 
 use graftwork_shared::{
-    assignment::{Failure, StageResult},
+    assignment::{Failure, StageResult, Usage},
     digest::Digest,
     event::Outcome,
     id::{JobId, LeaseId, Name, Term, WorkerId},
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::Plan;
 
 /// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
-pub const FACT_VERSION: u32 = 2;
+pub const FACT_VERSION: u32 = 3;
 
 /// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,6 +103,13 @@ pub enum Fact {
         stage: Name,
         /// The blob.
         blob: Digest,
+    },
+    /// What the attempt under a live lease is known to have cost; the last such fact counts.
+    AttemptCost {
+        /// The lease.
+        lease: LeaseId,
+        /// The cost.
+        usage: Usage,
     },
     /// A lease ended without result and without blame.
     LeaseReleased {
@@ -199,6 +206,7 @@ impl Fact {
             Self::CheckpointAccepted { .. } => "checkpoint_accepted",
             Self::CheckpointLost { .. } => "checkpoint_lost",
             Self::ResultLost { .. } => "result_lost",
+            Self::AttemptCost { .. } => "attempt_cost",
             Self::LeaseReleased { .. } => "lease_released",
             Self::AttemptFailed { .. } => "attempt_failed",
             Self::StageTrained { .. } => "stage_trained",

@@ -5,6 +5,7 @@
 //! clock, socket, file, thread or random source. README.md states the wanted properties and the problem.
 
 mod attempt;
+mod cost;
 mod fact;
 pub mod invariant;
 mod loss;

@@ -103,7 +103,7 @@ impl State {
         }
         let record = self.change(key, Change::Lose)?;
         let dropped = record.blobs().collect();
-        *record = StageRecord { lost_ms: record.lost_ms, ..StageRecord::new() };
+        *record = record.without_result();
         Ok(dropped)
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
-    assignment::{Blame, Failure},
+    assignment::{Blame, Failure, Usage},
     event::{EventKind, Outcome},
     id::{JobId, LeaseId, Name, Term, WorkerId},
     job::Resources,
@@ -53,6 +53,8 @@ pub struct Scheduler {
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     pub(crate) reuse: BTreeMap<StageKey, Reuse>,
     pub(crate) publishing: BTreeSet<StageKey>,
+    /// What attempts under live leases were last told to have cost, where that is not durable yet.
+    pub(crate) costs: BTreeMap<LeaseId, Usage>,
     /// Jobs of which it was told that nothing of them can run here.
     pub(crate) stuck: BTreeSet<JobId>,
     pub(crate) stopping: Option<String>,
@@ -87,6 +89,7 @@ impl Scheduler {
             workers: BTreeMap::new(),
             reuse: BTreeMap::new(),
             publishing: BTreeSet::new(),
+            costs: BTreeMap::new(),
             stuck: BTreeSet::new(),
             stopping: None,
             now_ms,
@@ -188,6 +191,11 @@ impl Scheduler {
                 self.free(worker, lease);
             }
             Event::Released { worker, lease } => self.on_released(worker, lease),
+            Event::Spent { worker, lease, usage } => {
+                if self.on_lease_message(worker, lease).is_some() {
+                    self.costs.insert(lease, usage);
+                }
+            }
             Event::DrainWorker { worker, reason } => self.drain(worker, &reason),
             Event::Stop { reason } => {
                 for worker in self.workers.keys().copied().collect::<Vec<_>>() {
@@ -230,6 +238,7 @@ impl Scheduler {
         }
         let grants = self.state.jobs()[id].stages.iter().filter_map(|record| record.phase.grant());
         let held: Vec<(WorkerId, LeaseId)> = grants.map(|grant| (grant.worker, grant.lease)).collect();
+        held.iter().for_each(|(_, lease)| self.keep_cost(*lease));
         self.record(Fact::JobCancelled { job: id.clone(), reason: reason.to_owned(), at_ms: self.now_ms });
         for (worker, lease) in held {
             self.out.commands.push(Command::Fence { worker, lease });
@@ -248,6 +257,7 @@ impl Scheduler {
 
     fn on_released(&mut self, worker: WorkerId, lease: LeaseId) {
         if self.holds(worker, lease).is_some() {
+            self.keep_cost(lease);
             let reason = "the worker gave it back after its last checkpoint".to_owned();
             self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
         }

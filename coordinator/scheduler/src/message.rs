@@ -1,7 +1,7 @@
 //! What goes into the machine and what comes out of it: events, commands, and the facts that must be durable first.
 
 use graftwork_shared::{
-    assignment::{Assignment, Failure, StageResult},
+    assignment::{Assignment, Failure, StageResult, Usage},
     digest::Digest,
     event::EventKind,
     id::{JobId, LeaseId, Name, WorkerId},
@@ -150,6 +150,15 @@ pub enum Event {
         worker: WorkerId,
         /// The lease.
         lease: LeaseId,
+    },
+    /// What an attempt has cost so far, by its worker. Of it nothing is decided.
+    Spent {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// The cost.
+        usage: Usage,
     },
     /// A worker shall finish its steps, checkpoint and leave.
     DrainWorker {

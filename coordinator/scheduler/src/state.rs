@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
-    assignment::{Failure, StageResult},
+    assignment::{Failure, StageResult, Usage},
     digest::Digest,
     event::Outcome,
     id::{JobId, LeaseId, Name, Term, WorkerId},
@@ -73,6 +73,12 @@ pub(crate) struct StageRecord {
     pub(crate) reused: bool,
     /// Wall time of attempts that gave no result, in milliseconds.
     pub(crate) lost_ms: u64,
+    /// What else they cost.
+    #[serde(default)]
+    pub(crate) lost: Usage,
+    /// What the attempt that runs is known to have cost.
+    #[serde(default)]
+    pub(crate) running: Usage,
 }
 
 /// An accepted checkpoint.
@@ -107,6 +113,8 @@ impl StageRecord {
             result: None,
             reused: false,
             lost_ms: 0,
+            lost: Usage::default(),
+            running: Usage::default(),
         }
     }
 
@@ -318,6 +326,7 @@ impl State {
                 dropped.extend(self.fold_loss(fact, &key, *blob)?);
                 Ok(())
             }
+            Fact::AttemptCost { lease, usage } => self.fold_cost(*lease, *usage),
             Fact::LeaseReleased { lease, at_ms, .. } => self.end_lease(*lease, *at_ms, Change::GiveBack).map(drop),
             Fact::AttemptFailed { lease, failure, retry_at_ms, at_ms } => {
                 let change = retry_at_ms.map_or_else(|| Change::Fail(failure.clone()), |_| Change::GiveBack);
@@ -449,9 +458,7 @@ impl State {
         let since_ms = self.stage(&key)?.phase.grant().map_or(at_ms, |grant| grant.since_ms);
         self.live.remove(&lease);
         let record = self.change(&key, change)?;
-        if lost {
-            record.lost_ms += at_ms.saturating_sub(since_ms);
-        }
+        record.end_attempt(lost, at_ms.saturating_sub(since_ms));
         Ok(record)
     }
 }

@@ -101,8 +101,7 @@ impl Scheduler {
     /// A job as it is now, without curves.
     pub fn view(&self, id: &JobId) -> Option<JobView> {
         let job = self.state.jobs().get(id)?;
-        let stages: Vec<StageView> =
-            (0..job.stages.len()).map(|at| Self::stage_view(job, at, self.stage_state(job, at))).collect();
+        let stages: Vec<StageView> = (0..job.stages.len()).map(|at| self.costly_view(job, at)).collect();
         Some(JobView {
             id: id.clone(),
             digest: job.plan.digest,
@@ -115,7 +114,7 @@ impl Scheduler {
             ended_ms: job.ended.map(|(at_ms, _)| at_ms),
             outcome: job.ended.map(|(_, outcome)| outcome),
             stages,
-            usage: job.usage(),
+            usage: self.job_cost(job),
         })
     }
 
@@ -195,6 +194,12 @@ impl Scheduler {
         }
     }
 
+    fn costly_view(&self, job: &JobState, position: usize) -> StageView {
+        let usage = self.stage_cost(&job.stages[position]);
+        StageView { usage, ..Self::stage_view(job, position, self.stage_state(job, position)) }
+    }
+
+    /// Without what it cost.
     pub(crate) fn stage_view(job: &JobState, position: usize, state: StageState) -> StageView {
         use graftwork_shared::head::HeadOutput;
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
@@ -227,21 +232,8 @@ impl Scheduler {
             curve: Vec::new(),
             validation: record.result.as_ref().map(|result| result.validation.clone()).unwrap_or_default(),
             result: record.result.clone(),
+            usage: Usage::default(),
             release,
         }
-    }
-}
-
-impl JobState {
-    /// What the job cost so far: its own results, and the time of attempts that gave none.
-    fn usage(&self) -> Usage {
-        let mut usage = Usage::default();
-        for record in &self.stages {
-            usage.wall_seconds += record.lost_ms as f64 / 1000.0;
-            if let Some(result) = record.result.as_ref().filter(|_| !record.reused) {
-                usage.add(&result.usage);
-            }
-        }
-        usage
     }
 }

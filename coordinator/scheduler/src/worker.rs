@@ -85,6 +85,7 @@ impl Scheduler {
             self.out.commands.push(Command::Drain { worker, reason: "it was asked to leave before".to_owned() });
         }
         for (_, lease) in self.held_by(worker).into_iter().filter(|(_, lease)| !leases.contains(lease)) {
+            self.keep_cost(lease);
             let reason = "the assignment, or what came of it, was lost with the connection".to_owned();
             self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
         }
@@ -150,6 +151,7 @@ impl Scheduler {
         for (key, lease) in held {
             let message = format!("{worker} ({}) is gone: {reason}", known.info.place);
             if known.draining {
+                self.keep_cost(lease);
                 self.record(Fact::LeaseReleased { lease, reason: message, at_ms: self.now_ms });
             } else {
                 self.fail_attempt(&key, lease, machine_failure(message));

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use graftwork_shared::VERSION;
+use graftwork_shared::{VERSION, cause::told};
 use serde_json::{Value, json};
 
 use super::{DONE, Failure, OURS, Worker, cache_folder, print};
@@ -63,7 +63,7 @@ fn folder(what: &'static str, path: &Path) -> Finding {
     let problem = match graftwork_store::free_bytes(path) {
         Err(error) => Some(error.to_string()),
         Ok(free) if free < LITTLE_SPACE_BYTES => Some(format!("only {} are free", crate::report::bytes(free))),
-        Ok(_) => writable(path).err().map(|error| format!("{error:#}")),
+        Ok(_) => writable(path).err().map(|error| told(error.as_ref())),
     };
     let free = graftwork_store::free_bytes(path).map_or("?".to_owned(), crate::report::bytes);
     Finding { what, value: format!("{} ({free} free)", path.display()), problem }
@@ -78,7 +78,7 @@ fn writable(path: &Path) -> anyhow::Result<()> {
 
 /// What the worker says of itself.
 fn worker() -> Result<Value, String> {
-    let words = |failure: Failure| format!("{:#}", failure.error);
+    let words = |failure: Failure| told(failure.error.as_ref());
     let worker = Worker::find().map_err(words)?;
     worker.check_version().map_err(words)?;
     let output = worker.command().args(["doctor", "--json"]).output().map_err(|error| error.to_string())?;

@@ -146,7 +146,7 @@ pub(crate) fn main() -> u8 {
             if let Some(ClientError::Plan(problems)) = error.downcast_ref() {
                 show_problems("", "the job", problems);
             }
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", graftwork_shared::cause::told(error.as_ref()));
             code
         }
     }

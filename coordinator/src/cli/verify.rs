@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use graftwork_scheduler::PlannedStage;
 use graftwork_shared::{
     id::Name,
-    job::{AdapterRef, Job, Spans},
+    job::{AdapterRef, Job, MOST_THREADS, Spans},
     record::Record,
     upload,
 };
@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FOLDER")]
     uploads: Option<PathBuf>,
     /// Trainer threads.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
     threads: Option<u32>,
     /// How progress is shown on stderr.
     #[arg(long, value_enum, default_value = "auto")]

@@ -12,15 +12,18 @@ use graftwork_shared::{
     job::{Job, Spans},
 };
 
-use super::{Planning, open_base, problems::Problems, rows};
+use super::{Planning, check_hub, open_base, problems::Problems, rows};
 
 /// Sub-tables of a task that say nothing about its rows.
 const BESIDE_ROWS: [&str; 2] = ["training", "adapter"];
 
-/// What is wrong with the base model and with the rows of the tasks that none of the errors `said` concerns.
+/// What is wrong with the base model, with the hub, and with the rows of the tasks that none of the errors `said` concerns.
 pub(crate) async fn check_draft(job: &Job, spans: &Spans, said: &[Diagnostic], cache: &Path) -> Vec<Diagnostic> {
     let doubts = Doubts::of(spans, said);
     let problems = Problems::new(spans);
+    if !doubts.concern("publish") {
+        check_hub(&job.publish.hub, &problems);
+    }
     let planning = Planning { cache: cache.to_owned(), machine: None, uploads: None };
     let base = async {
         if !doubts.concern("base_model") && !job.base_model.location.is_empty() {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use graftwork_model::Footprint;
+use graftwork_model::{Footprint, portable_order};
 use graftwork_scheduler::{FusedSource, PlannedStage};
 use graftwork_shared::{
     NUMERICS_VERSION,
+    diagnostic::Diagnostic,
     id::Name,
     job::{AdapterRef, Fusion, Job},
     recipe::{FusedAdapter, Method, Recipe},
@@ -67,6 +68,22 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
     let method = Method::Fusion { config: fusion.config.clone(), adapters };
     if !task::check_warmup(&at, &fusion.training, target.rows.train.rows, problems) || !fits {
         return None;
+    }
+    let Method::Fusion { adapters, .. } = &method else { return None };
+    let configs: Vec<_> = adapters.iter().map(|adapter| &adapter.config).collect();
+    if !task::check_sites(&at, &format!("fusion {}", fusion.name), &configs, &fusion.training, base, problems) {
+        return None;
+    }
+    if portable_order(&configs, base.model.description.layers).is_none() {
+        let message = format!(
+            "fusion {}: AdapterHub's Python library will not be able to use it: there the last adapter decides for all, so \
+             one of them must stand in every layer in which another one does, and stand alike",
+            fusion.name
+        );
+        let problem = Diagnostic::warning("not-for-python", message);
+        let help = "graftwork itself uses it all the same; for the library, let one adapter leave out no layer that another \
+                    one has";
+        problems.add(&format!("{at}.adapters"), problem.help(help));
     }
     let footprint = Footprint::of(&method, &target.head, &base.model.description)
         .map_err(|error| problems.error(&at, "fusion", format!("fusion {}: {error}", fusion.name)))

@@ -19,7 +19,7 @@ mod task;
 mod tests;
 mod uploads;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub(crate) use door::{PlannerDoor, plan_with_spans};
 pub(crate) use draft::check_draft;
@@ -77,6 +77,7 @@ struct Base {
 /// Plans a job, or says everything that is wrong with it; `spans` place what is said in the job file.
 pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result<Planned, Vec<Diagnostic>> {
     let problems = Problems::new(spans);
+    check_hub(&job.publish.hub, &problems);
     let files = uploads::files(&job, planning.uploads.as_ref());
     let (base, tasks) = futures::join!(
         open_base(&job, planning, &problems),
@@ -112,6 +113,16 @@ pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result
     Ok(Planned { plan, blobs: outside.into_blobs(), warnings: said, estimate })
 }
 
+/// Results go into a folder: what has its name, or that of a folder around it, must not be a file.
+fn check_hub(hub: &str, problems: &Problems<'_>) {
+    let in_the_way = Path::new(hub).ancestors().find(|path| path.exists()).filter(|path| !path.is_dir());
+    if let Some(file) = in_the_way {
+        let message = format!("results cannot go to the folder {hub}: {} is a file", file.display());
+        let problem = Diagnostic::error("hub", message).help("name a folder, which is made when it does not exist");
+        problems.add("publish.hub", problem);
+    }
+}
+
 async fn open_base(job: &Job, planning: &Planning, problems: &Problems<'_>) -> Option<Base> {
     let (location, credentials) = (&job.base_model.location, job.base_model.credentials.as_deref());
     let place = "base_model.location";
@@ -130,6 +141,7 @@ async fn open_base(job: &Job, planning: &Planning, problems: &Problems<'_>) -> O
     };
     let opened = tokio::task::spawn_blocking(move || {
         let model = BaseModel::open(&folder)?;
+        model.check_tokenizer()?;
         let digest = model.digest()?;
         Ok::<_, graftwork_model::ModelError>(Base { model, digest })
     });

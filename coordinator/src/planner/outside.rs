@@ -7,10 +7,10 @@ use graftwork_shared::{
     adapter::AdapterConfig,
     diagnostic::Diagnostic,
     digest::Digest,
-    job::{AdapterRef, BaseModel, Fusion, Job},
+    job::{AdapterRef, BaseModel, Job},
     recipe::trained_slot,
 };
-use graftwork_store::StoreError;
+use graftwork_store::{StoreError, adapter_credentials};
 
 use super::{Base, Planning, problems::Problems};
 
@@ -48,7 +48,9 @@ pub(super) async fn fetch(job: &Job, base: Option<&Base>, planning: &Planning, p
             if outside.0.contains_key(location) {
                 continue;
             }
-            let credentials = credentials(location, fusion, &job.base_model);
+            let BaseModel { location: base_location, credentials: of_base } = &job.base_model;
+            let own = fusion.credentials.as_deref();
+            let credentials = adapter_credentials(location, own, base_location, of_base.as_deref());
             match read(location, credentials, base, planning).await {
                 Ok(found) => {
                     outside.0.insert(location.clone(), found);
@@ -63,17 +65,6 @@ pub(super) async fn fetch(job: &Job, base: Option<&Base>, planning: &Planning, p
         }
     }
     outside
-}
-
-/// The variable whose secret may be shown where an adapter lies: the fusion's own, or the base model's where both lie on
-/// the one hub that `HF_ENDPOINT` names. A secret for another place (`s3://` keys, say) never goes there.
-fn credentials<'j>(location: &str, fusion: &'j Fusion, base: &'j BaseModel) -> Option<&'j str> {
-    let on_hub = |location: &str| location.starts_with("hf://");
-    if !on_hub(location) {
-        return None;
-    }
-    let of_base = base.credentials.as_deref().filter(|_| on_hub(&base.location));
-    fusion.credentials.as_deref().or(of_base)
 }
 
 /// An adapter, or what is wrong with it and how to mend it.
@@ -94,31 +85,4 @@ async fn read(location: &str, credentials: Option<&str>, base: Option<&Base>, pl
     let tensors = rename(adapter.tensors, &adapter.name, trained_slot().as_str());
     let bytes = safetensors::write(&tensors, &BTreeMap::new());
     Ok(OutsideAdapter { name: adapter.name, config: adapter.config, blob: Digest::of(&bytes), bytes })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fusion(credentials: &str) -> Fusion {
-        let text = format!(
-            "[base_model]\nlocation = \"b\"\n[tasks.a]\ntrain = \"a.parquet\"\nvalidation = \"b.parquet\"\n[fusions.f]\n\
-             adapters = [\"a\", \"hf://lab/x@main\"]\ntask = \"a\"\n{credentials}"
-        );
-        let parsed = graftwork_shared::job::parse(&text, std::path::Path::new("/jobs"));
-        parsed.job.unwrap_or_else(|| panic!("{:?}", parsed.diagnostics)).fusions.remove(0)
-    }
-
-    #[test]
-    fn a_hub_sees_no_secret_of_another_place() {
-        let base = |location: &str| BaseModel { location: location.to_owned(), credentials: Some("KEYS".to_owned()) };
-        let adapter = "hf://lab/x@main";
-        let (without, with) = (fusion(""), fusion("credentials = \"HF_TOKEN\""));
-        assert_eq!(credentials(adapter, &without, &base("hf://lab/base@main")), Some("KEYS"));
-        for elsewhere in ["s3://bucket/base", "https://host/base", "/models/base"] {
-            assert_eq!(credentials(adapter, &without, &base(elsewhere)), None, "{elsewhere}");
-            assert_eq!(credentials(adapter, &with, &base(elsewhere)), Some("HF_TOKEN"), "{elsewhere}");
-        }
-        assert_eq!(credentials("/adapters/x", &with, &base("hf://lab/base@main")), None);
-    }
 }

@@ -4,6 +4,7 @@ use graftwork_model::Footprint;
 use graftwork_scheduler::PlannedStage;
 use graftwork_shared::{
     NUMERICS_VERSION,
+    adapter::AdapterConfig,
     diagnostic::Diagnostic,
     head::Head,
     job::{Job, Task},
@@ -49,6 +50,9 @@ fn stage(
     let fits = check_training(&at, &task.training, &task.skip_layers, base, problems);
     let warms_up = check_warmup(&at, &task.training, rows.train.rows, problems);
     if !check_left_out(&at, task, base, problems) || !fits || !warms_up {
+        return None;
+    }
+    if !check_sites(&at, &format!("task {}", task.name), &[&task.adapter], &task.training, base, problems) {
         return None;
     }
     let method = Method::Adapter(task.adapter.clone());
@@ -140,6 +144,30 @@ fn check_left_out(at: &str, task: &Task, base: &Base, problems: &Problems<'_>) -
     let fixed = task.training.adapter_drop.fixed();
     let own: Vec<u32> = task.adapter.leave_out().iter().copied().filter(|layer| !fixed.contains(layer)).collect();
     check_layers(&format!("{at}.adapter.leave_out"), &own, base.model.description.layers, problems)
+}
+
+/// Whether some layer keeps an adapter. `adapters` have the layers that training drops for good in their `leave_out`.
+pub(super) fn check_sites(
+    at: &str,
+    what: &str,
+    adapters: &[&AdapterConfig],
+    training: &Training,
+    base: &Base,
+    problems: &Problems<'_>,
+) -> bool {
+    let layers = base.model.description.layers;
+    let stands = |adapter: &AdapterConfig| (0..layers).any(|layer| !adapter.leave_out().contains(&layer));
+    if adapters.iter().all(|adapter| stands(adapter)) {
+        return true;
+    }
+    let (key, word) = match training.adapter_drop.fixed() {
+        [] => ("adapter.leave_out", "leave_out"),
+        _ => ("training.adapter_drop", "adapter_drop"),
+    };
+    let message = format!("{what}: `{word}` leaves no layer of {layers} with an adapter, so nothing is left to train");
+    let help = format!("keep at least one of the layers 0 to {}", layers - 1);
+    problems.add(&format!("{at}.{key}"), Diagnostic::error("no-layer", message).help(help));
+    false
 }
 
 fn check_layers(path: &str, layers: &[u32], there_are: u32, problems: &Problems<'_>) -> bool {

@@ -44,7 +44,7 @@ async fn a_task_becomes_a_stage_with_everything_resolved() {
     // Down 8 × 4 + 4 and up 4 × 8 + 8, and the head's 8 × 8 + 8 and 8 × 2 + 2.
     assert_eq!(stage.trained_parameters, 36 + 40 + 72 + 18);
     assert_eq!(stage.recipe_digest, stage.recipe.digest());
-    assert_eq!(stage.method, "seq_bn, reduction factor 2");
+    assert_eq!(stage.method, "seq_bn with reduction_factor 2");
     assert!(planned.estimate.memory_bytes > 0 && planned.estimate.seconds > 0.0);
 }
 
@@ -209,6 +209,72 @@ async fn a_base_model_is_checked_before_anything_is_trained() {
     std::fs::write(world.path("base/model.safetensors"), &weights[..100]).unwrap();
     let (_, message, _) = refused(&world, TASK).await;
     assert!(message.contains("model.safetensors"), "{message}");
+}
+
+#[tokio::test]
+async fn a_tokenizer_that_is_missing_or_damaged_is_found_before_anything_is_trained() {
+    let world = World::new();
+    let path = world.path("base/tokenizer.json");
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+    let (code, message, place) = refused(&world, TASK).await;
+    assert_eq!((code.as_str(), place.as_str()), ("base-model", "\"base\""));
+    assert!(message.starts_with("base model: WORLD/base/tokenizer.json is not a tokenizer: "), "{message}");
+    std::fs::remove_file(&path).unwrap();
+    let (code, message, place) = refused(&world, TASK).await;
+    assert_eq!((code.as_str(), place.as_str()), ("base-model", "\"base\""));
+    assert!(message.contains("tokenizer.json"), "{message}");
+}
+
+#[tokio::test]
+async fn a_hub_that_is_a_file_is_refused() {
+    let world = World::new();
+    std::fs::write(world.path("hub"), "a note").unwrap();
+    let (code, message, place) = refused(&world, TASK).await;
+    assert_eq!((code.as_str(), place.as_str()), ("hub", "\"hub\""));
+    assert_eq!(message, "results cannot go to the folder WORLD/hub: WORLD/hub is a file");
+    let (_, mut job, spans) = world.job(TASK);
+    job.publish.hub = world.path("hub/below").display().to_string();
+    let planning = Planning { cache: world.path("cache"), machine: None, uploads: None };
+    assert_eq!(plan_with_spans(job, spans, planning).await.unwrap_err()[0].code, "hub");
+}
+
+#[tokio::test]
+async fn dropping_the_adapters_of_all_layers_leaves_nothing_to_train() {
+    let world = World::new();
+    let drop = "training = { adapter_drop = { layers = [0] } }\n";
+    let (code, message, place) = refused(&world, &format!("{TASK}{drop}")).await;
+    assert_eq!((code.as_str(), place.as_str()), ("no-layer", "adapter_drop"));
+    assert_eq!(message, "task mood: `adapter_drop` leaves no layer of 1 with an adapter, so nothing is left to train");
+    let (code, message, place) = refused(&world, &format!("{TASK}adapter = {{ leave_out = [0] }}\n")).await;
+    assert_eq!((code.as_str(), place.as_str()), ("no-layer", "[0]"), "{message}");
+    let other = TASK.replace("tasks.mood", "tasks.other");
+    let fusion = format!("[fusions.both]\nadapters = [\"mood\", \"other\"]\ntask = \"mood\"\n{drop}");
+    let (code, message, _) = refused(&world, &format!("{TASK}{other}{fusion}")).await;
+    assert_eq!(code, "no-layer");
+    assert!(message.starts_with("fusion both: `adapter_drop` leaves no layer"), "{message}");
+}
+
+#[tokio::test]
+async fn a_fusion_that_the_python_library_cannot_use_is_a_warning() {
+    let world = World::new();
+    let other = TASK.replace("tasks.mood", "tasks.other");
+    let fusion = "[fusions.both]\nadapters = [\"mood\", \"other\"]\ntask = \"mood\"\n";
+    world.base(2);
+    assert!(plan(&world, &format!("{TASK}{other}{fusion}")).await.unwrap().warnings.is_empty());
+    let one = format!("{TASK}{other}adapter = {{ leave_out = [0] }}\n{fusion}");
+    assert!(plan(&world, &one).await.unwrap().warnings.is_empty(), "the other adapter can stand last");
+    // Each leaves out a layer of the other.
+    let each = format!("{TASK}adapter = {{ leave_out = [1] }}\n{other}adapter = {{ leave_out = [0] }}\n{fusion}");
+    let (text, job, spans) = world.job(&each);
+    let planning = Planning { cache: world.path("cache"), machine: None, uploads: None };
+    let planned = plan_with_spans(job, spans, planning).await.unwrap();
+    let [warning] = &planned.warnings[..] else { panic!("{:?}", planned.warnings) };
+    assert_eq!(
+        (warning.code.as_str(), &text[warning.span.clone().unwrap()]),
+        ("not-for-python", "[\"mood\", \"other\"]")
+    );
+    assert!(warning.message.contains("fusion both: AdapterHub's Python library"), "{}", warning.message);
 }
 
 #[tokio::test]

@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use graftwork_model::TrunkDescription;
+use graftwork_model::{TrunkDescription, portable_order};
 use graftwork_scheduler::PlannedStage;
 use graftwork_shared::{
     data::Split,
     head::HeadOutput,
+    recipe::Method,
     record::Record,
     training::{AdapterDrop, Length, Schedule, Warmup},
     view::StageKind,
@@ -47,6 +48,13 @@ impl Card<'_> {
 
     fn is_fusion(&self) -> bool {
         self.stage.kind == StageKind::Fusion
+    }
+
+    /// Whether AdapterHub's Python library can use it.
+    fn is_for_python(&self) -> bool {
+        let Method::Fusion { adapters, .. } = &self.record.recipe.method else { return true };
+        let configs: Vec<_> = adapters.iter().map(|adapter| &adapter.config).collect();
+        portable_order(&configs, self.trunk.layers).is_some()
     }
 
     fn front_matter(&self, text: &mut String) {
@@ -97,11 +105,20 @@ impl Card<'_> {
     }
 
     fn usage(&self, text: &mut String) {
-        let load = if self.is_fusion() { "load_adapter_setup" } else { "load_adapter" };
-        line(text, "## Usage\n\nIn Python, with the [Adapters](https://github.com/adapter-hub/adapters) library:\n");
-        line(text, "```python\nfrom adapters import AutoAdapterModel\n");
-        line(text, &format!("model = AutoAdapterModel.from_pretrained(\"{}\")", self.base_name));
-        line(text, &format!("model.{load}(\"path/to/{}\", set_active=True)\n```\n", self.id()));
+        line(text, "## Usage\n");
+        if self.is_for_python() {
+            let load = if self.is_fusion() { "load_adapter_setup" } else { "load_adapter" };
+            line(text, "In Python, with the [Adapters](https://github.com/adapter-hub/adapters) library:\n");
+            line(text, "```python\nfrom adapters import AutoAdapterModel\n");
+            line(text, &format!("model = AutoAdapterModel.from_pretrained(\"{}\")", self.base_name));
+            line(text, &format!("model.{load}(\"path/to/{}\", set_active=True)\n```\n", self.id()));
+        } else {
+            line(
+                text,
+                "The Python library [Adapters](https://github.com/adapter-hub/adapters) loads this release and then",
+            );
+            line(text, "fails: there one of the adapters must stand in every layer in which another one does.\n");
+        }
         line(text, "On the command line, with Graftwork:\n");
         let option = if self.is_fusion() { "--setup" } else { "--adapter" };
         line(text, "```sh");

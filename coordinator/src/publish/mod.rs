@@ -46,7 +46,7 @@ pub(crate) enum PublishError {
     Store(#[from] StoreError),
     /// What a result holds is not what its recipe says.
     #[error("the result cannot be written in AdapterHub's layout: {0}")]
-    Model(#[from] graftwork_model::ModelError),
+    Model(graftwork_model::ModelError),
     /// Rows.
     #[error(transparent)]
     Rows(#[from] graftwork_dataset::DataError),
@@ -56,6 +56,12 @@ pub(crate) enum PublishError {
     /// A result without a part that it must have.
     #[error("{0}")]
     Incomplete(String),
+}
+
+impl From<graftwork_model::ModelError> for PublishError {
+    fn from(error: graftwork_model::ModelError) -> Self {
+        Self::Model(error)
+    }
 }
 
 impl PublishError {

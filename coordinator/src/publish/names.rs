@@ -24,12 +24,16 @@ pub(super) fn fused(job: &Job, stage: &PlannedStage) -> Vec<Name> {
         .collect()
 }
 
-/// The nearest name that can be part of tensor names and paths.
+/// The nearest name that can be part of tensor names and paths, and a module's name in Python's torch.
 fn legal(text: &str) -> Name {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
     let text: String = text.chars().map(plain).take(56).collect();
     let text = text.trim_start_matches(['_', '-']);
-    text.parse().unwrap_or_else(|_| "adapter".parse().expect("a fixed name is a name"))
+    let name: Name = text.parse().unwrap_or_else(|_| "adapter".parse().expect("a fixed name is a name"));
+    if name.is_taken_in_torch() {
+        return format!("{name}_adapter").parse().expect("a short name with a word behind it is a name");
+    }
+    name
 }
 
 fn distinct(wished: &Name, taken: &BTreeSet<Name>) -> Name {
@@ -71,6 +75,7 @@ mod tests {
     fn names_from_outside_are_made_legal_and_distinct() {
         assert_eq!(legal("AdapterHub/sst-2@ukp").as_str(), "AdapterHub_sst-2_ukp");
         assert_eq!(legal("..").as_str(), "adapter");
+        assert_eq!(legal("half").as_str(), "half_adapter");
         let taken = BTreeSet::from(["spam".parse().unwrap(), "spam_2".parse().unwrap()]);
         assert_eq!(distinct(&"spam".parse().unwrap(), &taken).as_str(), "spam_3");
     }

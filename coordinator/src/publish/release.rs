@@ -3,14 +3,13 @@
 use graftwork_model::{
     HostTensor, Tensors, TrunkDescription,
     hub::{AdapterFolder, Files, FusionFolder, HeadFolder, ModelReference, SetupFolder},
-    rename, safetensors,
+    portable_order, rename, safetensors,
 };
 use graftwork_scheduler::{FusedSource, PlannedStage};
 use graftwork_shared::{
     composition::Composition,
     data::Split,
     digest::Digest,
-    id::Name,
     recipe::{Method, trained_slot},
     record::TrainedRows,
 };
@@ -100,9 +99,12 @@ impl Parts<'_> {
                 format!("the fusion reads {} adapters, but {} results are here", adapters.len(), weights.len());
             return Err(PublishError::Incomplete(problem));
         }
+        let configs: Vec<_> = adapters.iter().map(|adapter| &adapter.config).collect();
+        let order = portable_order(&configs, self.trunk.layers).unwrap_or_else(|| (0..adapters.len()).collect());
         let mut folders = Vec::new();
-        for ((name, adapter), blob) in fused.iter().zip(adapters).zip(weights) {
-            let tensors = read(&self.publication.stage.blobs, blob)?;
+        for &position in &order {
+            let (name, adapter) = (&fused[position], &adapters[position]);
+            let tensors = read(&self.publication.stage.blobs, weights[position])?;
             let (mut tensors, _) = split_head(rename(tensors, trained_slot().as_str(), name.as_str()));
             // The fusion may leave out layers in which the adapter alone acts (AdapterDrop).
             tensors.retain(|name, _| !adapter.config.leaves_out(name));
@@ -116,18 +118,17 @@ impl Parts<'_> {
             folder.check(self.trunk)?;
             folders.push(folder);
         }
-        let children: Vec<_> = fused.iter().cloned().map(Composition::single).collect();
+        let children: Vec<_> = order.iter().map(|position| Composition::single(fused[*position].clone())).collect();
         let composition = Composition::Fuse { children, name: None };
         let (layer, head) = self.trained(self.stage.publish_as.as_str())?;
         let layer = FusionFolder {
             name: self.stage.publish_as.to_string(),
-            adapter_names: fused.iter().map(Name::to_string).collect(),
+            adapter_names: folders.iter().map(|folder| folder.name.clone()).collect(),
             model: self.model.clone(),
             config: config.clone(),
             tensors: layer,
             head: None,
         };
-        let configs: Vec<_> = adapters.iter().map(|adapter| &adapter.config).collect();
         layer.check(&configs, self.trunk)?;
         // AdapterHub finds a fusion's layer by the joined names of its adapters.
         let joined = composition.fusion_name().unwrap_or_default();

@@ -158,10 +158,32 @@ async fn the_record_binds_every_other_file() {
 }
 
 #[tokio::test]
+async fn a_record_whose_recipe_is_not_that_of_its_digest_is_refused() {
+    let trained = trained().await;
+    publish(&trained.publication("mood"), &trained.trunk).unwrap();
+    let folder = trained.folder("mood");
+    let record: Record = serde_json::from_slice(&std::fs::read(folder.join(RECORD_FILE)).unwrap()).unwrap();
+    let write = |record: &Record| {
+        std::fs::write(folder.join(RECORD_FILE), serde_json::to_vec(record).unwrap()).unwrap();
+        Hub::verify(&folder)
+    };
+    assert_eq!(write(&record).unwrap(), record);
+    let mut other_recipe = record.clone();
+    other_recipe.recipe.training.seed += 1;
+    let other_digest = Record { recipe_digest: Digest::of(b"another"), ..record };
+    for changed in [other_recipe, other_digest] {
+        let error = write(&changed).unwrap_err().to_string();
+        assert!(error.contains("graftwork.json: its recipe has the digest "), "{error}");
+        assert!(error.contains(&format!("but its recipe_digest is {}", changed.recipe_digest.short())), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn published_bytes_know_no_clock_no_rate_and_no_neighbour() {
     let trained = trained().await;
     let first = publish(&trained.publication("mood"), &trained.trunk).unwrap();
-    let target = std::fs::read_link(&first).unwrap();
+    let digest = |path: &str| Digest::of(&std::fs::read(Path::new(path).join(RECORD_FILE)).unwrap());
+    let before = digest(&first);
     let mut other = trained.publication("mood");
     other.result.usage = Usage { core_seconds: 99.0, wall_seconds: 7.0, ..Usage::default() };
     let mut plan = (*other.stage.plan).clone();
@@ -174,7 +196,23 @@ async fn published_bytes_know_no_clock_no_rate_and_no_neighbour() {
     }
     other.stage.plan = Arc::new(plan);
     publish(&other, &trained.trunk).unwrap();
-    assert_eq!(std::fs::read_link(&first).unwrap(), target, "the release is the same one");
+    assert_eq!(digest(&first), before, "the record, and with it the release, is the same");
+}
+
+#[tokio::test]
+async fn a_copied_organisation_can_be_loaded_and_verified() {
+    let trained = trained().await;
+    for name in ["mood", "both"] {
+        publish(&trained.publication(name), &trained.trunk).unwrap();
+    }
+    let places = [trained.world.path("hub/lab"), trained.world.path("copy")];
+    assert!(std::process::Command::new("cp").arg("-r").args(places).status().unwrap().success());
+    std::fs::remove_dir_all(trained.world.path("hub")).unwrap();
+    AdapterFolder::read(&trained.world.path("copy/mood")).unwrap().check(&trained.trunk).unwrap();
+    assert_eq!(SetupFolder::read(&trained.world.path("copy/both")).unwrap().adapters.len(), 2);
+    for name in ["mood", "both"] {
+        Hub::verify(&trained.world.path("copy").join(name)).unwrap();
+    }
 }
 
 #[tokio::test]

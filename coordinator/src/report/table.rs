@@ -4,6 +4,7 @@ use comfy_table::{
     Attribute, Cell, CellAlignment, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle, Width,
 };
 use graftwork_shared::{
+    assignment::Usage,
     data::Split,
     event::Outcome,
     view::{JobView, StageKind, StageState, StageView},
@@ -97,7 +98,9 @@ fn stages(view: &JobView, color: bool) -> String {
     for stage in &view.stages {
         let result = stage.result.as_ref();
         let or_dash = |text: Option<String>| right(text.unwrap_or_else(|| "–".to_owned()));
-        let usage = result.map(|result| result.usage);
+        let rate = result.map(|result| result.usage).filter(|usage| usage.wall_seconds > 0.0);
+        // Attempts that gave no result cost something too.
+        let usage = Some(stage.usage).filter(|usage| result.is_some() || *usage != Usage::default());
         table.add_row([
             Cell::new(&stage.name),
             Cell::new(&stage.method),
@@ -108,11 +111,7 @@ fn stages(view: &JobView, color: bool) -> String {
             Cell::new(verdict(stage)),
             or_dash(result.map(|result| format!("{}/{}", result.best_step, stage.total_steps))),
             right(count(stage.trained_parameters)),
-            or_dash(
-                usage
-                    .filter(|usage| usage.wall_seconds > 0.0)
-                    .map(|usage| format!("{:.0}", usage.examples as f64 / usage.wall_seconds)),
-            ),
+            or_dash(rate.map(|usage| format!("{:.0}", usage.examples as f64 / usage.wall_seconds))),
             or_dash(usage.map(|usage| format!("{:.1}", usage.core_seconds))),
             or_dash(usage.map(|usage| bytes(usage.bytes_read))),
         ]);

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use graftwork_shared::{
     diagnostic::Diagnostic,
     id::JobId,
-    job::{Job, Spans},
+    job::{Job, MOST_THREADS, MOST_WORKERS, Spans},
     view::JobView,
 };
 pub(crate) use signals::Signals;
@@ -38,10 +38,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FOLDER", default_value = STATE)]
     state: PathBuf,
     /// Worker processes, instead of what the job says.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_WORKERS)))]
     workers: Option<u32>,
     /// Trainer threads of each worker, instead of what the job says.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
     threads: Option<u32>,
     /// How progress is shown on stderr.
     #[arg(long, value_enum, default_value = "auto")]

@@ -153,6 +153,9 @@ impl Driver {
             WorkerMessage::Released(lease) => {
                 self.apply(Event::Released { worker, lease }, Vec::new());
             }
+            WorkerMessage::Spent(lease, usage) => {
+                self.apply(Event::Spent { worker, lease, usage }, Vec::new());
+            }
         }
     }
 

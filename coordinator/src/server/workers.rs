@@ -134,7 +134,8 @@ impl Workers {
             | WorkerMessage::Step(..)
             | WorkerMessage::Evaluated(..)
             | WorkerMessage::Failed(..)
-            | WorkerMessage::Released(_) => Ok(()),
+            | WorkerMessage::Released(_)
+            | WorkerMessage::Spent(..) => Ok(()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The report of a job: summary, results, fusions, stages, cost.
 
 use graftwork_shared::{
+    assignment::Usage,
     event::Outcome,
     view::{JobView, StageKind, StageState, StageView},
 };
@@ -143,19 +144,23 @@ fn cost(job: &JobView) -> Markup {
                 th { "task" } th.n { "steps" } th.n { "best step" } th.n { "examples" } th.n { "tokens" } th.n { "examples/s" }
                 th.n { "wall" } th.n { "core time" } th.n { "rows read" } th.n { "worker's peak memory" }
             } }
-            tbody { @for view in &job.stages { @if let Some(result) = &view.result {
-                @let usage = &result.usage;
+            tbody { @for view in &job.stages { @if view.result.is_some() || view.usage != Usage::default() {
+                @let usage = &view.usage;
+                @let result = view.result.as_ref();
+                @let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
+                @let rate = result.map(|result| result.usage).filter(|usage| usage.wall_seconds > 0.0);
                 tr {
                     th scope="row" { (view.name) }
-                    td.n { (result.steps) } td.n { (result.best_step) }
+                    td.n { (or_dash(result.map(|result| result.steps.to_string()))) }
+                    td.n { (or_dash(result.map(|result| result.best_step.to_string()))) }
                     td.n { (number::count(usage.examples)) } td.n { (number::count(usage.tokens)) }
-                    td.n { (if usage.wall_seconds > 0.0 { format!("{:.0}", usage.examples as f64 / usage.wall_seconds) } else { "–".to_owned() }) }
+                    td.n { (or_dash(rate.map(|usage| format!("{:.0}", usage.examples as f64 / usage.wall_seconds)))) }
                     td.n { (number::duration(usage.wall_seconds)) } td.n { (number::duration(usage.core_seconds)) }
                     td.n { (number::bytes(usage.bytes_read)) } td.n { (number::bytes(usage.peak_memory_bytes)) }
                 }
             } } }
         } }
-        p.muted { "Stages that run side by side share a worker, its cores and its memory; examples a second are of wall time, evaluation included." }
+        p.muted { "Stages that run side by side share a worker, its cores and its memory; examples a second are of wall time, evaluation included. Attempts that failed or were interrupted are counted." }
     }
 }
 

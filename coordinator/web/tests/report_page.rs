@@ -83,6 +83,7 @@ fn stage(name: &str, kind: StageKind, metric: Metric, score: f64, expect: f64) -
         state: StageState::Published { reused: false },
         curve: (1..=30).map(|i| step(i * 10)).collect(),
         validation: [(100, 0.6), (200, score + 0.01), (300, score)].map(|(s, v)| evaluation(metric, s, v)).to_vec(),
+        usage: result.usage,
         result: Some(result),
         release: Some(format!("quickstart/{name}")),
     }

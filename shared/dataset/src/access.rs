@@ -97,6 +97,12 @@ impl Access {
         Self { credentials: Some(credentials), uploads: Arc::default(), stores: Arc::default() }
     }
 
+    /// Takes a store for that of `scheme://host`.
+    #[cfg(test)]
+    pub(crate) fn pretend(&self, base: &str, store: Arc<dyn ObjectStore>) {
+        self.stores.lock().unwrap_or_else(PoisonError::into_inner).insert(base.to_owned(), store);
+    }
+
     /// The same, and uploaded files (`blob://DIGEST/NAME`) where they lie on this machine.
     pub fn with_uploads(self, files: BTreeMap<Digest, PathBuf>) -> Self {
         Self { uploads: Arc::new(files), ..self }

@@ -92,18 +92,44 @@ fn misfit(location: &str, field: &Field, role: Role, wanted: &str, help: &str) -
         location: location.to_owned(),
         role: role.name().to_owned(),
         column: field.name().clone(),
-        found: describe(field.data_type()),
+        found: type_in_words(field.data_type()),
         wanted: wanted.to_owned(),
         help: help.to_owned(),
     }
 }
 
-fn describe(held: &DataType) -> String {
+/// What a column holds, in the words of a person who never heard of Arrow.
+pub fn type_in_words(held: &DataType) -> String {
+    use DataType::{
+        Binary, BinaryView, Boolean, Date32, Date64, Decimal32, Decimal64, Decimal128, Decimal256, Dictionary,
+        Duration, FixedSizeBinary, FixedSizeList, Float16, Float32, Float64, Int8, Int16, Int32, Int64, Interval,
+        LargeBinary, LargeList, LargeListView, LargeUtf8, List, ListView, Map, Null, RunEndEncoded, Struct, Time32,
+        Time64, Timestamp, UInt8, UInt16, UInt32, UInt64, Union, Utf8, Utf8View,
+    };
+    let bits = || held.primitive_width().map_or(0, |bytes| bytes * 8);
     match held {
-        _ if is_text(held) => "texts".to_owned(),
-        DataType::Boolean => "booleans".to_owned(),
-        DataType::Binary | DataType::LargeBinary => "bytes without a text type".to_owned(),
-        other => format!("values of type {other}"),
+        Utf8 | LargeUtf8 | Utf8View => "texts".to_owned(),
+        Boolean => "booleans".to_owned(),
+        Int8 | Int16 | Int32 | Int64 => format!("{}-bit integers", bits()),
+        UInt8 | UInt16 | UInt32 | UInt64 => format!("{}-bit integers without a sign", bits()),
+        Float16 | Float32 | Float64 => format!("{}-bit floating-point numbers", bits()),
+        Decimal32(..) | Decimal64(..) | Decimal128(..) | Decimal256(..) => "decimal numbers".to_owned(),
+        Date32 | Date64 => "dates".to_owned(),
+        Time32(_) | Time64(_) => "times of day".to_owned(),
+        Timestamp(..) => "points in time".to_owned(),
+        Duration(_) | Interval(_) => "spans of time".to_owned(),
+        Binary | LargeBinary | BinaryView | FixedSizeBinary(_) => "bytes without a text type".to_owned(),
+        List(element) | ListView(element) | LargeList(element) | LargeListView(element) | FixedSizeList(element, _) => {
+            format!("lists of {}", type_in_words(element.data_type()))
+        }
+        Struct(fields) => {
+            format!("records of {}", list_names(fields.iter().map(|field| field.name().as_str())))
+        }
+        Map(..) => "maps from keys to values".to_owned(),
+        Union(..) => "values of several types".to_owned(),
+        Dictionary(_, values) => type_in_words(values),
+        RunEndEncoded(_, values) => type_in_words(values.data_type()),
+        Null => "no values at all".to_owned(),
     }
 }
 
@@ -120,8 +146,8 @@ pub(crate) fn first_difference(first: &Schema, second: &Schema) -> Option<String
                 return Some(format!(
                     "column {:?} holds {} in the first and {} in the second",
                     field.name(),
-                    describe(field.data_type()),
-                    describe(other.data_type())
+                    type_in_words(field.data_type()),
+                    type_in_words(other.data_type())
                 ));
             }
             Ok(_) => {}
@@ -129,4 +155,23 @@ pub(crate) fn first_difference(first: &Schema, second: &Schema) -> Option<String
     }
     let extra = second.fields().iter().find(|field| first.field_with_name(field.name()).is_err())?;
     Some(format!("it has a column {:?} more", extra.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_said_in_the_words_of_people() {
+        let element = |held| std::sync::Arc::new(Field::new("item", held, true));
+        for (held, words) in [
+            (DataType::List(element(DataType::Utf8)), "lists of texts"),
+            (DataType::LargeList(element(DataType::Int32)), "lists of 32-bit integers"),
+            (DataType::Float64, "64-bit floating-point numbers"),
+            (DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8)), "texts"),
+            (DataType::Struct(vec![Field::new("id", DataType::Int8, true)].into()), "records of \"id\""),
+        ] {
+            assert_eq!(type_in_words(&held), words);
+        }
+    }
 }

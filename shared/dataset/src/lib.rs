@@ -58,7 +58,7 @@ mod shard;
 mod window;
 
 pub use access::Access;
-pub use columns::check_columns;
+pub use columns::{check_columns, type_in_words};
 pub use error::DataError;
 pub use group::GroupDigests;
 pub use labels::find_labels;

@@ -40,7 +40,7 @@ pub struct OpenFile {
     pub labels: Option<Vec<String>>,
 }
 
-/// Opens a source: paths, globs (`*`, `?`, `**`), folders of `.parquet` shards and URLs, in the order given; what one
+/// Opens a source: paths, globs (`*`, `?`, `[a-z]`, `**`), folders of `.parquet` shards and URLs, in the order given; what one
 /// entry matches is sorted by name. Reads footers only.
 ///
 /// Errors: nothing matches, a file is missing, named twice, empty, truncated or no Parquet, or shards have different
@@ -118,7 +118,7 @@ pub fn locate_path(entry: &str) -> Result<Vec<String>, DataError> {
     }
     let path = std::path::absolute(entry).map_err(|error| wrong(entry, &error.to_string()))?;
     let Some(text) = path.to_str().map(str::to_owned) else { return Err(wrong(entry, "it is not UTF-8")) };
-    // A file whose own name has a star is taken as it is.
+    // A file whose own name has a star or a bracket is taken as it is.
     if path.is_file() {
         return Ok(vec![text]);
     }
@@ -144,7 +144,7 @@ fn shards_in(folder: &Path) -> Result<Vec<String>, DataError> {
 }
 
 fn glob_files(text: &str) -> Result<Vec<String>, DataError> {
-    let pattern = Pattern::new(text);
+    let pattern = Pattern::new(text).map_err(|reason| wrong(text, &reason))?;
     let folder = PathBuf::from(format!("{}/", pattern.fixed_folder()));
     let mut files = files_below(&folder, pattern.depth().unwrap_or(usize::MAX));
     files.retain(|file| pattern.matches(file));
@@ -186,10 +186,10 @@ fn nearby(folder: &Path) -> String {
 }
 
 async fn locate_url(entry: &str, access: &Access) -> Result<Vec<String>, DataError> {
-    let wildcard = entry.contains('*');
+    let on_server = entry.starts_with("http");
+    let wildcard = entry.contains('*') || (entry.contains('[') && !on_server);
     // In a pattern `?` is a wildcard; in any other URL it begins a query, which may hold a signature.
-    let stars = wildcard && !entry.starts_with("http");
-    let url = if stars { parse_url(&entry.replace('?', "%3F"))? } else { parse_url(entry)? };
+    let url = if wildcard && !on_server { parse_url(&entry.replace('?', "%3F"))? } else { parse_url(entry)? };
     if !wildcard && !entry.ends_with('/') {
         return Ok(vec![url.to_string()]);
     }
@@ -198,7 +198,9 @@ async fn locate_url(entry: &str, access: &Access) -> Result<Vec<String>, DataErr
     }
     let base = &url[..url::Position::BeforePath];
     let pattern_text = entry[base.len().min(entry.len())..].trim_start_matches('/');
-    let pattern = if wildcard { Pattern::new(pattern_text) } else { Pattern::new(&format!("{pattern_text}*.parquet")) };
+    let folder = if wildcard { String::new() } else { format!("{}*.parquet", glob::Pattern::escape(pattern_text)) };
+    let pattern = Pattern::new(if wildcard { pattern_text } else { &folder });
+    let pattern = pattern.map_err(|reason| wrong(entry, &reason))?;
     let place = access.place(&format!("{base}/{}", pattern.fixed_folder()))?;
     let objects: Vec<_> = place
         .store
@@ -206,12 +208,11 @@ async fn locate_url(entry: &str, access: &Access) -> Result<Vec<String>, DataErr
         .try_collect()
         .await
         .map_err(|error: object_store::Error| store_error(entry, &error))?;
-    let mut found: Vec<String> = objects
-        .iter()
-        .map(|object| object.location.as_ref())
-        .filter(|path| pattern.matches(path))
-        .map(|path| format!("{base}/{path}"))
-        .collect();
+    let paths = || objects.iter().map(|object| object.location.as_ref());
+    // An object whose own key has a star or a bracket is taken as it is, like a file.
+    let itself = wildcard && paths().any(|path| path == pattern_text);
+    let matches = |path: &&str| if itself { *path == pattern_text } else { pattern.matches(path) };
+    let mut found: Vec<String> = paths().filter(matches).map(|path| format!("{base}/{path}")).collect();
     found.sort();
     if found.is_empty() {
         let nearby = format!("{} object(s) lie below {}", objects.len(), place.location);

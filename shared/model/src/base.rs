@@ -58,6 +58,15 @@ impl BaseModel {
         Ok(Self { folder: folder.to_owned(), description, weights, tokenizer, tensors })
     }
 
+    /// Whether `tokenizer.json` is one that Hugging Face's library reads. Reads the whole file.
+    pub fn check_tokenizer(&self) -> Result<(), ModelError> {
+        let read = tokenizers::Tokenizer::from_file(&self.tokenizer);
+        read.map(drop).map_err(|error| ModelError::Tokenizer {
+            file: self.tokenizer.display().to_string(),
+            problem: error.to_string(),
+        })
+    }
+
     /// Every tensor of the trunk in the order of computation; the pooler's two come last where the model has one.
     pub fn tensors(&self) -> &[TrunkTensor] {
         &self.tensors
@@ -120,7 +129,7 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let file = index.display().to_string();
     let bytes = std::fs::read(index).map_err(ModelError::io(index))?;
     let value: Value =
-        serde_json::from_slice(&bytes).map_err(|source| ModelError::Json { file: file.clone(), source })?;
+        serde_json::from_slice(&bytes).map_err(|error| ModelError::Json { file: file.clone(), error })?;
     let Some(map) = value.get("weight_map").and_then(Value::as_object) else {
         let help = "an index of shards maps each tensor to its file there";
         return Err(ModelError::MissingKey { file, key: "weight_map".into(), help });

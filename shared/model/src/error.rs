@@ -11,12 +11,12 @@ use graftwork_shared::composition::CompositionError;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// The file system refused.
-    #[error("cannot read or write {}: {source}", path.display())]
+    #[error("cannot read or write {}: {error}", path.display())]
     Io {
         /// Which file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// A folder lacks a file.
     #[error("{} has no {wanted}; {help}", folder.display())]
@@ -29,20 +29,28 @@ pub enum ModelError {
         help: &'static str,
     },
     /// A weight file is damaged, or of a kind that is not read.
-    #[error("{file}: {source}")]
+    #[error("{file}: {error}")]
     Format {
         /// Which file.
         file: String,
         /// What is wrong with its bytes.
-        source: FormatError,
+        error: FormatError,
     },
     /// A JSON file cannot be parsed.
-    #[error("{file} is not valid JSON: {source}")]
+    #[error("{file} is not valid JSON: {error}")]
     Json {
         /// Which file.
         file: String,
         /// What the parser said.
-        source: serde_json::Error,
+        error: serde_json::Error,
+    },
+    /// A tokenizer that Hugging Face's library does not read.
+    #[error("{file} is not a tokenizer: {problem}")]
+    Tokenizer {
+        /// Which file.
+        file: String,
+        /// What the library said.
+        problem: String,
     },
     /// A JSON file lacks a key.
     #[error("{file} has no \"{key}\"; {help}")]
@@ -113,7 +121,13 @@ pub enum ModelError {
     Options(String),
     /// A composition that is not legal or cannot be stored.
     #[error("the composition cannot be used: {0}")]
-    Composition(#[from] CompositionError),
+    Composition(CompositionError),
+}
+
+impl From<CompositionError> for ModelError {
+    fn from(error: CompositionError) -> Self {
+        Self::Composition(error)
+    }
 }
 
 /// What is wrong with the bytes of a weight file.
@@ -185,7 +199,7 @@ pub enum FormatError {
 impl FormatError {
     /// The error of a file.
     pub fn of(self, file: impl Into<String>) -> ModelError {
-        ModelError::Format { file: file.into(), source: self }
+        ModelError::Format { file: file.into(), error: self }
     }
 }
 
@@ -193,10 +207,8 @@ impl ModelError {
     /// How to mend it, where the message does not say so itself.
     pub fn help(&self) -> Option<&'static str> {
         match self {
-            Self::Format { source: FormatError::Dtype { .. }, .. } => {
-                Some("save the weights in a type that is allowed")
-            }
-            Self::Format { .. } | Self::Json { .. } => Some("copy or download the file again"),
+            Self::Format { error: FormatError::Dtype { .. }, .. } => Some("save the weights in a type that is allowed"),
+            Self::Format { .. } | Self::Json { .. } | Self::Tokenizer { .. } => Some("copy or download the file again"),
             Self::MissingTensor { .. } | Self::UnknownTensor { .. } | Self::Shape { .. } => {
                 Some("copy or download the whole folder again: configuration and weights must be of one model")
             }
@@ -207,6 +219,6 @@ impl ModelError {
 
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |error| Self::Io { path, error }
     }
 }

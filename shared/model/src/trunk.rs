@@ -98,7 +98,7 @@ impl TrunkDescription {
     /// Reads the text of a `config.json`; `file` stands in messages.
     pub fn parse(bytes: &[u8], file: &str) -> Result<Self, ModelError> {
         let value: Value =
-            serde_json::from_slice(bytes).map_err(|source| ModelError::Json { file: file.to_owned(), source })?;
+            serde_json::from_slice(bytes).map_err(|error| ModelError::Json { file: file.to_owned(), error })?;
         let config = Config { value: &value, file };
         let family = config.family()?;
         config.refuse_variants()?;

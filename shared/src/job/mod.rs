@@ -77,6 +77,12 @@ pub struct Publish {
     pub license: Option<String>,
 }
 
+/// Local worker processes at most. Well above what a machine has cores for; a number beyond it is a slip of the hand.
+pub const MOST_WORKERS: u32 = 1024;
+
+/// Trainer threads of a worker at most, for the same reason.
+pub const MOST_THREADS: u32 = 1024;
+
 /// What the job asks of machines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {

@@ -6,8 +6,12 @@
 use std::{
     fs, io,
     io::Write,
-    os::unix::fs::symlink,
     path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
 };
 
 use crate::StoreError;
@@ -49,6 +53,9 @@ pub(crate) struct Disk {
     /// What the step that is killed reports, and whether only that one fails: a full disk, not a kill.
     #[cfg(test)]
     pub(crate) full: bool,
+    /// A file system that cannot exchange two names, such as NFS.
+    #[cfg(test)]
+    pub(crate) plain: bool,
 }
 
 impl Disk {
@@ -77,6 +84,17 @@ impl Disk {
                 Ok(())
             }
         }
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "the test build pretends another file system")]
+    fn exchange(&self, one: &Path, other: &Path) -> Result<(), Errno> {
+        renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+    }
+
+    #[cfg(test)]
+    fn exchange(&self, one: &Path, other: &Path) -> Result<(), Errno> {
+        if self.plain { Err(Errno::INVAL) } else { renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) }
     }
 
     fn checked<T>(&self, path: &Path, act: impl FnOnce() -> io::Result<T>) -> Result<T, StoreError> {
@@ -121,20 +139,43 @@ impl Disk {
         self.checked(path, || fs::File::open(path)?.sync_all())
     }
 
-    /// Makes `link` a symbolic link to `target`, in place of what it was before.
-    pub(crate) fn point(&self, link: &Path, target: &Path, aside: &Path) -> Result<(), StoreError> {
-        self.remove_file(aside)?;
-        self.checked(aside, || symlink(target, aside))?;
-        self.rename(aside, link)
+    /// Gives a file that never changes a second name; where the file system has no such links, a copy of its own.
+    pub(crate) fn link(&self, file: &Path, name: &Path) -> Result<(), StoreError> {
+        let copy = || {
+            fs::copy(file, name)?;
+            fs::File::open(name)?.sync_all()
+        };
+        self.checked(name, || fs::hard_link(file, name).or_else(|_| copy()))
     }
 
-    pub(crate) fn remove_file(&self, path: &Path) -> Result<(), StoreError> {
-        self.checked(path, || absent_is_fine(fs::remove_file(path)))
+    /// Puts the folder `new` in the place of whatever is called `name`. In one step, after which `new` is what was there
+    /// before; or, where the file system cannot do that, in two, and what was there before is at `aside`.
+    pub(crate) fn replace(&self, new: &Path, name: &Path, aside: &Path) -> Result<(), StoreError> {
+        if is_absent(name) {
+            return self.rename(new, name);
+        }
+        let exchanged = self.checked(name, || match self.exchange(new, name) {
+            Ok(()) => Ok(true),
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(false),
+            Err(error) => Err(error.into()),
+        })?;
+        if exchanged {
+            self.sync_folder(parent(new))?;
+            return self.sync_folder(parent(name));
+        }
+        self.create_folder(parent(aside))?;
+        self.rename(name, aside)?;
+        self.rename(new, name)
     }
 
     pub(crate) fn remove_folder(&self, path: &Path) -> Result<(), StoreError> {
         self.checked(path, || absent_is_fine(fs::remove_dir_all(path)))
     }
+}
+
+/// Whether nothing, not even a link that leads nowhere, has this name.
+pub(crate) fn is_absent(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
 }
 
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {

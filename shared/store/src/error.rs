@@ -54,12 +54,12 @@ pub enum StoreError {
     #[error("no space is left on the disk of {0}; nothing was published there, so free some space and run it again")]
     DiskFull(PathBuf),
     /// Any other trouble with a file.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     File {
         /// The file or folder.
         path: PathBuf,
         /// What the system says.
-        source: io::Error,
+        error: io::Error,
     },
 }
 
@@ -90,9 +90,9 @@ impl StoreError {
 
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| match source.kind() {
+        move |error| match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull(path),
-            _ => Self::File { path, source },
+            _ => Self::File { path, error },
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Who sums which subtrees, which buckets cross between ranks, and which slice of them each rank adds.
 //!
-//! A plan is a pure function of the number of lanes and ranks. It moves nothing: a transport sends each rank's
-//! buckets and calls [`crate::combine`]. No plan can change a byte of the sum, only who computes it.
+//! A plan is a pure function of the number of lanes and ranks. It moves nothing: [`crate::reduce_lanes`] sends each rank's
+//! buckets and combines them. No plan can change a byte of the sum, only who computes it.
 
 use std::ops::Range;
 

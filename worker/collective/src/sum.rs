@@ -17,9 +17,9 @@ pub struct Partial {
     pub sum: Option<Vec<f32>>,
 }
 
-/// Partial sums that do not make one whole.
+/// Partial sums that do not make one whole. A retry cannot help: the caller's parts are wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CollectiveError {
+pub enum SumError {
     /// A subtree came twice, or beside a part of itself.
     #[error("the sum of node {index} at level {level} came twice")]
     Twice {
@@ -77,37 +77,33 @@ pub fn partial_sums(tree: Tree, first: usize, lanes: Vec<Option<Vec<f32>>>) -> V
 
 /// Adds the partial sums of all owners along the rest of the tree, whatever order they came in. `None` when no lane
 /// has rows. Buffers may be whole, or the same slice of each.
-pub fn combine(tree: Tree, partials: Vec<Partial>) -> Result<Option<Vec<f32>>, CollectiveError> {
+pub fn combine(tree: Tree, partials: Vec<Partial>) -> Result<Option<Vec<f32>>, SumError> {
     let mut sums = BTreeMap::new();
     let mut expected = None;
     for Partial { node, sum } in partials {
         if let Some(sum) = &sum {
             let expected = *expected.get_or_insert(sum.len());
             if sum.len() != expected {
-                return Err(CollectiveError::Length { expected, found: sum.len() });
+                return Err(SumError::Length { expected, found: sum.len() });
             }
         }
         if sums.insert(node, sum).is_some() {
-            return Err(CollectiveError::Twice { level: node.level, index: node.index });
+            return Err(SumError::Twice { level: node.level, index: node.index });
         }
     }
     let sum = take(tree, tree.root(), &mut sums)?;
     match sums.into_keys().next() {
-        Some(node) => Err(CollectiveError::Twice { level: node.level, index: node.index }),
+        Some(node) => Err(SumError::Twice { level: node.level, index: node.index }),
         None => Ok(sum),
     }
 }
 
-fn take(
-    tree: Tree,
-    node: Node,
-    sums: &mut BTreeMap<Node, Option<Vec<f32>>>,
-) -> Result<Option<Vec<f32>>, CollectiveError> {
+fn take(tree: Tree, node: Node, sums: &mut BTreeMap<Node, Option<Vec<f32>>>) -> Result<Option<Vec<f32>>, SumError> {
     if let Some(sum) = sums.remove(&node) {
         return Ok(sum);
     }
     let Some([left, right]) = node.children() else {
-        return Err(CollectiveError::Missing { lane: node.index, lanes: tree.lanes() });
+        return Err(SumError::Missing { lane: node.index, lanes: tree.lanes() });
     };
     let left = take(tree, left, sums)?;
     let right = if tree.span(right).is_empty() { None } else { take(tree, right, sums)? };
@@ -148,18 +144,15 @@ mod tests {
     fn a_missing_or_doubled_part_is_an_error() {
         let tree = Tree::new(3);
         let lane = |index| Partial { node: Node { level: 0, index }, sum: Some(vec![1.0]) };
-        assert_eq!(combine(tree, vec![lane(0), lane(2)]), Err(CollectiveError::Missing { lane: 1, lanes: 3 }));
+        assert_eq!(combine(tree, vec![lane(0), lane(2)]), Err(SumError::Missing { lane: 1, lanes: 3 }));
         assert_eq!(
             combine(tree, vec![lane(0), lane(1), lane(2), lane(1)]),
-            Err(CollectiveError::Twice { level: 0, index: 1 })
+            Err(SumError::Twice { level: 0, index: 1 })
         );
         let pair = Partial { node: Node { level: 1, index: 0 }, sum: Some(vec![2.0]) };
-        assert_eq!(
-            combine(tree, vec![pair.clone(), lane(0), lane(2)]),
-            Err(CollectiveError::Twice { level: 0, index: 0 })
-        );
+        assert_eq!(combine(tree, vec![pair.clone(), lane(0), lane(2)]), Err(SumError::Twice { level: 0, index: 0 }));
         let long = Partial { node: Node { level: 0, index: 2 }, sum: Some(vec![1.0, 1.0]) };
-        assert_eq!(combine(tree, vec![pair.clone(), long]), Err(CollectiveError::Length { expected: 1, found: 2 }));
+        assert_eq!(combine(tree, vec![pair.clone(), long]), Err(SumError::Length { expected: 1, found: 2 }));
         assert_eq!(combine(tree, vec![lane(2), pair]), Ok(Some(vec![3.0])));
     }
 }

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use graftwork_model::{FormatError, HostTensor, Tensors, safetensors};
-use graftwork_shared::{assignment::Usage, digest::Digest};
+use graftwork_shared::digest::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::trainer::{Best, Moments, Progress, Trainer};
@@ -30,7 +30,7 @@ const VERSION: u32 = 1;
 pub enum CheckpointError {
     /// Not a readable safetensors file.
     #[error("the checkpoint is not a readable safetensors file: {0}")]
-    Format(#[from] FormatError),
+    Format(FormatError),
     /// The metadata is not there or not what this version writes.
     #[error("the checkpoint's metadata is not usable: {0}")]
     State(String),
@@ -52,20 +52,25 @@ pub enum CheckpointError {
     },
 }
 
+impl From<FormatError> for CheckpointError {
+    fn from(error: FormatError) -> Self {
+        Self::Format(error)
+    }
+}
+
 #[derive(Serialize, Deserialize)]
 struct State {
     version: u32,
     recipe: Digest,
     best_step: Option<u64>,
     progress: Progress,
-    usage: Usage,
 }
 
 impl Trainer {
-    /// The state as a file. `usage` is what the stage cost so far; it is the only part that clocks decide.
-    pub fn checkpoint(&self, recipe: Digest, usage: Usage) -> Result<Vec<u8>, CheckpointError> {
+    /// The state as a file, of which no byte depends on a clock.
+    pub fn checkpoint(&self, recipe: Digest) -> Result<Vec<u8>, CheckpointError> {
         let best_step = self.best.as_ref().map(|best| best.step);
-        let state = State { version: VERSION, recipe, best_step, progress: self.progress.clone(), usage };
+        let state = State { version: VERSION, recipe, best_step, progress: self.progress.clone() };
         let state = serde_json::to_string(&state).map_err(|error| CheckpointError::State(error.to_string()))?;
         let groups = [
             ("", Some(&self.parameters)),
@@ -92,9 +97,9 @@ impl Trainer {
         })
     }
 
-    /// Takes up the state of a checkpoint of this recipe, in a trainer just made for it. Returns what the stage had
-    /// cost by then. After an error the trainer is as it was.
-    pub fn resume(&mut self, bytes: &[u8], recipe: Digest) -> Result<Usage, CheckpointError> {
+    /// Takes up the state of a checkpoint of this recipe, in a trainer just made for it. After an error the trainer is as
+    /// it was.
+    pub fn resume(&mut self, bytes: &[u8], recipe: Digest) -> Result<(), CheckpointError> {
         let mut metadata = safetensors::metadata(bytes)?;
         let text = metadata.remove(KEY).ok_or_else(|| CheckpointError::State(format!("there is no {KEY:?}")))?;
         let state: State = serde_json::from_str(&text).map_err(|error| CheckpointError::State(error.to_string()))?;
@@ -116,7 +121,7 @@ impl Trainer {
             None => None,
         };
         (self.parameters, self.moments, self.best, self.progress) = (parameters, moments, best, state.progress);
-        Ok(state.usage)
+        Ok(())
     }
 
     fn take_group(&self, file: &mut Tensors, prefix: &str) -> Result<Vec<f32>, CheckpointError> {

@@ -31,12 +31,12 @@ const TENSOR_TOLERANCE: f64 = 1e-3;
 #[derive(Debug, thiserror::Error)]
 pub enum FollowError {
     /// A file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// The system's answer.
-        source: io::Error,
+        error: io::Error,
     },
     /// A file does not hold what a recording holds.
     #[error("{}: {what}", path.display())]
@@ -57,7 +57,13 @@ pub enum FollowError {
     Train(#[from] TrainError),
     /// The report cannot be written.
     #[error("cannot write the report: {0}")]
-    Write(#[from] io::Error),
+    Write(io::Error),
+}
+
+impl From<io::Error> for FollowError {
+    fn from(error: io::Error) -> Self {
+        Self::Write(error)
+    }
 }
 
 /// Follows the recording in `folder` on the base model in `base_model`, and writes a line for each check and a summary

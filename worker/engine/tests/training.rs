@@ -12,7 +12,6 @@ use graftwork_engine::{
 use graftwork_model::BaseModel;
 use graftwork_shared::{
     adapter::{AdapterConfig, FusionConfig},
-    assignment::Usage,
     composition::Composition,
     digest::Digest,
     head::{Head, HeadOutput},
@@ -160,7 +159,7 @@ impl Run {
     }
 
     fn checkpoint(&self) -> Vec<u8> {
-        self.trainer.checkpoint(Digest::of(b"recipe"), Usage::default()).unwrap()
+        self.trainer.checkpoint(Digest::of(b"recipe")).unwrap()
     }
 
     fn into_end(mut self, threads: usize) -> Vec<u8> {

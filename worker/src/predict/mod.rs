@@ -65,7 +65,7 @@ pub(crate) enum PredictError {
     },
     /// The text of a composition.
     #[error("--compose: {0}")]
-    Compose(#[from] compose::ComposeError),
+    Compose(compose::ComposeError),
     /// The composition itself.
     #[error(transparent)]
     Composition(#[from] CompositionError),
@@ -80,10 +80,22 @@ pub(crate) enum PredictError {
     Device(#[from] NoCuda),
     /// The computation broke down.
     #[error("the prediction broke down: {0}")]
-    Broken(#[from] TaskFailed),
+    Broken(TaskFailed),
     /// Output cannot be written, or threads cannot be started.
     #[error(transparent)]
     System(#[from] std::io::Error),
+}
+
+impl From<compose::ComposeError> for PredictError {
+    fn from(error: compose::ComposeError) -> Self {
+        Self::Compose(error)
+    }
+}
+
+impl From<TaskFailed> for PredictError {
+    fn from(error: TaskFailed) -> Self {
+        Self::Broken(error)
+    }
 }
 
 impl PredictError {
@@ -147,9 +159,13 @@ pub(crate) struct Arguments {
     /// What computes.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceChoice,
-    /// Environment variable with the credentials for remote locations.
+    /// Environment variable with the credentials for the base model.
     #[arg(long, value_name = "NAME")]
-    credentials_env: Option<String>,
+    base_model_credentials_env: Option<String>,
+    /// Environment variable with the credentials for adapters and setups; by default the base model's, where both lie on
+    /// the same hub.
+    #[arg(long, value_name = "NAME")]
+    adapter_credentials_env: Option<String>,
     /// Folder for what is fetched; by default ~/.cache/graftwork.
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
@@ -168,7 +184,7 @@ pub(crate) fn run(arguments: &Arguments, runtime: &Handle) -> Result<(), Predict
         (None, None) => return Err(PredictError::Usage("give a --text or a --file".to_owned())),
     };
     let cache = arguments.cache.clone().unwrap_or_else(trunks::default_cache);
-    let credentials = arguments.credentials_env.as_deref();
+    let credentials = arguments.base_model_credentials_env.as_deref();
     let folder =
         runtime.block_on(graftwork_store::fetch_base_model(&arguments.base_model, credentials, &cache, &NoUploads))?;
     let location = arguments.base_model.clone();
@@ -202,7 +218,12 @@ fn load(
     let mut parts = BTreeMap::new();
     for given in arguments.adapter.iter().chain(&arguments.setup) {
         let (name, location) = named(given)?;
-        let credentials = arguments.credentials_env.as_deref();
+        let credentials = graftwork_store::adapter_credentials(
+            location,
+            arguments.adapter_credentials_env.as_deref(),
+            &arguments.base_model,
+            arguments.base_model_credentials_env.as_deref(),
+        );
         let folder = runtime.block_on(graftwork_store::fetch_adapter(location, credentials, cache, &NoUploads))?;
         let part = Part::read(location, &folder, name.as_ref(), trunk)?;
         let name = match name {

@@ -129,7 +129,10 @@ fn parquet_rows(path: &Path, columns: &[String]) -> Result<Rows, PredictError> {
     for column in columns {
         let field = builder.schema().field_with_name(column).map_err(|_| missing(path, column, &there))?;
         if !matches!(field.data_type(), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) {
-            return Err(wrong(format!("column {column:?} is {}, but a text is needed", field.data_type())));
+            return Err(wrong(format!(
+                "column {column:?} holds {}, but a text is needed",
+                graftwork_dataset::type_in_words(field.data_type())
+            )));
         }
     }
     let mask = parquet::arrow::ProjectionMask::columns(builder.parquet_schema(), columns.iter().map(String::as_str));

@@ -96,7 +96,10 @@ impl Link {
     /// Says something, without waiting. Reports give way when the queue is nearly full; a full queue ends the link.
     pub(super) fn say(&mut self, envelope: WorkerEnvelope) {
         let Self::Open(open) = self else { return };
-        let report = matches!(envelope.message, WorkerMessage::Step(..) | WorkerMessage::Evaluated(..));
+        let report = matches!(
+            envelope.message,
+            WorkerMessage::Step(..) | WorkerMessage::Evaluated(..) | WorkerMessage::Spent(..)
+        );
         if report && open.outbound.capacity() < RESERVED {
             return;
         }
@@ -140,7 +143,7 @@ fn refuses(status: &Status) -> bool {
 fn describe(status: &Status) -> String {
     let mut text = format!("{}: {}", status.code(), status.message());
     if let Some(source) = std::error::Error::source(status) {
-        text = format!("{text} ({})", crate::channel::chain(source));
+        text = format!("{text} ({})", graftwork_shared::cause::told(source));
     }
     text
 }

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, WorkerEnvelope, WorkerMessage};
 use graftwork_shared::{
-    assignment::{Assignment, Blame, Evaluation, Failure, StageResult},
+    assignment::{Assignment, Blame, Evaluation, Failure, StageResult, Usage},
     digest::Digest,
     event::StepReport,
     id::{LeaseId, Term, WorkerId},
@@ -56,6 +56,8 @@ pub(crate) enum StageEvent {
     Stepped(StepReport),
     /// Validation was scored.
     Evaluated(Evaluation),
+    /// What the attempt has cost so far.
+    Spent(Usage),
     /// The checkpoint of a step lies on the coordinator as this blob.
     Uploaded(u64, Digest),
     /// Everything is loaded; the next formation may hold this worker.
@@ -126,6 +128,8 @@ struct Lease {
     /// Trace id of the assignment; all that is said about the lease carries it.
     trace: String,
     state: State,
+    /// What the attempt was last said to have cost.
+    spent: Option<Usage>,
     /// What the state waits to be accepted was not said on the present link.
     unheard: bool,
     /// Words about its group that could not be said, for the next link.
@@ -138,6 +142,12 @@ enum State {
     Checkpointing { step: u64, blob: Digest },
     Finishing { result: Box<StageResult> },
     Parting { word: Box<WorkerMessage> },
+}
+
+impl Lease {
+    fn new(trace: String, state: State) -> Self {
+        Self { trace, state, spent: None, unheard: false, kept: Vec::new() }
+    }
 }
 
 impl State {
@@ -256,24 +266,24 @@ impl Machine {
 
     /// Says what the coordinator did not accept before the link broke.
     fn say_again(&mut self, id: LeaseId) -> Vec<Command> {
-        let Some(lease) = self.leases.get_mut(&id) else { return Vec::new() };
-        if !std::mem::take(&mut lease.unheard) {
-            return Vec::new();
+        let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.unheard) else { return Vec::new() };
+        lease.unheard = false;
+        let (trace, spent) = (lease.trace.clone(), lease.spent);
+        let mut messages = std::mem::take(&mut lease.kept);
+        match &lease.state {
+            State::Training => {}
+            State::Checkpointing { step, blob } => messages.push(WorkerMessage::Checkpoint(id, *step, *blob)),
+            State::Finishing { result } => messages.push(WorkerMessage::Finished(id, (**result).clone())),
+            // Nobody heard the cost either.
+            State::Parting { word } => {
+                messages.extend(spent.map(|spent| WorkerMessage::Spent(id, spent)));
+                messages.push((**word).clone());
+            }
         }
-        let kept = std::mem::take(&mut lease.kept);
-        let Some(lease) = self.leases.get(&id) else { return Vec::new() };
-        let mut commands: Vec<Command> = kept.into_iter().map(|word| self.say(&lease.trace, word)).collect();
-        let message = match &lease.state {
-            State::Training => return commands,
-            State::Checkpointing { step, blob } => WorkerMessage::Checkpoint(id, *step, *blob),
-            State::Finishing { result } => WorkerMessage::Finished(id, (**result).clone()),
-            State::Parting { word } => (**word).clone(),
-        };
-        commands.push(self.say(&lease.trace, message));
         if matches!(lease.state, State::Parting { .. }) {
             self.leases.remove(&id);
         }
-        commands
+        messages.into_iter().map(|message| self.say(&trace, message)).collect()
     }
 
     fn on_assign(&mut self, id: LeaseId, assignment: Box<Assignment>, joining: bool, trace: String) -> Vec<Command> {
@@ -288,8 +298,7 @@ impl Machine {
             let message = format!("the worker has {} slots, and all are taken", self.slots);
             return vec![self.say(&trace, WorkerMessage::Failed(id, Failure { blame: Blame::Machine, message }))];
         }
-        let kept = Vec::new();
-        self.leases.insert(id, Lease { trace: trace.clone(), state: State::Training, unheard: false, kept });
+        self.leases.insert(id, Lease::new(trace.clone(), State::Training));
         vec![Command::Start { lease: id, assignment, joining, trace }]
     }
 
@@ -360,7 +369,7 @@ impl Machine {
             return Vec::new();
         }
         let mut commands = vec![self.say(&self.trace, WorkerMessage::Heartbeat(self.leases()))];
-        commands.extend(self.leases().into_iter().filter_map(|lease| self.say_again(lease)));
+        commands.extend(self.leases().into_iter().flat_map(|lease| self.say_again(lease)));
         commands
     }
 
@@ -368,12 +377,16 @@ impl Machine {
         // A fenced stage may still talk for a moment; its words must not reach anybody.
         let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.state.runs()) else { return Vec::new() };
         let trace = lease.trace.clone();
-        if !matches!(event, StageEvent::Stepped(_) | StageEvent::Evaluated(_)) {
+        if !matches!(event, StageEvent::Stepped(_) | StageEvent::Evaluated(_) | StageEvent::Spent(_)) {
             lease.unheard = self.link == Link::Down;
         }
         let message = match event {
             StageEvent::Stepped(report) => WorkerMessage::Step(id, report),
             StageEvent::Evaluated(evaluation) => WorkerMessage::Evaluated(id, evaluation),
+            StageEvent::Spent(usage) => {
+                lease.spent = Some(usage);
+                WorkerMessage::Spent(id, usage)
+            }
             StageEvent::Uploaded(step, blob) => {
                 lease.state = State::Checkpointing { step, blob };
                 WorkerMessage::Checkpoint(id, step, blob)
@@ -401,7 +414,9 @@ impl Machine {
     fn part(&mut self, id: LeaseId, trace: &str, word: WorkerMessage) -> Vec<Command> {
         if self.link == Link::Down {
             let state = State::Parting { word: Box::new(word) };
-            self.leases.insert(id, Lease { trace: trace.to_owned(), state, unheard: true, kept: Vec::new() });
+            let spent = self.leases.get(&id).and_then(|lease| lease.spent);
+            let lease = Lease { spent, unheard: true, ..Lease::new(trace.to_owned(), state) };
+            self.leases.insert(id, lease);
             return Vec::new();
         }
         self.leases.remove(&id);

@@ -196,6 +196,22 @@ fn release_during_a_checkpoint_lets_it_be_accepted() {
 }
 
 #[test]
+fn what_an_attempt_cost_is_told_at_once_and_again_with_a_last_word_that_nobody_heard() {
+    let mut machine = working(1);
+    let spent = |core_seconds| Usage { core_seconds, ..Usage::default() };
+    let (said, _) = split(machine.apply(Event::Stage(LeaseId(1), StageEvent::Spent(spent(1.0)))));
+    assert_eq!(said, [(3, WorkerMessage::Spent(LeaseId(1), spent(1.0)))]);
+    machine.apply(Event::Lost);
+    assert_eq!(machine.apply(Event::Stage(LeaseId(1), StageEvent::Spent(spent(2.0)))), []);
+    let failure = Failure { blame: Blame::Machine, message: "broken".to_owned() };
+    assert_eq!(machine.apply(Event::Stage(LeaseId(1), StageEvent::Failed(failure.clone()))), []);
+    machine.apply(welcome(4));
+    let (said, _) = split(machine.apply(Event::Beat));
+    let spent = (4, WorkerMessage::Spent(LeaseId(1), spent(2.0)));
+    assert_eq!(said[1..], [spent, (4, WorkerMessage::Failed(LeaseId(1), failure))]);
+}
+
+#[test]
 fn work_goes_on_without_a_link_and_is_told_after_the_next_welcome() {
     let mut machine = working(3);
     machine.apply(assign(3, 2));

@@ -130,14 +130,14 @@ impl<H: Host> Driver<'_, H> {
 
     /// Forms the group this member was told of, if it is in none, and takes up the state of whoever is furthest.
     fn assemble(&mut self) -> Result<(), Halt> {
-        let shape = self.trainer().shape();
+        let (shape, led) = (self.trainer().shape(), self.membership.leads());
         let Some(formation) = self.membership.assemble(self.host, shape.lanes * shape.accumulation)? else {
             return Ok(());
         };
         let standing = self.standing()?;
         let recipe = self.recipe_digest;
         let trainer = self.trainer.as_ref().expect("it is back from the device thread");
-        let state = || trainer.checkpoint(recipe, Usage::default()).map_err(failure::of_checkpoint);
+        let state = || trainer.checkpoint(recipe).map_err(failure::of_checkpoint);
         // A member that was alone before knows the scores of the weights it keeps, another one does not.
         let adopted = self.membership.adopt(&standing, state)?;
         self.state.kept = None;
@@ -148,13 +148,19 @@ impl<H: Host> Driver<'_, H> {
             trainer.resume(&bytes, recipe).map_err(failure::of_checkpoint)?;
             set_parameters(self.host, &self.network, trainer.parameters());
         }
+        if self.membership.leads() && !led {
+            // What was trained before is counted by whoever led then.
+            let progress = self.trainer().progress();
+            let trained = [progress.examples, progress.tokens];
+            self.meter.go_on_from(trained);
+        }
         let digest = self.standing()?.digest;
         self.membership.confirm(&digest)
     }
 
     fn standing(&self) -> Result<Standing, Failure> {
         let trainer = self.trainer();
-        let bytes = trainer.checkpoint(self.recipe_digest, Usage::default()).map_err(failure::of_checkpoint)?;
+        let bytes = trainer.checkpoint(self.recipe_digest).map_err(failure::of_checkpoint)?;
         let progress = trainer.progress();
         let digest = Digest::of(&bytes).to_string();
         Ok(Standing { step: progress.step, evaluations: progress.evaluations.len(), digest })
@@ -181,8 +187,17 @@ impl<H: Host> Driver<'_, H> {
     fn interrupt(mut self) -> Result<StageEnd, Failure> {
         self.report_rest();
         self.membership.dissolve(None);
+        self.host.on_cost(self.cost());
         self.checkpoint()?;
         Ok(StageEnd::Interrupted)
+    }
+
+    /// What this attempt has cost so far, the host's own part aside.
+    fn cost(&self) -> Usage {
+        let progress = self.trainer().progress();
+        let cost = self.meter.cost(self.state.input_cost, [progress.examples, progress.tokens]);
+        // The stage's examples, tokens and time are counted once.
+        if self.membership.leads() { cost } else { Usage { wall_seconds: 0.0, examples: 0, tokens: 0, ..cost } }
     }
 
     fn report_rest(&mut self) {
@@ -217,10 +232,11 @@ impl<H: Host> Driver<'_, H> {
             epoch: progress.epochs_done(self.assignment.train.rows),
         };
         let waited = self.state.input.as_ref().map_or(Duration::ZERO, Input::waited);
-        if let Some(report) = self.meter.report(outcome, [rows, tokens], waited, place)
-            && self.membership.leads()
-        {
-            self.host.on_step(report);
+        if let Some(report) = self.meter.report(outcome, [rows, tokens], waited, place) {
+            if self.membership.leads() {
+                self.host.on_step(report);
+            }
+            self.host.on_cost(self.cost());
         }
         Ok(())
     }
@@ -307,10 +323,8 @@ impl<H: Host> Driver<'_, H> {
             return Ok(());
         }
         let began = Instant::now();
-        let trainer = self.trainer();
-        let progress = trainer.progress();
-        let usage = self.meter.usage(self.state.input_cost, progress.examples, progress.tokens);
-        let bytes = trainer.checkpoint(self.recipe_digest, usage).map_err(failure::of_checkpoint)?;
+        self.host.on_cost(self.cost());
+        let bytes = self.trainer().checkpoint(self.recipe_digest).map_err(failure::of_checkpoint)?;
         let blob = self.host.put_blob(bytes).map_err(|error| failure::of_host(&error))?;
         self.host.on_checkpoint(step, blob).map_err(|error| failure::of_host(&error))?;
         self.meter.pause(began);
@@ -330,6 +344,7 @@ impl<H: Host> Driver<'_, H> {
         if self.membership.leads() {
             self.host.on_evaluation(&evaluation);
         }
+        self.host.on_cost(self.cost());
         let trainer = self.trainer.as_mut().expect("it is back from the device thread");
         trainer.record(evaluation);
         if trainer.kept_step() == step {
@@ -376,7 +391,6 @@ impl<H: Host> Driver<'_, H> {
         };
         splits.extend(validation.map(|scored| (Split::Validation, scored)));
         splits.extend(self.score(Split::Test)?.map(|scored| (Split::Test, scored)));
-        let usage = self.usage_of_all()?;
         if !self.membership.leads() {
             return Ok(None);
         }
@@ -403,20 +417,8 @@ impl<H: Host> Driver<'_, H> {
             attention,
             trained_parameters: trainer.parameters().len() as u64,
             numeric_class: self.numeric_class.clone(),
-            usage,
+            usage: self.cost(),
         }))
-    }
-
-    /// What this member's host does not count of its own cost, and the whole cost of the other members.
-    fn usage_of_all(&mut self) -> Result<Usage, Halt> {
-        let progress = self.trainer().progress();
-        let (examples, tokens) = (progress.examples, progress.tokens);
-        let whole = self.meter.usage(self.state.input_cost, 0, 0);
-        let spent = self.membership.share(self.host, Usage { wall_seconds: 0.0, ..whole })?;
-        let mut usage = self.meter.usage_beside_the_host(self.state.input_cost, examples, tokens);
-        let (rank, _) = self.membership.part();
-        spent.iter().enumerate().filter(|(other, _)| *other != rank).for_each(|(_, spent)| usage.add(spent));
-        Ok(usage)
     }
 
     /// Mean attention `[layer][adapter]`; empty for an adapter stage. An adapter without a site in a layer gets 0.

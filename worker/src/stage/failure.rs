@@ -6,6 +6,7 @@ use graftwork_model::ModelError;
 use graftwork_shared::{
     NUMERICS_VERSION,
     assignment::{Blame, Failure},
+    cause::told,
 };
 use graftwork_store::StoreError;
 
@@ -35,7 +36,7 @@ pub(super) fn of_host(error: &anyhow::Error) -> Failure {
                 || matches!(error.downcast_ref(), Some(StoreError::Upload(_)))
         }
     };
-    Failure { blame: if users { Blame::User } else { Blame::Machine }, message: format!("{error:#}") }
+    Failure { blame: if users { Blame::User } else { Blame::Machine }, message: told(error.as_ref()) }
 }
 
 /// Planning has opened every file. One that is not here, or may not be read with what this worker's environment holds,

@@ -2,19 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use graftwork_engine::{InputCost, StepOutcome, thread_seconds};
+use graftwork_engine::{InputCost, StepOutcome};
 use graftwork_shared::{assignment::Usage, event::StepReport};
 
 /// Reports are at least this far apart.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 
-/// Counts costs since the run began, on top of what earlier attempts cost.
+/// Counts costs since the run began. What earlier attempts cost, the coordinator knows.
 #[derive(Debug)]
 pub(super) struct Meter {
     began: Instant,
-    controller_seconds: f64,
-    earlier: Usage,
-    device_seconds: f64,
+    /// Examples and tokens that earlier attempts trained and this one goes on from.
+    earlier: [u64; 2],
     gpu_seconds: f64,
     input: InputCost,
     since_report: SinceReport,
@@ -56,38 +55,34 @@ pub(super) struct Place {
 /// What one device task cost.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct TaskCost {
-    core_seconds: f64,
     wall_seconds: f64,
 }
 
-/// Runs a task and measures it on its own thread.
+/// Runs a task and measures it; a host counts the CPU time of its threads itself.
 pub(super) fn measured<T>(task: impl FnOnce() -> T) -> (T, TaskCost) {
-    let (cpu, wall) = (thread_seconds(), Instant::now());
+    let wall = Instant::now();
     let value = task();
-    (value, TaskCost { core_seconds: thread_seconds() - cpu, wall_seconds: wall.elapsed().as_secs_f64() })
+    (value, TaskCost { wall_seconds: wall.elapsed().as_secs_f64() })
 }
 
 impl Meter {
     pub(super) fn start() -> Self {
         Self {
             began: Instant::now(),
-            controller_seconds: thread_seconds(),
-            earlier: Usage::default(),
-            device_seconds: 0.0,
+            earlier: [0, 0],
             gpu_seconds: 0.0,
             input: InputCost::default(),
             since_report: SinceReport::now(Duration::ZERO),
         }
     }
 
-    /// Counts on from what earlier attempts cost.
-    pub(super) fn count_from(&mut self, earlier: Usage) {
-        self.earlier = earlier;
+    /// Leaves out the examples and tokens that earlier attempts trained.
+    pub(super) fn go_on_from(&mut self, examples_and_tokens: [u64; 2]) {
+        self.earlier = examples_and_tokens;
     }
 
     /// Counts a device task.
     pub(super) fn add_task(&mut self, cost: TaskCost, on_gpu: bool) {
-        self.device_seconds += cost.core_seconds;
         if on_gpu {
             self.gpu_seconds += cost.wall_seconds;
         }
@@ -99,25 +94,18 @@ impl Meter {
         self.input.core_seconds += cost.core_seconds;
     }
 
-    /// The whole cost so far; `training` is the cost of the input that is still being read.
-    pub(super) fn usage(&self, training: InputCost, examples: u64, tokens: u64) -> Usage {
-        let controller = thread_seconds() - self.controller_seconds;
-        let threads = self.device_seconds + controller;
-        let host_counts_none = self.usage_beside_the_host(training, examples, tokens);
-        Usage { core_seconds: host_counts_none.core_seconds + threads, ..host_counts_none }
-    }
-
-    /// The whole cost so far without the CPU time, in this attempt, of device threads and of the calling thread: a
-    /// host counts those itself.
-    pub(super) fn usage_beside_the_host(&self, training: InputCost, examples: u64, tokens: u64) -> Usage {
+    /// The cost of this attempt so far without the CPU time of device threads and of the calling thread: a host counts
+    /// those itself. `training` is the cost of the input that is still being read, `examples` and `tokens` are those of
+    /// all attempts.
+    pub(super) fn cost(&self, training: InputCost, [examples, tokens]: [u64; 2]) -> Usage {
         Usage {
-            core_seconds: self.earlier.core_seconds + self.input.core_seconds + training.core_seconds,
-            gpu_seconds: self.earlier.gpu_seconds + self.gpu_seconds,
-            wall_seconds: self.earlier.wall_seconds + self.began.elapsed().as_secs_f64(),
-            bytes_read: self.earlier.bytes_read + self.input.bytes_read + training.bytes_read,
-            examples,
-            tokens,
-            peak_memory_bytes: self.earlier.peak_memory_bytes,
+            core_seconds: self.input.core_seconds + training.core_seconds,
+            gpu_seconds: self.gpu_seconds,
+            wall_seconds: self.began.elapsed().as_secs_f64(),
+            bytes_read: self.input.bytes_read + training.bytes_read,
+            examples: examples.saturating_sub(self.earlier[0]),
+            tokens: tokens.saturating_sub(self.earlier[1]),
+            peak_memory_bytes: 0,
         }
     }
 
@@ -190,15 +178,13 @@ mod tests {
     }
 
     #[test]
-    fn costs_of_earlier_attempts_are_counted_on() {
+    fn what_earlier_attempts_trained_is_left_out() {
         let mut meter = Meter::start();
-        meter.count_from(Usage { core_seconds: 10.0, bytes_read: 5, ..Usage::default() });
+        meter.go_on_from([3, 30]);
         meter.add_input(InputCost { bytes_read: 7, core_seconds: 1.0 });
-        meter.add_task(TaskCost { core_seconds: 2.0, wall_seconds: 3.0 }, true);
-        let training = InputCost { bytes_read: 1, core_seconds: 0.5 };
-        let (whole, beside) = (meter.usage(training, 3, 30), meter.usage_beside_the_host(training, 3, 30));
-        assert_eq!((whole.bytes_read, whole.examples, whole.tokens), (13, 3, 30));
-        assert!((beside.core_seconds - 11.5).abs() < 1e-9 && whole.core_seconds >= 13.5);
-        assert!((whole.gpu_seconds - 3.0).abs() < 1e-12);
+        meter.add_task(TaskCost { wall_seconds: 3.0 }, true);
+        let cost = meter.cost(InputCost { bytes_read: 1, core_seconds: 0.5 }, [5, 50]);
+        assert_eq!((cost.bytes_read, cost.examples, cost.tokens), (8, 2, 20));
+        assert!((cost.core_seconds - 1.5).abs() < 1e-9 && (cost.gpu_seconds - 3.0).abs() < 1e-12);
     }
 }

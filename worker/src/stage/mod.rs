@@ -23,7 +23,7 @@ use graftwork_engine::{Course, Device, TextEncoder, Trainer, Trunk};
 use graftwork_proto::Formation;
 use graftwork_shared::{
     NUMERICS_VERSION,
-    assignment::{Assignment, Evaluation, Failure, StageResult},
+    assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
     data::Split,
     digest::Digest,
     event::StepReport,
@@ -58,6 +58,10 @@ pub(crate) trait Host {
 
     /// Passes a validation score on; never blocks.
     fn on_evaluation(&self, evaluation: &Evaluation);
+
+    /// Takes note of what this attempt has cost so far, without the CPU time of the calling thread and of the host's
+    /// device threads, which the host counts itself; never blocks.
+    fn on_cost(&self, cost: Usage);
 
     /// Whether to stop: the driver checkpoints at the next step and returns [`StageEnd::Interrupted`].
     fn interrupted(&self) -> bool;
@@ -96,8 +100,8 @@ pub(crate) enum StageEnd {
 
 /// Trains, scores and uploads one stage. Blocks until then, or until the host interrupts.
 ///
-/// The result's `usage.core_seconds` leaves out the CPU time that this attempt took of the calling thread and of the
-/// host's device threads: the host counts those for all that it runs.
+/// The result's `usage` is that of this attempt, and its `core_seconds` leave out the CPU time of the calling thread and
+/// of the host's device threads: the host counts those for all that it runs.
 ///
 /// # Errors
 /// A [`Failure`] that says whose fault it is: the job's and its data's, or the machine's.
@@ -105,7 +109,7 @@ pub(crate) enum StageEnd {
 /// With `joining`, others train the stage already: this member loads everything, waits to be formed, and takes up their
 /// state.
 pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &H) -> Result<StageEnd, Failure> {
-    let mut meter = Meter::start();
+    let meter = Meter::start();
     if assignment.recipe.numerics_version != NUMERICS_VERSION {
         return Err(failure::of_numerics(assignment.recipe.numerics_version));
     }
@@ -127,7 +131,7 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
     let mut accepted_step = 0;
     if let Some(blob) = assignment.resume {
         let bytes = host.get_blob(blob).map_err(|error| failure::of_host(&error))?;
-        meter.count_from(trainer.resume(&bytes, recipe_digest).map_err(failure::of_checkpoint)?);
+        trainer.resume(&bytes, recipe_digest).map_err(failure::of_checkpoint)?;
         accepted_step = trainer.progress().step;
         if pinned.moved(Split::Train) && !data::was_trained_on(assignment, trainer.progress(), &access, host)? {
             tracing::warn!("rows changed behind the checkpoint of step {accepted_step}: the stage starts over");
@@ -161,6 +165,9 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
             }
         }
     }
+    let progress = driver.trainer().progress();
+    let trained = [progress.examples, progress.tokens];
+    driver.meter.go_on_from(trained);
     if joining {
         driver.membership = Membership::joining();
         host.on_prepared();

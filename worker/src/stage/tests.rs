@@ -31,15 +31,21 @@ fn finish(assignment: &Assignment, host: &LocalHost) -> StageResult {
 }
 
 /// Runs a stage that is interrupted after every `patience` questions of the driver, until it ends.
-fn finish_with_interruptions(assignment: &Assignment, host: &LocalHost, patience: u32) -> (StageResult, u32) {
+/// The result, how often it was interrupted, and what all attempts cost.
+fn finish_with_interruptions(assignment: &Assignment, host: &LocalHost, patience: u32) -> (StageResult, u32, Usage) {
     let mut assignment = assignment.clone();
     let mut interruptions = 0;
+    let mut spent = Usage::default();
     loop {
         host.interrupt_after(patience);
         match run_stage(&assignment, false, host).unwrap() {
-            StageEnd::Finished(result) => return (result, interruptions),
+            StageEnd::Finished(result) => {
+                spent.add(&result.usage);
+                return (result, interruptions, spent);
+            }
             StageEnd::Interrupted => interruptions += 1,
         }
+        spent.add(&host.last_cost());
         assignment.resume = host.last_checkpoint();
         assert!(interruptions < 200, "the stage makes no progress");
     }
@@ -95,10 +101,12 @@ fn neither_threads_nor_interruptions_change_a_byte() {
     let two = LocalHost::new(2);
     assert_eq!(bytes_of(&finish(&of, &two)), bytes_of(&undisturbed));
     for patience in [3, 4, 7] {
-        let (result, interruptions) = finish_with_interruptions(&of, &LocalHost::new(2), patience);
+        let (result, interruptions, spent) = finish_with_interruptions(&of, &LocalHost::new(2), patience);
         assert!(interruptions > 1, "{interruptions}");
         assert_eq!(bytes_of(&result), bytes_of(&undisturbed), "interrupted after every {patience}");
-        assert_eq!(result.usage.examples, undisturbed.usage.examples);
+        let trained = |usage: Usage| (usage.examples, usage.tokens);
+        assert_eq!(trained(spent), trained(undisturbed.usage), "each attempt counts its own part");
+        assert!(trained(result.usage) < trained(spent) && spent.bytes_read > undisturbed.usage.bytes_read);
     }
 }
 
@@ -131,7 +139,7 @@ fn a_fusion_reads_its_adapters_and_reports_its_attention() {
     for layer in &result.attention {
         assert!(layer.len() == 2 && (layer.iter().sum::<f64>() - 1.0).abs() < 1e-5, "{layer:?}");
     }
-    let (again, interruptions) = finish_with_interruptions(&of, &LocalHost::sharing(&host, 1), 4);
+    let (again, interruptions, _) = finish_with_interruptions(&of, &LocalHost::sharing(&host, 1), 4);
     assert!(interruptions > 0);
     assert_eq!(bytes_of(&again), bytes_of(&result));
 }

@@ -48,25 +48,33 @@ fn find_members(archive: &Path, member: &str) -> Result<Vec<Input>, ImportError>
     let listed = open_archive(archive)?;
     let names = listed.file_names().map(|name| name.map(std::borrow::Cow::into_owned)).collect::<Result<Vec<_>, _>>();
     let names = names.map_err(|error| ImportError::unreadable(&archive.display().to_string(), error))?;
-    let pattern = Pattern::new(member);
-    let mut found: Vec<String> = names.iter().filter(|name| *name == member).cloned().collect();
-    if found.is_empty() {
-        found = names.iter().filter(|name| !name.ends_with('/') && pattern.matches(name)).cloned().collect();
-    }
-    found.sort();
-    if found.is_empty() {
-        let folder = pattern.fixed_folder();
-        let mut near: Vec<&str> = names.iter().filter(|name| name.starts_with(&folder)).map(String::as_str).collect();
-        near.sort_unstable();
-        let nearby = format!("below {folder:?} the archive holds {}", list_names(near));
-        return Err(ImportError::NoMatch { input: format!("{}!{member}", archive.display()), nearby });
-    }
+    // A member whose own name has a star or a bracket is taken as it is, like a file.
+    let found = match names.iter().find(|name| *name == member) {
+        Some(itself) => vec![itself.clone()],
+        None => matching(&names, member)
+            .map_err(|nearby| ImportError::NoMatch { input: format!("{}!{member}", archive.display()), nearby })?,
+    };
     let input = |member: String| Input {
         file: archive.to_owned(),
         name: format!("{}!{member}", archive.display()),
         member: Some(member),
     };
     Ok(found.into_iter().map(input).collect())
+}
+
+/// Members that a pattern matches, sorted by name; or what there is instead.
+fn matching(names: &[String], pattern: &str) -> Result<Vec<String>, String> {
+    let pattern = Pattern::new(pattern)?;
+    let files = names.iter().filter(|name| !name.ends_with('/'));
+    let mut found: Vec<String> = files.filter(|name| pattern.matches(name)).cloned().collect();
+    found.sort();
+    if found.is_empty() {
+        let folder = pattern.fixed_folder();
+        let mut near: Vec<&str> = names.iter().filter(|name| name.starts_with(&folder)).map(String::as_str).collect();
+        near.sort_unstable();
+        return Err(format!("below {folder:?} the archive holds {}", list_names(near)));
+    }
+    Ok(found)
 }
 
 impl Input {

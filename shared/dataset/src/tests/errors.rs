@@ -34,6 +34,9 @@ fn a_glob_without_a_match_says_what_there_is() {
     let error = folder.open(&["b-*.parquet"]).unwrap_err();
     assert!(matches!(error, DataError::NoMatch { .. }));
     says(&error, &["b-*.parquet", "holds \"a.parquet\""]);
+    let error = folder.open(&["a-[01.parquet"]).unwrap_err();
+    assert!(matches!(error, DataError::Location { .. }));
+    says(&error, &["a-[01.parquet", "\"[01.parquet\" opens a class of characters", "write [[] for a bracket"]);
 }
 
 #[test]
@@ -72,7 +75,7 @@ fn shards_of_different_schemas_name_the_first_difference() {
     folder.write("b.parquet", vec![("text", texts(&[Some("x")])), ("label", texts(&[Some("0")]))], 10);
     folder.write("c.parquet", vec![("text", texts(&[Some("x")]))], 10);
     let error = folder.open(&["a.parquet", "b.parquet"]).unwrap_err();
-    says(&error, &["b.parquet has another schema", "column \"label\"", "Int64", "texts"]);
+    says(&error, &["b.parquet has another schema", "column \"label\"", "64-bit integers", "texts"]);
     says(&folder.open(&["a.parquet", "c.parquet"]).unwrap_err(), &["no column \"label\""]);
     says(&folder.open(&["c.parquet", "a.parquet"]).unwrap_err(), &["a column \"label\" more"]);
 }
@@ -98,7 +101,7 @@ fn column_types_must_fit_the_head() {
     folder.write("a.parquet", columns_of, 10);
     let files = folder.open(&["a.parquet"]).unwrap();
     let error = check_columns(&files, &columns(), HeadKind::Classification).unwrap_err();
-    says(&error, &["label column \"label\"", "Float64", "regression head"]);
+    says(&error, &["label column \"label\"", "64-bit floating-point numbers", "regression head"]);
     check_columns(&files, &columns(), HeadKind::Regression).unwrap();
     let by_text = Columns { label: "text".to_owned(), ..columns() };
     check_columns(&files, &by_text, HeadKind::Classification).unwrap();

@@ -6,7 +6,7 @@ use graftwork_shared::data::{Split, SplitManifest, SplitRule};
 use proptest::prelude::*;
 
 use super::{Folder, columns, request};
-use crate::{Access, Label, OpenFile, Order, ReadRequest, find_labels, select};
+use crate::{Access, Label, OpenFile, Order, ReadRequest, find_labels, open, select};
 
 const SHUFFLED: Order = Order::Shuffled { seed: 5, window_bytes: 16 << 10 };
 
@@ -38,7 +38,40 @@ fn a_folder_and_a_glob_give_shards_sorted_by_name() {
     };
     assert_eq!(names(&["."]), ["a.parquet", "b.parquet", "c.parquet"]);
     assert_eq!(names(&["?.parquet"]), ["a.parquet", "b.parquet", "c.parquet"]);
-    assert_eq!(names(&["c.parquet", "[ab].parquet".replace("[ab]", "a").as_str()]), ["c.parquet", "a.parquet"]);
+    assert_eq!(names(&["c.parquet", "[!c].parquet"]), ["c.parquet", "a.parquet", "b.parquet"]);
+    assert_eq!(names(&["[a-b].parquet"]), ["a.parquet", "b.parquet"]);
+    // A file of that very name is meant, not the class.
+    std::fs::copy(folder.path("c.parquet"), folder.path("[ab].parquet")).unwrap();
+    assert_eq!(names(&["[ab].parquet"]), ["[ab].parquet"]);
+    assert_eq!(names(&["[[]*.parquet"]), ["[ab].parquet"]);
+}
+
+#[test]
+fn an_object_store_reads_the_same_patterns() {
+    use object_store::{ObjectStoreExt as _, memory::InMemory, path::Path};
+    let folder = Folder::new();
+    let bytes = std::fs::read(folder.shard("a.parquet", 0, 30, 10)).unwrap();
+    let store = InMemory::new();
+    for name in ["part-0", "part-1", "part-2", "deep/part-1", "odd-[01]"] {
+        let path = Path::parse(format!("rows/{name}.parquet")).unwrap();
+        folder.runtime.block_on(store.put(&path, bytes.clone().into())).unwrap();
+    }
+    let access = Access::anonymous();
+    access.pretend("s3://bucket", std::sync::Arc::new(store));
+    let names = |entry: &str| {
+        let files = folder.runtime.block_on(open(&vec![format!("s3://bucket/{entry}")], &access));
+        files.map(|files| {
+            let names =
+                files.iter().map(|file| file.identity.location.trim_start_matches("s3://bucket/rows/").to_owned());
+            names.collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(names("rows/part-[01].parquet").unwrap(), ["part-0.parquet", "part-1.parquet"]);
+    assert_eq!(names("rows/part-[!0-1].parquet").unwrap(), ["part-2.parquet"]);
+    assert_eq!(names("rows/**/part-[1].parquet").unwrap(), ["deep/part-1.parquet", "part-1.parquet"]);
+    assert_eq!(names("rows/odd-[01].parquet").unwrap(), ["odd-[01].parquet"], "an object of that very name");
+    let problem = names("rows/part-[01.parquet").unwrap_err().to_string();
+    assert!(problem.contains("opens a class of characters such as [0-9] that does not end"), "{problem}");
 }
 
 #[test]

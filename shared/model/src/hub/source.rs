@@ -37,7 +37,7 @@ impl Source<'_> {
                 match std::fs::read(&path) {
                     Ok(bytes) => Ok(Some(bytes)),
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-                    Err(source) => Err(ModelError::Io { path, source }),
+                    Err(error) => Err(ModelError::Io { path, error }),
                 }
             }
             Self::Memory(files, _) => {
@@ -59,7 +59,7 @@ impl Source<'_> {
     pub(crate) fn json(&self, name: &str) -> Result<Option<Value>, ModelError> {
         let Some(bytes) = self.get(name)? else { return Ok(None) };
         let value = serde_json::from_slice(&bytes);
-        value.map(Some).map_err(|source| ModelError::Json { file: self.label(name), source })
+        value.map(Some).map_err(|error| ModelError::Json { file: self.label(name), error })
     }
 
     /// A JSON file that must be there.

@@ -34,8 +34,8 @@ pub(crate) static TASK: Section = Section {
             SOURCE,
             Required,
             "\"data/train.parquet\"",
-            "Training rows: a Parquet file, a glob, a folder of shards or a URL, or a list of these; all rows when \
-             `split` divides them.",
+            "Training rows: a Parquet file, a glob (`*`, `?`, `[0-9]`, `**`), a folder of shards or a URL, or a list of \
+             these; all rows when `split` divides them.",
         ),
         Key::new(
             "validation",

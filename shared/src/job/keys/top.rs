@@ -10,6 +10,7 @@ use super::{
     task::{DEFAULT_HEAD, TASK},
     training::TRAINING,
 };
+use crate::job::{MOST_THREADS, MOST_WORKERS};
 
 /// Schemes of addresses where a base model may lie.
 const MODEL_SCHEMES: &[&str] = &["hf", "s3", "gs", "http", "https"];
@@ -100,6 +101,7 @@ static PUBLISH: Section = Section {
     exclusive: &[],
 };
 
+#[expect(clippy::cast_lossless, reason = "`From` is no const function")]
 static RESOURCES: Section = Section {
     name: "resources",
     places: &["resources"],
@@ -107,7 +109,7 @@ static RESOURCES: Section = Section {
     keys: &[
         Key::new(
             "workers",
-            Whole(1, 1024),
+            Whole(1, MOST_WORKERS as i64),
             Value("1"),
             "2",
             "Worker processes that `graftwork run` starts on this machine.",
@@ -115,7 +117,7 @@ static RESOURCES: Section = Section {
         .undigested(),
         Key::new(
             "threads",
-            Either(&[Choice(&["all"]), Whole(1, 1024)]),
+            Either(&[Choice(&["all"]), Whole(1, MOST_THREADS as i64)]),
             Value("\"all\""),
             "2",
             "Trainer threads of each worker; `all` takes one for each core.",

@@ -116,7 +116,9 @@ impl<'t> Resolver<'t> {
                 }
                 let own = table.text("publish_as");
                 let path = format!("{kind}.{name}{}", if own.is_some() { ".publish_as" } else { "" });
-                published.entry(own.unwrap_or_else(|| (*name).to_owned())).or_default().push(path);
+                let name = own.unwrap_or_else(|| (*name).to_owned());
+                self.check_name_in_torch(&name, kind, &path);
+                published.entry(name).or_default().push(path);
             }
         }
         for (name, paths) in published.iter().filter(|(_, paths)| paths.len() > 1) {
@@ -134,6 +136,24 @@ impl<'t> Resolver<'t> {
                 self.refuse(path, Problem::new("duplicate-publish", message, "give each a `publish_as` of its own"));
             }
         }
+    }
+
+    /// A published name becomes a key of torch's `ModuleDict` where AdapterHub's Python library loads the release.
+    fn check_name_in_torch(&mut self, name: &str, kind: &str, path: &str) {
+        if !name.parse::<Name>().is_ok_and(|name| name.is_taken_in_torch()) {
+            return;
+        }
+        let message = format!(
+            "{name:?} cannot be a published name: it is an attribute of torch.nn.ModuleDict, so AdapterHub's Python library \
+             could not load the release"
+        );
+        let other = format!("{name}_{}", kind.trim_end_matches('s'));
+        let help = if path.ends_with(".publish_as") {
+            format!("use another name, such as {other:?}")
+        } else {
+            format!("use another name, such as {other:?}, or keep it inside the job and add `publish_as = {other:?}`")
+        };
+        self.refuse(path, Problem::new("name-taken-in-torch", message, help));
     }
 
     /// A default that nothing reads is without effect.

@@ -69,6 +69,20 @@ problem!(
     )
 );
 problem!(
+    names_with_a_dot_are_refused,
+    "bad-name",
+    with("publish_as = \"spam.v2\"\n[tasks.\"tone.v2\"]\ntrain = \"a\"\nvalidation = \"b\"")
+);
+problem!(
+    names_that_torch_has_for_itself_are_refused,
+    "name-taken-in-torch",
+    with(
+        "publish_as = \"keys\"\n[tasks.half]\ntrain = \"a\"\nvalidation = \"b\"\n\
+         [tasks.float]\ntrain = \"a\"\nvalidation = \"b\"\npublish_as = \"floats\"\n\
+         [fusions.train]\nadapters = [\"spam\", \"tone\"]\ntask = \"spam\""
+    )
+);
+problem!(
     places_that_cannot_work_are_refused,
     "bad-place",
     with("test = [\"~/rows.parquet\", \"ftp://host/rows\", \"s3://\"]\n[publish]\nhub = \"s3://bucket/hub\"")

@@ -102,9 +102,9 @@ pub async fn fetch_base_model(
     fetch(location, credentials_env, cache, uploads, Wanted::Model).await
 }
 
-/// The folder of an adapter in AdapterHub's layout: a local folder or a release of our hub folder as it is (links
-/// resolved, so that a later release does not change it under the reader); `hf://organisation/name@revision` and
-/// what was uploaded through `cache`.
+/// The folder of an adapter in AdapterHub's layout: a local folder as it is; of a release of our hub folder the one that a
+/// later release does not change under the reader; `hf://organisation/name@revision` and what was uploaded through
+/// `cache`.
 ///
 /// # Errors
 /// As [`fetch_base_model`].
@@ -115,6 +115,21 @@ pub async fn fetch_adapter(
     uploads: &dyn Uploads,
 ) -> Result<PathBuf, StoreError> {
     fetch(location, credentials_env, cache, uploads, Wanted::Adapter).await
+}
+
+/// The variable whose secret may be shown where an adapter lies: the adapter's `own`, or the base model's where both lie
+/// on the one hub that `HF_ENDPOINT` names. A secret for another place (`s3://` keys, say) never goes there.
+pub fn adapter_credentials<'v>(
+    location: &str,
+    own: Option<&'v str>,
+    base_model: &str,
+    of_base_model: Option<&'v str>,
+) -> Option<&'v str> {
+    let on_hub = |location: &str| location.starts_with("hf://");
+    if !on_hub(location) {
+        return None;
+    }
+    own.or(of_base_model.filter(|_| on_hub(base_model)))
 }
 
 /// The files of a local base model that this program reads, by their paths inside its folder.
@@ -184,7 +199,7 @@ fn local_folder(path: &str, wanted: Wanted) -> Result<PathBuf, StoreError> {
     if !wanted.key_files().iter().any(|name| folder.join(name).is_file()) {
         return Err(problem(format!("the folder holds no {}", wanted.key_files().join(" or "))));
     }
-    Ok(folder)
+    Ok(if wanted == Wanted::Adapter { crate::Hub::settled(folder) } else { folder })
 }
 
 /// The value of the variable that a job names; it never leaves this process except in a request's header.
@@ -193,5 +208,21 @@ fn token(variable: Option<&str>) -> Result<Option<String>, StoreError> {
     match std::env::var(variable) {
         Ok(value) if !value.is_empty() => Ok(Some(value)),
         _ => Err(StoreError::Credentials(variable.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_sees_no_secret_of_another_place() {
+        let (adapter, base, own) = ("hf://lab/x@main", Some("KEYS"), Some("HF_TOKEN"));
+        assert_eq!(adapter_credentials(adapter, None, "hf://lab/base@main", base), base);
+        for elsewhere in ["s3://bucket/base", "https://host/base", "/models/base"] {
+            assert_eq!(adapter_credentials(adapter, None, elsewhere, base), None, "{elsewhere}");
+            assert_eq!(adapter_credentials(adapter, own, elsewhere, base), own, "{elsewhere}");
+        }
+        assert_eq!(adapter_credentials("/adapters/x", own, "hf://lab/base@main", base), None);
     }
 }

@@ -7,11 +7,14 @@ use std::{
 
 use graftwork_shared::{digest::Digest, id::Name, recipe::NumericClass};
 
-use super::{Hub, Release};
+use super::{Hub, RECORD_FILE, RELEASES, Release};
 use crate::{
     StoreError,
-    disk::{Disk, Lock},
+    disk::{Disk, Lock, is_absent},
 };
+
+/// Inside the staging folder: earlier releases whose names a file system without exchange takes away for a moment.
+const REPLACED: &str = "replaced";
 
 impl Hub {
     /// Publishes a release under `<organisation>/<name>` and remembers it as the result of a recipe. Blocks; returns
@@ -28,22 +31,22 @@ impl Hub {
         let _lock = Lock::wait(self.root.join(".lock"))?;
         let staging = self.root.join(".staging");
         // What a killed writer left; the lock says that nobody writes there now.
-        self.disk.remove_folder(&staging)?;
-        let link = self.path(organisation, name);
-        refuse_foreign(&link)?;
-        let done = self.write_and_point(&staging, &link, release, result_of);
+        self.clear(&staging)?;
+        let place = self.path(organisation, name);
+        refuse_foreign(&place)?;
+        let done = self.write(&staging, &place, release, result_of);
         // Behind a full disk this frees the space; behind a kill the next commit does it.
-        self.disk.remove_folder(&staging).or_else(|error| if done.is_ok() { Err(error) } else { Ok(()) })?;
-        done.map(|()| link).map_err(|error| match error {
+        self.clear(&staging).or_else(|error| if done.is_ok() { Err(error) } else { Ok(()) })?;
+        done.map(|()| place).map_err(|error| match error {
             StoreError::DiskFull(_) => StoreError::DiskFull(self.root.clone()),
             other => other,
         })
     }
 
-    fn write_and_point(
+    fn write(
         &self,
         staging: &Path,
-        link: &Path,
+        place: &Path,
         release: &Release,
         result_of: Option<(Digest, &NumericClass)>,
     ) -> Result<(), StoreError> {
@@ -52,7 +55,7 @@ impl Hub {
         if !holds(&folder, release) {
             let aside = staging.join(digest.to_string());
             write_all(&self.disk, &aside, release)?;
-            self.disk.create_folder(&self.root.join(".releases"))?;
+            self.disk.create_folder(&self.root.join(RELEASES))?;
             // Only a damaged copy of the same release can be in the way.
             self.disk.remove_folder(&folder)?;
             self.disk.rename(&aside, &folder)?;
@@ -67,25 +70,62 @@ impl Hub {
                 self.disk.rename(&aside, &entry)?;
             }
         }
-        let target = Path::new("..").join(".releases").join(digest.to_string());
-        if std::fs::read_link(link).ok().as_ref() != Some(&target) {
-            self.disk.create_folder(link.parent().unwrap_or(&self.root))?;
-            self.disk.point(link, &target, &staging.join("link"))?;
+        // A link is what earlier versions of this program put there: a copy of the folder around it would lack the files.
+        if place.is_symlink() || !holds(place, release) {
+            let named = staging.join("named");
+            self.link_all(&folder, &named, release)?;
+            self.disk.create_folder(place.parent().unwrap_or(&self.root))?;
+            let inside = place.strip_prefix(&self.root).unwrap_or(place);
+            self.disk.replace(&named, place, &staging.join(REPLACED).join(inside))?;
         }
         Ok(())
     }
+
+    /// A folder with the files of the release, which take no space of their own.
+    fn link_all(&self, release_folder: &Path, folder: &Path, release: &Release) -> Result<(), StoreError> {
+        let folders = folders(folder, release)?;
+        folders.iter().try_for_each(|each| self.disk.create_folder(each))?;
+        for path in release.files.keys() {
+            self.disk.link(&release_folder.join(path), &folder.join(path))?;
+        }
+        folders.iter().try_for_each(|each| self.disk.sync_folder(each))
+    }
+
+    /// Empties the staging folder. Releases that had lost their names when a writer stopped get them back.
+    fn clear(&self, staging: &Path) -> Result<(), StoreError> {
+        let replaced = staging.join(REPLACED);
+        for organisation in entries(&replaced) {
+            for release in entries(&replaced.join(&organisation)) {
+                let place = self.root.join(&organisation).join(&release);
+                if is_absent(&place) {
+                    self.disk.rename(&replaced.join(&organisation).join(&release), &place)?;
+                }
+            }
+        }
+        self.disk.remove_folder(staging)
+    }
 }
 
-/// A folder that this program did not make is not overwritten.
-fn refuse_foreign(link: &Path) -> Result<(), StoreError> {
-    match std::fs::symlink_metadata(link) {
-        Ok(metadata) if !metadata.is_symlink() => Err(StoreError::Location {
-            location: link.display().to_string(),
-            problem: "something that graftwork did not publish is there; move it away or publish under another name"
-                .to_owned(),
-        }),
-        _ => Ok(()),
+fn entries(folder: &Path) -> Vec<std::ffi::OsString> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name()).collect()
+}
+
+/// What this program did not make is not overwritten: a folder without a record, or a link to somewhere else.
+fn refuse_foreign(place: &Path) -> Result<(), StoreError> {
+    let ours = if place.is_symlink() {
+        std::fs::read_link(place).is_ok_and(|target| target.starts_with(Path::new("..").join(RELEASES)))
+    } else {
+        is_absent(place) || place.join(RECORD_FILE).is_file()
+    };
+    if ours {
+        return Ok(());
     }
+    Err(StoreError::Location {
+        location: place.display().to_string(),
+        problem: "something that graftwork did not publish is there; move it away or publish under another name"
+            .to_owned(),
+    })
 }
 
 fn legal_organisation(organisation: &str) -> Result<&str, StoreError> {
@@ -96,19 +136,23 @@ fn legal_organisation(organisation: &str) -> Result<&str, StoreError> {
 }
 
 fn write_all(disk: &Disk, folder: &Path, release: &Release) -> Result<(), StoreError> {
+    let folders = folders(folder, release)?;
+    folders.iter().try_for_each(|each| disk.create_folder(each))?;
+    for (path, bytes) in &release.files {
+        disk.write(&folder.join(path), bytes)?;
+    }
+    folders.iter().try_for_each(|each| disk.sync_folder(each))
+}
+
+/// The folder of a release and those inside it.
+fn folders(folder: &Path, release: &Release) -> Result<BTreeSet<PathBuf>, StoreError> {
     let mut folders = BTreeSet::from([folder.to_owned()]);
     for path in release.files.keys() {
         check_relative(path)?;
         let file = folder.join(path);
         folders.extend(file.ancestors().skip(1).take_while(|at| at.starts_with(folder)).map(Path::to_owned));
     }
-    for each in &folders {
-        disk.create_folder(each)?;
-    }
-    for (path, bytes) in &release.files {
-        disk.write(&folder.join(path), bytes)?;
-    }
-    folders.iter().try_for_each(|each| disk.sync_folder(each))
+    Ok(folders)
 }
 
 fn check_relative(path: &str) -> Result<(), StoreError> {

@@ -25,7 +25,8 @@ impl Hub {
         })
     }
 
-    /// Reads a release's record and compares the SHA-256 of each of its files with it. Blocks.
+    /// Reads a release's record, compares the digest in it with the recipe in it, and the SHA-256 of each of the release's
+    /// files with it. Blocks.
     pub fn verify(folder: &Path) -> Result<Record, StoreError> {
         let path = folder.join(RECORD_FILE);
         let damaged = |problem: String| StoreError::Damaged { place: path.display().to_string(), problem };
@@ -36,6 +37,14 @@ impl Hub {
             other => other.map_err(StoreError::file(&path))?,
         };
         let record: Record = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+        let digest = record.recipe.digest();
+        if digest != record.recipe_digest {
+            return Err(damaged(format!(
+                "its recipe has the digest {}, but its recipe_digest is {}; one of the two was changed",
+                digest.short(),
+                record.recipe_digest.short()
+            )));
+        }
         for (name, expected) in &record.files {
             let file = folder.join(name);
             let found = Digest::of(&std::fs::read(&file).map_err(StoreError::file(&file))?);

@@ -142,7 +142,7 @@ fn setup(settings: &Settings) -> Result<Setup, String> {
 }
 
 fn read_json<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<T, FollowError> {
-    let text = fs::read(path).map_err(|source| FollowError::Read { path: path.to_owned(), source })?;
+    let text = fs::read(path).map_err(|error| FollowError::Read { path: path.to_owned(), error })?;
     serde_json::from_slice(&text).map_err(|error| wrong(path, error.to_string()))
 }
 
@@ -159,7 +159,7 @@ enum Numbers {
 type Columns = BTreeMap<String, (Vec<usize>, Numbers)>;
 
 fn read_updates(path: &Path, settings: &Settings) -> Result<Vec<Vec<Lane>>, FollowError> {
-    let bytes = fs::read(path).map_err(|source| FollowError::Read { path: path.to_owned(), source })?;
+    let bytes = fs::read(path).map_err(|error| FollowError::Read { path: path.to_owned(), error })?;
     let raw = safetensors::read_raw(&bytes).map_err(|error| wrong(path, error.to_string()))?;
     let mut columns = Columns::new();
     for (name, tensor) in raw {

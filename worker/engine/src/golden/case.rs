@@ -59,7 +59,7 @@ pub(super) fn read(folder: &Path, name: &str) -> Result<Result<Case, String>, Go
     let skip_layers = if kind == "skip" { vec![0] } else { Vec::new() };
     let io = folder.join("io.safetensors");
     let bytes = std::fs::read(&io).map_err(|error| GoldenError::File { path: io.clone(), what: error.to_string() })?;
-    let format = |source| GoldenError::Format { path: io.clone(), source: Box::new(source) };
+    let format = |error| GoldenError::Format { path: io.clone(), error: Box::new(error) };
     let raw = safetensors::read_raw(&bytes).map_err(format)?;
     let whole = |key: &str| {
         let missing = || GoldenError::File { path: io.clone(), what: format!("no tensor {key:?} in case {name}") };

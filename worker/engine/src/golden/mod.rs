@@ -30,27 +30,33 @@ pub enum GoldenError {
         what: String,
     },
     /// A weight file is damaged.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: Box<FormatError>,
+        error: Box<FormatError>,
     },
     /// A base model cannot be read.
     #[error(transparent)]
     Model(Box<ModelError>),
     /// The engine refuses a case that it should know.
-    #[error("{case}: {source}")]
+    #[error("{case}: {error}")]
     Engine {
         /// Which case.
         case: String,
         /// Why.
-        source: Box<EngineError>,
+        error: Box<EngineError>,
     },
     /// The report cannot be written.
     #[error("cannot write the report: {0}")]
-    Write(#[from] std::io::Error),
+    Write(std::io::Error),
+}
+
+impl From<std::io::Error> for GoldenError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Write(error)
+    }
 }
 
 impl From<ModelError> for GoldenError {
@@ -91,7 +97,7 @@ pub fn golden(folder: &Path, out: &mut dyn Write) -> Result<bool, GoldenError> {
             Ok((case, trunk)) => {
                 let report = compare::run(&case, trunk);
                 let report =
-                    report.map_err(|source| GoldenError::Engine { case: name.clone(), source: Box::new(source) })?;
+                    report.map_err(|error| GoldenError::Engine { case: name.clone(), error: Box::new(error) })?;
                 if report.passes() {
                     passed += 1;
                 } else {
@@ -114,7 +120,7 @@ fn open(base: &Path) -> Result<Result<Trunk, String>, GoldenError> {
         model => model?,
     };
     let case = base.display().to_string();
-    let refused = |source| GoldenError::Engine { case, source: Box::new(source) };
+    let refused = |error| GoldenError::Engine { case, error: Box::new(error) };
     Trunk::open(&model, tch::Device::Cpu).map(Ok).map_err(refused)
 }
 

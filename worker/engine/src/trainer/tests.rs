@@ -2,7 +2,6 @@
 
 use graftwork_shared::{
     adapter::FusionConfig,
-    assignment::Usage,
     digest::Digest,
     training::{Length, Schedule},
 };
@@ -91,25 +90,24 @@ fn decay_acts_on_weights_alone() {
 #[test]
 fn going_on_from_any_checkpoint_gives_the_bytes_of_never_stopping() {
     let recipe = Digest::of(b"recipe");
-    let usage = Usage { core_seconds: 1.25, ..Usage::default() };
     let mut undisturbed = trainer(training());
-    let mut checkpoints = vec![undisturbed.checkpoint(recipe, usage).unwrap()];
+    let mut checkpoints = vec![undisturbed.checkpoint(recipe).unwrap()];
     while !undisturbed.is_finished() {
         undisturbed.step(lanes(&undisturbed)).unwrap();
         let step = undisturbed.progress.step;
         undisturbed.record(evaluation(step, if step == 3 { 0.9 } else { 0.5 }));
-        checkpoints.push(undisturbed.checkpoint(recipe, usage).unwrap());
+        checkpoints.push(undisturbed.checkpoint(recipe).unwrap());
     }
     assert_eq!((checkpoints.len(), undisturbed.kept_step()), (7, 3));
     for checkpoint in &checkpoints {
         let mut resumed = trainer(training());
-        assert_eq!(resumed.resume(checkpoint, recipe).unwrap(), usage);
+        resumed.resume(checkpoint, recipe).unwrap();
         while !resumed.is_finished() {
             resumed.step(lanes(&resumed)).unwrap();
             let step = resumed.progress.step;
             resumed.record(evaluation(step, if step == 3 { 0.9 } else { 0.5 }));
         }
-        assert_eq!(&resumed.checkpoint(recipe, usage).unwrap(), checkpoints.last().unwrap());
+        assert_eq!(&resumed.checkpoint(recipe).unwrap(), checkpoints.last().unwrap());
         assert_eq!(resumed.kept_tensors(), undisturbed.kept_tensors());
     }
 }
@@ -119,7 +117,7 @@ fn a_checkpoint_that_does_not_fit_is_refused_and_changes_nothing() {
     let recipe = Digest::of(b"recipe");
     let mut other = trainer(training());
     other.step(lanes(&other)).unwrap();
-    let bytes = other.checkpoint(recipe, Usage::default()).unwrap();
+    let bytes = other.checkpoint(recipe).unwrap();
     let mut fresh = trainer(training());
     let refused = |trainer: &mut Trainer, bytes: &[u8], recipe| trainer.resume(bytes, recipe).unwrap_err();
     assert!(matches!(refused(&mut fresh, &bytes[..bytes.len() - 3], recipe), CheckpointError::Format(_)));

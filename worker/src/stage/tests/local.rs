@@ -41,6 +41,7 @@ pub(super) struct LocalHost {
     checkpoints: Mutex<BTreeMap<u64, Digest>>,
     reports: Mutex<Vec<StepReport>>,
     evaluated: Mutex<Vec<u64>>,
+    costs: Mutex<Vec<Usage>>,
     questions_left: Cell<u32>,
     seat: Option<Seat>,
 }
@@ -54,6 +55,7 @@ impl LocalHost {
             checkpoints: Mutex::default(),
             reports: Mutex::default(),
             evaluated: Mutex::default(),
+            costs: Mutex::default(),
             questions_left: Cell::new(u32::MAX),
             seat: None,
         }
@@ -89,6 +91,11 @@ impl LocalHost {
     /// Updates after which this host was told a validation score.
     pub(super) fn evaluated(&self) -> Vec<u64> {
         self.evaluated.lock().unwrap().clone()
+    }
+
+    /// What the last attempt said that it cost.
+    pub(super) fn last_cost(&self) -> Usage {
+        self.costs.lock().unwrap().last().copied().unwrap_or_default()
     }
 
     pub(super) fn last_report(&self) -> Option<StepReport> {
@@ -146,6 +153,10 @@ impl Host for LocalHost {
 
     fn on_broken(&self, epoch: u64, _reason: String) {
         self.seat.as_ref().expect("only members break").say(Said::Broken(epoch));
+    }
+
+    fn on_cost(&self, cost: Usage) {
+        self.costs.lock().unwrap().push(cost);
     }
 
     fn interrupted(&self) -> bool {

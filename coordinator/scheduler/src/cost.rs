@@ -1,0 +1,70 @@
+//! What stages cost: every attempt counts, whether it gave a result or not.
+//!
+//! Workers tell what an attempt has cost so far, and again with its last word; nothing is decided by it. The latest
+//! number is kept in memory and becomes a fact when a checkpoint counts and when the lease ends, so that of a killed
+//! worker all is counted that it told, and of a killed coordinator all up to the last checkpoint.
+
+use graftwork_shared::{assignment::Usage, id::LeaseId};
+
+use crate::{
+    fact::Fact,
+    machine::Scheduler,
+    state::{JobState, StageRecord, State},
+};
+
+impl Scheduler {
+    /// Makes durable what is known of an attempt's cost.
+    pub(crate) fn keep_cost(&mut self, lease: LeaseId) {
+        if let Some(usage) = self.costs.remove(&lease) {
+            self.record(Fact::AttemptCost { lease, usage });
+        }
+    }
+
+    /// What a stage has cost so far.
+    pub(crate) fn stage_cost(&self, record: &StageRecord) -> Usage {
+        let told = record.phase.grant().and_then(|grant| self.costs.get(&grant.lease));
+        record.cost(told.copied().unwrap_or(record.running))
+    }
+
+    /// What a job has cost so far.
+    pub(crate) fn job_cost(&self, job: &JobState) -> Usage {
+        let mut usage = Usage::default();
+        job.stages.iter().for_each(|record| usage.add(&self.stage_cost(record)));
+        usage
+    }
+}
+
+impl State {
+    pub(crate) fn fold_cost(&mut self, lease: LeaseId, usage: Usage) -> Result<(), String> {
+        let key = self.live().get(&lease).cloned().ok_or_else(|| format!("{lease} is not live"))?;
+        self.stage(&key)?.running = usage;
+        Ok(())
+    }
+}
+
+impl StageRecord {
+    /// The attempt that ran is over; without a result what it cost is lost.
+    pub(crate) fn end_attempt(&mut self, lost: bool, wall_ms: u64) {
+        let running = std::mem::take(&mut self.running);
+        if lost {
+            // The coordinator's own clock says more of wall time: it counts attempts that told nothing too.
+            self.lost.add(&Usage { wall_seconds: 0.0, ..running });
+            self.lost_ms += wall_ms;
+        }
+    }
+
+    /// What stays when the result is lost: all that was spent on it.
+    pub(crate) fn without_result(&self) -> Self {
+        Self { lost: self.cost(self.running), ..Self::new() }
+    }
+
+    fn cost(&self, running: Usage) -> Usage {
+        let mut usage = self.lost;
+        usage.add(&running);
+        usage.wall_seconds += self.lost_ms as f64 / 1000.0;
+        if let Some(result) = self.result.as_ref().filter(|_| !self.reused) {
+            usage.add(&result.usage);
+        }
+        usage
+    }
+}

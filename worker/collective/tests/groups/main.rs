@@ -1,0 +1,34 @@
+//! One set of behaviours for every backend: threads, Gloo on loopback, and NCCL where there are GPUs.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
+mod bench;
+mod failures;
+mod forming;
+mod moves;
+mod nccl;
+
+/// Runs behaviours over a backend; each is a test of its own.
+macro_rules! behaviours {
+    ($module:ident, $bench:expr) => {
+        mod $module {
+            behaviours!(@each $bench, moves: numbers_reach_the_ranks_they_are_for, bytes_travel_without_a_known_length,
+                messages_of_two_ranks_keep_to_their_tags, a_group_of_one_does_everything_alone,
+                a_split_makes_groups_that_work_beside_their_parent);
+            behaviours!(@each $bench, failures: other_lengths_are_an_error_and_no_wrong_number,
+                ranks_in_different_operations_are_told, a_call_refused_for_its_arguments_closes_nothing,
+                a_peer_that_leaves_is_noticed_at_once, an_abort_ends_the_wait_for_a_frozen_peer,
+                an_abort_at_any_moment_ends_an_all_reduce, a_slow_rank_is_no_fault, the_deadline_ends_a_wait);
+            behaviours!(@each $bench, forming: a_member_that_never_comes_is_an_error_at_the_deadline,
+                forming_can_be_aborted, an_epoch_is_formed_once, a_stale_member_cannot_enter_the_next_epoch,
+                members_that_ask_for_different_groups_are_told);
+        }
+    };
+    (@each $bench:expr, $from:ident: $($name:ident),*) => {
+        $(#[test] fn $name() { if let Some(bench) = $bench { crate::$from::$name(&bench); } })*
+    };
+}
+
+behaviours!(in_process, Some(crate::bench::in_process()));
+behaviours!(gloo, Some(crate::bench::gloo()));
+behaviours!(gpu, crate::bench::nccl());
