@@ -110,7 +110,7 @@ pub enum EventKind {
 }
 
 /// How training goes, as a mean over the updates since the last report.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// Updates done.
     pub step: u64,
@@ -130,6 +130,12 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Share of the time in which the trainer waited for rows.
     pub input_wait: f64,
+    /// Share of the time spent in exchanges with the other members of its group, waiting for them included.
+    #[serde(default)]
+    pub exchange_wait: f64,
+    /// Bytes of gradients that this member sent for an update.
+    #[serde(default)]
+    pub sent_bytes: u64,
 }
 
 /// How a job ended.

@@ -24,7 +24,7 @@ use std::{
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest};
 use graftwork_collective::{ExchangePlan, Partial, partial_sums};
 use graftwork_engine::{
-    Consumed, EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Scored, StepOptions, TextEncoder,
+    EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Scored, StepOptions, TextEncoder,
     Trainer, TrainError, Update,
 };
 use graftwork_shared::{
@@ -231,7 +231,7 @@ impl<H: Host> Driver<'_, H> {
             total_steps: self.trainer().total_steps(),
             epoch: progress.epochs_done(self.assignment.train.rows),
         };
-        let waited = self.state.input.as_ref().map_or(Duration::ZERO, Input::waited);
+        let waited = self.membership.waits(self.state.input.as_ref().map_or(Duration::ZERO, Input::waited));
         if let Some(report) = self.meter.report(outcome, [rows, tokens], waited, place) {
             if self.membership.leads() {
                 self.host.on_step(report);

@@ -13,7 +13,10 @@
 //!                                  └──── formation of many, states compared ────┘
 //! ```
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use graftwork_collective::{CollectiveError, ExchangePlan, Group, Partial, Remedy, Way, reduce_lanes};
 use graftwork_engine::LaneSum;
@@ -21,7 +24,7 @@ use graftwork_proto::Formation;
 use graftwork_shared::assignment::Failure;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Host, failure};
+use super::{Host, failure, meter::Waits};
 
 /// Why a stage's loop leaves what it is doing.
 #[derive(Debug)]
@@ -57,7 +60,7 @@ pub(super) struct Membership {
     rank: usize,
     ranks: usize,
     place: Place,
-    sent_bytes: u64,
+    waits: Waits,
 }
 
 enum Place {
@@ -105,7 +108,7 @@ pub(super) enum Adopted {
 impl Membership {
     /// Whoever begins a stage.
     pub(super) fn alone() -> Self {
-        Self { epoch: 0, rank: 0, ranks: 1, place: Place::Alone, sent_bytes: 0 }
+        Self { epoch: 0, rank: 0, ranks: 1, place: Place::Alone, waits: Waits::default() }
     }
 
     /// Whoever joins a stage that others train: it waits to be formed.
@@ -142,9 +145,9 @@ impl Membership {
         }
     }
 
-    /// Bytes of gradients that this member has sent.
-    pub(super) fn sent_bytes(&self) -> u64 {
-        self.sent_bytes
+    /// What exchanges have cost this member, and how long it has waited for rows.
+    pub(super) fn waits(&self, rows: Duration) -> Waits {
+        Waits { rows, ..self.waits }
     }
 
     /// Whether this member has to stop or to change over, between two updates.
@@ -175,13 +178,14 @@ impl Membership {
             epoch: host.formation().epoch,
             losses: losses.into_iter().map(|loss| loss.map(f64::to_bits)).collect(),
         };
-        let epoch = self.epoch;
+        let (epoch, began) = (self.epoch, Instant::now());
         let formed = self.formed()?;
         let words: Vec<Word> = gather(formed.group.as_mut(), &word)?;
         let reduced = reduce_lanes(formed.group.as_mut(), &formed.plan, partials, length, Way::of(length))?;
         formed.changes = words.iter().any(|word| word.leaving || word.epoch > epoch);
         let losses = words.into_iter().flat_map(|word| word.losses).map(|loss| loss.map(f64::from_bits)).collect();
-        self.sent_bytes += reduced.sent_bytes;
+        self.waits.sent_bytes += reduced.sent_bytes;
+        self.waits.members += began.elapsed();
         Ok(LaneSum::of(losses, reduced.sum.unwrap_or_default()))
     }
 

@@ -35,6 +35,7 @@ fn report(step: u64) -> StepReport {
         examples_per_second: 1.0,
         tokens_per_second: 1.0,
         input_wait: 0.0,
+        ..StepReport::default()
     }
 }
 

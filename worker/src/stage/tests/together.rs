@@ -66,11 +66,11 @@ impl State {
         }
     }
 
-    fn lose(&mut self, member: usize, at_once: bool) {
+    fn lose(&mut self, member: usize) {
         let before = self.members.len();
         self.members.retain(|other| *other != member);
         if self.members.len() < before && !self.members.is_empty() {
-            self.form(at_once);
+            self.form(true);
         }
     }
 }
@@ -185,12 +185,12 @@ fn together(of: &Assignment, blobs: &LocalHost, members: &[Member]) -> StageResu
                         Some(result)
                     }
                     Ok(Ok(StageEnd::Interrupted)) => {
-                        state.lose(number, false);
+                        state.lose(number);
                         None
                     }
                     Err(payload) if payload.is::<Gone>() => {
                         if !state.dismissed {
-                            state.lose(number, true);
+                            state.lose(number);
                         }
                         None
                     }
