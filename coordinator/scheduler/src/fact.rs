@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::Plan;
 
 /// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
-pub const FACT_VERSION: u32 = 2;
+pub const FACT_VERSION: u32 = 3;
 
 /// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,20 @@ pub enum Fact {
         worker: WorkerId,
         /// The worker's numeric class.
         class: NumericClass,
+        /// When.
+        at_ms: u64,
+    },
+    /// A lease is held by these workers from now on, which train its stage together.
+    GroupFormed {
+        /// The live lease.
+        lease: LeaseId,
+        /// Higher than any before of the lease; the worker of [`Fact::StageLeased`] alone is epoch 0.
+        epoch: u64,
+        /// The members in the order of their ranks; the first speaks for the stage.
+        members: Vec<WorkerId>,
+        /// A loss that counts against the stage as a failed attempt does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lost: Option<Failure>,
         /// When.
         at_ms: u64,
     },
@@ -196,6 +210,7 @@ impl Fact {
             Self::JobReopened { .. } => "job_reopened",
             Self::ResourcesChanged { .. } => "resources_changed",
             Self::StageLeased { .. } => "stage_leased",
+            Self::GroupFormed { .. } => "group_formed",
             Self::CheckpointAccepted { .. } => "checkpoint_accepted",
             Self::CheckpointLost { .. } => "checkpoint_lost",
             Self::ResultLost { .. } => "result_lost",

@@ -6,6 +6,8 @@
 
 mod attempt;
 mod fact;
+mod group;
+mod grow;
 pub mod invariant;
 mod loss;
 mod machine;

@@ -134,7 +134,9 @@ impl Workers {
             | WorkerMessage::Step(..)
             | WorkerMessage::Evaluated(..)
             | WorkerMessage::Failed(..)
-            | WorkerMessage::Released(_) => Ok(()),
+            | WorkerMessage::Released(_)
+            | WorkerMessage::Prepared(_)
+            | WorkerMessage::Broken(..) => Ok(()),
         }
     }
 

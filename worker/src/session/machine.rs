@@ -214,7 +214,14 @@ impl Machine {
             return vec![Command::HangUp(format!("the coordinator of {term} spoke before it welcomed this worker"))];
         }
         match message {
-            CoordinatorMessage::Assign(lease, assignment) => self.on_assign(lease, assignment, trace),
+            CoordinatorMessage::Assign { lease, joining: true, .. } => {
+                let message = "joining is not built".to_owned();
+                vec![self.say(&trace, WorkerMessage::Failed(lease, Failure { blame: Blame::Machine, message }))]
+            }
+            CoordinatorMessage::Assign { lease, assignment, joining: false } => {
+                self.on_assign(lease, assignment, trace)
+            }
+            CoordinatorMessage::Form(..) => Vec::new(),
             CoordinatorMessage::Accepted(lease, step) => self.on_accepted(lease, step),
             CoordinatorMessage::Fenced(lease) => self.on_fenced(lease),
             CoordinatorMessage::Release(lease, _) => self.on_release(lease),
