@@ -64,6 +64,22 @@ pub enum EventKind {
         /// Attempts before this one.
         attempt: u32,
     },
+    /// The group of workers that trains a stage together is another one from now on.
+    GroupFormed {
+        /// Grows with every change; the worker that a stage starts on alone is epoch 0.
+        epoch: u64,
+        /// Its members; the first speaks for the stage.
+        members: Vec<WorkerId>,
+        /// Why it changed.
+        reason: String,
+    },
+    /// A worker could not join those that train a stage; they go on without it.
+    JoinFailed {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
     /// Training moved on.
     Step(StepReport),
     /// Validation was scored.

@@ -81,7 +81,10 @@ fn welcome(term: u64) -> Event {
 }
 
 fn assign(term: u64, lease: u64) -> Event {
-    from_coordinator(term, CoordinatorMessage::Assign { lease: LeaseId(lease), assignment: assignment(), joining: false })
+    from_coordinator(
+        term,
+        CoordinatorMessage::Assign { lease: LeaseId(lease), assignment: assignment(), joining: false },
+    )
 }
 
 fn accepted(term: u64, lease: u64, step: u64) -> Event {
