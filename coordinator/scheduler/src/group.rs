@@ -271,7 +271,6 @@ impl Scheduler {
         &mut self,
         key: &StageKey,
         (worker, lease): (WorkerId, LeaseId),
-        at_once: bool,
         reason: String,
     ) {
         if self.role(worker, lease) == Some(Role::Joins) {
@@ -287,7 +286,8 @@ impl Scheduler {
             self.dismiss(lease, Some(worker));
             self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
         } else {
-            self.form(key, lease, Forming { members, at_once, reason, lost: None });
+            // Those that changed over with it wait already, and those that wait for it to come must not.
+            self.form(key, lease, Forming { members, at_once: true, reason, lost: None });
         }
     }
 
@@ -300,6 +300,7 @@ impl Scheduler {
 
     /// A lease ends: all that hold it, but for one, drop the work.
     pub(crate) fn dismiss(&mut self, lease: LeaseId, but: Option<WorkerId>) {
+        self.costs.remove(&lease);
         let joiner = self.groups.remove(&lease).and_then(|group| group.joiner).map(|joiner| joiner.worker);
         let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
         for worker in members.into_iter().chain(joiner) {

@@ -306,7 +306,7 @@ impl Scheduler {
     fn on_released(&mut self, worker: WorkerId, lease: LeaseId) {
         if let Some(key) = self.holds(worker, lease).cloned() {
             let reason = format!("{worker} gave it back, as it was asked to");
-            self.leave(&key, (worker, lease), false, reason);
+            self.leave(&key, (worker, lease), reason);
         }
         self.free(worker, lease);
     }

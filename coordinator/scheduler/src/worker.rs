@@ -90,7 +90,7 @@ impl Scheduler {
         }
         for (key, lease) in self.held_by(worker).into_iter().filter(|(_, lease)| !leases.contains(lease)) {
             let reason = "the assignment, or what came of it, was lost with the connection".to_owned();
-            self.leave(&key, (worker, lease), true, reason);
+            self.leave(&key, (worker, lease), reason);
         }
     }
 
@@ -181,7 +181,7 @@ impl Scheduler {
         for (key, lease) in members {
             let message = format!("{worker} ({}) is gone: {reason}", known.info.place);
             if known.draining {
-                self.leave(&key, (worker, lease), true, message);
+                self.leave(&key, (worker, lease), message);
             } else {
                 self.lose_member(&key, (worker, lease), machine_failure(message.clone()), message);
             }
