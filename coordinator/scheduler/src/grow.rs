@@ -17,6 +17,7 @@ use crate::{
     message::Command,
     phase::Grant,
     state::JobState,
+    worker::Worker,
 };
 
 impl Scheduler {
@@ -61,7 +62,7 @@ impl Scheduler {
                 && group.broken < MOST_BROKEN
                 && !group.bars(worker, self.now_ms)
         });
-        let steady = grant.members().iter().all(|member| self.workers.get(member).is_some_and(|w| w.takes_work()));
+        let steady = grant.members().iter().all(|member| self.workers.get(member).is_some_and(Worker::takes_work));
         let resources = &job.plan.job.resources;
         let most = stage.recipe.training.lanes.min(resources.workers_per_task.unwrap_or(u32::MAX));
         let done = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);

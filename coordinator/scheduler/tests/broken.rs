@@ -43,11 +43,7 @@ fn the_next_member_leads_when_the_leader_is_lost() {
 fn losses_without_progress_fail_the_stage_for_good() {
     let mut world = World::of(&grouped(8, 100), 6);
     for member in 1..=4 {
-        world.machine.now_ms += 5_000;
-        for worker in world.members.clone() {
-            world.machine.apply(Event::Heartbeat { worker, leases: vec![world.lease] });
-        }
-        world.machine.now_ms += 5_000;
+        world.one_grace_later();
         world.leave(member);
         assert_eq!(world.failures(), member);
     }
@@ -68,12 +64,7 @@ fn a_loss_too_many_fences_those_that_are_left() {
     let (first, last) = (world.members[0], world.members[6]);
     let mut commands = Vec::new();
     for member in 1..=5 {
-        for _ in 0..2 {
-            world.machine.now_ms += 5_000;
-            for worker in world.members.clone() {
-                world.machine.apply(Event::Heartbeat { worker, leases: vec![world.lease] });
-            }
-        }
+        world.one_grace_later();
         commands = world.leave(member);
     }
     assert!(matches!(world.machine.state_of(&world.job, "a"), StageState::Failed { .. }));

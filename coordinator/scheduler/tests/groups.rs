@@ -5,7 +5,7 @@
 mod fixture;
 mod group;
 
-use fixture::{Machine, assigned, class, fenced, grouped, info, invited, key, plan};
+use fixture::{Machine, assigned, class, fenced, grouped, info, invited, key, plan, stage};
 use graftwork_scheduler::{Command, Event, Fact, Plan, WorkerInfo};
 use graftwork_shared::{assignment::Blame, event::EventKind, id::WorkerId, job::Device};
 use group::{World, failure, fences, keyed, places, reasons, released};

@@ -50,6 +50,8 @@ enum Deed {
         peer: usize,
         lease: usize,
     },
+    /// For a moment all goes well: every worker trains a little, and all that is said arrives.
+    Calm(u64),
     /// One worker's groups break.
     Quarrel {
         peer: usize,
@@ -81,6 +83,7 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         1 => (any.clone(), prop::bool::weighted(0.1)).prop_map(|(peer, user)| Deed::Fail { peer, user }),
         1 => (any.clone(), any.clone()).prop_map(|(peer, lease)| Deed::Lie { peer, lease }),
         3 => (any.clone(), prop::bool::weighted(0.2)).prop_map(|(peer, late)| Deed::Quarrel { peer, late }),
+        6 => (1..8_u64).prop_map(Deed::Calm),
         8 => Just(Deed::Deliver),
         1 => Just(Deed::DeliverTwice),
         4 => prop::bool::weighted(0.2).prop_map(|fails| Deed::Publish { fails }),
@@ -137,6 +140,12 @@ impl World {
                 }
             }
             Deed::Lie { peer, lease } => self.lie(*peer, *lease),
+            Deed::Calm(steps) => {
+                for worker in self.peers.keys().copied().collect::<Vec<_>>() {
+                    self.train(worker, *steps);
+                }
+                (0..64).for_each(|_| self.deliver(false));
+            }
             Deed::Quarrel { peer, late } => {
                 if let Some(worker) = self.pick(*peer) {
                     self.quarrel(worker, *late);
@@ -188,6 +197,34 @@ fn nothing_happens_twice(facts: &[Fact]) {
             _ => {}
         }
     }
+}
+
+#[test]
+fn the_worlds_workers_form_groups_that_break_and_lose_their_leaders() {
+    let mut world = World::new();
+    let formed =
+        |world: &World| world.machine.facts.iter().filter(|fact| matches!(fact, Fact::GroupFormed { .. })).count();
+    let deliver = |world: &mut World| (0..40).for_each(|_| world.act(&Deed::Deliver));
+    for deed in [Deed::Submit(1), Deed::Join { slots: 3, wide: false }] {
+        world.act(&deed);
+    }
+    deliver(&mut world);
+    for peer in 1..=2 {
+        world.act(&Deed::Join { slots: 1, wide: false });
+        world.act(&Deed::Train { peer, steps: 1 });
+        deliver(&mut world);
+    }
+    assert_eq!(formed(&world), 2);
+    for deed in [Deed::Quarrel { peer: 1, late: true }, Deed::Quarrel { peer: 2, late: false }] {
+        world.act(&deed);
+        deliver(&mut world);
+        world.act(&Deed::Wait(300));
+    }
+    assert_eq!(formed(&world), 3);
+    world.act(&Deed::Kill(0));
+    assert_eq!(formed(&world), 5, "each helper leads now");
+    world.calm_down();
+    nothing_happens_twice(&world.machine.facts);
 }
 
 proptest! {

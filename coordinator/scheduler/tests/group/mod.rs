@@ -117,6 +117,16 @@ impl World {
         self.machine.apply(Event::Broken { worker, lease, epoch, reason: "peer closed".to_owned() })
     }
 
+    /// All members are heard meanwhile.
+    pub(crate) fn one_grace_later(&mut self) {
+        for _ in 0..2 {
+            self.machine.now_ms += 5_000;
+            for worker in self.members.clone() {
+                self.machine.apply(Event::Heartbeat { worker, leases: vec![self.lease] });
+            }
+        }
+    }
+
     pub(crate) fn attempts_failed(&self) -> bool {
         self.machine.facts.iter().any(|fact| matches!(fact, Fact::AttemptFailed { .. }))
     }
