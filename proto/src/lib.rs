@@ -6,7 +6,7 @@
 mod message;
 
 pub use message::{
-    CoordinatorEnvelope, CoordinatorMessage, Hello, WireError, WorkerEnvelope, WorkerMessage, from_document,
+    CoordinatorEnvelope, CoordinatorMessage, Formation, Hello, WireError, WorkerEnvelope, WorkerMessage, from_document,
     to_document,
 };
 

@@ -71,10 +71,34 @@ pub enum WorkerMessage {
     Finished(LeaseId, StageResult),
     /// The attempt ended without a result.
     Failed(LeaseId, Failure),
-    /// Stopped after its last accepted checkpoint.
+    /// Stopped after its last accepted checkpoint, or left a group that goes on.
     Released(LeaseId),
+    /// It has loaded what it joins, and waits for [`CoordinatorMessage::Form`].
+    Prepared(LeaseId),
+    /// The group of this epoch failed for it; with the reason.
+    Broken(LeaseId, u64, String),
     /// What the attempt has cost so far.
     Spent(LeaseId, Usage),
+}
+
+/// A member's place in the group that trains a lease's stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Formation {
+    /// Grows with every change of the group; the single worker that a lease begins with is epoch 0.
+    pub epoch: u64,
+    /// This member's rank; rank 0 speaks for the stage.
+    pub rank: u32,
+    /// How many members there are.
+    pub ranks: u32,
+    /// End whatever the older group waits in, instead of changing over between two updates.
+    pub at_once: bool,
+    /// Step of the accepted checkpoint; 0 for none.
+    pub checkpointed: u64,
+}
+
+impl Formation {
+    /// The formation of a lease that one worker holds.
+    pub const ALONE: Self = Self { epoch: 0, rank: 0, ranks: 1, at_once: false, checkpointed: 0 };
 }
 
 /// What a coordinator says.
@@ -90,7 +114,16 @@ pub enum CoordinatorMessage {
     /// The session ends before it began.
     Refused(String),
     /// Work under a lease.
-    Assign(LeaseId, Box<Assignment>),
+    Assign {
+        /// The lease.
+        lease: LeaseId,
+        /// The work.
+        assignment: Box<Assignment>,
+        /// Others train it already: load everything, say [`WorkerMessage::Prepared`], and wait for [`Self::Form`].
+        joining: bool,
+    },
+    /// The lease's group from now on.
+    Form(LeaseId, Formation),
     /// What was uploaded up to this step is durable.
     Accepted(LeaseId, u64),
     /// The lease is not the live one: drop the work.
@@ -161,6 +194,8 @@ impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
             }
             Message::Failed(m) => WorkerMessage::Failed(LeaseId(m.lease), from_document("failed.failure", &m.failure)?),
             Message::Released(m) => WorkerMessage::Released(LeaseId(m.lease)),
+            Message::Prepared(m) => WorkerMessage::Prepared(LeaseId(m.lease)),
+            Message::Broken(m) => WorkerMessage::Broken(LeaseId(m.lease), m.epoch, m.reason),
             Message::Spent(m) => WorkerMessage::Spent(LeaseId(m.lease), from_document("spent.usage", &m.usage)?),
         };
         Ok(Self { term: Term(wire.term), trace: wire.trace, message })
@@ -229,6 +264,10 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
             WorkerMessage::Spent(lease, usage) => {
                 Message::Spent(v1::Spent { lease: lease.0, usage: to_document(&usage) })
             }
+            WorkerMessage::Prepared(lease) => Message::Prepared(v1::Prepared { lease: lease.0 }),
+            WorkerMessage::Broken(lease, epoch, reason) => {
+                Message::Broken(v1::Broken { lease: lease.0, epoch, reason })
+            }
         };
         Self { term: envelope.term.0, trace: envelope.trace, message: Some(message) }
     }
@@ -245,15 +284,29 @@ impl TryFrom<v1::CoordinatorMessage> for CoordinatorEnvelope {
             }
             Message::Refused(m) => CoordinatorMessage::Refused(m.reason),
             Message::Assign(m) => {
-                let assignment = from_document("assign.assignment", &m.assignment)?;
-                CoordinatorMessage::Assign(LeaseId(m.lease), Box::new(assignment))
+                let assignment = Box::new(from_document("assign.assignment", &m.assignment)?);
+                CoordinatorMessage::Assign { lease: LeaseId(m.lease), assignment, joining: m.joining }
             }
+            Message::Form(m) => CoordinatorMessage::Form(LeaseId(m.lease), Formation::try_from(m)?),
             Message::Accepted(m) => CoordinatorMessage::Accepted(LeaseId(m.lease), m.step),
             Message::Fenced(m) => CoordinatorMessage::Fenced(LeaseId(m.lease)),
             Message::Release(m) => CoordinatorMessage::Release(LeaseId(m.lease), m.reason),
             Message::Drain(m) => CoordinatorMessage::Drain(m.reason),
         };
         Ok(Self { term: Term(wire.term), trace: wire.trace, message })
+    }
+}
+
+impl TryFrom<v1::Form> for Formation {
+    type Error = WireError;
+
+    fn try_from(wire: v1::Form) -> Result<Self, WireError> {
+        let v1::Form { epoch, rank, ranks, at_once, checkpointed, .. } = wire;
+        if rank >= ranks {
+            let problem = format!("{rank}, but the group has {ranks} members");
+            return Err(WireError::Wrong { field: "form.rank", problem });
+        }
+        Ok(Self { epoch, rank, ranks, at_once, checkpointed })
     }
 }
 
@@ -265,8 +318,12 @@ impl From<CoordinatorEnvelope> for v1::CoordinatorMessage {
                 Message::Welcome(v1::Welcome { worker: worker.0, heartbeat_ms })
             }
             CoordinatorMessage::Refused(reason) => Message::Refused(v1::Refused { reason }),
-            CoordinatorMessage::Assign(lease, assignment) => {
-                Message::Assign(v1::Assign { lease: lease.0, assignment: to_document(&assignment) })
+            CoordinatorMessage::Assign { lease, assignment, joining } => {
+                Message::Assign(v1::Assign { lease: lease.0, assignment: to_document(&assignment), joining })
+            }
+            CoordinatorMessage::Form(lease, formation) => {
+                let Formation { epoch, rank, ranks, at_once, checkpointed } = formation;
+                Message::Form(v1::Form { lease: lease.0, epoch, rank, ranks, at_once, checkpointed })
             }
             CoordinatorMessage::Accepted(lease, step) => Message::Accepted(v1::Accepted { lease: lease.0, step }),
             CoordinatorMessage::Fenced(lease) => Message::Fenced(v1::Fenced { lease: lease.0 }),
@@ -310,6 +367,8 @@ mod tests {
             WorkerMessage::Checkpoint(LeaseId(3), 50, Digest::of(b"x")),
             WorkerMessage::Failed(LeaseId(3), failure),
             WorkerMessage::Released(LeaseId(3)),
+            WorkerMessage::Prepared(LeaseId(3)),
+            WorkerMessage::Broken(LeaseId(3), 2, "rank 1 is gone".to_owned()),
             WorkerMessage::Spent(LeaseId(3), Usage { core_seconds: 1.5, tokens: 7, ..Usage::default() }),
         ];
         for message in messages {
@@ -317,6 +376,19 @@ mod tests {
             let wire = v1::WorkerMessage::from(envelope.clone());
             assert_eq!(WorkerEnvelope::try_from(wire).unwrap(), envelope);
         }
+    }
+
+    #[test]
+    fn a_rank_outside_its_group_is_refused() {
+        let form = |rank| {
+            let formation = Formation { rank, ranks: 2, ..Formation::ALONE };
+            let message = CoordinatorMessage::Form(LeaseId(3), formation);
+            CoordinatorEnvelope { term: Term(7), trace: String::new(), message }
+        };
+        let known = form(1);
+        assert_eq!(CoordinatorEnvelope::try_from(v1::CoordinatorMessage::from(known.clone())).unwrap(), known);
+        let error = CoordinatorEnvelope::try_from(v1::CoordinatorMessage::from(form(2))).unwrap_err().to_string();
+        assert_eq!(error, "form.rank: 2, but the group has 2 members");
     }
 
     #[test]

@@ -64,6 +64,22 @@ pub enum EventKind {
         /// Attempts before this one.
         attempt: u32,
     },
+    /// The group of workers that trains a stage together is another one from now on.
+    GroupFormed {
+        /// Grows with every change; the worker that a stage starts on alone is epoch 0.
+        epoch: u64,
+        /// Its members; the first speaks for the stage.
+        members: Vec<WorkerId>,
+        /// Why it changed.
+        reason: String,
+    },
+    /// A worker could not join those that train a stage; they go on without it.
+    JoinFailed {
+        /// The worker.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
     /// Training moved on.
     Step(StepReport),
     /// Validation was scored.
@@ -110,7 +126,7 @@ pub enum EventKind {
 }
 
 /// How training goes, as a mean over the updates since the last report.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// Updates done.
     pub step: u64,
@@ -130,6 +146,12 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Share of the time in which the trainer waited for rows.
     pub input_wait: f64,
+    /// Share of the time spent in exchanges with the other members of its group, waiting for them included.
+    #[serde(default)]
+    pub exchange_wait: f64,
+    /// Bytes of gradients that this member sent for an update.
+    #[serde(default)]
+    pub sent_bytes: u64,
 }
 
 /// How a job ended.

@@ -118,8 +118,11 @@ pub enum StageState {
     },
     /// On a worker.
     Running {
-        /// The worker.
+        /// The worker; of a group the one that speaks for it.
         worker: WorkerId,
+        /// Further members of its group.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        others: Vec<WorkerId>,
         /// Step of the last durable checkpoint.
         checkpoint_step: u64,
     },

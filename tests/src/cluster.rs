@@ -1,6 +1,7 @@
 //! A coordinator in a folder of its own, workers beside it, and links between them that can be cut.
 
 use std::{
+    fs,
     io::{self, BufRead as _, BufReader},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
@@ -68,6 +69,17 @@ impl Cluster {
     /// kill -9 of a worker.
     pub fn kill_worker(&mut self, pid: u32) {
         self.workers.extract_if(.., |worker| worker.id() == pid).for_each(end);
+    }
+
+    /// kill -9 of everything, and a coordinator that knows nothing and an empty hub in its place.
+    pub fn begin_anew(&mut self) -> Result<()> {
+        self.kill();
+        for folder in ["state", "hub"].map(|name| self.path().join(name)) {
+            if folder.exists() {
+                fs::remove_dir_all(folder)?;
+            }
+        }
+        self.start_coordinator()
     }
 
     /// kill -9 of everything.

@@ -51,13 +51,7 @@ impl World {
 
     /// Writes a job over all three tasks and one fusion, publishing into `hub`; `more` is put at its end.
     pub fn job(&self, file: &str, hub: &str, more: &str) -> Result<PathBuf> {
-        let tasks = ["topic", "mood", "strength"].map(|task| {
-            let head = if task == "strength" { "regression" } else { "classification" };
-            format!(
-                "[tasks.{task}]\ntrain = \"data/{task}/train.parquet\"\nvalidation = \"data/{task}/validation.parquet\"\n\
-                 test = \"data/{task}/test.parquet\"\ntext = \"text\"\nlabel = \"label\"\nhead = \"{head}\"\n"
-            )
-        });
+        let tasks = ["topic", "mood", "strength"].map(task);
         let text = format!(
             "name = \"tiny\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"{hub}\"\norganisation = \"tests\"\n\
              [defaults.training]\nepochs = 2\nbatch_size = 8\nlanes = 2\nlearning_rate = 5e-3\nmax_length = 32\n\
@@ -69,6 +63,30 @@ impl World {
         fs::write(&path, text)?;
         Ok(path)
     }
+
+    /// Writes a job that gives workers time to come and go: two tasks and a fusion, each of 480 updates in four lanes.
+    pub fn long_job(&self, file: &str, hub: &str) -> Result<PathBuf> {
+        let text = format!(
+            "name = \"long\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"{hub}\"\norganisation = \"tests\"\n\
+             [defaults.training]\nepochs = 40\nbatch_size = 8\nlanes = 4\nlearning_rate = 1e-3\nmax_length = 32\n\
+             checkpoint_every = 50\nevaluate_every = 100\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 4\n\
+             {}{}[fusions.mood_fused]\nadapters = [\"topic\", \"mood\"]\ntask = \"mood\"\n",
+            task("topic"),
+            task("mood"),
+        );
+        let path = self.path().join(file);
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+}
+
+/// A task's table in a job file.
+fn task(task: &str) -> String {
+    let head = if task == "strength" { "regression" } else { "classification" };
+    format!(
+        "[tasks.{task}]\ntrain = \"data/{task}/train.parquet\"\nvalidation = \"data/{task}/validation.parquet\"\n\
+         test = \"data/{task}/test.parquet\"\ntext = \"text\"\nlabel = \"label\"\nhead = \"{head}\"\n"
+    )
 }
 
 /// SHA-256 of every file below a folder, by path inside it.

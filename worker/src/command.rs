@@ -1,6 +1,6 @@
 //! The command line of the worker, and what each verb calls.
 
-use std::{path::PathBuf, sync::LazyLock, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
 use graftwork_shared::job::MOST_THREADS;
@@ -124,6 +124,9 @@ pub(crate) struct SessionArguments {
     /// End when the process that started this one ends; with its id, even if it has ended already.
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     die_with_parent: Option<i32>,
+    /// Address of this machine that other workers reach: members of a group exchange gradients over it.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    group_address: IpAddr,
     /// Never give up looking for a lost coordinator.
     #[arg(long, conflicts_with = "patience")]
     persist: bool,
@@ -173,6 +176,7 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
         cache_folder: arguments.cache.unwrap_or_else(trunks::default_cache),
         patience: (!arguments.persist).then(|| Duration::from_secs(arguments.patience)),
         parent: arguments.die_with_parent,
+        group_address: arguments.group_address,
         rows: rows.handle().clone(),
     };
     Ok(messages.block_on(session::serve(options))?)

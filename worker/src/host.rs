@@ -9,14 +9,16 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
-use graftwork_engine::Trunk;
+use graftwork_collective::{Aborter, Backend, CollectiveError, FormRequest, Group, form};
+use graftwork_engine::{Device, Trunk};
+use graftwork_proto::Formation;
 use graftwork_shared::{
     assignment::{Assignment, Evaluation, Failure, Usage},
     digest::Digest,
@@ -32,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     blobs::Blobs,
+    meeting::{Meeting, Place},
     computer::peak_memory_bytes,
     pool::{Pool, failure_of, panic_message, thread_cpu_time},
     session::StageEvent,
@@ -49,34 +52,73 @@ pub(crate) struct Shared {
     pub(crate) events: mpsc::Sender<(LeaseId, StageEvent)>,
     pub(crate) runtime: Handle,
     pub(crate) rows: Handle,
+    pub(crate) device: Device,
+    pub(crate) place: Place,
 }
 
 /// The session's hand on one stage.
 #[derive(Clone, Debug)]
 pub(crate) struct Control {
-    interrupted: Arc<AtomicBool>,
+    interrupted: CancellationToken,
     abandoned: CancellationToken,
     accepted: watch::Sender<Option<u64>>,
+    formation: watch::Sender<Formation>,
+    /// What ends the waits of the group that the stage is in, and its epoch.
+    group: Arc<Mutex<(u64, Aborter)>>,
 }
 
 impl Control {
     /// A stage that may go on.
     pub(crate) fn new() -> Self {
         Self {
-            interrupted: Arc::new(AtomicBool::new(false)),
+            interrupted: CancellationToken::new(),
             abandoned: CancellationToken::new(),
             accepted: watch::Sender::new(None),
+            formation: watch::Sender::new(Formation::ALONE),
+            group: Arc::new(Mutex::new((0, Aborter::new()))),
         }
     }
 
     /// Asks the stage to checkpoint and stop.
     pub(crate) fn interrupt(&self) {
-        self.interrupted.store(true, Ordering::Relaxed);
+        self.interrupted.cancel();
+    }
+
+    /// Tells of the stage's next formation.
+    pub(crate) fn form(&self, formation: Formation) {
+        self.formation.send_if_modified(|known| {
+            let newer = formation.epoch > known.epoch;
+            if newer {
+                *known = formation;
+            }
+            newer
+        });
+        let group = self.group();
+        if formation.at_once && group.0 < formation.epoch {
+            group.1.abort();
+        }
+    }
+
+    /// The handle for a group that is about to be formed: aborted already if its time is over.
+    fn enter(&self, epoch: u64) -> Aborter {
+        let aborter = Aborter::new();
+        let mut group = self.group();
+        *group = (epoch, aborter.clone());
+        let latest = *self.formation.borrow();
+        if self.abandoned.is_cancelled() || (latest.at_once && latest.epoch > epoch) {
+            aborter.abort();
+        }
+        aborter
+    }
+
+    fn group(&self) -> MutexGuard<'_, (u64, Aborter)> {
+        self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops the stage's work at once.
     pub(crate) fn abandon(&self) {
         self.abandoned.cancel();
+        self.group().1.abort();
     }
 
     /// Tells that the checkpoint of this step was accepted.
@@ -84,6 +126,10 @@ impl Control {
         self.accepted.send_replace(Some(step));
     }
 }
+
+/// Members finish an update, or the scoring of a split, before they come. One that is lost ends the wait much earlier:
+/// the coordinator then tells of the next formation.
+const FORMING: Duration = Duration::from_mins(10);
 
 /// Payload that unwinds the controller thread of an abandoned stage.
 struct Abandoned;
@@ -102,7 +148,7 @@ struct StageHost<'a> {
 }
 
 /// Runs a stage to its end on the calling thread and tells the session how it ended; an abandoned one ends in silence.
-pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment: &Assignment) {
+pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment: &Assignment, joining: bool) {
     let host = StageHost {
         shared: shared.clone(),
         control: control.clone(),
@@ -112,7 +158,7 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
         cost: Cell::default(),
         device_cpu: AtomicU64::new(0),
     };
-    let event = match catch_unwind(AssertUnwindSafe(|| stage::run_stage(assignment, &host))) {
+    let event = match catch_unwind(AssertUnwindSafe(|| stage::run_stage(assignment, joining, &host))) {
         Ok(Ok(StageEnd::Finished(mut result))) => {
             host.cost.set(result.usage);
             result.usage = host.spent();
@@ -164,6 +210,12 @@ impl StageHost<'_> {
         if self.control.abandoned.is_cancelled() {
             resume_unwind(Box::new(Abandoned));
         }
+    }
+
+    /// Passes on what must arrive.
+    fn tell(&self, event: StageEvent) {
+        // The session is gone only when the process ends.
+        drop(self.wait(self.shared.events.send((self.lease, event))));
     }
 
     /// Passes on what is for eyes alone; it is lost when the session is busy.
@@ -225,7 +277,48 @@ impl stage::Host for StageHost<'_> {
 
     fn interrupted(&self) -> bool {
         self.leave_if_abandoned();
-        self.control.interrupted.load(Ordering::Relaxed)
+        self.control.interrupted.is_cancelled()
+    }
+
+    fn formation(&self) -> Formation {
+        *self.control.formation.borrow()
+    }
+
+    fn next_formation(&self, after: u64) -> Option<Formation> {
+        let mut formation = self.control.formation.subscribe();
+        self.wait(async {
+            tokio::select! {
+                () = self.control.interrupted.cancelled() => None,
+                // The sender lives in this host.
+                told = formation.wait_for(|formation| formation.epoch > after) => told.ok().map(|told| *told),
+            }
+        })
+    }
+
+    fn form(&self, formation: Formation) -> Result<Box<dyn Group>, CollectiveError> {
+        self.leave_if_abandoned();
+        let backend = match self.shared.device {
+            Device::Cuda(device) => Backend::Nccl { device: u32::try_from(device).unwrap_or(0), library: None },
+            _ => Backend::Gloo { address: self.shared.place.address },
+        };
+        let request = FormRequest {
+            backend,
+            form_deadline: FORMING,
+            aborter: self.control.enter(formation.epoch),
+            ..FormRequest::new(self.lease.to_string(), formation.epoch, formation.rank as usize, formation.ranks as usize)
+        };
+        let meeting = Meeting::new(&self.shared.place, self.shared.runtime.clone(), self.lease, formation.epoch);
+        let formed = form(request, Arc::new(meeting));
+        self.leave_if_abandoned();
+        formed
+    }
+
+    fn on_prepared(&self) {
+        self.tell(StageEvent::Prepared);
+    }
+
+    fn on_broken(&self, epoch: u64, reason: String) {
+        self.tell(StageEvent::Broken(epoch, reason));
     }
 
     fn trunk(&self, location: &str, digest: Digest) -> anyhow::Result<Trunk> {

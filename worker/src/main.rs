@@ -11,6 +11,7 @@ mod computer;
 mod doctor;
 mod host;
 mod logs;
+mod meeting;
 mod pool;
 mod predict;
 mod reference;

@@ -82,7 +82,9 @@ async fn an_assignment_that_fails_costs_neither_the_worker_nor_its_session() {
     let mut session = coordinator.session().await;
     session.welcome(5).await;
     for lease in [11, 12] {
-        session.say(5, CoordinatorMessage::Assign(LeaseId(lease), impossible())).await;
+        session
+            .say(5, CoordinatorMessage::Assign { lease: LeaseId(lease), assignment: impossible(), joining: false })
+            .await;
         let said = session.next().await.unwrap();
         let WorkerMessage::Failed(failed, Failure { message, .. }) = said.message else { panic!("{said:?}") };
         assert_eq!((failed, said.term.0, said.trace.as_str()), (LeaseId(lease), 5, "trace"));

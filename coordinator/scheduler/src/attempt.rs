@@ -45,6 +45,7 @@ impl Scheduler {
             None | Some(_) => {
                 self.keep_cost(lease);
                 self.record(Fact::CheckpointAccepted { lease, step, blob });
+                self.groups.entry(lease).or_default().progressed();
                 self.out.commands.push(accept);
                 self.tell(&key.job, Some(&key.stage), EventKind::Checkpointed { step });
             }
@@ -55,7 +56,7 @@ impl Scheduler {
         &mut self,
         key: &StageKey,
         (worker, lease): (WorkerId, LeaseId),
-        result: Box<StageResult>,
+        mut result: Box<StageResult>,
     ) {
         let (job, position) = self.state.record(key).expect("a live lease is one of a known stage");
         let granted = job.stages[position].phase.grant().map(|grant| grant.class.clone());
@@ -67,9 +68,9 @@ impl Scheduler {
             return;
         }
         let (step, at_ms) = (result.steps, self.now_ms);
-        // The result says what this attempt cost.
-        self.costs.remove(&lease);
+        self.add_costs_of_others((worker, lease), &mut result.usage);
         let (job, stage) = (key.job.clone(), key.stage.clone());
+        self.dismiss(lease, Some(worker));
         self.record(Fact::StageTrained { job, stage, lease: Some(lease), result, at_ms });
         self.out.commands.push(Command::Accept { worker, lease, step });
         self.tell(&key.job, Some(&key.stage), EventKind::StageFinished { reused: false });
@@ -77,13 +78,14 @@ impl Scheduler {
 
     /// Ends a lease whose worker says what cannot be.
     fn give_up(&mut self, key: &StageKey, (worker, lease): (WorkerId, LeaseId), message: String) {
-        self.fail_attempt(key, lease, machine_failure(message));
+        self.fail_attempt(key, (worker, lease), machine_failure(message));
         self.out.commands.push(Command::Fence { worker, lease });
     }
 
-    /// Ends a live lease in failure.
-    pub(crate) fn fail_attempt(&mut self, key: &StageKey, lease: LeaseId, failure: Failure) {
+    /// Ends a live lease in failure that its last holder, or the stage itself, brought; other holders drop the work.
+    pub(crate) fn fail_attempt(&mut self, key: &StageKey, (worker, lease): (WorkerId, LeaseId), failure: Failure) {
         self.keep_cost(lease);
+        self.dismiss(lease, Some(worker));
         let (retry_at_ms, failure) = self.judge(key, failure);
         let told = EventKind::AttemptFailed { failure: failure.clone(), retried: retry_at_ms.is_some() };
         self.record(Fact::AttemptFailed { lease, failure, retry_at_ms, at_ms: self.now_ms });
@@ -102,7 +104,7 @@ impl Scheduler {
     }
 
     /// When a failed stage is tried again; for good, the failure then tells of all attempts.
-    fn judge(&self, key: &StageKey, failure: Failure) -> (Option<u64>, Failure) {
+    pub(crate) fn judge(&self, key: &StageKey, failure: Failure) -> (Option<u64>, Failure) {
         let failures = self.state.record(key).map(|(job, position)| job.stages[position].failures.clone());
         let mut failures = failures.unwrap_or_default();
         let before = u32::try_from(failures.len()).unwrap_or(u32::MAX);
@@ -110,8 +112,7 @@ impl Scheduler {
             return (None, failure);
         }
         if before + 1 < self.policy.attempts {
-            let wait_ms = self.policy.backoff_ms.saturating_mul(1 << before.min(32));
-            return (Some(self.now_ms + wait_ms.min(self.policy.backoff_most_ms)), failure);
+            return (Some(self.now_ms + self.policy.wait_ms(before)), failure);
         }
         failures.push(failure);
         let reasons = failures.iter().enumerate().map(|(at, failure)| format!("{}. {}", at + 1, failure.message));

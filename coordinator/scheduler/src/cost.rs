@@ -4,7 +4,10 @@
 //! number is kept in memory and becomes a fact when a checkpoint counts and when the lease ends, so that of a killed
 //! worker all is counted that it told, and of a killed coordinator all up to the last checkpoint.
 
-use graftwork_shared::{assignment::Usage, id::LeaseId};
+use graftwork_shared::{
+    assignment::Usage,
+    id::{LeaseId, WorkerId},
+};
 
 use crate::{
     fact::Fact,
@@ -15,15 +18,33 @@ use crate::{
 impl Scheduler {
     /// Makes durable what is known of an attempt's cost.
     pub(crate) fn keep_cost(&mut self, lease: LeaseId) {
-        if let Some(usage) = self.costs.remove(&lease) {
+        // Who was heard once stays: a member that is gone by now has cost what it told.
+        if let Some(usage) = self.told_cost(lease) {
             self.record(Fact::AttemptCost { lease, usage });
+        }
+    }
+
+    /// What the holders of a lease told, all together.
+    fn told_cost(&self, lease: LeaseId) -> Option<Usage> {
+        let mut usage = Usage::default();
+        self.costs.get(&lease)?.values().for_each(|part| usage.add(part));
+        Some(usage)
+    }
+
+    /// Ends the counting of an attempt that gave a result: the result holds the part of whoever speaks for the stage,
+    /// and gets those of the others.
+    pub(crate) fn add_costs_of_others(&mut self, (worker, lease): (WorkerId, LeaseId), usage: &mut Usage) {
+        for (other, part) in self.costs.remove(&lease).unwrap_or_default() {
+            if other != worker {
+                usage.add(&part);
+            }
         }
     }
 
     /// What a stage has cost so far.
     pub(crate) fn stage_cost(&self, record: &StageRecord) -> Usage {
-        let told = record.phase.grant().and_then(|grant| self.costs.get(&grant.lease));
-        record.cost(told.copied().unwrap_or(record.running))
+        let told = record.phase.grant().and_then(|grant| self.told_cost(grant.lease));
+        record.cost(told.unwrap_or(record.running))
     }
 
     /// What a job has cost so far.

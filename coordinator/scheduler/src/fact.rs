@@ -76,6 +76,20 @@ pub enum Fact {
         /// When.
         at_ms: u64,
     },
+    /// A lease is held by these workers from now on, which train its stage together.
+    GroupFormed {
+        /// The live lease.
+        lease: LeaseId,
+        /// Higher than any before of the lease; the worker of [`Fact::StageLeased`] alone is epoch 0.
+        epoch: u64,
+        /// The members in the order of their ranks; the first speaks for the stage.
+        members: Vec<WorkerId>,
+        /// A loss that counts against the stage as a failed attempt does.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lost: Option<Failure>,
+        /// When.
+        at_ms: u64,
+    },
     /// A checkpoint is durable and is where the next attempt goes on.
     CheckpointAccepted {
         /// The live lease it came under.
@@ -203,6 +217,7 @@ impl Fact {
             Self::JobReopened { .. } => "job_reopened",
             Self::ResourcesChanged { .. } => "resources_changed",
             Self::StageLeased { .. } => "stage_leased",
+            Self::GroupFormed { .. } => "group_formed",
             Self::CheckpointAccepted { .. } => "checkpoint_accepted",
             Self::CheckpointLost { .. } => "checkpoint_lost",
             Self::ResultLost { .. } => "result_lost",

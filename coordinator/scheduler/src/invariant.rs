@@ -3,7 +3,7 @@
 //! The list is the product's, not only the scheduler's: what cannot be seen from here names the place where it is
 //! proved.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::id::{JobId, LeaseId, Name, WorkerId};
 
@@ -19,7 +19,8 @@ use crate::{
 pub enum Invariant {
     /// 1. The trunk's bytes never change. Proved in `graftwork-engine`.
     TrunkUnchanged,
-    /// 2. One live lease for a stage; a late worker or an old coordinator cannot commit.
+    /// 2. One live lease for a stage; a late worker or an old coordinator cannot commit. Of a group that holds a lease,
+    ///    each worker is a member once, and rank 0 alone commits.
     OneLiveLease,
     /// 3. Within an epoch each row is trained exactly once. Proved in `graftwork-dataset` and by row digests.
     EachRowOnce,
@@ -57,6 +58,7 @@ pub fn check(
 ) -> Result<(), Violation> {
     same_decisions(before, (now_ms, event), after, decision)?;
     one_live_lease(after)?;
+    groups_follow(before, decision)?;
     only_live_leases_commit(before, event, decision)?;
     acknowledged_survives(before, event, after, decision)?;
     classes_stay(before, event, decision)?;
@@ -81,12 +83,33 @@ fn one_live_lease(after: &Scheduler) -> Result<(), Violation> {
             let Some(grant) = record.phase.grant() else { continue };
             let key = StageKey { job: id.clone(), stage: stage.name.clone() };
             let indexed = after.state.live().get(&grant.lease) == Some(&key);
-            let held = after.workers.get(&grant.worker).is_some_and(|w| w.leases.contains_key(&grant.lease));
+            let mut holders = grant.members();
+            holders.extend(after.groups.get(&grant.lease).and_then(|group| group.joiner).map(|joiner| joiner.worker));
+            let held = holders.iter().all(|holder| {
+                let holder = after.workers.get(holder);
+                holder.is_some_and(|w| w.leases.contains_key(&grant.lease) && w.info.class == grant.class)
+            });
+            let once = holders.iter().collect::<BTreeSet<_>>().len() == holders.len();
             let alone = live.insert(grant.lease);
-            ensure(indexed && held && alone, Invariant::OneLiveLease, || format!("{key}: {grant:?}"))?;
+            ensure(indexed && held && once && alone, Invariant::OneLiveLease, || format!("{key}: {grant:?}"))?;
         }
     }
+    let known = after.groups.keys().all(|lease| live.contains(lease));
+    ensure(known, Invariant::OneLiveLease, || "a group outlived its lease".to_owned())?;
     ensure(live.len() == after.state.live().len(), Invariant::OneLiveLease, || "a live lease has no stage".to_owned())
+}
+
+/// A group is made of whoever held its lease before, and of nobody else; its epoch is higher than any before.
+fn groups_follow(before: &Scheduler, decision: &Decision) -> Result<(), Violation> {
+    let mut newest = BTreeMap::new();
+    for fact in &decision.facts {
+        let Fact::GroupFormed { lease, epoch, members, .. } = fact else { continue };
+        let held = members.iter().all(|member| before.holds(*member, *lease).is_some());
+        let earlier = newest.insert(*lease, *epoch).or_else(|| before.epoch(*lease));
+        let grows = earlier.is_some_and(|earlier| *epoch > earlier);
+        ensure(held && grows, Invariant::OneLiveLease, || format!("{fact:?} after epoch {earlier:?}"))?;
+    }
+    Ok(())
 }
 
 fn sender(event: &Event) -> Option<(WorkerId, LeaseId)> {

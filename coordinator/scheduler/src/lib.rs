@@ -7,6 +7,8 @@
 mod attempt;
 mod cost;
 mod fact;
+mod group;
+mod grow;
 pub mod invariant;
 mod loss;
 mod machine;

@@ -15,7 +15,9 @@ use graftwork_shared::{
 };
 
 use crate::{
+    attempt::machine_failure,
     fact::Fact,
+    group::{Group, Role},
     message::{Command, Decision, Event, StageKey},
     phase::Phase,
     plan::Plan,
@@ -36,12 +38,31 @@ pub struct Policy {
     pub backoff_ms: u64,
     /// Longest wait between attempts.
     pub backoff_most_ms: u64,
+    /// A stage with fewer updates left gets no further worker: loading would cost more than it brings.
+    pub grow_steps: u64,
+    /// How long the cause of a broken group may take to be seen before the same members try again.
+    pub broken_wait_ms: u64,
 }
 
 impl Default for Policy {
     fn default() -> Self {
         // The grace is as long as the silence that is allowed: either way the coordinator hears nothing for so long.
-        Self { silence_ms: 10_000, grace_ms: 10_000, attempts: 5, backoff_ms: 500, backoff_most_ms: 60_000 }
+        Self {
+            silence_ms: 10_000,
+            grace_ms: 10_000,
+            attempts: 5,
+            backoff_ms: 500,
+            backoff_most_ms: 60_000,
+            grow_steps: 20,
+            broken_wait_ms: 250,
+        }
+    }
+}
+
+impl Policy {
+    /// The wait after so many failures before the one of now.
+    pub(crate) fn wait_ms(&self, before: u32) -> u64 {
+        self.backoff_ms.saturating_mul(1 << before.min(32)).min(self.backoff_most_ms)
     }
 }
 
@@ -51,10 +72,11 @@ pub struct Scheduler {
     pub(crate) policy: Policy,
     pub(crate) state: State,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
+    pub(crate) groups: BTreeMap<LeaseId, Group>,
     pub(crate) reuse: BTreeMap<StageKey, Reuse>,
     pub(crate) publishing: BTreeSet<StageKey>,
-    /// What attempts under live leases were last told to have cost, where that is not durable yet.
-    pub(crate) costs: BTreeMap<LeaseId, Usage>,
+    /// What each holder of a live lease last told its part to have cost, where that is not durable yet.
+    pub(crate) costs: BTreeMap<LeaseId, BTreeMap<WorkerId, Usage>>,
     /// Jobs of which it was told that nothing of them can run here.
     pub(crate) stuck: BTreeSet<JobId>,
     pub(crate) stopping: Option<String>,
@@ -87,6 +109,7 @@ impl Scheduler {
             policy,
             state,
             workers: BTreeMap::new(),
+            groups: BTreeMap::new(),
             reuse: BTreeMap::new(),
             publishing: BTreeSet::new(),
             costs: BTreeMap::new(),
@@ -115,7 +138,9 @@ impl Scheduler {
         self.now_ms = self.now_ms.max(now_ms);
         self.on_event(event);
         self.expire();
+        self.mend_groups();
         self.settle();
+        self.admit_prepared();
         self.place();
         self.tell_stuck();
         std::mem::take(&mut self.out)
@@ -126,7 +151,8 @@ impl Scheduler {
         let workers = self.workers.values().map(|worker| worker.deadline_ms(&self.policy));
         let jobs = self.state.jobs().values().filter(|job| job.ended.is_none());
         let retries = jobs.flat_map(|job| job.stages.iter().filter_map(|record| record.retry_at_ms));
-        workers.chain(retries.filter(|at| *at > self.now_ms)).min()
+        let groups = self.groups.values().flat_map(Group::deadlines_ms);
+        workers.chain(retries.chain(groups).filter(|at| *at > self.now_ms)).min()
     }
 
     /// Whether nothing is under way: no live lease, no publication.
@@ -153,12 +179,21 @@ impl Scheduler {
         self.state.jobs().get(&key.job)?.result(&key.stage)
     }
 
-    /// The stage that a worker holds under a live lease.
+    /// The stage that a worker holds under a live lease: alone, as a member of its group, or on its way into it.
     pub fn holds(&self, worker: WorkerId, lease: LeaseId) -> Option<&StageKey> {
-        let key = self.state.live().get(&lease)?;
-        let (job, position) = self.state.record(key)?;
-        let grant = job.stages[position].phase.grant()?;
-        (grant.worker == worker && self.workers.contains_key(&worker)).then_some(key)
+        self.role(worker, lease)?;
+        self.state.live().get(&lease)
+    }
+
+    /// The stage for which a worker speaks under a live lease: it holds it alone, or has rank 0 in its group.
+    pub fn leads(&self, worker: WorkerId, lease: LeaseId) -> Option<&StageKey> {
+        self.role(worker, lease).filter(|role| *role == Role::Leads)?;
+        self.state.live().get(&lease)
+    }
+
+    /// The epoch of the group that holds a lease; `None` once it is not live.
+    pub fn epoch(&self, lease: LeaseId) -> Option<u64> {
+        self.state.grant(lease).map(|grant| grant.epoch)
     }
 
     fn on_event(&mut self, event: Event) {
@@ -174,28 +209,30 @@ impl Scheduler {
                 self.on_lease_message(worker, lease);
             }
             Event::Checkpointed { worker, lease, step, blob } => {
-                if let Some(key) = self.on_lease_message(worker, lease) {
+                if let Some(key) = self.on_leaders_message(worker, lease) {
                     self.on_checkpointed(&key, (worker, lease), step, blob);
                 }
             }
             Event::Finished { worker, lease, result } => {
-                if let Some(key) = self.on_lease_message(worker, lease) {
+                if let Some(key) = self.on_leaders_message(worker, lease) {
                     self.on_finished(&key, (worker, lease), result);
                 }
                 self.free(worker, lease);
             }
             Event::Failed { worker, lease, failure } => {
                 if let Some(key) = self.on_lease_message(worker, lease) {
-                    self.fail_attempt(&key, lease, failure);
+                    self.lose_holder(&key, (worker, lease), failure);
                 }
                 self.free(worker, lease);
             }
             Event::Released { worker, lease } => self.on_released(worker, lease),
             Event::Spent { worker, lease, usage } => {
                 if self.on_lease_message(worker, lease).is_some() {
-                    self.costs.insert(lease, usage);
+                    self.costs.entry(lease).or_default().insert(worker, usage);
                 }
             }
+            Event::Prepared { worker, lease } => self.on_prepared(worker, lease),
+            Event::Broken { worker, lease, epoch, reason } => self.on_broken((worker, lease), epoch, &reason),
             Event::DrainWorker { worker, reason } => self.drain(worker, &reason),
             Event::Stop { reason } => {
                 for worker in self.workers.keys().copied().collect::<Vec<_>>() {
@@ -237,16 +274,15 @@ impl Scheduler {
             return;
         }
         let grants = self.state.jobs()[id].stages.iter().filter_map(|record| record.phase.grant());
-        let held: Vec<(WorkerId, LeaseId)> = grants.map(|grant| (grant.worker, grant.lease)).collect();
-        held.iter().for_each(|(_, lease)| self.keep_cost(*lease));
-        self.record(Fact::JobCancelled { job: id.clone(), reason: reason.to_owned(), at_ms: self.now_ms });
-        for (worker, lease) in held {
-            self.out.commands.push(Command::Fence { worker, lease });
+        for lease in grants.map(|grant| grant.lease).collect::<Vec<_>>() {
+            self.keep_cost(lease);
+            self.dismiss(lease, None);
         }
+        self.record(Fact::JobCancelled { job: id.clone(), reason: reason.to_owned(), at_ms: self.now_ms });
     }
 
     /// Every message about a lease comes through here: of one that is not live nothing is heard (invariant 2).
-    fn on_lease_message(&mut self, worker: WorkerId, lease: LeaseId) -> Option<StageKey> {
+    pub(crate) fn on_lease_message(&mut self, worker: WorkerId, lease: LeaseId) -> Option<StageKey> {
         self.workers.get_mut(&worker)?.heard(self.now_ms);
         let key = self.holds(worker, lease).cloned();
         if key.is_none() {
@@ -255,11 +291,22 @@ impl Scheduler {
         key
     }
 
+    /// What whoever speaks for the stage alone may say: another member that does is put out, as a late worker is.
+    fn on_leaders_message(&mut self, worker: WorkerId, lease: LeaseId) -> Option<StageKey> {
+        let key = self.on_lease_message(worker, lease)?;
+        if self.role(worker, lease) == Some(Role::Leads) {
+            return Some(key);
+        }
+        self.out.commands.push(Command::Fence { worker, lease });
+        let message = "it spoke for the stage, which rank 0 alone does".to_owned();
+        self.lose_holder(&key, (worker, lease), machine_failure(message));
+        None
+    }
+
     fn on_released(&mut self, worker: WorkerId, lease: LeaseId) {
-        if self.holds(worker, lease).is_some() {
-            self.keep_cost(lease);
-            let reason = "the worker gave it back after its last checkpoint".to_owned();
-            self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
+        if let Some(key) = self.holds(worker, lease).cloned() {
+            let reason = format!("{worker} gave it back, as it was asked to");
+            self.leave(&key, (worker, lease), reason);
         }
         self.free(worker, lease);
     }

@@ -160,6 +160,24 @@ pub enum Event {
         /// The cost.
         usage: Usage,
     },
+    /// A worker that was asked to join those that train a stage has loaded everything.
+    Prepared {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+    },
+    /// The group of a lease failed for one of its members: another one is gone or cannot be reached.
+    Broken {
+        /// The member that says so.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// Of the group.
+        epoch: u64,
+        /// What it saw.
+        reason: String,
+    },
     /// A worker shall finish its steps, checkpoint and leave.
     DrainWorker {
         /// The worker.
@@ -220,6 +238,34 @@ pub enum Command {
         lease: LeaseId,
         /// The work.
         assignment: Box<Assignment>,
+        /// Others train it already: the worker shall load everything, say so and wait for its group.
+        joining: bool,
+    },
+    /// Tell a member its place in the group that holds a lease from now on.
+    Form {
+        /// The member.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// The group's epoch.
+        epoch: u64,
+        /// The member's rank; rank 0 speaks for the stage.
+        rank: u32,
+        /// How many members there are.
+        ranks: u32,
+        /// End whatever the older group waits in, instead of changing over between two updates.
+        at_once: bool,
+        /// Step of the accepted checkpoint; 0 for none.
+        checkpointed: u64,
+    },
+    /// A worker shall finish its step and give this lease back.
+    Release {
+        /// Which.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        reason: String,
     },
     /// A checkpoint or a result counts.
     Accept {

@@ -49,17 +49,35 @@ pub(crate) enum Phase {
     },
 }
 
-/// One stage, on one worker, under one lease.
+/// One stage, on one worker or on a group of them, under one lease.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Grant {
     /// The lease.
     pub(crate) lease: LeaseId,
-    /// Who holds it.
+    /// Who holds it; of a group the member of rank 0, which speaks for the stage.
     pub(crate) worker: WorkerId,
-    /// The holder's numeric class.
+    /// The holder's numeric class, and that of all members.
     pub(crate) class: NumericClass,
     /// Since when, in milliseconds since 1970.
     pub(crate) since_ms: u64,
+    /// The other members in the order of their ranks.
+    #[serde(default)]
+    pub(crate) others: Vec<WorkerId>,
+    /// Of the group; 0 for the one worker that the lease began with.
+    #[serde(default)]
+    pub(crate) epoch: u64,
+}
+
+impl Grant {
+    /// What a lease begins with.
+    pub(crate) fn of_one(lease: LeaseId, worker: WorkerId, class: NumericClass, since_ms: u64) -> Self {
+        Self { lease, worker, class, since_ms, others: Vec::new(), epoch: 0 }
+    }
+
+    /// All members in the order of their ranks.
+    pub(crate) fn members(&self) -> Vec<WorkerId> {
+        std::iter::once(self.worker).chain(self.others.iter().copied()).collect()
+    }
 }
 
 /// What happens to a stage.

@@ -8,8 +8,9 @@
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use graftwork_shared::{
+    assignment::Assignment,
     event::EventKind,
-    id::{Name, WorkerId},
+    id::{LeaseId, Name, WorkerId},
     job::Device,
     recipe::NumericClass,
     view::Refusal,
@@ -35,6 +36,8 @@ impl Scheduler {
                 Err(_) => {}
             }
         }
+        self.take_back();
+        self.grow();
     }
 
     /// Tells, once until it changes, of a job in which nothing runs and which no worker here can ever take up.
@@ -100,7 +103,9 @@ impl Scheduler {
             return Err(Refusal::LookingForReuse);
         }
         let free = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes));
-        let best = free.min_by_key(|(id, worker)| (worker.leases.len(), *id));
+        // Whoever only helps is asked to leave its group once it has a stage of its own.
+        let own = |id: WorkerId, worker: &Worker| worker.leases.len() - self.helps_in(id);
+        let best = free.min_by_key(|(id, worker)| (own(*id, worker), worker.leases.len(), *id));
         best.map(|(id, _)| *id).ok_or_else(|| Refusal::Busy {
             workers: u32::try_from(suited.len()).unwrap_or(u32::MAX),
             slots: suited.iter().map(|(_, worker)| worker.info.slots).sum(),
@@ -109,7 +114,7 @@ impl Scheduler {
     }
 
     /// Workers that could run the stage if they had nothing else to do; at least one.
-    fn suited(&self, job: &JobState, position: usize) -> Result<Vec<(WorkerId, &Worker)>, Refusal> {
+    pub(crate) fn suited(&self, job: &JobState, position: usize) -> Result<Vec<(WorkerId, &Worker)>, Refusal> {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
         let staying = self.workers.iter().filter(|(_, worker)| worker.takes_work());
         let mut workers: Vec<(WorkerId, &Worker)> = staying.map(|(id, worker)| (*id, worker)).collect();
@@ -149,10 +154,7 @@ impl Scheduler {
     fn lease(&mut self, key: &StageKey, worker: WorkerId) {
         let Some((job, position)) = self.state.record(key) else { return };
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
-        let mut assignment = stage.assignment(key.job.clone());
-        assignment.attempt = record.attempts;
-        assignment.resume = record.checkpoint.as_ref().map(|checkpoint| checkpoint.blob);
-        assignment.adapters = job.fused_blobs(position);
+        let assignment = Box::new(job.next_assignment(position));
         let from_step = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         let started =
             EventKind::StageStarted { worker, from_step, total_steps: stage.total_steps, attempt: record.attempts };
@@ -163,7 +165,7 @@ impl Scheduler {
         let class = known.info.class.clone();
         let (job, stage, at_ms) = (key.job.clone(), key.stage.clone(), self.now_ms);
         self.record(Fact::StageLeased { job, stage, lease, worker, class, at_ms });
-        self.out.commands.push(Command::Assign { worker, lease, assignment: Box::new(assignment) });
+        self.out.commands.push(Command::Assign { worker, lease, assignment, joining: false });
         self.tell(&key.job, Some(&key.stage), started);
     }
 
@@ -184,14 +186,35 @@ impl Worker {
         self.info.memory_bytes == 0 || memory_bytes <= self.info.memory_bytes
     }
 
-    fn has_room(&self, memory_bytes: u64) -> bool {
-        let used = self.leases.values().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes));
-        let places = usize::try_from(self.info.slots).unwrap_or(usize::MAX);
-        self.leases.len() < places && self.could_hold(used.saturating_add(memory_bytes))
+    pub(crate) fn has_room(&self, memory_bytes: u64) -> bool {
+        self.has_room_beside(self.leases.values(), memory_bytes)
+    }
+
+    /// Whether it has room once it has given this lease back.
+    pub(crate) fn has_room_without(&self, lease: LeaseId, memory_bytes: u64) -> bool {
+        let others = self.leases.iter().filter(|(other, _)| **other != lease);
+        self.has_room_beside(others.map(|(_, bytes)| bytes), memory_bytes)
+    }
+
+    fn has_room_beside<'a>(&self, leases: impl Iterator<Item = &'a u64>, memory_bytes: u64) -> bool {
+        let (taken, used) =
+            leases.fold((0, 0), |(taken, used): (u32, u64), bytes| (taken + 1, used.saturating_add(*bytes)));
+        taken < self.info.slots && self.could_hold(used.saturating_add(memory_bytes))
     }
 }
 
 impl JobState {
+    /// The stage's assignment as it is handed out next.
+    pub(crate) fn next_assignment(&self, position: usize) -> Assignment {
+        let (stage, record) = (&self.plan.stages[position], &self.stages[position]);
+        Assignment {
+            attempt: record.attempts,
+            resume: record.checkpoint.as_ref().map(|checkpoint| checkpoint.blob),
+            adapters: self.fused_blobs(position),
+            ..stage.assignment(self.plan.id())
+        }
+    }
+
     /// Work that is left in a stage, in tokens.
     fn remaining(&self, position: usize) -> u64 {
         let (stage, record) = (&self.plan.stages[position], &self.stages[position]);

@@ -252,6 +252,10 @@ impl State {
         &self.live
     }
 
+    pub(crate) fn last_worker(&self) -> WorkerId {
+        self.last_worker
+    }
+
     pub(crate) fn next_worker(&self) -> WorkerId {
         WorkerId(self.last_worker.0 + 1)
     }
@@ -307,7 +311,7 @@ impl State {
             }
             Fact::StageLeased { job, stage, lease, worker, class, at_ms } => {
                 grows("lease", lease.0, self.last_lease.0)?;
-                let grant = Grant { lease: *lease, worker: *worker, class: class.clone(), since_ms: *at_ms };
+                let grant = Grant::of_one(*lease, *worker, class.clone(), *at_ms);
                 let key = StageKey { job: job.clone(), stage: stage.clone() };
                 let record = self.change(&key, Change::Lease(grant))?;
                 record.attempts += 1;
@@ -315,6 +319,9 @@ impl State {
                 self.last_lease = *lease;
                 self.live.insert(*lease, key);
                 Ok(())
+            }
+            Fact::GroupFormed { lease, epoch, members, lost, .. } => {
+                self.fold_group(*lease, *epoch, members, lost.as_ref())
             }
             Fact::CheckpointAccepted { lease, step, blob } => {
                 let key = self.live.get(lease).cloned().ok_or_else(|| not_live(*lease))?;
@@ -476,11 +483,11 @@ impl StageRecord {
     }
 }
 
-fn grows(what: &str, new: u64, last: u64) -> Folded {
+pub(crate) fn grows(what: &str, new: u64, last: u64) -> Folded {
     if new > last { Ok(()) } else { Err(format!("{what} {new} after {what} {last}")) }
 }
 
-fn not_live(lease: LeaseId) -> String {
+pub(crate) fn not_live(lease: LeaseId) -> String {
     format!("{lease} is not live")
 }
 

@@ -151,7 +151,9 @@ impl Scheduler {
                     StageState::Waiting { for_stages }
                 }
             }
-            Phase::Running(grant) => StageState::Running { worker: grant.worker, checkpoint_step },
+            Phase::Running(grant) => {
+                StageState::Running { worker: grant.worker, others: grant.others.clone(), checkpoint_step }
+            }
             Phase::Trained => StageState::Trained { reused: record.reused },
             Phase::Published { .. } => StageState::Published { reused: record.reused },
             Phase::Failed { failure } => StageState::Failed { failure: failure.clone() },
@@ -179,10 +181,12 @@ impl Scheduler {
                 format!("waits for {}", names.join(", "))
             }
             StageState::Ready { refusal } => format!("ready, but {refusal}"),
-            StageState::Running { worker, checkpoint_step } => {
-                let place = self.workers.get(worker).map_or("gone", |worker| worker.info.place.as_str());
+            StageState::Running { worker, others, checkpoint_step } => {
+                let place = |worker| self.workers.get(worker).map_or("gone", |worker| worker.info.place.as_str());
+                let members = std::iter::once(worker).chain(others);
+                let members: Vec<String> = members.map(|worker| format!("{worker} ({})", place(worker))).collect();
                 let total = stage.total_steps;
-                format!("runs on {worker} ({place}); step {checkpoint_step} of {total} is safe")
+                format!("runs on {}; step {checkpoint_step} of {total} is safe", members.join(", "))
             }
             StageState::Trained { reused } => match record.failures.last() {
                 None => format!("trained{}; being published", from_hub(reused)),

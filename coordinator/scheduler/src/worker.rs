@@ -15,6 +15,7 @@ use graftwork_shared::{
 use crate::{
     attempt::machine_failure,
     fact::Fact,
+    group::Role,
     machine::{Policy, Scheduler},
     message::{Command, StageKey, WorkerInfo},
 };
@@ -84,15 +85,40 @@ impl Scheduler {
         if known.draining {
             self.out.commands.push(Command::Drain { worker, reason: "it was asked to leave before".to_owned() });
         }
-        for (_, lease) in self.held_by(worker).into_iter().filter(|(_, lease)| !leases.contains(lease)) {
-            self.keep_cost(lease);
+        for lease in leases {
+            self.take_up(worker, *lease);
+        }
+        for (key, lease) in self.held_by(worker).into_iter().filter(|(_, lease)| !leases.contains(lease)) {
             let reason = "the assignment, or what came of it, was lost with the connection".to_owned();
-            self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
+            self.leave(&key, (worker, lease), reason);
+        }
+    }
+
+    /// Whoever comes back with a lease hears again what may have been lost on the way.
+    fn take_up(&mut self, worker: WorkerId, lease: LeaseId) {
+        match self.role(worker, lease) {
+            Some(Role::Leads | Role::Follows) => {
+                if self.epoch(lease).is_some_and(|epoch| epoch > 0) {
+                    self.say_place(worker, lease, true);
+                }
+                if let Some(group) = self.groups.get_mut(&lease) {
+                    group.asked_back.remove(&worker);
+                }
+            }
+            // That it is prepared may never have been heard.
+            Some(Role::Joins) => {
+                self.drop_joiner(worker, lease);
+                self.out.commands.push(Command::Fence { worker, lease });
+            }
+            None => self.out.commands.push(Command::Fence { worker, lease }),
         }
     }
 
     /// Whoever holds nothing, or was leaving, has nothing to come back for.
     pub(crate) fn on_link_lost(&mut self, worker: WorkerId, reason: String) {
+        for (_, lease) in self.held_by(worker) {
+            self.drop_joiner(worker, lease);
+        }
         let holds = !self.held_by(worker).is_empty();
         let Some(known) = self.workers.get_mut(&worker) else { return };
         if holds && !known.draining && !known.info.key.is_empty() && self.policy.grace_ms > 0 {
@@ -103,10 +129,10 @@ impl Scheduler {
     }
 
     pub(crate) fn on_heartbeat(&mut self, worker: WorkerId, leases: &[LeaseId]) {
-        let live: BTreeSet<LeaseId> = self.state.live().keys().copied().collect();
+        let held: BTreeSet<LeaseId> = self.held_by(worker).into_iter().map(|(_, lease)| lease).collect();
         let Some(known) = self.workers.get_mut(&worker) else { return };
         known.heard(self.now_ms);
-        known.leases.retain(|lease, _| live.contains(lease) || leases.contains(lease));
+        known.leases.retain(|lease, _| held.contains(lease) || leases.contains(lease));
         for lease in leases {
             if self.holds(worker, *lease).is_none() {
                 self.out.commands.push(Command::Fence { worker, lease: *lease });
@@ -147,14 +173,17 @@ impl Scheduler {
     /// Forgets a worker; what it held goes back.
     pub(crate) fn remove_worker(&mut self, worker: WorkerId, reason: &str) {
         let held = self.held_by(worker);
+        for (_, lease) in &held {
+            self.drop_joiner(worker, *lease);
+        }
+        let members: Vec<_> = held.into_iter().filter(|(_, lease)| self.holds(worker, *lease).is_some()).collect();
         let Some(known) = self.workers.remove(&worker) else { return };
-        for (key, lease) in held {
+        for (key, lease) in members {
             let message = format!("{worker} ({}) is gone: {reason}", known.info.place);
             if known.draining {
-                self.keep_cost(lease);
-                self.record(Fact::LeaseReleased { lease, reason: message, at_ms: self.now_ms });
+                self.leave(&key, (worker, lease), message);
             } else {
-                self.fail_attempt(&key, lease, machine_failure(message));
+                self.lose_member(&key, (worker, lease), machine_failure(message.clone()), message);
             }
         }
         self.tell_all(&EventKind::WorkerLeft { worker, reason: reason.to_owned() });

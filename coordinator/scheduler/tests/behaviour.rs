@@ -47,7 +47,7 @@ fn a_job_goes_from_submission_to_its_end() {
         fusion = machine.finish((worker, lease), result(&stage, 100, 0.9));
         assert!(fusion.contains(&Command::Publish { key: key(&job, &stage) }));
     }
-    let Some(Command::Assign { worker, lease, assignment }) =
+    let Some(Command::Assign { worker, lease, assignment, .. }) =
         fusion.iter().find(|command| matches!(command, Command::Assign { .. }))
     else {
         panic!("the fusion starts as soon as its adapters are trained: {fusion:?}");

@@ -1,4 +1,4 @@
-//! A world of workers that join, die, freeze, speak late and lie, around coordinators that are killed at any fact:
+//! A world of workers that join, group, die, freeze, quarrel, speak late and lie, around coordinators that are killed at any fact:
 //! every job ends, nothing commits twice, and every turn keeps every invariant.
 //!
 //! Time is the simulation's own. A coordinator that is killed loses what its journal did not have: the world cuts the
@@ -7,42 +7,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
 
 mod fixture;
+mod world;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
-use fixture::{Machine, class, info, plan, result, stage};
-use graftwork_scheduler::{Command, Event, Fact, Plan, PlannedStage, WorkerInfo};
-use graftwork_shared::{
-    assignment::{Blame, Failure},
-    digest::Digest,
-    id::{JobId, LeaseId, WorkerId},
-    recipe::NumericClass,
-};
+use fixture::class;
+use graftwork_scheduler::{Event, Fact};
+use graftwork_shared::id::JobId;
 use proptest::prelude::*;
-
-/// A worker that the world moves.
-#[derive(Clone)]
-struct Peer {
-    info: WorkerInfo,
-    /// Leases that it believes to hold, with steps done and all steps.
-    work: BTreeMap<LeaseId, (u64, u64, String)>,
-    frozen: bool,
-    leaving: bool,
-}
-
-struct World {
-    machine: Machine,
-    peers: BTreeMap<WorkerId, Peer>,
-    /// Processes whose connection broke.
-    apart: Vec<Peer>,
-    joined: usize,
-    /// Messages on the way; some are sent by workers that are gone by now.
-    late: VecDeque<Event>,
-    /// Work beside the loop: publications under way.
-    publishing: VecDeque<Event>,
-    jobs: Vec<JobId>,
-    restarts: usize,
-}
+use world::{World, plans};
 
 /// One thing that the world does; the numbers choose among what there is.
 #[derive(Clone, Debug)]
@@ -77,6 +50,13 @@ enum Deed {
         peer: usize,
         lease: usize,
     },
+    /// For a moment all goes well: every worker trains a little, and all that is said arrives.
+    Calm(u64),
+    /// One worker's groups break.
+    Quarrel {
+        peer: usize,
+        late: bool,
+    },
     Deliver,
     DeliverTwice,
     Publish {
@@ -102,6 +82,8 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
         12 => (any.clone(), 1..60_u64).prop_map(|(peer, steps)| Deed::Train { peer, steps }),
         1 => (any.clone(), prop::bool::weighted(0.1)).prop_map(|(peer, user)| Deed::Fail { peer, user }),
         1 => (any.clone(), any.clone()).prop_map(|(peer, lease)| Deed::Lie { peer, lease }),
+        3 => (any.clone(), prop::bool::weighted(0.2)).prop_map(|(peer, late)| Deed::Quarrel { peer, late }),
+        6 => (1..8_u64).prop_map(Deed::Calm),
         8 => Just(Deed::Deliver),
         1 => Just(Deed::DeliverTwice),
         4 => prop::bool::weighted(0.2).prop_map(|fails| Deed::Publish { fails }),
@@ -113,225 +95,7 @@ fn deeds() -> impl Strategy<Value = Vec<Deed>> {
     prop::collection::vec(deed, 20..160)
 }
 
-/// The worker that says this.
-fn sender(event: &Event) -> Option<WorkerId> {
-    match event {
-        Event::Heartbeat { worker, .. }
-        | Event::Checkpointed { worker, .. }
-        | Event::Finished { worker, .. }
-        | Event::Failed { worker, .. }
-        | Event::Released { worker, .. } => Some(*worker),
-        _ => None,
-    }
-}
-
-fn plans() -> [Plan; 3] {
-    let single: Vec<PlannedStage> = vec![stage("only", &[], 80)];
-    let diamond = vec![
-        stage("a", &[], 60),
-        stage("b", &[], 120),
-        stage("c", &[], 30),
-        stage("ab", &["a", "b"], 40),
-        stage("all", &["a", "b", "c"], 20),
-    ];
-    let mut urgent = plan("urgent", vec![stage("x", &[], 50), stage("y", &[], 50), stage("xy", &["x", "y"], 10)]);
-    urgent.job.priority = 3;
-    [plan("single", single), plan("diamond", diamond), urgent]
-}
-
 impl World {
-    fn new() -> Self {
-        Self {
-            machine: Machine::new(),
-            peers: BTreeMap::new(),
-            apart: Vec::new(),
-            joined: 0,
-            late: VecDeque::new(),
-            publishing: VecDeque::new(),
-            jobs: Vec::new(),
-            restarts: 0,
-        }
-    }
-
-    fn apply(&mut self, event: Event) {
-        let commands = self.machine.apply(event);
-        self.obey(commands);
-    }
-
-    fn obey(&mut self, commands: Vec<Command>) {
-        for command in commands {
-            match command {
-                Command::Assign { worker, lease, assignment } => {
-                    let total = self.machine.scheduler.plan(&assignment.job).unwrap();
-                    let total = total.stage(&assignment.stage).unwrap().total_steps;
-                    let from = if assignment.resume.is_some() { self.step_of(&assignment.job, lease) } else { 0 };
-                    let peer = self.peers.get_mut(&worker).expect("work goes to workers that are there");
-                    peer.work.insert(lease, (from, total, assignment.stage.to_string()));
-                }
-                Command::Fence { worker, lease } => {
-                    if let Some(peer) = self.peers.get_mut(&worker) {
-                        peer.work.remove(&lease);
-                    }
-                }
-                Command::Drain { worker, .. } => {
-                    if let Some(peer) = self.peers.get_mut(&worker) {
-                        peer.leaving = true;
-                        self.late.extend(peer.work.keys().map(|lease| Event::Released { worker, lease: *lease }));
-                        peer.work.clear();
-                    }
-                }
-                Command::Disconnect { worker, .. } => drop(self.peers.remove(&worker)),
-                Command::Publish { key } => {
-                    self.publishing.push_back(Event::Published { release: format!("org/{}", key.stage), key });
-                }
-                Command::LookForReuse { key, .. } => self.late.push_back(Event::Reusable { key, result: None }),
-                Command::Welcome { .. } | Command::Accept { .. } | Command::Discard { .. } | Command::Tell { .. } => {}
-            }
-        }
-    }
-
-    /// Step of the checkpoint under which this lease was given.
-    fn step_of(&self, job: &JobId, lease: LeaseId) -> u64 {
-        let held = self.machine.facts.iter().find_map(|fact| match fact {
-            Fact::StageLeased { lease: l, stage, .. } if *l == lease => Some(stage.clone()),
-            _ => None,
-        });
-        let explained = self.machine.scheduler.explain(job).unwrap();
-        let stage = explained.stages.into_iter().find(|stage| Some(&stage.stage) == held.as_ref()).unwrap();
-        stage.checkpoint_step.unwrap()
-    }
-
-    fn pick(&self, number: usize) -> Option<WorkerId> {
-        let peers: Vec<WorkerId> = self.peers.keys().copied().collect();
-        (!peers.is_empty()).then(|| peers[number % peers.len()])
-    }
-
-    fn join(&mut self, slots: u32, class: NumericClass) {
-        self.joined += 1;
-        let info = WorkerInfo { class, key: format!("process {}", self.joined), ..info(slots) };
-        self.connect(Peer { info, work: BTreeMap::new(), frozen: false, leaving: false });
-    }
-
-    /// A process says hello, with what it holds.
-    fn connect(&mut self, peer: Peer) {
-        let leases = peer.work.keys().copied().collect();
-        let commands = self.machine.apply(Event::WorkerJoined { session: 0, info: peer.info.clone(), leases });
-        let welcomed = commands.iter().find_map(|command| match command {
-            Command::Welcome { worker, .. } => Some(*worker),
-            _ => None,
-        });
-        let worker = welcomed.unwrap();
-        assert!(!self.peers.contains_key(&worker));
-        self.late.push_back(Event::Heartbeat { worker, leases: peer.work.keys().copied().collect() });
-        self.peers.insert(worker, peer);
-        self.obey(commands);
-    }
-
-    /// What was on the way over the connection is gone, as the shell drops what comes from a session that ended.
-    fn break_link(&mut self, worker: WorkerId, forgets: bool) {
-        let Some(mut peer) = self.peers.remove(&worker) else { return };
-        if forgets {
-            peer.work.pop_last();
-        }
-        self.late.retain(|event| sender(event) != Some(worker));
-        if !peer.leaving {
-            self.apart.push(peer);
-        }
-        self.apply(Event::LinkLost { worker, reason: "broken".to_owned() });
-    }
-
-    fn lose(&mut self, number: usize) {
-        let blobs: Vec<Digest> = self.machine.scheduler.state().blobs().into_iter().collect();
-        if let Some(blob) = blobs.get(number % blobs.len().max(1)).copied() {
-            self.apply(Event::BlobLost { blob });
-        }
-    }
-
-    /// A worker trains each of its leases on; what it has to say is on the way after that.
-    fn train(&mut self, worker: WorkerId, steps: u64) {
-        let Some(peer) = self.peers.get_mut(&worker).filter(|peer| !peer.frozen) else { return };
-        self.late.push_back(Event::Heartbeat { worker, leases: peer.work.keys().copied().collect() });
-        let mut done = Vec::new();
-        for (lease, (step, total, stage)) in &mut peer.work {
-            *step += steps;
-            if *step >= *total {
-                let result = Box::new(graftwork_shared::assignment::StageResult {
-                    numeric_class: peer.info.class.clone(),
-                    ..result(stage, *total, 0.9)
-                });
-                self.late.push_back(Event::Finished { worker, lease: *lease, result });
-                done.push(*lease);
-            } else {
-                let blob = Digest::of(format!("{stage} {step}").as_bytes());
-                self.late.push_back(Event::Checkpointed { worker, lease: *lease, step: *step, blob });
-            }
-        }
-        done.iter().for_each(|lease| drop(peer.work.remove(lease)));
-    }
-
-    fn fail(&mut self, worker: WorkerId, user: bool) {
-        let Some(peer) = self.peers.get_mut(&worker) else { return };
-        let Some((lease, _)) = peer.work.pop_first() else { return };
-        let blame = if user { Blame::User } else { Blame::Machine };
-        self.late.push_back(Event::Failed { worker, lease, failure: Failure { blame, message: "no".to_owned() } });
-    }
-
-    fn lie(&mut self, peer: usize, lease: usize) {
-        let live: Vec<(LeaseId, String)> = self
-            .peers
-            .values()
-            .flat_map(|peer| peer.work.iter().map(|(lease, (_, _, stage))| (*lease, stage.clone())))
-            .collect();
-        if let (Some(worker), false) = (self.pick(peer), live.is_empty()) {
-            let (lease, stage) = live[lease % live.len()].clone();
-            if !self.peers[&worker].work.contains_key(&lease) {
-                self.apply(Event::Finished { worker, lease, result: Box::new(result(&stage, 1, 0.9)) });
-            }
-        }
-    }
-
-    fn deliver(&mut self, twice: bool) {
-        let Some(event) = self.late.pop_front() else { return };
-        if twice {
-            self.apply(event.clone());
-        }
-        self.apply(event);
-    }
-
-    fn publish(&mut self, fails: bool) {
-        match self.publishing.pop_front() {
-            Some(Event::Published { key, .. }) if fails => {
-                let failure = Failure { blame: Blame::Machine, message: "full".to_owned() };
-                self.apply(Event::PublishFailed { key, failure });
-            }
-            Some(event) => self.apply(event),
-            None => {}
-        }
-    }
-
-    /// kill -9 of the coordinator: sessions and questions are gone, facts stay.
-    fn restart(&mut self) {
-        self.restarts += 1;
-        self.peers.clear();
-        self.apart.clear();
-        self.publishing.clear();
-        let facts = std::mem::take(&mut self.machine.facts);
-        let now_ms = self.machine.now_ms;
-        self.machine = Machine::recover(facts, now_ms);
-        // What the start itself commanded: publications of trained stages, asked for again.
-        let mut again = self.machine.scheduler.clone();
-        let commands = again.apply(now_ms, Event::Tick).commands;
-        assert!(commands.iter().all(|command| !matches!(command, Command::Assign { .. })));
-        for id in &self.jobs {
-            for stage in self.machine.scheduler.view(id).map(|view| view.stages).unwrap_or_default() {
-                if matches!(stage.state, graftwork_shared::view::StageState::Trained { .. }) {
-                    let key = fixture::key(id, stage.name.as_str());
-                    self.publishing.push_back(Event::Published { key, release: format!("org/{}", stage.name) });
-                }
-            }
-        }
-    }
-
     fn act(&mut self, deed: &Deed) {
         match deed {
             Deed::Submit(which) => {
@@ -376,6 +140,17 @@ impl World {
                 }
             }
             Deed::Lie { peer, lease } => self.lie(*peer, *lease),
+            Deed::Calm(steps) => {
+                for worker in self.peers.keys().copied().collect::<Vec<_>>() {
+                    self.train(worker, *steps);
+                }
+                (0..64).for_each(|_| self.deliver(false));
+            }
+            Deed::Quarrel { peer, late } => {
+                if let Some(worker) = self.pick(*peer) {
+                    self.quarrel(worker, *late);
+                }
+            }
             Deed::Deliver => self.deliver(false),
             Deed::DeliverTwice => self.deliver(true),
             Deed::Publish { fails } => self.publish(*fails),
@@ -395,41 +170,6 @@ impl World {
             }
             Deed::Restart => self.restart(),
         }
-    }
-
-    /// From here on nothing bad happens; two healthy workers of either class come.
-    fn calm_down(&mut self) {
-        for wide in ["avx2", "avx512"] {
-            self.join(2, class(wide));
-        }
-        for _ in 0..2_000 {
-            if self.jobs.iter().all(|job| self.machine.scheduler.view(job).unwrap().outcome.is_some()) {
-                return;
-            }
-            let here: Vec<WorkerId> = self.peers.keys().copied().collect();
-            for worker in here {
-                if self.peers[&worker].leaving {
-                    self.peers.remove(&worker);
-                    self.late.push_back(Event::WorkerLeft { worker, reason: "it left".to_owned() });
-                } else {
-                    self.peers.get_mut(&worker).unwrap().frozen = false;
-                    self.train(worker, 40);
-                }
-            }
-            while !self.late.is_empty() {
-                self.deliver(false);
-            }
-            while !self.publishing.is_empty() {
-                self.publish(false);
-            }
-            // As the shell does: sleep until the machine's next deadline, or until the next heartbeats.
-            let next = self.machine.scheduler.next_deadline().unwrap_or(u64::MAX).min(self.machine.now_ms + 1_000);
-            self.machine.now_ms = next.max(self.machine.now_ms + 1);
-            self.apply(Event::Tick);
-        }
-        let explained: Vec<String> =
-            self.jobs.iter().map(|job| self.machine.scheduler.explain(job).unwrap().to_string()).collect();
-        panic!("jobs that do not end: {explained:#?}");
     }
 }
 
@@ -457,6 +197,34 @@ fn nothing_happens_twice(facts: &[Fact]) {
             _ => {}
         }
     }
+}
+
+#[test]
+fn the_worlds_workers_form_groups_that_break_and_lose_their_leaders() {
+    let mut world = World::new();
+    let formed =
+        |world: &World| world.machine.facts.iter().filter(|fact| matches!(fact, Fact::GroupFormed { .. })).count();
+    let deliver = |world: &mut World| (0..40).for_each(|_| world.act(&Deed::Deliver));
+    for deed in [Deed::Submit(1), Deed::Join { slots: 3, wide: false }] {
+        world.act(&deed);
+    }
+    deliver(&mut world);
+    for peer in 1..=2 {
+        world.act(&Deed::Join { slots: 1, wide: false });
+        world.act(&Deed::Train { peer, steps: 1 });
+        deliver(&mut world);
+    }
+    assert_eq!(formed(&world), 2);
+    for deed in [Deed::Quarrel { peer: 1, late: true }, Deed::Quarrel { peer: 2, late: false }] {
+        world.act(&deed);
+        deliver(&mut world);
+        world.act(&Deed::Wait(300));
+    }
+    assert_eq!(formed(&world), 3);
+    world.act(&Deed::Kill(0));
+    assert_eq!(formed(&world), 5, "each helper leads now");
+    world.calm_down();
+    nothing_happens_twice(&world.machine.facts);
 }
 
 proptest! {

@@ -10,7 +10,11 @@ use graftwork_shared::{
 };
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{duration, pace::Pace, plain::stuck_words};
+use super::{
+    duration,
+    pace::Pace,
+    plain::{group_words, stuck_words},
+};
 
 pub(crate) struct Bars {
     all: MultiProgress,
@@ -60,6 +64,12 @@ impl Bars {
             }
             EventKind::StageFinished { reused } => {
                 self.collapse(stage, if *reused { "taken from the hub" } else { "trained" });
+            }
+            EventKind::GroupFormed { members, reason, .. } => {
+                self.say(&format!("{stage}: {}", group_words(members, reason)));
+            }
+            EventKind::JoinFailed { worker, reason } => {
+                self.say(&format!("✗ {stage}: {worker} could not join: {reason}"));
             }
             EventKind::CheckpointLost { .. } => self.say(&format!("✗ {stage}: its checkpoint is lost; it starts over")),
             EventKind::ResultLost => self.say(&format!("✗ {stage}: its result is lost; it is got again")),

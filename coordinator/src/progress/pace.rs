@@ -47,6 +47,7 @@ mod tests {
             examples_per_second: 100.0,
             tokens_per_second: 1000.0,
             input_wait: 0.0,
+            ..StepReport::default()
         };
         let mut pace = Pace::default();
         assert!(pace.seconds_left(&stage, &report, 10_000).is_infinite());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graftwork_shared::{
     event::{Event, EventKind, Outcome, StepReport},
-    id::Name,
+    id::{Name, WorkerId},
     metric::Metric,
     view::{JobView, Refusal},
 };
@@ -67,6 +67,8 @@ impl Plain {
             EventKind::AttemptFailed { failure, retried } => {
                 format!("attempt failed: {}{}", failure.message, if *retried { "; it is tried again" } else { "" })
             }
+            EventKind::GroupFormed { members, reason, .. } => group_words(members, reason),
+            EventKind::JoinFailed { worker, reason } => format!("{worker} could not join: {reason}"),
             EventKind::CheckpointLost { step } => {
                 format!("the checkpoint of step {step} is missing or damaged; it starts over")
             }
@@ -98,6 +100,13 @@ pub(super) fn step_words(report: &StepReport, left_seconds: f64) -> String {
     )
 }
 
+/// Who trains a stage from now on, and why it is not those of before.
+pub(super) fn group_words(members: &[WorkerId], reason: &str) -> String {
+    let names: Vec<String> = members.iter().map(ToString::to_string).collect();
+    let noun = if members.len() == 1 { "worker" } else { "workers" };
+    format!("now on {} {noun}: {} ({reason})", members.len(), names.join(", "))
+}
+
 /// That nothing can run, and why, in one line.
 pub(crate) fn stuck_words(refusals: &BTreeMap<Name, Refusal>) -> String {
     let reasons: Vec<String> = refusals.iter().map(|(stage, refusal)| format!("{stage}: {refusal}")).collect();
@@ -120,4 +129,17 @@ fn job_words(kind: &EventKind) -> Option<String> {
         },
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_is_told_with_its_members_and_the_reason() {
+        let words = group_words(&[WorkerId(1), WorkerId(2), WorkerId(4)], "worker-4 joined");
+        assert_eq!(words, "now on 3 workers: worker-1, worker-2, worker-4 (worker-4 joined)");
+        let words = group_words(&[WorkerId(2)], "worker-1 is gone");
+        assert_eq!(words, "now on 1 worker: worker-2 (worker-1 is gone)");
+    }
 }

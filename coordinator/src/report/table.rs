@@ -137,6 +137,9 @@ fn verdict(stage: &StageView) -> String {
     let verdict = match (stage.missed(), &stage.state) {
         (Some(true), _) => "✗ missed",
         (Some(false), _) => "✓",
+        (None, StageState::Running { others, .. }) if !others.is_empty() => {
+            return format!("runs on {} workers", others.len() + 1);
+        }
         (None, StageState::Published { .. } | StageState::Trained { .. }) => "",
         (None, state) => state_word(state),
     };

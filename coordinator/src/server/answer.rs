@@ -156,12 +156,18 @@ impl Driver {
             WorkerMessage::Spent(lease, usage) => {
                 self.apply(Event::Spent { worker, lease, usage }, Vec::new());
             }
+            WorkerMessage::Prepared(lease) => {
+                self.apply(Event::Prepared { worker, lease }, Vec::new());
+            }
+            WorkerMessage::Broken(lease, epoch, reason) => {
+                self.apply(Event::Broken { worker, lease, epoch, reason }, Vec::new());
+            }
         }
     }
 
-    /// Reports are for eyes: told if the lease is live, and not journalled.
+    /// Reports are for eyes: told if the lease is live and the worker speaks for its group, and not journalled.
     fn on_progress(&mut self, worker: WorkerId, lease: LeaseId, kind: EventKind) {
-        if let Some(StageKey { job, stage }) = self.machine.holds(worker, lease).cloned() {
+        if let Some(StageKey { job, stage }) = self.machine.leads(worker, lease).cloned() {
             self.tell(job, Some(stage), kind);
         }
         self.apply(Event::Progress { worker, lease }, Vec::new());

@@ -10,17 +10,18 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use graftwork_scheduler::{Command, Decision, Event, Scheduler};
+use graftwork_scheduler::{Command, Decision, Event, Fact, Scheduler};
 use graftwork_shared::{
     digest::Digest,
-    id::{JobId, WorkerId},
+    id::{JobId, LeaseId, WorkerId},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     BlobStore, Publisher, ServerError,
     input::{Input, Join, Outgoing},
     journal::{Journal, JournalError, MOST_WAITING},
+    meet::Epochs,
     story::Story,
 };
 
@@ -57,6 +58,8 @@ pub(super) struct Session {
 pub(super) enum Act {
     Command(Command),
     Reply(Box<dyn FnOnce() + Send>),
+    /// The group of this epoch may meet; `None`: no group of the lease.
+    Meet(LeaseId, Option<u64>),
     /// A pinned blob has its fact, or will never have one.
     Settle(Digest),
 }
@@ -83,6 +86,8 @@ pub(super) struct Driver {
     pub(super) stop_at_ms: Option<u64>,
     /// By worker's key: blobs that it has put and not spoken of yet.
     pub(super) uploads: HashMap<String, Vec<Digest>>,
+    /// Which groups may meet.
+    pub(super) meetings: watch::Sender<Epochs>,
 }
 
 impl Driver {
@@ -142,9 +147,30 @@ impl Driver {
     }
 
     fn take(&mut self, decision: Decision, after: Vec<Act>) {
+        let meetings = self.meetings_after(&decision.facts);
         let number = self.journal.append(decision.facts, self.machine.state());
         let commands = decision.commands.into_iter().map(Act::Command);
-        self.waiting.extend(commands.chain(after).map(|act| (number, act)));
+        self.waiting.extend(meetings.into_iter().chain(commands).chain(after).map(|act| (number, act)));
+    }
+
+    /// Groups that may meet from now on, before their members hear of it, and leases that have ended.
+    fn meetings_after(&self, facts: &[Fact]) -> Vec<Act> {
+        if facts.is_empty() {
+            return Vec::new();
+        }
+        let formed = facts.iter().filter_map(|fact| match fact {
+            Fact::GroupFormed { lease, epoch, .. } if self.machine.epoch(*lease).is_some() => {
+                Some(Act::Meet(*lease, Some(*epoch)))
+            }
+            _ => None,
+        });
+        let open: Vec<LeaseId> = self.meetings.borrow().keys().copied().collect();
+        let planned = self.waiting.iter().filter_map(|(_, act)| match act {
+            Act::Meet(lease, Some(_)) => Some(*lease),
+            _ => None,
+        });
+        let ended = open.into_iter().chain(planned).filter(|lease| self.machine.epoch(*lease).is_none());
+        formed.chain(ended.map(|lease| Act::Meet(lease, None))).collect()
     }
 
     /// Answers once everything decided so far is durable.

@@ -9,7 +9,8 @@
 //! start(Options) ─► Running ── addresses, stop(), wait()
 //!   lock ─ journal ─ blobs          the state folder: one owner, facts, bytes
 //!   driver                          loop { event = select().await; apply(event) }
-//!   jobs · workers · transfer       the three gRPC services; each turns wire into events
+//!   jobs · workers · transfer       gRPC services; each turns wire into events
+//!   meet                            the fourth, beside the driver: where members of a group find each other
 //! ```
 
 mod answer;
@@ -22,6 +23,7 @@ mod jobs;
 mod journal;
 mod listen;
 mod lock;
+mod meet;
 mod perform;
 mod pins;
 mod story;
@@ -39,7 +41,10 @@ use std::{
 };
 
 use graftwork_scheduler::{Policy, Scheduler};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{service::interceptor::InterceptedService, transport::server::TcpIncoming};
 
@@ -184,6 +189,8 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     let (inputs, waiting) = mpsc::channel(INPUTS);
     let jobs =
         jobs::Jobs::new(inputs.clone(), blobs.clone(), Arc::clone(&options.planner), Arc::clone(&options.publisher));
+    let (meetings, epochs) = watch::channel(meet::Epochs::new());
+    let meet = meet::start(epochs);
     let driver = Driver {
         machine,
         journal,
@@ -201,6 +208,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         follow_ups: Vec::new(),
         stop_at_ms: None,
         uploads: HashMap::new(),
+        meetings,
     };
     let driver = tokio::spawn(driver.run(waiting, first));
     let token: Option<Arc<str>> = options.token.map(Into::into);
@@ -208,7 +216,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         let token = token.clone().filter(|_| matches!(socket, listen::Socket::Tcp(_)));
         let workers = workers::Workers { inputs: inputs.clone(), blobs: blobs.clone(), token };
         let transfer = transfer::Transfer { blobs: blobs.clone(), inputs: inputs.clone() };
-        tokio::spawn(serve(socket, jobs.clone(), workers, transfer))
+        tokio::spawn(serve(socket, jobs.clone(), workers, (transfer, meet.clone())))
     });
     Ok(Running { servers: servers.collect(), addresses, inputs, driver: Some(driver) })
 }
@@ -243,10 +251,18 @@ pub(crate) fn resting(folder: &Path) -> Result<Option<Scheduler>, ServerError> {
 }
 
 /// Serves one socket until it is aborted.
-async fn serve(socket: Socket, jobs: jobs::Jobs, workers: workers::Workers, transfer: transfer::Transfer) {
+async fn serve(
+    socket: Socket,
+    jobs: jobs::Jobs,
+    workers: workers::Workers,
+    (transfer, meet): (transfer::Transfer, meet::Meet),
+) {
     use graftwork_proto::{
         MAX_MESSAGE_BYTES,
-        v1::{blobs_server::BlobsServer, jobs_server::JobsServer, workers_server::WorkersServer},
+        v1::{
+            blobs_server::BlobsServer, groups_server::GroupsServer, jobs_server::JobsServer,
+            workers_server::WorkersServer,
+        },
     };
     let token = workers.token.clone();
     let admit = move |request: tonic::Request<()>| admit(token.as_deref(), request);
@@ -254,7 +270,8 @@ async fn serve(socket: Socket, jobs: jobs::Jobs, workers: workers::Workers, tran
     let blobs = BlobsServer::new(transfer).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let router = tonic::transport::Server::builder()
         .add_service(InterceptedService::new(jobs, admit.clone()))
-        .add_service(InterceptedService::new(blobs, admit))
+        .add_service(InterceptedService::new(blobs, admit.clone()))
+        .add_service(InterceptedService::new(GroupsServer::new(meet), admit))
         .add_service(WorkersServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES));
     let ended = match socket {
         Socket::Unix(listener) => router.serve_with_incoming(UnixListenerStream::new(listener)).await,

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, v1};
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, v1};
 use graftwork_scheduler::{Command, Event, StageKey};
 use graftwork_shared::{
     assignment::{Blame, Failure},
@@ -34,6 +34,12 @@ impl Driver {
         match act {
             Act::Reply(reply) => reply(),
             Act::Settle(blob) => self.settle([blob]),
+            Act::Meet(lease, epoch) => self.meetings.send_modify(|epochs| {
+                match epoch {
+                    Some(epoch) => epochs.insert(lease, epoch),
+                    None => epochs.remove(&lease),
+                };
+            }),
             Act::Command(command) => self.perform_command(command),
         }
     }
@@ -41,9 +47,16 @@ impl Driver {
     fn perform_command(&mut self, command: Command) {
         match command {
             Command::Welcome { session, worker } => self.welcome(session, worker),
-            Command::Assign { worker, lease, assignment } => {
+            Command::Assign { worker, lease, assignment, joining } => {
                 let trace = self.trace(&assignment.job);
-                self.send(worker, trace, CoordinatorMessage::Assign(lease, assignment));
+                self.send(worker, trace, CoordinatorMessage::Assign { lease, assignment, joining });
+            }
+            Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed } => {
+                let formation = Formation { epoch, rank, ranks, at_once, checkpointed };
+                self.send(worker, String::new(), CoordinatorMessage::Form(lease, formation));
+            }
+            Command::Release { worker, lease, reason } => {
+                self.send(worker, String::new(), CoordinatorMessage::Release(lease, reason));
             }
             Command::Accept { worker, lease, step } => {
                 self.send(worker, String::new(), CoordinatorMessage::Accepted(lease, step));

@@ -119,6 +119,7 @@ mod tests {
             examples_per_second: 1.0,
             tokens_per_second: 1.0,
             input_wait: 0.0,
+            ..StepReport::default()
         }
     }
 

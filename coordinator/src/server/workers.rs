@@ -135,7 +135,9 @@ impl Workers {
             | WorkerMessage::Evaluated(..)
             | WorkerMessage::Failed(..)
             | WorkerMessage::Released(_)
-            | WorkerMessage::Spent(..) => Ok(()),
+            | WorkerMessage::Spent(..)
+            | WorkerMessage::Prepared(_)
+            | WorkerMessage::Broken(..) => Ok(()),
         }
     }
 

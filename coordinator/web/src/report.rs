@@ -107,6 +107,9 @@ fn verdict(view: &StageView) -> Markup {
         (StageState::Cancelled { reason }, _) => html! { span.badge.warn { "cancelled" } " " (reason) },
         (StageState::Published { .. } | StageState::Trained { .. }, None) => html! { span.badge { "no expectation" } },
         (StageState::Waiting { .. } | StageState::Ready { .. }, None) => html! { span.badge { "waiting" } },
+        (StageState::Running { others, .. }, None) if !others.is_empty() => {
+            html! { span.badge.running { "running" } " on " (others.len() + 1) " workers" }
+        }
         (StageState::Running { .. }, None) => html! { span.badge.running { "running" } },
     }
 }

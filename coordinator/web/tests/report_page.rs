@@ -28,6 +28,7 @@ fn step(step: u64) -> StepReport {
         examples_per_second: 120.0,
         tokens_per_second: 2400.0,
         input_wait: 0.0,
+        ..StepReport::default()
     }
 }
 

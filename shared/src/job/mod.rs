@@ -92,6 +92,9 @@ pub struct Resources {
     pub threads: Option<u32>,
     /// `cpu` or `cuda`.
     pub device: Device,
+    /// Most workers that train one task together; `None` for no bound but the lanes, 1 for never more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workers_per_task: Option<u32>,
 }
 
 /// A kind of device.

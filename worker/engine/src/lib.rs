@@ -59,5 +59,5 @@ pub use setup::{Setup, Trained};
 /// Where tensors live.
 pub use tch::Device;
 pub use timing::{Work, take_work_times};
-pub use trainer::{Course, Progress, StepOptions, StepOutcome, TrainError, Trainer};
+pub use trainer::{Course, LaneSum, Progress, StepOptions, StepOutcome, TrainError, Trainer};
 pub use trunk::Trunk;

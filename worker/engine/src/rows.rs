@@ -1,6 +1,7 @@
 //! What goes into a lane and what comes out: packed rows, options, gradients and predictions. Values only.
 
 use graftwork_shared::id::Name;
+use serde::{Deserialize, Serialize};
 
 use crate::EngineError;
 
@@ -67,8 +68,8 @@ pub struct LaneOutput {
     pub gradient: Vec<f32>,
 }
 
-/// What a network says about rows.
-#[derive(Clone, Debug, PartialEq)]
+/// What a network says about rows. Its serialised form keeps every bit, of numbers that are none too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// Logits, one entry for each head.
     pub heads: Vec<HeadLogits>,
@@ -77,18 +78,59 @@ pub struct Prediction {
 }
 
 /// One head's logits.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HeadLogits {
     /// The head.
     pub head: Name,
     /// Numbers in a row.
     pub outputs: usize,
     /// `[rows, outputs]`, row after row. A head of a `BatchSplit` has the rows of its run alone.
+    #[serde(with = "bits")]
     pub logits: Vec<f32>,
 }
 
+/// Numbers as their bits: text has no form for those that are none.
+mod bits {
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(super) trait Bits: Copy {
+        fn bits(self) -> u64;
+        fn of(bits: u64) -> Option<Self>;
+    }
+
+    impl Bits for f32 {
+        fn bits(self) -> u64 {
+            self.to_bits().into()
+        }
+
+        fn of(bits: u64) -> Option<Self> {
+            u32::try_from(bits).ok().map(Self::from_bits)
+        }
+    }
+
+    impl Bits for f64 {
+        fn bits(self) -> u64 {
+            self.to_bits()
+        }
+
+        fn of(bits: u64) -> Option<Self> {
+            Some(Self::from_bits(bits))
+        }
+    }
+
+    pub(super) fn serialize<N: Bits, S: Serializer>(numbers: &[N], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(numbers.iter().map(|number| number.bits()))
+    }
+
+    pub(super) fn deserialize<'de, N: Bits, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<N>, D::Error> {
+        let wrong = |bits: &u64| serde::de::Error::custom(format!("{bits} is not the bits of a number"));
+        let bits = Vec::<u64>::deserialize(deserializer)?;
+        bits.iter().map(|bits| N::of(*bits).ok_or_else(|| wrong(bits))).collect()
+    }
+}
+
 /// How much attention a fusion layer gave to each of its adapters.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FusionAttention {
     /// The fusion.
     pub fusion: String,
@@ -97,6 +139,7 @@ pub struct FusionAttention {
     /// Tokens that were averaged: all of them, in the last layer those that a head reads.
     pub tokens: u64,
     /// Mean weight of each fused adapter that acts in this layer, in order; they sum to 1.
+    #[serde(with = "bits")]
     pub weights: Vec<f64>,
 }
 

@@ -13,6 +13,8 @@
 //! | Checkpointing   | Accepted(≥ step) | Training        | Acknowledge                                      |
 //! | Training        | Ended(result)    | Finishing       | Finished is said                                 |
 //! | Finishing       | Accepted(≥ step) | (none)          |                                                  |
+//! | Training, Ch.   | Form             | the same        | Form                                             |
+//! | Training, Ch.   | Prepared, Broken | the same        | the same is said, or kept while there is no link |
 //! | Training, Ch.   | Release, Drain   | the same        | Interrupt                                        |
 //! | Training, Ch.   | Ended(stopped)   | (none)          | Released is said; Parting while there is no link |
 //! | Training, Ch.   | Ended(failure)   | (none)          | Failed is said; Parting while there is no link   |
@@ -24,7 +26,7 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, WorkerEnvelope, WorkerMessage};
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, WorkerEnvelope, WorkerMessage};
 use graftwork_shared::{
     assignment::{Assignment, Blame, Evaluation, Failure, StageResult, Usage},
     digest::Digest,
@@ -58,6 +60,10 @@ pub(crate) enum StageEvent {
     Spent(Usage),
     /// The checkpoint of a step lies on the coordinator as this blob.
     Uploaded(u64, Digest),
+    /// Everything is loaded; the next formation may hold this worker.
+    Prepared,
+    /// The group of this epoch failed for this worker, for this reason.
+    Broken(u64, String),
     /// The stage ended with its result.
     Finished(Box<StageResult>),
     /// The stage ended because it was interrupted; its last checkpoint is accepted.
@@ -79,9 +85,13 @@ pub(crate) enum Command {
         lease: LeaseId,
         /// What to do.
         assignment: Box<Assignment>,
+        /// Others do it already.
+        joining: bool,
         /// Trace id of the request.
         trace: String,
     },
+    /// Tell a stage of its group's next formation.
+    Form(LeaseId, Formation),
     /// Ask a stage to stop after its step.
     Interrupt(LeaseId),
     /// Tell a stage that its checkpoint of this step was accepted.
@@ -122,6 +132,8 @@ struct Lease {
     spent: Option<Usage>,
     /// What the state waits to be accepted was not said on the present link.
     unheard: bool,
+    /// Words about its group that could not be said, for the next link.
+    kept: Vec<WorkerMessage>,
 }
 
 #[derive(Debug)]
@@ -130,6 +142,12 @@ enum State {
     Checkpointing { step: u64, blob: Digest },
     Finishing { result: Box<StageResult> },
     Parting { word: Box<WorkerMessage> },
+}
+
+impl Lease {
+    fn new(trace: String, state: State) -> Self {
+        Self { trace, state, spent: None, unheard: false, kept: Vec::new() }
+    }
 }
 
 impl State {
@@ -218,7 +236,10 @@ impl Machine {
             return vec![Command::HangUp(format!("the coordinator of {term} spoke before it welcomed this worker"))];
         }
         match message {
-            CoordinatorMessage::Assign(lease, assignment) => self.on_assign(lease, assignment, trace),
+            CoordinatorMessage::Assign { lease, assignment, joining } => {
+                self.on_assign(lease, assignment, joining, trace)
+            }
+            CoordinatorMessage::Form(lease, formation) => self.on_form(lease, formation),
             CoordinatorMessage::Accepted(lease, step) => self.on_accepted(lease, step),
             CoordinatorMessage::Fenced(lease) => self.on_fenced(lease),
             CoordinatorMessage::Release(lease, _) => self.on_release(lease),
@@ -248,23 +269,24 @@ impl Machine {
         let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.unheard) else { return Vec::new() };
         lease.unheard = false;
         let (trace, spent) = (lease.trace.clone(), lease.spent);
-        let messages = match &lease.state {
-            State::Training => Vec::new(),
-            State::Checkpointing { step, blob } => vec![WorkerMessage::Checkpoint(id, *step, *blob)],
-            State::Finishing { result } => vec![WorkerMessage::Finished(id, (**result).clone())],
+        let mut messages = std::mem::take(&mut lease.kept);
+        match &lease.state {
+            State::Training => {}
+            State::Checkpointing { step, blob } => messages.push(WorkerMessage::Checkpoint(id, *step, *blob)),
+            State::Finishing { result } => messages.push(WorkerMessage::Finished(id, (**result).clone())),
             // Nobody heard the cost either.
             State::Parting { word } => {
-                let spent = spent.map(|spent| WorkerMessage::Spent(id, spent));
-                spent.into_iter().chain([(**word).clone()]).collect()
+                messages.extend(spent.map(|spent| WorkerMessage::Spent(id, spent)));
+                messages.push((**word).clone());
             }
-        };
+        }
         if matches!(lease.state, State::Parting { .. }) {
             self.leases.remove(&id);
         }
         messages.into_iter().map(|message| self.say(&trace, message)).collect()
     }
 
-    fn on_assign(&mut self, id: LeaseId, assignment: Box<Assignment>, trace: String) -> Vec<Command> {
+    fn on_assign(&mut self, id: LeaseId, assignment: Box<Assignment>, joining: bool, trace: String) -> Vec<Command> {
         if self.leases.contains_key(&id) {
             return Vec::new();
         }
@@ -276,9 +298,15 @@ impl Machine {
             let message = format!("the worker has {} slots, and all are taken", self.slots);
             return vec![self.say(&trace, WorkerMessage::Failed(id, Failure { blame: Blame::Machine, message }))];
         }
-        let lease = Lease { trace: trace.clone(), state: State::Training, spent: None, unheard: false };
-        self.leases.insert(id, lease);
-        vec![Command::Start { lease: id, assignment, trace }]
+        self.leases.insert(id, Lease::new(trace.clone(), State::Training));
+        vec![Command::Start { lease: id, assignment, joining, trace }]
+    }
+
+    fn on_form(&mut self, id: LeaseId, formation: Formation) -> Vec<Command> {
+        match self.leases.get(&id) {
+            Some(lease) if lease.state.runs() => vec![Command::Form(id, formation)],
+            _ => Vec::new(),
+        }
     }
 
     fn on_accepted(&mut self, id: LeaseId, accepted: u64) -> Vec<Command> {
@@ -363,6 +391,8 @@ impl Machine {
                 lease.state = State::Checkpointing { step, blob };
                 WorkerMessage::Checkpoint(id, step, blob)
             }
+            StageEvent::Prepared => WorkerMessage::Prepared(id),
+            StageEvent::Broken(epoch, reason) => WorkerMessage::Broken(id, epoch, reason),
             StageEvent::Finished(result) => {
                 let message = WorkerMessage::Finished(id, (*result).clone());
                 lease.state = State::Finishing { result };
@@ -371,7 +401,13 @@ impl Machine {
             StageEvent::Stopped => return self.part(id, &trace, WorkerMessage::Released(id)),
             StageEvent::Failed(failure) => return self.part(id, &trace, WorkerMessage::Failed(id, failure)),
         };
-        if self.link == Link::Down { Vec::new() } else { vec![self.say(&trace, message)] }
+        if self.link == Link::Down {
+            if matches!(message, WorkerMessage::Prepared(_) | WorkerMessage::Broken(..)) {
+                lease.kept.push(message);
+            }
+            return Vec::new();
+        }
+        vec![self.say(&trace, message)]
     }
 
     /// The last word about a lease: said now, or kept for the next Welcome.
@@ -379,7 +415,8 @@ impl Machine {
         if self.link == Link::Down {
             let state = State::Parting { word: Box::new(word) };
             let spent = self.leases.get(&id).and_then(|lease| lease.spent);
-            self.leases.insert(id, Lease { trace: trace.to_owned(), state, spent, unheard: true });
+            let lease = Lease { spent, unheard: true, ..Lease::new(trace.to_owned(), state) };
+            self.leases.insert(id, lease);
             return Vec::new();
         }
         self.leases.remove(&id);

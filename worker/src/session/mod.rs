@@ -14,6 +14,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
     io::Read as _,
+    net::IpAddr,
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -41,6 +42,7 @@ use crate::{
     channel::{Address, Backoff, Token},
     computer,
     host::{self, Control, Shared},
+    meeting::Place,
     pool::Pool,
     trunks::Trunks,
 };
@@ -77,6 +79,8 @@ pub(crate) struct Options {
     pub(crate) patience: Option<Duration>,
     /// End when the parent process ends: the process of this id, or for 0 whoever that is now.
     pub(crate) parent: Option<i32>,
+    /// Address at which members of a group reach this worker.
+    pub(crate) group_address: IpAddr,
     /// Where rows are read and decoded: another runtime than the session's.
     pub(crate) rows: Handle,
 }
@@ -125,6 +129,8 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         events: sender,
         runtime: Handle::current(),
         rows: options.rows.clone(),
+        device: options.device,
+        place: Place::new(options.address.lazy(), options.token.clone(), options.group_address),
     };
     tracing::info!(class = %hello.numeric_class, threads = hello.threads, slots = hello.slots, "worker starts");
     let trace = Digest::of(format!("trace of {}", hello.key).as_bytes()).short();
@@ -300,7 +306,10 @@ impl Session {
                 tracing::info!(coordinator = %self.options.address, term = self.machine.term().0, "session open");
                 return None;
             }
-            Command::Start { lease, assignment, trace } => return self.start(lease, assignment, &trace),
+            Command::Start { lease, assignment, joining, trace } => {
+                return self.start(lease, assignment, joining, &trace);
+            }
+            Command::Form(lease, formation) => self.stages.get(&lease)?.form(formation),
             Command::Interrupt(lease) => self.stages.get(&lease)?.interrupt(),
             Command::Acknowledge(lease, step) => self.stages.get(&lease)?.accept(step),
             Command::Abandon(lease) => {
@@ -331,7 +340,7 @@ impl Session {
         Event::Lost
     }
 
-    fn start(&mut self, lease: LeaseId, assignment: Box<Assignment>, trace: &str) -> Option<Event> {
+    fn start(&mut self, lease: LeaseId, assignment: Box<Assignment>, joining: bool, trace: &str) -> Option<Event> {
         let span = tracing::info_span!(
             "stage", lease = lease.0, job = %assignment.job, stage = %assignment.stage, attempt = assignment.attempt,
             trace
@@ -340,7 +349,7 @@ impl Session {
         let (shared, hand) = (self.shared.clone(), control.clone());
         let started = thread::Builder::new().name(format!("stage-{}", lease.0)).spawn(move || {
             let _entered = span.enter();
-            host::run(&shared, &hand, lease, &assignment);
+            host::run(&shared, &hand, lease, &assignment, joining);
         });
         match started {
             Ok(_) => {

@@ -1,6 +1,6 @@
 //! Scripted coordinators against the session's state machine, and a real one over a socket against its shell.
 
-use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, WorkerMessage};
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, WorkerMessage};
 use graftwork_shared::{
     adapter::AdapterConfig,
     assignment::{Assignment, Blame, Failure, StageResult, Usage},
@@ -81,7 +81,10 @@ fn welcome(term: u64) -> Event {
 }
 
 fn assign(term: u64, lease: u64) -> Event {
-    from_coordinator(term, CoordinatorMessage::Assign(LeaseId(lease), assignment()))
+    from_coordinator(
+        term,
+        CoordinatorMessage::Assign { lease: LeaseId(lease), assignment: assignment(), joining: false },
+    )
 }
 
 fn accepted(term: u64, lease: u64, step: u64) -> Event {
@@ -295,4 +298,24 @@ fn heartbeats_list_what_is_held() {
     machine.apply(assign(3, 9));
     let (said, _) = split(machine.apply(Event::Beat));
     assert_eq!(said, [(3, WorkerMessage::Heartbeat(vec![LeaseId(1), LeaseId(9)]))]);
+}
+
+#[test]
+fn a_formation_reaches_its_stage_and_words_about_a_group_outlive_the_link() {
+    let mut machine = working(1);
+    let formation = Formation { epoch: 1, rank: 1, ranks: 2, ..Formation::ALONE };
+    let form = || from_coordinator(3, CoordinatorMessage::Form(LeaseId(1), formation));
+    assert_eq!(machine.apply(form()), [Command::Form(LeaseId(1), formation)]);
+    let broken = || Event::Stage(LeaseId(1), StageEvent::Broken(1, "rank 0 is gone".to_owned()));
+    let word = WorkerMessage::Broken(LeaseId(1), 1, "rank 0 is gone".to_owned());
+    assert_eq!(split(machine.apply(broken())), (vec![(3, word.clone())], vec![]));
+    machine.apply(Event::Lost);
+    assert_eq!(machine.apply(broken()), []);
+    assert_eq!(machine.apply(Event::Stage(LeaseId(1), StageEvent::Prepared)), []);
+    machine.apply(welcome(3));
+    let (said, _) = split(machine.apply(Event::Beat));
+    let words: Vec<_> = said.into_iter().map(|(_, word)| word).collect();
+    assert_eq!(words, [WorkerMessage::Heartbeat(vec![LeaseId(1)]), word, WorkerMessage::Prepared(LeaseId(1))]);
+    machine.apply(fenced(3, 1));
+    assert_eq!(machine.apply(form()), [], "it is nobody's stage any more");
 }

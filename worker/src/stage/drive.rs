@@ -1,16 +1,19 @@
 //! The training loop of one stage: rows in, updates, evaluations, checkpoints, and at the end the result.
 //!
 //! ```text
-//!        ┌────────────────────────────────────────────────────────────┐
-//!        ▼                                                            │
-//! evaluate if due ─► finished? ─► checkpoint if due ─► interrupted? ─► update
-//!                       │                                 │
-//!                       ▼                                 ▼
-//!              score, upload, result               StageEnd::Interrupted
+//! assemble ─► evaluate if due ─► finished? ─► checkpoint if due ─► halted? ─► update ─┐
+//!    ▲               ▲               │                                │               │
+//!    │               └───────────────┼────────────────────────────────┼───────────────┘
+//!    │                               ▼                                ▼
+//!    │                     score, upload, result           StageEnd::Interrupted
+//!    └── the group changes: from anywhere                  (or a new formation)
 //! ```
 //!
 //! What is due follows from the trainer's state alone, so a run that goes on from any checkpoint does what the
 //! undisturbed run does. The controller thread never computes with libtorch: lanes and updates are device tasks.
+//!
+//! Members of a group ([`Membership`]) all run this loop over the same state. They leave it together, form anew, compare
+//! states and enter it again; only rank 0 reports, uploads and has a result.
 
 use std::{
     collections::BTreeMap,
@@ -19,9 +22,10 @@ use std::{
 };
 
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest};
+use graftwork_collective::{ExchangePlan, Partial, partial_sums};
 use graftwork_engine::{
-    Consumed, EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Scored, StepOptions, StepOutcome,
-    TextEncoder, Trainer,
+    EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Scored, StepOptions, TextEncoder,
+    Trainer, TrainError, Update,
 };
 use graftwork_shared::{
     assignment::{Assignment, Failure, StageResult, Usage},
@@ -32,6 +36,7 @@ use graftwork_shared::{
 
 use super::{
     Host, StageEnd, failure,
+    membership::{Adopted, Halt, Membership, Standing},
     meter::{Meter, Place, TaskCost, measured},
     network::{acting, run_one, set_parameters},
     score::{ScoredSplit, Scorer},
@@ -44,6 +49,9 @@ pub(super) struct Driver<'a, H> {
     pub(super) access: Access,
     pub(super) encoder: Arc<TextEncoder>,
     pub(super) network: Network,
+    /// `None` only while it is on a device thread.
+    pub(super) trainer: Option<Trainer>,
+    pub(super) membership: Membership,
     pub(super) meter: Meter,
     pub(super) recipe_digest: Digest,
     pub(super) numeric_class: NumericClass,
@@ -75,89 +83,166 @@ impl DriverState {
     }
 }
 
-/// The host asked to stop in the middle of something that starts over when the stage goes on.
-struct Stopped;
-
 impl<H: Host> Driver<'_, H> {
     /// Trains to the end, or until the host interrupts.
-    pub(super) fn drive(mut self, mut trainer: Trainer) -> Result<StageEnd, Failure> {
+    pub(super) fn drive(mut self) -> Result<StageEnd, Failure> {
         loop {
-            if trainer.evaluation_is_due() && self.evaluate(&mut trainer)?.is_err() {
-                return self.interrupt(&trainer);
+            match self.train() {
+                Ok(Some(result)) => return Ok(StageEnd::Finished(result)),
+                // Whoever does not lead stays until it is dismissed, to take the lead if that is lost.
+                Ok(None) | Err(Halt::Regroup) => self.membership.dissolve(None),
+                Err(Halt::Broken(reason)) => {
+                    tracing::warn!(reason, "the group broke");
+                    self.membership.dissolve(Some(reason));
+                    // The rows of the update that nobody applied are read again.
+                    self.state.input = None;
+                }
+                Err(Halt::Stopped) => return self.interrupt(),
+                Err(Halt::Failed(failure)) => return Err(failure),
             }
-            if trainer.is_finished() {
+        }
+    }
+
+    /// From wherever the state stands to the result, which rank 0 has.
+    fn train(&mut self) -> Result<Option<StageResult>, Halt> {
+        self.assemble()?;
+        loop {
+            if self.trainer().evaluation_is_due() {
+                self.evaluate()?;
+            }
+            if self.trainer().is_finished() {
                 break;
             }
-            if trainer.checkpoint_is_due() {
-                self.checkpoint(&trainer)?;
+            if self.trainer().checkpoint_is_due() {
+                self.checkpoint()?;
             }
-            if self.host.interrupted() {
-                return self.interrupt(&trainer);
-            }
-            trainer = self.update(trainer)?;
+            self.membership.check(self.host)?;
+            self.update()?;
         }
         self.state.input = None;
         self.report_rest();
-        match self.finish(&trainer)? {
-            Ok(result) => Ok(StageEnd::Finished(result)),
-            Err(Stopped) => self.interrupt(&trainer),
+        self.finish()
+    }
+
+    pub(super) fn trainer(&self) -> &Trainer {
+        self.trainer.as_ref().expect("it is back from the device thread")
+    }
+
+    /// Forms the group this member was told of, if it is in none, and takes up the state of whoever is furthest.
+    fn assemble(&mut self) -> Result<(), Halt> {
+        let (shape, led) = (self.trainer().shape(), self.membership.leads());
+        let Some(formation) = self.membership.assemble(self.host, shape.lanes * shape.accumulation)? else {
+            return Ok(());
+        };
+        let standing = self.standing()?;
+        let recipe = self.recipe_digest;
+        let trainer = self.trainer.as_ref().expect("it is back from the device thread");
+        let state = || trainer.checkpoint(recipe).map_err(failure::of_checkpoint);
+        // A member that was alone before knows the scores of the weights it keeps, another one does not.
+        let adopted = self.membership.adopt(&standing, state)?;
+        self.state.kept = None;
+        self.state.checkpointed = formation.checkpointed;
+        if let Adopted::State(bytes) = adopted {
+            self.state.input = None;
+            let trainer = self.trainer.as_mut().expect("it is back from the device thread");
+            trainer.resume(&bytes, recipe).map_err(failure::of_checkpoint)?;
+            set_parameters(self.host, &self.network, trainer.parameters());
         }
+        if self.membership.leads() && !led {
+            // What was trained before is counted by whoever led then.
+            let progress = self.trainer().progress();
+            let trained = [progress.examples, progress.tokens];
+            self.meter.go_on_from(trained);
+        }
+        let digest = self.standing()?.digest;
+        self.membership.confirm(&digest)
+    }
+
+    fn standing(&self) -> Result<Standing, Failure> {
+        let trainer = self.trainer();
+        let bytes = trainer.checkpoint(self.recipe_digest).map_err(failure::of_checkpoint)?;
+        let progress = trainer.progress();
+        let digest = Digest::of(&bytes).to_string();
+        Ok(Standing { step: progress.step, evaluations: progress.evaluations.len(), digest })
     }
 
     /// Whether the validation rows give the kept weights the very score that is on record. `None` when the host
     /// interrupted.
-    pub(super) fn scores_again(&mut self, trainer: &Trainer) -> Result<Option<bool>, Failure> {
+    pub(super) fn scores_again(&mut self) -> Result<Option<bool>, Failure> {
+        let trainer = self.trainer();
         let (step, evaluations) = (trainer.kept_step(), &trainer.progress().evaluations);
-        let Some(recorded) = evaluations.iter().find(|evaluation| evaluation.step == step) else {
+        let Some(recorded) = evaluations.iter().find(|evaluation| evaluation.step == step).cloned() else {
             return Ok(Some(evaluations.is_empty()));
         };
         set_parameters(self.host, &self.network, trainer.kept_parameters());
-        let Some(scored) = self.score(Split::Validation)? else { return Ok(None) };
-        set_parameters(self.host, &self.network, trainer.parameters());
-        Ok(Some(scored.evaluation(step) == *recorded))
+        let scored = match self.score(Split::Validation) {
+            Ok(scored) => scored,
+            Err(Halt::Failed(failure)) => return Err(failure),
+            Err(Halt::Stopped | Halt::Regroup | Halt::Broken(_)) => return Ok(None),
+        };
+        set_parameters(self.host, &self.network, self.trainer().parameters());
+        Ok(Some(scored.is_some_and(|scored| scored.evaluation(step) == recorded)))
     }
 
-    fn interrupt(&mut self, trainer: &Trainer) -> Result<StageEnd, Failure> {
+    fn interrupt(mut self) -> Result<StageEnd, Failure> {
         self.report_rest();
-        self.host.on_cost(self.cost(trainer));
-        self.checkpoint(trainer)?;
+        self.membership.dissolve(None);
+        self.host.on_cost(self.cost());
+        self.checkpoint()?;
         Ok(StageEnd::Interrupted)
     }
 
     /// What this attempt has cost so far, the host's own part aside.
-    fn cost(&self, trainer: &Trainer) -> Usage {
-        let progress = trainer.progress();
-        self.meter.cost(self.state.input_cost, [progress.examples, progress.tokens])
+    fn cost(&self) -> Usage {
+        let progress = self.trainer().progress();
+        let cost = self.meter.cost(self.state.input_cost, [progress.examples, progress.tokens]);
+        // The stage's examples, tokens and time are counted once.
+        if self.membership.leads() { cost } else { Usage { wall_seconds: 0.0, examples: 0, tokens: 0, ..cost } }
     }
 
     fn report_rest(&mut self) {
-        if let Some(report) = self.meter.last_report() {
+        if let Some(report) = self.meter.last_report()
+            && self.membership.leads()
+        {
             self.host.on_step(report);
         }
     }
 
     /// One optimizer update: its lanes on the device threads, then the update itself on one of them.
-    fn update(&mut self, trainer: Trainer) -> Result<Trainer, Failure> {
-        let update = self.input(&trainer).next_update().map_err(|error| failure::of_input(&error))?;
-        let (rows, tokens) = (update.consumed.rows, update.consumed.tokens);
-        self.state.input_cost = update.consumed.cost;
-        let outputs = self.compute(update.lanes, trainer.step_options(rows))?;
-        let (trainer, outcome) = self.apply(trainer, outputs, update.consumed)?;
-        let progress = trainer.progress();
+    fn update(&mut self) -> Result<(), Halt> {
+        let Update { lanes, consumed } = self.input().next_update().map_err(|error| failure::of_input(&error))?;
+        let (rows, tokens) = (consumed.rows, consumed.tokens);
+        self.state.input_cost = consumed.cost;
+        let (length, options) = (self.trainer().parameters().len(), self.trainer().step_options(rows));
+        let own = self.membership.lanes(lanes.len());
+        let (first, lanes) = (own.start, lanes.into_iter().skip(own.start).take(own.len()).collect());
+        let outputs = self.compute(lanes, options)?;
+        let outcome = match self.membership.plan().cloned() {
+            None => self.on_trainer(move |trainer| trainer.apply(outputs, consumed))?,
+            Some(plan) => {
+                let (partials, losses) = self.sum_own(plan, first, outputs);
+                let sum = self.membership.sum(self.host, partials, losses, length)?;
+                self.on_trainer(move |trainer| trainer.apply_sum(sum, consumed))?
+            }
+        };
+        let progress = self.trainer().progress();
         let place = Place {
             step: progress.step,
-            total_steps: trainer.total_steps(),
+            total_steps: self.trainer().total_steps(),
             epoch: progress.epochs_done(self.assignment.train.rows),
         };
-        let waited = self.state.input.as_ref().map_or(Duration::ZERO, Input::waited);
+        let waited = self.membership.waits(self.state.input.as_ref().map_or(Duration::ZERO, Input::waited));
         if let Some(report) = self.meter.report(outcome, [rows, tokens], waited, place) {
-            self.host.on_step(report);
-            self.host.on_cost(self.cost(&trainer));
+            if self.membership.leads() {
+                self.host.on_step(report);
+            }
+            self.host.on_cost(self.cost());
         }
-        Ok(trainer)
+        Ok(())
     }
 
-    fn input(&mut self, trainer: &Trainer) -> &mut Input {
+    fn input(&mut self) -> &mut Input {
+        let trainer = self.trainer.as_ref().expect("it is back from the device thread");
         self.state.input.get_or_insert_with(|| {
             let (recipe, position) = (&self.assignment.recipe, trainer.progress().position());
             let read = ReadRequest {
@@ -190,61 +275,83 @@ impl<H: Host> Driver<'_, H> {
         Ok(present.into_iter().map(|present| if present { outputs.next() } else { None }).collect())
     }
 
+    /// The sums of this member's subtrees and the losses of its lanes, on a device thread as the rest of an update.
+    fn sum_own(
+        &mut self,
+        plan: ExchangePlan,
+        first: usize,
+        outputs: Vec<Option<LaneOutput>>,
+    ) -> (Vec<Partial>, Vec<Option<f64>>) {
+        let task = move || {
+            let lanes = outputs.into_iter().map(|lane| lane.map(|lane| (lane.loss, lane.gradient)));
+            let (losses, gradients): (Vec<_>, Vec<_>) = lanes.map(Option::unzip).unzip();
+            (partial_sums(plan.tree(), first, gradients), losses)
+        };
+        let (sums, cost) = run_one(self.host, move || measured(task));
+        self.meter.add_task(cost, self.on_gpu);
+        sums
+    }
+
     /// The trainer travels to a device thread and back, so that the sum and the optimizer take turns with the lanes of
     /// other stages instead of competing with them for the cores.
-    fn apply(
+    fn on_trainer<T: Send + 'static>(
         &mut self,
-        mut trainer: Trainer,
-        outputs: Vec<Option<LaneOutput>>,
-        consumed: Consumed,
-    ) -> Result<(Trainer, StepOutcome), Failure> {
+        work: impl FnOnce(&mut Trainer) -> Result<T, TrainError> + Send + 'static,
+    ) -> Result<T, Failure> {
         let network = self.network.share();
+        let mut trainer = self.trainer.take().expect("it is back from the device thread");
         let ((trainer, outcome), cost) = run_one(self.host, move || {
             measured(move || {
-                let outcome = trainer.apply(outputs, consumed);
+                let outcome = work(&mut trainer);
                 network.set_parameters(trainer.parameters());
                 (trainer, outcome)
             })
         });
+        self.trainer = Some(trainer);
         self.meter.add_task(cost, self.on_gpu);
-        Ok((trainer, outcome.map_err(failure::of_training)?))
+        outcome.map_err(failure::of_training)
     }
 
-    /// Makes the state durable, unless it is already.
-    fn checkpoint(&mut self, trainer: &Trainer) -> Result<(), Failure> {
-        let progress = trainer.progress();
-        let step = progress.step;
+    /// Makes the state durable, unless it is already. Of a group rank 0 does it; the others take its word.
+    fn checkpoint(&mut self) -> Result<(), Failure> {
+        let step = self.trainer().progress().step;
         if step <= self.state.checkpointed {
             return Ok(());
         }
+        self.state.checkpointed = step;
+        if !self.membership.leads() {
+            return Ok(());
+        }
         let began = Instant::now();
-        self.host.on_cost(self.cost(trainer));
-        let bytes = trainer.checkpoint(self.recipe_digest).map_err(failure::of_checkpoint)?;
+        self.host.on_cost(self.cost());
+        let bytes = self.trainer().checkpoint(self.recipe_digest).map_err(failure::of_checkpoint)?;
         let blob = self.host.put_blob(bytes).map_err(|error| failure::of_host(&error))?;
         self.host.on_checkpoint(step, blob).map_err(|error| failure::of_host(&error))?;
-        self.state.checkpointed = step;
         self.meter.pause(began);
         Ok(())
     }
 
     /// Scores validation with the current weights and records it.
-    fn evaluate(&mut self, trainer: &mut Trainer) -> Result<Result<(), Stopped>, Failure> {
+    fn evaluate(&mut self) -> Result<(), Halt> {
         let began = Instant::now();
-        let Some(scored) = self.score(Split::Validation)? else { return Ok(Err(Stopped)) };
-        let step = trainer.progress().step;
+        let Some(scored) = self.score(Split::Validation)? else { return Ok(()) };
+        let step = self.trainer().progress().step;
         let evaluation = scored.evaluation(step);
         if !evaluation.loss.is_finite() {
             let message = format!("training diverged: the validation loss after update {step} is {}", evaluation.loss);
-            return Err(failure::user(format!("{message}; lower learning_rate or set clip_norm")));
+            return Err(failure::user(format!("{message}; lower learning_rate or set clip_norm")).into());
         }
-        self.host.on_evaluation(&evaluation);
-        self.host.on_cost(self.cost(trainer));
+        if self.membership.leads() {
+            self.host.on_evaluation(&evaluation);
+        }
+        self.host.on_cost(self.cost());
+        let trainer = self.trainer.as_mut().expect("it is back from the device thread");
         trainer.record(evaluation);
         if trainer.kept_step() == step {
             self.state.kept = Some((step, scored));
         }
         self.meter.pause(began);
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn manifest(&self, split: Split) -> Option<&SplitManifest> {
@@ -255,7 +362,8 @@ impl<H: Host> Driver<'_, H> {
         }
     }
 
-    fn score(&mut self, split: Split) -> Result<Option<Scored>, Failure> {
+    /// Scores a split with the network's weights, every member its share; `None` for a split that there is not.
+    fn score(&mut self, split: Split) -> Result<Option<Scored>, Halt> {
         let Some(manifest) = self.manifest(split).cloned() else { return Ok(None) };
         let known = self.state.groups.get(&split).cloned().unwrap_or_default();
         let scorer = Scorer {
@@ -266,38 +374,38 @@ impl<H: Host> Driver<'_, H> {
             network: &self.network,
             on_gpu: self.on_gpu,
         };
-        let Some(ScoredSplit { scored, groups }) = scorer.score(&manifest, &known, &mut self.meter)? else {
-            return Ok(None);
-        };
+        let ScoredSplit { scored, groups } =
+            scorer.score(&manifest, &known, &mut self.membership, &mut self.meter)?;
         self.state.groups.insert(split, groups);
         Ok(Some(scored))
     }
 
-    /// Scores the weights to publish and uploads everything.
-    fn finish(&mut self, trainer: &Trainer) -> Result<Result<StageResult, Stopped>, Failure> {
-        let step = trainer.kept_step();
-        set_parameters(self.host, &self.network, trainer.kept_parameters());
+    /// Scores the weights to publish, and, as rank 0, uploads everything.
+    fn finish(&mut self) -> Result<Option<StageResult>, Halt> {
+        let step = self.trainer().kept_step();
+        set_parameters(self.host, &self.network, self.trainer().kept_parameters());
         let mut splits = BTreeMap::new();
         let validation = match self.state.kept.take() {
             Some((kept, scored)) if kept == step => Some(scored),
             _ => self.score(Split::Validation)?,
         };
-        let Some(validation) = validation else { return Ok(Err(Stopped)) };
-        let attention = self.attention(&validation);
-        splits.insert(Split::Validation, validation);
-        if self.assignment.test.is_some() {
-            let Some(test) = self.score(Split::Test)? else { return Ok(Err(Stopped)) };
-            splits.insert(Split::Test, test);
+        splits.extend(validation.map(|scored| (Split::Validation, scored)));
+        splits.extend(self.score(Split::Test)?.map(|scored| (Split::Test, scored)));
+        if !self.membership.leads() {
+            return Ok(None);
         }
+        self.membership.dissolve(None);
+        let attention = splits.get(&Split::Validation).map(|scored| self.attention(scored)).unwrap_or_default();
         let upload = |bytes| self.host.put_blob(bytes).map_err(|error| failure::of_host(&error));
         let mut predictions = BTreeMap::new();
         for (split, scored) in &splits {
             predictions.insert(*split, upload(scored.lines())?);
         }
+        let trainer = self.trainer();
         let weights = upload(graftwork_model::safetensors::write(&trainer.kept_tensors(), &BTreeMap::new()))?;
         let progress = trainer.progress();
         let groups = self.state.groups.iter().map(|(&split, groups)| (split, groups.digest()));
-        Ok(Ok(StageResult {
+        Ok(Some(StageResult {
             weights,
             steps: progress.step,
             best_step: step,
@@ -309,7 +417,7 @@ impl<H: Host> Driver<'_, H> {
             attention,
             trained_parameters: trainer.parameters().len() as u64,
             numeric_class: self.numeric_class.clone(),
-            usage: self.cost(trainer),
+            usage: self.cost(),
         }))
     }
 

@@ -8,6 +8,15 @@ use graftwork_shared::{assignment::Usage, event::StepReport};
 /// Reports are at least this far apart.
 const REPORT_EVERY: Duration = Duration::from_millis(250);
 
+/// What a stage has waited for since its attempt began: rows, and the other members of its group.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Waits {
+    pub(super) rows: Duration,
+    pub(super) members: Duration,
+    /// Bytes sent to the other members.
+    pub(super) sent_bytes: u64,
+}
+
 /// Counts costs since the run began. What earlier attempts cost, the coordinator knows.
 #[derive(Debug)]
 pub(super) struct Meter {
@@ -26,7 +35,7 @@ struct SinceReport {
     loss: f64,
     examples: u64,
     tokens: u64,
-    waited: Duration,
+    waited: Waits,
     latest: Option<Latest>,
 }
 
@@ -35,11 +44,11 @@ struct SinceReport {
 struct Latest {
     outcome: StepOutcome,
     place: Place,
-    waited: Duration,
+    waited: Waits,
 }
 
 impl SinceReport {
-    fn now(waited: Duration) -> Self {
+    fn now(waited: Waits) -> Self {
         Self { at: Instant::now(), updates: 0, loss: 0.0, examples: 0, tokens: 0, waited, latest: None }
     }
 }
@@ -72,7 +81,7 @@ impl Meter {
             earlier: [0, 0],
             gpu_seconds: 0.0,
             input: InputCost::default(),
-            since_report: SinceReport::now(Duration::ZERO),
+            since_report: SinceReport::now(Waits::default()),
         }
     }
 
@@ -109,13 +118,13 @@ impl Meter {
         }
     }
 
-    /// Takes note of an update; returns a report when the last one is long enough ago. `waited` is the time that
-    /// training has waited for rows since its input started.
+    /// Takes note of an update; returns a report when the last one is long enough ago. `waited` is what
+    /// training has waited for so far.
     pub(super) fn report(
         &mut self,
         outcome: StepOutcome,
         [examples, tokens]: [u64; 2],
-        waited: Duration,
+        waited: Waits,
         place: Place,
     ) -> Option<StepReport> {
         let since = &mut self.since_report;
@@ -132,7 +141,7 @@ impl Meter {
         let Latest { outcome, place, waited } = self.since_report.latest?;
         let since = std::mem::replace(&mut self.since_report, SinceReport::now(waited));
         let seconds = since.at.elapsed().as_secs_f64().max(1e-9);
-        let waiting = waited.saturating_sub(since.waited).as_secs_f64();
+        let share = |now: Duration, then: Duration| (now.saturating_sub(then).as_secs_f64() / seconds).min(1.0);
         Some(StepReport {
             step: place.step,
             total_steps: place.total_steps,
@@ -142,7 +151,9 @@ impl Meter {
             gradient_norm: outcome.gradient_norm,
             examples_per_second: since.examples as f64 / seconds,
             tokens_per_second: since.tokens as f64 / seconds,
-            input_wait: (waiting / seconds).min(1.0),
+            input_wait: share(waited.rows, since.waited.rows),
+            exchange_wait: share(waited.members, since.waited.members),
+            sent_bytes: waited.sent_bytes.saturating_sub(since.waited.sent_bytes) / u64::from(since.updates),
         })
     }
 
@@ -167,14 +178,14 @@ mod tests {
         let mut meter = Meter::start();
         for (step, loss) in [(1, 2.0), (2, 4.0), (3, 6.0)] {
             let outcome = StepOutcome { loss, ..OUTCOME };
-            assert!(meter.report(outcome, [4, 40], Duration::ZERO, place(step)).is_none());
+            assert!(meter.report(outcome, [4, 40], Waits::default(), place(step)).is_none());
         }
         let report = meter.last_report().unwrap();
         assert!((report.loss - 4.0).abs() < 1e-12 && report.step == 3);
         assert!((report.tokens_per_second / report.examples_per_second - 10.0).abs() < 1e-6);
         assert!(meter.last_report().is_none());
         std::thread::sleep(REPORT_EVERY);
-        assert_eq!(meter.report(OUTCOME, [4, 40], Duration::ZERO, place(4)).unwrap().step, 4);
+        assert_eq!(meter.report(OUTCOME, [4, 40], Waits::default(), place(4)).unwrap().step, 4);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 mod data;
 mod drive;
 mod failure;
+mod membership;
 mod meter;
 mod network;
 mod score;
@@ -16,8 +17,10 @@ mod tests;
 
 use std::{path::PathBuf, sync::Arc};
 
+use graftwork_collective::{CollectiveError, Group};
 use graftwork_dataset::Access;
 use graftwork_engine::{Course, Device, TextEncoder, Trainer, Trunk};
+use graftwork_proto::Formation;
 use graftwork_shared::{
     NUMERICS_VERSION,
     assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
@@ -29,6 +32,7 @@ use graftwork_shared::{
 
 use crate::computer::numeric_class;
 use drive::{Driver, DriverState};
+use membership::Membership;
 use meter::Meter;
 use network::Built;
 
@@ -62,6 +66,21 @@ pub(crate) trait Host {
     /// Whether to stop: the driver checkpoints at the next step and returns [`StageEnd::Interrupted`].
     fn interrupted(&self) -> bool;
 
+    /// The latest formation that this stage was told of.
+    fn formation(&self) -> Formation;
+
+    /// The first formation after this epoch, once it is told of it; `None` when it is to stop.
+    fn next_formation(&self, after: u64) -> Option<Formation>;
+
+    /// Forms the group; it can be aborted from then on.
+    fn form(&self, formation: Formation) -> Result<Box<dyn Group>, CollectiveError>;
+
+    /// Tells that everything is loaded and the next formation may hold this stage; never blocks for long.
+    fn on_prepared(&self);
+
+    /// Tells that the group of this epoch failed for this member, and why; never blocks for long.
+    fn on_broken(&self, epoch: u64, reason: String);
+
     /// The base model at a location, opened once per process and shared. Its digest must be this one.
     fn trunk(&self, location: &str, digest: Digest) -> anyhow::Result<Trunk>;
 
@@ -86,7 +105,10 @@ pub(crate) enum StageEnd {
 ///
 /// # Errors
 /// A [`Failure`] that says whose fault it is: the job's and its data's, or the machine's.
-pub(crate) fn run_stage<H: Host>(assignment: &Assignment, host: &H) -> Result<StageEnd, Failure> {
+///
+/// With `joining`, others train the stage already: this member loads everything, waits to be formed, and takes up their
+/// state.
+pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &H) -> Result<StageEnd, Failure> {
     let meter = Meter::start();
     if assignment.recipe.numerics_version != NUMERICS_VERSION {
         return Err(failure::of_numerics(assignment.recipe.numerics_version));
@@ -129,19 +151,26 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, host: &H) -> Result<St
         layers: description.layers,
         state: DriverState::after(accepted_step),
         network,
+        trainer: Some(trainer),
+        membership: Membership::alone(),
     };
     if pinned.moved(Split::Validation) {
-        match driver.scores_again(&trainer)? {
+        match driver.scores_again()? {
             None => return Ok(StageEnd::Interrupted),
             Some(true) => {}
             Some(false) => {
                 tracing::warn!("validation rows changed since step {accepted_step}: the stage starts over");
-                trainer = untrained;
-                network::set_parameters(host, &driver.network, trainer.parameters());
+                network::set_parameters(host, &driver.network, untrained.parameters());
+                driver.trainer = Some(untrained);
             }
         }
     }
-    let progress = trainer.progress();
-    driver.meter.go_on_from([progress.examples, progress.tokens]);
-    driver.drive(trainer)
+    let progress = driver.trainer().progress();
+    let trained = [progress.examples, progress.tokens];
+    driver.meter.go_on_from(trained);
+    if joining {
+        driver.membership = Membership::joining();
+        host.on_prepared();
+    }
+    driver.drive()
 }

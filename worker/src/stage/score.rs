@@ -1,21 +1,24 @@
 //! Scoring one split: fixed batches of rows in their order, computed on the device threads a few at a time.
 //!
-//! Batches are cut by row count alone and summed up in their order, so the scores do not depend on the threads.
+//! Batches are cut by row count alone and summed up in their order, so the scores do not depend on the threads. Members
+//! of a group compute a share of each wave of batches, and every one of them sums up all answers.
 
 use std::sync::Arc;
 
+use graftwork_collective::share;
 use graftwork_dataset::{Access, GroupDigests, Order, ReadRequest};
 use graftwork_engine::{
-    BatchShape, Input, InputCost, InputRequest, Lane, Network, Position, Prediction, Scored, TextEncoder,
+    BatchShape, EngineError, Input, InputCost, InputRequest, Lane, Network, Position, Prediction, Scored, TextEncoder,
 };
 use graftwork_shared::{
-    assignment::{Assignment, Failure},
+    assignment::Assignment,
     data::SplitManifest,
 };
 
 use super::{
     Host, failure,
-    meter::{Meter, measured},
+    membership::{Halt, Membership},
+    meter::{Meter, TaskCost, measured},
 };
 
 /// Rows of a batch. A constant, because libtorch may choose other kernels for other sizes. Forward alone, 16 rows take as
@@ -42,13 +45,14 @@ pub(super) struct ScoredSplit {
 }
 
 impl<H: Host> Scorer<'_, H> {
-    /// Scores the network's current weights. `None` when the host interrupted.
+    /// Scores the network's current weights.
     pub(super) fn score(
         &self,
         manifest: &SplitManifest,
         known: &GroupDigests,
+        membership: &mut Membership,
         meter: &mut Meter,
-    ) -> Result<Option<ScoredSplit>, Failure> {
+    ) -> Result<ScoredSplit, Halt> {
         let recipe = &self.assignment.recipe;
         let batches = manifest.rows.div_ceil(ROWS);
         let mut input = Input::start(self.host.rows(), self.request(manifest, known, batches), self.encoder.clone());
@@ -56,24 +60,28 @@ impl<H: Host> Scorer<'_, H> {
         let skip_layers: Arc<[u32]> = recipe.skip_layers.clone().into();
         let (mut left, mut groups, mut cost) = (batches, known.clone(), InputCost::default());
         while left > 0 {
-            if self.host.interrupted() {
-                return Ok(None);
-            }
-            let mut tasks = Vec::new();
-            while tasks.len() < WAVE && left > 0 {
+            let mut wave = Vec::new();
+            while wave.len() < WAVE && left > 0 {
                 let update = input.next_update().map_err(|error| failure::of_input(&error))?;
                 (groups, cost) = (update.consumed.position.groups, update.consumed.cost);
-                tasks.extend(update.lanes.into_iter().flatten().map(|batch| self.task(batch, &skip_layers)));
+                wave.extend(update.lanes.into_iter().flatten().map(Arc::new));
                 left -= 1;
             }
-            for ((batch, prediction), cost) in self.host.run(tasks) {
+            let (rank, ranks) = membership.part();
+            let own = &wave[share(wave.len(), ranks, rank)];
+            let mut answers = Vec::with_capacity(own.len());
+            let tasks = own.iter().map(|batch| self.task(Arc::clone(batch), &skip_layers));
+            for (prediction, cost) in self.host.run(tasks.collect()) {
                 meter.add_task(cost, self.on_gpu);
-                let prediction = prediction.map_err(failure::of_engine)?;
-                scored.add(&batch, &prediction).map_err(failure::of_engine)?;
+                answers.push(prediction.map_err(failure::of_engine)?);
+            }
+            let answers = membership.share(self.host, answers)?;
+            for (batch, prediction) in wave.iter().zip(answers.iter().flatten()) {
+                scored.add(batch, prediction).map_err(failure::of_engine)?;
             }
         }
         meter.add_input(cost);
-        Ok(Some(ScoredSplit { scored, groups }))
+        Ok(ScoredSplit { scored, groups })
     }
 
     fn request(&self, manifest: &SplitManifest, known: &GroupDigests, batches: u64) -> InputRequest {
@@ -92,16 +100,11 @@ impl<H: Host> Scorer<'_, H> {
         InputRequest { read, access: self.access.clone(), shape, position, updates: batches }
     }
 
-    fn task(&self, batch: Lane, skip_layers: &Arc<[u32]>) -> Task {
+    fn task(&self, batch: Arc<Lane>, skip_layers: &Arc<[u32]>) -> Task {
         let (network, skip_layers) = (self.network.share(), Arc::clone(skip_layers));
-        Box::new(move || {
-            measured(|| {
-                let prediction = network.predict(&batch.tokens, &skip_layers);
-                (batch, prediction)
-            })
-        })
+        Box::new(move || measured(|| network.predict(&batch.tokens, &skip_layers)))
     }
 }
 
 type Task = Box<dyn FnOnce() -> Answer + Send>;
-type Answer = ((Lane, Result<Prediction, graftwork_engine::EngineError>), super::meter::TaskCost);
+type Answer = (Result<Prediction, EngineError>, TaskCost);

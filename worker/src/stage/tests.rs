@@ -1,6 +1,7 @@
 //! Stages from rows in Parquet files to uploaded blobs, on a tiny random BERT, with real device threads.
 
 mod local;
+mod together;
 
 use std::collections::BTreeMap;
 
@@ -23,7 +24,7 @@ fn bytes_of(result: &StageResult) -> StageResult {
 }
 
 fn finish(assignment: &Assignment, host: &LocalHost) -> StageResult {
-    match run_stage(assignment, host) {
+    match run_stage(assignment, false, host) {
         Ok(StageEnd::Finished(result)) => result,
         other => panic!("{other:?}"),
     }
@@ -37,7 +38,7 @@ fn finish_with_interruptions(assignment: &Assignment, host: &LocalHost, patience
     let mut spent = Usage::default();
     loop {
         host.interrupt_after(patience);
-        match run_stage(&assignment, host).unwrap() {
+        match run_stage(&assignment, false, host).unwrap() {
             StageEnd::Finished(result) => {
                 spent.add(&result.usage);
                 return (result, interruptions, spent);
@@ -121,7 +122,7 @@ fn any_checkpoint_of_a_killed_run_leads_to_the_same_bytes() {
         assert_eq!(bytes_of(&finish(&of, &host)), bytes_of(&undisturbed));
     }
     of.recipe.training.learning_rate *= 2.0;
-    let failure = run_stage(&of, &host).unwrap_err();
+    let failure = run_stage(&of, false, &host).unwrap_err();
     assert!(failure.message.contains("belongs to recipe"), "{failure:?}");
 }
 
@@ -148,10 +149,10 @@ fn a_fusion_refuses_a_blob_that_is_not_its_adapter() {
     let (data, host) = (Data::write(), LocalHost::new(1));
     let mut of = fusion_of(&data, &host);
     of.adapters[1] = host.put_blob(safetensors::write(&BTreeMap::new(), &BTreeMap::new())).unwrap();
-    let failure = run_stage(&of, &host).unwrap_err();
+    let failure = run_stage(&of, false, &host).unwrap_err();
     assert!(failure.message.contains("slot1"), "{failure:?}");
     of.adapters.pop();
-    assert!(run_stage(&of, &host).unwrap_err().message.contains("its recipe fuses 2"));
+    assert!(run_stage(&of, false, &host).unwrap_err().message.contains("its recipe fuses 2"));
 }
 
 #[test]
@@ -183,7 +184,7 @@ fn bad_rows_are_the_users_and_named() {
     ] {
         let data = Data::write();
         mend(&data);
-        let failure = run_stage(&assignment(&data, &host, adapter_recipe(&data)), &host).unwrap_err();
+        let failure = run_stage(&assignment(&data, &host, adapter_recipe(&data)), false, &host).unwrap_err();
         assert_eq!(failure.blame, Blame::User, "{failure:?}");
         assert!(failure.message.contains(words) && failure.message.contains(".parquet"), "{failure:?}");
     }
@@ -196,18 +197,18 @@ fn what_is_not_on_this_worker_may_be_on_another() {
         let data = Data::write();
         let of = assignment(&data, &host, adapter_recipe(&data));
         data.remove(name);
-        let failure = run_stage(&of, &host).unwrap_err();
+        let failure = run_stage(&of, false, &host).unwrap_err();
         assert_eq!(failure.blame, Blame::Machine, "{failure:?}");
         assert!(failure.message.contains(&format!("{name}.parquet does not exist")), "{failure:?}");
     }
     let data = Data::write();
     let mut of = assignment(&data, &host, adapter_recipe(&data));
     of.data_credentials = Some("GRAFTWORK_NO_SUCH_VARIABLE".to_owned());
-    let failure = run_stage(&of, &host).unwrap_err();
+    let failure = run_stage(&of, false, &host).unwrap_err();
     assert_eq!(failure.blame, Blame::Machine, "{failure:?}");
     of.data_credentials = None;
     of.base_model = "/no/such/model".to_owned();
-    let failure = run_stage(&of, &host).unwrap_err();
+    let failure = run_stage(&of, false, &host).unwrap_err();
     assert_eq!(failure.blame, Blame::Machine, "{failure:?}");
     let refused = graftwork_dataset::DataError::Refused { location: "s3://rows/a".to_owned(), help: String::new() };
     assert_eq!(failure::of_data(&refused).blame, Blame::Machine);
@@ -218,7 +219,7 @@ fn another_numerics_version_is_refused_and_another_worker_may_have_it() {
     let (data, host) = (Data::write(), LocalHost::new(1));
     let mut of = assignment(&data, &host, adapter_recipe(&data));
     of.recipe.numerics_version += 1;
-    let failure = run_stage(&of, &host).unwrap_err();
+    let failure = run_stage(&of, false, &host).unwrap_err();
     assert_eq!(failure.blame, Blame::Machine);
     assert!(failure.message.contains("numerics version 2, and this worker computes version 1"), "{failure:?}");
 }
@@ -283,5 +284,5 @@ fn a_missing_blob_is_the_machines() {
     let (data, host) = (Data::write(), LocalHost::new(1));
     let mut of = assignment(&data, &host, adapter_recipe(&data));
     of.resume = Some(Digest::of(b"never stored"));
-    assert_eq!(run_stage(&of, &host).unwrap_err().blame, Blame::Machine);
+    assert_eq!(run_stage(&of, false, &host).unwrap_err().blame, Blame::Machine);
 }

@@ -3,6 +3,7 @@
 mod faults;
 #[path = "../../../scheduler/tests/fixture/mod.rs"]
 pub(super) mod fixture;
+mod groups;
 mod peer;
 mod sessions;
 mod start;

@@ -145,7 +145,7 @@ impl Peer {
 
     pub(super) async fn assignment(&mut self) -> (LeaseId, Assignment) {
         match self.next().await.unwrap() {
-            CoordinatorMessage::Assign(lease, assignment) => (lease, *assignment),
+            CoordinatorMessage::Assign { lease, assignment, joining: false } => (lease, *assignment),
             other => panic!("{other:?}"),
         }
     }

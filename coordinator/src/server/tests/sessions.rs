@@ -24,7 +24,7 @@ fn one() -> graftwork_scheduler::Plan {
     plan("one", vec![stage("a", &[], 10)])
 }
 
-fn report(step: u64) -> StepReport {
+pub(super) fn report(step: u64) -> StepReport {
     StepReport {
         step,
         total_steps: 10,
@@ -35,6 +35,7 @@ fn report(step: u64) -> StepReport {
         examples_per_second: 1.0,
         tokens_per_second: 1.0,
         input_wait: 0.0,
+        ..StepReport::default()
     }
 }
 
@@ -59,7 +60,7 @@ async fn two_workers_take_a_job_to_its_end() {
     assert_eq!((fusion.stage.as_str(), fusion.adapters.len()), ("f", 2));
     assert_eq!(get(&channel, &fusion.adapters[0].to_string()).await.unwrap(), b"weights of a");
     let holder = if view(&channel, &job).await.stages[2].state
-        == (StageState::Running { worker: first.worker, checkpoint_step: 0 })
+        == (StageState::Running { worker: first.worker, others: Vec::new(), checkpoint_step: 0 })
     {
         first
     } else {

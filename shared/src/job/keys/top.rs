@@ -125,6 +125,14 @@ static RESOURCES: Section = Section {
         .undigested(),
         Key::new("device", Choice(&["cpu", "cuda"]), Value("\"cpu\""), "\"cuda\"", "The kind of device to train on.")
             .undigested(),
+        Key::new(
+            "workers_per_task",
+            Whole(1, 1024),
+            Means("no bound but the lanes"),
+            "1",
+            "Most workers that train one task together; never more than its lanes. 1 keeps each task on one worker.",
+        )
+        .undigested(),
     ],
     exclusive: &[],
 };

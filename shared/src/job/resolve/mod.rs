@@ -242,6 +242,7 @@ fn resources(table: Option<&Table>) -> Resources {
         workers: value("workers").and_then(Value::whole).unwrap_or(1),
         threads: value("threads").and_then(Value::whole),
         device: value("device").and_then(Value::word).unwrap_or(Device::Cpu),
+        workers_per_task: value("workers_per_task").and_then(Value::whole),
     }
 }
 

@@ -97,6 +97,23 @@ impl StepOptions {
     }
 }
 
+/// What the lanes of one update add up to, along the fixed tree.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LaneSum {
+    /// Mean loss over the update's rows.
+    pub loss: f64,
+    /// Its gradient, in the order of the layout; empty when no lane has rows.
+    pub gradient: Vec<f32>,
+}
+
+impl LaneSum {
+    /// The losses of all lanes, in order, with the sum of their gradients.
+    pub fn of(losses: Vec<Option<f64>>, gradient: Vec<f32>) -> Self {
+        let loss = Tree::new(losses.len()).fold(losses, |left, right| left + right);
+        Self { loss: loss.unwrap_or_default(), gradient }
+    }
+}
+
 /// The weights of the best evaluation so far.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Best {
@@ -204,14 +221,26 @@ impl Trainer {
         Ok(outcome)
     }
 
+    /// One update from what its lanes add up to, whoever computed them.
+    pub fn apply_sum(&mut self, sum: LaneSum, consumed: Consumed) -> Result<StepOutcome, TrainError> {
+        let outcome = self.step_sum(sum)?;
+        self.progress.take(consumed);
+        Ok(outcome)
+    }
+
     /// The arithmetic of [`Self::apply`].
     pub(crate) fn step(&mut self, lanes: Vec<Option<LaneOutput>>) -> Result<StepOutcome, TrainError> {
-        let step = self.progress.step;
         let (losses, gradients) = self.take_lanes(lanes)?;
-        let tree = Tree::new(losses.len());
-        let mut gradient = tree_sum(gradients);
-        gradient.resize(self.parameters.len(), 0.0);
-        let mut loss = tree.fold(losses, |left, right| left + right).unwrap_or_default();
+        self.step_sum(LaneSum::of(losses, tree_sum(gradients)))
+    }
+
+    fn step_sum(&mut self, LaneSum { mut loss, mut gradient }: LaneSum) -> Result<StepOutcome, TrainError> {
+        let step = self.progress.step;
+        let (found, expected) = (gradient.len(), self.parameters.len());
+        if found != 0 && found != expected {
+            return Err(TrainError::Count { step: step + 1, what: "gradients of a sum", found, expected });
+        }
+        gradient.resize(expected, 0.0);
         loss += gradient::add_fusion_penalty(&self.value_matrices, &self.parameters, &mut gradient);
         let norm = gradient::norm(&gradient);
         if !loss.is_finite() || !norm.is_finite() {

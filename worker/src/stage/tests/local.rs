@@ -26,7 +26,10 @@ use parquet::arrow::ArrowWriter;
 use tempfile::TempDir;
 use tokio::runtime::{Handle, Runtime};
 
-use super::super::*;
+use super::{
+    super::*,
+    together::{Said, Seat},
+};
 use crate::pool::Pool;
 
 type Blobs = Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>;
@@ -40,6 +43,7 @@ pub(super) struct LocalHost {
     evaluated: Mutex<Vec<u64>>,
     costs: Mutex<Vec<Usage>>,
     questions_left: Cell<u32>,
+    seat: Option<Seat>,
 }
 
 impl LocalHost {
@@ -53,12 +57,18 @@ impl LocalHost {
             evaluated: Mutex::default(),
             costs: Mutex::default(),
             questions_left: Cell::new(u32::MAX),
+            seat: None,
         }
     }
 
     /// Another host over the same blobs.
     pub(super) fn sharing(other: &Self, threads: usize) -> Self {
         Self { blobs: Arc::clone(&other.blobs), ..Self::new(threads) }
+    }
+
+    /// A member of a circle.
+    pub(super) fn seated(other: &Self, seat: Seat) -> Self {
+        Self { seat: Some(seat), ..Self::sharing(other, 1) }
     }
 
     /// Answers that many times that the stage may go on, and then that it shall stop.
@@ -125,11 +135,34 @@ impl Host for LocalHost {
         self.evaluated.lock().unwrap().push(evaluation.step);
     }
 
+    fn formation(&self) -> Formation {
+        self.seat.as_ref().map_or(Formation::ALONE, Seat::formation)
+    }
+
+    fn next_formation(&self, after: u64) -> Option<Formation> {
+        self.seat.as_ref().expect("only members wait").next_formation(after)
+    }
+
+    fn form(&self, formation: Formation) -> Result<Box<dyn Group>, CollectiveError> {
+        self.seat.as_ref().expect("only members form").form(formation)
+    }
+
+    fn on_prepared(&self) {
+        self.seat.as_ref().expect("only members join").say(Said::Prepared);
+    }
+
+    fn on_broken(&self, epoch: u64, _reason: String) {
+        self.seat.as_ref().expect("only members break").say(Said::Broken(epoch));
+    }
+
     fn on_cost(&self, cost: Usage) {
         self.costs.lock().unwrap().push(cost);
     }
 
     fn interrupted(&self) -> bool {
+        if let Some(seat) = &self.seat {
+            return seat.on_question();
+        }
         let left = self.questions_left.get();
         self.questions_left.set(left.saturating_sub(1));
         left == 0

@@ -1,0 +1,371 @@
+//! Groups: a lease that several workers hold, which train its stage together over its lanes.
+//!
+//! A lease begins with one worker. Who joins loads everything first and is a member only then; who is lost is left out,
+//! and the others go on: one stage, one lease, one speaker (rank 0), so there is still one who can commit (invariant 2).
+//! The members are facts. What is of the moment (who loads, whose group broke) is lost with the coordinator, as the
+//! lease is. See `grow.rs` for who is asked to join and who is asked to leave.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use graftwork_shared::{
+    assignment::{Blame, Failure},
+    event::EventKind,
+    id::{LeaseId, WorkerId},
+};
+
+use crate::{
+    attempt::machine_failure,
+    fact::Fact,
+    machine::Scheduler,
+    message::{Command, StageKey},
+    phase::{Grant, Phase},
+    state::{State, grows, not_live},
+};
+
+/// Groups that broke in a row, without a checkpoint accepted between them, after which rank 0 goes on alone. Three, since
+/// a member that is killed breaks one group, and one that comes back too early another.
+pub(crate) const MOST_BROKEN: u32 = 3;
+
+/// What a worker is to a live lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Rank 0: it speaks for the stage.
+    Leads,
+    /// Another member.
+    Follows,
+    /// It was asked to join, and no group with it was formed yet.
+    Joins,
+}
+
+/// What is known of a live lease's group for the moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Group {
+    pub(crate) joiner: Option<Joiner>,
+    /// Members, or the joiner, that were asked to give the lease back.
+    pub(crate) asked_back: BTreeSet<WorkerId>,
+    /// Groups that broke since the last accepted checkpoint.
+    pub(crate) broken: u32,
+    /// The group of now broke.
+    breaking: Option<Breaking>,
+    /// Who failed in it.
+    barred: BTreeMap<WorkerId, Bar>,
+    /// When a loss counted against the stage; losses within one grace have one cause.
+    counted_ms: Option<u64>,
+}
+
+/// A worker that is on its way into the group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Joiner {
+    pub(crate) worker: WorkerId,
+    prepared: bool,
+}
+
+/// Why the group of now broke, and until when it is waited for the cause to be seen.
+#[derive(Clone, Debug, PartialEq)]
+struct Breaking {
+    until_ms: u64,
+    reason: String,
+}
+
+/// How often a worker failed in a group, and until when it is not asked again.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Bar {
+    failures: u32,
+    until_ms: u64,
+}
+
+/// A group to form.
+struct Forming {
+    members: Vec<WorkerId>,
+    at_once: bool,
+    reason: String,
+    lost: Option<Failure>,
+}
+
+impl Joiner {
+    pub(crate) fn new(worker: WorkerId) -> Self {
+        Self { worker, prepared: false }
+    }
+}
+
+impl Group {
+    fn joins(&self, worker: WorkerId) -> bool {
+        self.joiner.is_some_and(|joiner| joiner.worker == worker)
+    }
+
+    pub(crate) fn bars(&self, worker: WorkerId, now_ms: u64) -> bool {
+        self.barred.get(&worker).is_some_and(|bar| bar.until_ms > now_ms)
+    }
+
+    /// A checkpoint was accepted: whatever failed before did not keep the stage from moving on.
+    pub(crate) fn progressed(&mut self) {
+        self.broken = 0;
+        self.counted_ms = None;
+    }
+
+    pub(crate) fn deadlines_ms(&self) -> impl Iterator<Item = u64> {
+        let breaking = self.breaking.iter().map(|breaking| breaking.until_ms);
+        breaking.chain(self.barred.values().map(|bar| bar.until_ms))
+    }
+}
+
+impl State {
+    /// Who holds a live lease.
+    pub(crate) fn grant(&self, lease: LeaseId) -> Option<&Grant> {
+        let (job, position) = self.record(self.live().get(&lease)?)?;
+        job.stages[position].phase.grant()
+    }
+
+    pub(crate) fn fold_group(
+        &mut self,
+        lease: LeaseId,
+        epoch: u64,
+        members: &[WorkerId],
+        lost: Option<&Failure>,
+    ) -> Result<(), String> {
+        let key = self.live().get(&lease).cloned().ok_or_else(|| not_live(lease))?;
+        let (newest, distinct) = (self.last_worker(), members.iter().collect::<BTreeSet<_>>().len());
+        let Some((first, others)) = members.split_first() else { return Err("a group without members".to_owned()) };
+        if distinct != members.len() || members.iter().any(|member| *member > newest) {
+            return Err(format!("a group of workers that are not known, or twice: {members:?}"));
+        }
+        let record = self.stage(&key)?;
+        let Phase::Running(grant) = &mut record.phase else { return Err(not_live(lease)) };
+        grows("epoch", epoch, grant.epoch)?;
+        (grant.worker, grant.others, grant.epoch) = (*first, others.to_vec(), epoch);
+        record.failures.extend(lost.cloned());
+        Ok(())
+    }
+}
+
+impl Scheduler {
+    /// What a worker that is here is to a lease; `None` where it holds nothing of it.
+    pub(crate) fn role(&self, worker: WorkerId, lease: LeaseId) -> Option<Role> {
+        let grant = self.state.grant(lease).filter(|_| self.workers.contains_key(&worker))?;
+        if grant.worker == worker {
+            return Some(Role::Leads);
+        }
+        let joins = self.groups.get(&lease).is_some_and(|group| group.joins(worker));
+        if grant.others.contains(&worker) { Some(Role::Follows) } else { joins.then_some(Role::Joins) }
+    }
+
+    /// Whoever was asked to join has loaded everything.
+    pub(crate) fn on_prepared(&mut self, worker: WorkerId, lease: LeaseId) {
+        if self.on_lease_message(worker, lease).is_none() {
+            return;
+        }
+        let joiner = self.groups.get_mut(&lease).and_then(|group| group.joiner.as_mut());
+        if let Some(joiner) = joiner.filter(|joiner| joiner.worker == worker) {
+            joiner.prepared = true;
+        }
+    }
+
+    /// Forms the groups whose joiners are prepared, where all can hear of it.
+    pub(crate) fn admit_prepared(&mut self) {
+        let prepared = self.groups.iter().filter_map(|(lease, group)| {
+            let joiner = group.joiner.filter(|joiner| joiner.prepared && !group.asked_back.contains(&joiner.worker))?;
+            group.breaking.is_none().then_some((*lease, joiner.worker))
+        });
+        for (lease, worker) in prepared.collect::<Vec<_>>() {
+            let (Some(key), Some(grant)) = (self.state.live().get(&lease).cloned(), self.state.grant(lease)) else {
+                continue;
+            };
+            let mut members = grant.members();
+            members.push(worker);
+            if members.iter().any(|member| self.is_apart(*member)) {
+                continue;
+            }
+            self.groups.entry(lease).or_default().joiner = None;
+            let reason = format!("{worker} joined");
+            self.form(&key, lease, Forming { members, at_once: false, reason, lost: None });
+        }
+    }
+
+    /// The group of this epoch failed for a member. Of an older one nothing is heard.
+    pub(crate) fn on_broken(&mut self, (worker, lease): (WorkerId, LeaseId), epoch: u64, reason: &str) {
+        if self.on_lease_message(worker, lease).is_none() || self.role(worker, lease) == Some(Role::Joins) {
+            return;
+        }
+        let now = self.state.grant(lease).is_some_and(|grant| grant.epoch == epoch && !grant.others.is_empty());
+        let until_ms = self.now_ms + self.policy.broken_wait_ms;
+        let group = self.groups.entry(lease).or_default();
+        if now && group.breaking.is_none() {
+            group.breaking = Some(Breaking { until_ms, reason: format!("{worker} says: {reason}") });
+        }
+    }
+
+    /// Forms broken groups again: at once without whoever is apart, and with the same members if nobody is seen to be
+    /// the cause in time.
+    pub(crate) fn mend_groups(&mut self) {
+        let broken = self.groups.iter().filter_map(|(lease, group)| Some((*lease, group.breaking.clone()?)));
+        for (lease, breaking) in broken.collect::<Vec<_>>() {
+            if let Some(key) = self.state.live().get(&lease).cloned() {
+                self.mend(&key, lease, &breaking);
+            }
+        }
+    }
+
+    fn mend(&mut self, key: &StageKey, lease: LeaseId, breaking: &Breaking) {
+        let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
+        let (apart, mut here): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| self.is_apart(*member));
+        if here.is_empty() || (apart.is_empty() && breaking.until_ms > self.now_ms) {
+            return;
+        }
+        let mut reason = format!("the group broke: {}", breaking.reason);
+        let mut lost = None;
+        if let Some(first) = apart.first() {
+            reason = format!("{} cannot be reached, and {reason}", names(&apart));
+            match self.count(key, lease, machine_failure(reason.clone())) {
+                Ok(counted) => lost = counted,
+                Err(failure) => return self.fail_attempt(key, (*first, lease), failure),
+            }
+        }
+        let group = self.groups.entry(lease).or_default();
+        group.broken += 1;
+        if group.broken >= MOST_BROKEN && (here.len() > 1 || group.joiner.is_some()) {
+            let out = here.split_off(1).into_iter().chain(group.joiner.take().map(|joiner| joiner.worker));
+            self.out.commands.extend(out.map(|worker| Command::Fence { worker, lease }));
+            reason = format!(
+                "{MOST_BROKEN} groups in a row broke without a checkpoint, so {} goes on alone; {reason}",
+                here[0]
+            );
+        }
+        self.form(key, lease, Forming { members: here, at_once: true, reason, lost });
+    }
+
+    /// A worker that holds a lease failed, or did what it must not.
+    pub(crate) fn lose_holder(&mut self, key: &StageKey, (worker, lease): (WorkerId, LeaseId), failure: Failure) {
+        let reason = format!("{worker} failed: {}", failure.message);
+        if self.role(worker, lease) != Some(Role::Joins) {
+            return self.lose_member(key, (worker, lease), failure, reason);
+        }
+        // The stage goes on without it, and whatever it found, the members find too.
+        self.drop_joiner(worker, lease);
+        self.bar(worker, lease);
+        self.tell(&key.job, Some(&key.stage), EventKind::JoinFailed { worker, reason: failure.message });
+    }
+
+    /// A member is lost: the others go on. The last one's end is the attempt's end, and so is the user's error.
+    pub(crate) fn lose_member(
+        &mut self,
+        key: &StageKey,
+        (worker, lease): (WorkerId, LeaseId),
+        failure: Failure,
+        reason: String,
+    ) {
+        let members = self.members_but(lease, worker);
+        if members.is_empty() || failure.blame == Blame::User {
+            return self.fail_attempt(key, (worker, lease), failure);
+        }
+        match self.count(key, lease, failure) {
+            Err(failure) => self.fail_attempt(key, (worker, lease), failure),
+            Ok(lost) => {
+                self.bar(worker, lease);
+                self.form(key, lease, Forming { members, at_once: true, reason, lost });
+            }
+        }
+    }
+
+    /// A holder leaves without blame.
+    pub(crate) fn leave(
+        &mut self,
+        key: &StageKey,
+        (worker, lease): (WorkerId, LeaseId),
+        reason: String,
+    ) {
+        if self.role(worker, lease) == Some(Role::Joins) {
+            // Whoever does not want to would say the same again at once.
+            if !self.was_asked_back(worker, lease) {
+                self.bar(worker, lease);
+            }
+            return self.drop_joiner(worker, lease);
+        }
+        let members = self.members_but(lease, worker);
+        if members.is_empty() {
+            self.keep_cost(lease);
+            self.dismiss(lease, Some(worker));
+            self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
+        } else {
+            // Those that changed over with it wait already, and those that wait for it to come must not.
+            self.form(key, lease, Forming { members, at_once: true, reason, lost: None });
+        }
+    }
+
+    pub(crate) fn drop_joiner(&mut self, worker: WorkerId, lease: LeaseId) {
+        if let Some(group) = self.groups.get_mut(&lease).filter(|group| group.joins(worker)) {
+            group.joiner = None;
+            group.asked_back.remove(&worker);
+        }
+    }
+
+    /// A lease ends: all that hold it, but for one, drop the work.
+    pub(crate) fn dismiss(&mut self, lease: LeaseId, but: Option<WorkerId>) {
+        self.costs.remove(&lease);
+        let joiner = self.groups.remove(&lease).and_then(|group| group.joiner).map(|joiner| joiner.worker);
+        let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
+        for worker in members.into_iter().chain(joiner) {
+            if Some(worker) != but && self.workers.contains_key(&worker) {
+                self.out.commands.push(Command::Fence { worker, lease });
+            }
+        }
+    }
+
+    /// Tells a member its place.
+    pub(crate) fn say_place(&mut self, worker: WorkerId, lease: LeaseId, at_once: bool) {
+        let Some((job, at)) = self.state.live().get(&lease).and_then(|key| self.state.record(key)) else { return };
+        let checkpointed = job.stages[at].checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        let Some(grant) = job.stages[at].phase.grant() else { return };
+        let (epoch, members) = (grant.epoch, grant.members());
+        let Some(rank) = members.iter().position(|member| *member == worker) else { return };
+        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let (rank, ranks) = (number(rank), number(members.len()));
+        self.out.commands.push(Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed });
+    }
+
+    fn form(&mut self, key: &StageKey, lease: LeaseId, forming: Forming) {
+        let Forming { members, at_once, reason, lost } = forming;
+        let epoch = self.state.grant(lease).map_or(0, |grant| grant.epoch) + 1;
+        self.record(Fact::GroupFormed { lease, epoch, members: members.clone(), lost, at_ms: self.now_ms });
+        let group = self.groups.entry(lease).or_default();
+        group.breaking = None;
+        let joiner = group.joiner.map(|joiner| joiner.worker);
+        group.asked_back.retain(|worker| members.contains(worker) || joiner == Some(*worker));
+        for worker in &members {
+            self.say_place(*worker, lease, at_once);
+        }
+        self.tell(&key.job, Some(&key.stage), EventKind::GroupFormed { epoch, members, reason });
+    }
+
+    /// A loss as it counts against the stage; `Err` when it was one too many.
+    fn count(&mut self, key: &StageKey, lease: LeaseId, failure: Failure) -> Result<Option<Failure>, Failure> {
+        let counted_ms = self.groups.get(&lease).and_then(|group| group.counted_ms);
+        if counted_ms.is_some_and(|at| self.now_ms < at + self.policy.grace_ms) {
+            return Ok(None);
+        }
+        if self.judge(key, failure.clone()).0.is_none() {
+            return Err(failure);
+        }
+        self.groups.entry(lease).or_default().counted_ms = Some(self.now_ms);
+        Ok(Some(failure))
+    }
+
+    /// Who failed in a group is asked again after a wait that grows, as the next attempt of a stage does.
+    fn bar(&mut self, worker: WorkerId, lease: LeaseId) {
+        let bar = self.groups.entry(lease).or_default().barred.entry(worker).or_default();
+        bar.until_ms = self.now_ms + self.policy.wait_ms(bar.failures);
+        bar.failures += 1;
+    }
+
+    fn members_but(&self, lease: LeaseId, worker: WorkerId) -> Vec<WorkerId> {
+        let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
+        members.into_iter().filter(|member| *member != worker).collect()
+    }
+
+    pub(crate) fn is_apart(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_none_or(|worker| worker.apart.is_some())
+    }
+}
+
+fn names(workers: &[WorkerId]) -> String {
+    workers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

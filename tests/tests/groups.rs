@@ -1,0 +1,110 @@
+//! Invariant 5 over many workers: one, four, or two that become four and then one while members are killed, publish the
+//! same bytes through the real programs.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_shared::{
+    digest::Digest,
+    event::{Event, EventKind},
+    id::WorkerId,
+};
+use graftwork_tests::{Cluster, Run, World, tree_digests};
+
+/// What a run has shown.
+#[derive(Default)]
+struct Story {
+    /// Process of each worker.
+    processes: BTreeMap<WorkerId, u32>,
+    /// Largest group of each stage.
+    largest: BTreeMap<String, usize>,
+    /// Attempts that failed or were lost.
+    failures: usize,
+}
+
+impl Story {
+    fn note(&mut self, event: &Event) -> Result<()> {
+        let stage = event.stage.as_ref().map(ToString::to_string).unwrap_or_default();
+        match &event.kind {
+            EventKind::WorkerJoined { worker, place, .. } => {
+                let digits = |c: char| !c.is_ascii_digit();
+                let process = place.rsplit(digits).find(|part| !part.is_empty()).context("a place names a process")?;
+                self.processes.insert(*worker, process.parse()?);
+            }
+            EventKind::GroupFormed { members, .. } => {
+                let largest = self.largest.entry(stage).or_insert(1);
+                *largest = members.len().max(*largest);
+            }
+            EventKind::AttemptFailed { .. } => self.failures += 1,
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Runs the long job on this many workers; `at` sees each event and may change the cluster.
+fn run(
+    world: &World,
+    cluster: &mut Cluster,
+    workers: usize,
+    mut at: impl FnMut(&Event, &Story, &mut Cluster) -> Result<()>,
+) -> Result<(BTreeMap<String, Digest>, Story)> {
+    cluster.begin_anew()?;
+    world.long_job("job.toml", &cluster.path().join("hub").display().to_string())?;
+    let (job, _) = cluster.ask(world, &["submit", "job.toml"], 0)?;
+    let mut watch = Run::watch(&cluster.address(), &job)?;
+    for _ in 0..workers {
+        cluster.start_worker()?;
+    }
+    let mut story = Story::default();
+    while let Some(event) = watch.next_event()? {
+        story.note(&event)?;
+        at(&event, &story, cluster)?;
+    }
+    watch.finish(0)?;
+    let mut published = tree_digests(&cluster.path().join("hub"))?;
+    published.retain(|name, _| !name.contains("report"));
+    ensure!(published.len() > 20, "too few files are published: {published:?}");
+    Ok((published, story))
+}
+
+#[test]
+fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+    let (alone, story) = run(&world, &mut cluster, 1, |_, _, _| Ok(()))?;
+    ensure!(story.largest.is_empty(), "one worker forms no group: {:?}", story.largest);
+
+    let (four, story) = run(&world, &mut cluster, 4, |_, _, _| Ok(()))?;
+    ensure!(story.largest.get("mood_fused") == Some(&4), "the last stage takes every worker: {:?}", story.largest);
+    assert_eq!(four, alone, "four workers");
+
+    // Two workers, a third and a fourth while the fusion trains, then the leader is killed, then two more.
+    let mut act = 0;
+    let (changing, story) = run(&world, &mut cluster, 2, |event, story, cluster| {
+        let (Some(stage), EventKind::GroupFormed { members, .. }) = (&event.stage, &event.kind) else { return Ok(()) };
+        if stage.as_str() != "mood_fused" {
+            return Ok(());
+        }
+        let mut kill = |count: usize| {
+            for member in &members[..count] {
+                cluster.kill_worker(story.processes[member]);
+            }
+        };
+        match (act, members.len()) {
+            (0, 2) => {
+                cluster.start_worker()?;
+                cluster.start_worker()?;
+            }
+            (1, 4) => kill(1),
+            (2, 3) => kill(2),
+            (3, 1) => {}
+            _ => return Ok(()),
+        }
+        act += 1;
+        Ok(())
+    })?;
+    ensure!(act == 4, "only {act} of the four changes came about: {:?}", story.largest);
+    ensure!(story.failures == 0, "members that are lost cost no attempt: {}", story.failures);
+    assert_eq!(changing, alone, "two workers, four, and one");
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Where the members of a group find each other: a few values kept by the coordinator, for one epoch of one lease.
+//!
+//! The calls block and come from the stage's own thread, or from a transport's; never from the runtime.
+
+use std::{net::IpAddr, time::Duration};
+
+use graftwork_collective::{Rendezvous, RendezvousError};
+use graftwork_proto::v1::{MeetReply, MeetRequest, groups_client::GroupsClient, meet_request::What};
+use graftwork_shared::id::LeaseId;
+use tokio::runtime::Handle;
+use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
+
+use crate::channel::Token;
+
+/// A coordinator that takes longer to answer than it was asked to wait, and this on top, is taken for unreachable.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// Where this worker meets others.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    /// The coordinator.
+    client: GroupsClient<InterceptedService<Channel, Token>>,
+    /// Address of this machine that the others reach.
+    pub(crate) address: IpAddr,
+}
+
+impl Place {
+    /// Meets over this channel, and is reached at this address.
+    pub(crate) fn new(channel: Channel, token: Token, address: IpAddr) -> Self {
+        Self { client: GroupsClient::with_interceptor(channel, token), address }
+    }
+}
+
+/// One epoch's meeting.
+pub(crate) struct Meeting {
+    client: GroupsClient<InterceptedService<Channel, Token>>,
+    runtime: Handle,
+    lease: LeaseId,
+    epoch: u64,
+}
+
+impl Meeting {
+    pub(crate) fn new(place: &Place, runtime: Handle, lease: LeaseId, epoch: u64) -> Self {
+        Self { client: place.client.clone(), runtime, lease, epoch }
+    }
+
+    fn ask(&self, name: &str, what: What, patience: Duration) -> Result<MeetReply, RendezvousError> {
+        let request = MeetRequest { lease: self.lease.0, epoch: self.epoch, name: name.to_owned(), what: Some(what) };
+        let mut client = self.client.clone();
+        let unreachable = |problem: String| RendezvousError::Unreachable(format!("the coordinator: {problem}"));
+        let answer = self.runtime.block_on(async { tokio::time::timeout(patience + SLACK, client.meet(request)).await });
+        match answer {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(status)) if status.code() == Code::NotFound => {
+                let limit_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+                Err(RendezvousError::Deadline { key: name.to_owned(), limit_ms })
+            }
+            Ok(Err(status)) => Err(unreachable(format!("{}: {}", status.code(), status.message()))),
+            Err(_) => Err(unreachable(format!("no answer within {} seconds", (patience + SLACK).as_secs()))),
+        }
+    }
+}
+
+impl Rendezvous for Meeting {
+    fn set(&self, key: &str, value: &[u8]) -> Result<(), RendezvousError> {
+        self.ask(key, What::Set(value.to_vec()), Duration::ZERO).map(drop)
+    }
+
+    fn get(&self, key: &str, deadline: Duration) -> Result<Vec<u8>, RendezvousError> {
+        let wait_ms = u64::try_from(deadline.as_millis()).unwrap_or(u64::MAX);
+        self.ask(key, What::WaitMs(wait_ms), deadline).map(|reply| reply.value)
+    }
+
+    fn add(&self, key: &str, amount: i64) -> Result<i64, RendezvousError> {
+        self.ask(key, What::Add(amount), Duration::ZERO).map(|reply| reply.sum)
+    }
+}

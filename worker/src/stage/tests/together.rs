@@ -1,0 +1,258 @@
+//! Stages that several members train: whoever joins, leaves or dies after whichever update, the result is that of one.
+//!
+//! Members are threads with device threads of their own; the test is their coordinator. Faults are placed by the number
+//! of the question that a member asks its host, one for each update and each wave of scoring, never by a clock.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU32, Ordering},
+    },
+    thread,
+};
+
+use graftwork_collective::{Aborter, Backend, FormRequest, MemoryRendezvous, form};
+
+use super::*;
+
+/// What a member tells its coordinator.
+pub(super) enum Said {
+    Prepared,
+    Broken(u64),
+}
+
+/// What happens to a member at one of its questions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fate {
+    Dies,
+    Leaves,
+}
+
+/// Unwinds the thread of a member that was killed or dismissed.
+struct Gone;
+
+/// The coordinator and what it knows.
+#[derive(Default)]
+struct Circle {
+    rendezvous: MemoryRendezvous,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    epoch: u64,
+    members: Vec<usize>,
+    prepared: BTreeSet<usize>,
+    told: BTreeMap<usize, Formation>,
+    aborters: BTreeMap<usize, (u64, Aborter)>,
+    dismissed: bool,
+}
+
+impl State {
+    /// Tells the members of their next formation.
+    fn form(&mut self, at_once: bool) {
+        self.epoch += 1;
+        let ranks = u32::try_from(self.members.len()).unwrap();
+        for (rank, &member) in (0..).zip(&self.members) {
+            let formation = Formation { epoch: self.epoch, rank, ranks, at_once, checkpointed: 0 };
+            self.told.insert(member, formation);
+            if let Some((epoch, aborter)) = self.aborters.get(&member).filter(|_| at_once) {
+                assert!(*epoch < self.epoch);
+                aborter.abort();
+            }
+        }
+    }
+
+    fn lose(&mut self, member: usize) {
+        let before = self.members.len();
+        self.members.retain(|other| *other != member);
+        if self.members.len() < before && !self.members.is_empty() {
+            self.form(true);
+        }
+    }
+}
+
+impl Circle {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+/// A member's place in a circle.
+pub(super) struct Seat {
+    circle: Arc<Circle>,
+    member: usize,
+    questions: AtomicU32,
+    fate: Option<(u32, Fate)>,
+}
+
+impl Seat {
+    pub(super) fn formation(&self) -> Formation {
+        self.circle.state().told.get(&self.member).copied().unwrap_or(Formation::ALONE)
+    }
+
+    pub(super) fn next_formation(&self, after: u64) -> Option<Formation> {
+        let mut state = self.circle.state();
+        loop {
+            if state.dismissed {
+                drop(state);
+                resume_unwind(Box::new(Gone));
+            }
+            if let Some(told) = state.told.get(&self.member).filter(|told| told.epoch > after) {
+                return Some(*told);
+            }
+            state = self.circle.changed.wait(state).unwrap();
+        }
+    }
+
+    pub(super) fn form(&self, formation: Formation) -> Result<Box<dyn Group>, CollectiveError> {
+        let aborter = Aborter::new();
+        {
+            let mut state = self.circle.state();
+            if state.dismissed || state.epoch > formation.epoch {
+                aborter.abort();
+            }
+            state.aborters.insert(self.member, (formation.epoch, aborter.clone()));
+        }
+        let (rank, ranks) = (formation.rank as usize, formation.ranks as usize);
+        let request = FormRequest {
+            backend: Backend::InProcess,
+            aborter,
+            ..FormRequest::new("stage", formation.epoch, rank, ranks)
+        };
+        form(request, Arc::new(self.circle.rendezvous.clone()))
+    }
+
+    pub(super) fn say(&self, said: Said) {
+        let mut state = self.circle.state();
+        match said {
+            Said::Prepared => drop(state.prepared.insert(self.member)),
+            Said::Broken(epoch) => assert!(epoch <= state.epoch),
+        }
+        self.circle.changed.notify_all();
+    }
+
+    /// Whether the member has to leave; one that is to die does so here.
+    pub(super) fn on_question(&self) -> bool {
+        let question = self.questions.fetch_add(1, Ordering::SeqCst);
+        match self.fate {
+            Some((at, Fate::Dies)) if question == at => resume_unwind(Box::new(Gone)),
+            Some((at, Fate::Leaves)) => question >= at,
+            _ => false,
+        }
+    }
+}
+
+/// When a member comes, counted in updates of the circle's beginning, and what becomes of it.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    fate: Option<(u32, Fate)>,
+}
+
+const STAYS: Member = Member { fate: None };
+
+fn dies(question: u32) -> Member {
+    Member { fate: Some((question, Fate::Dies)) }
+}
+
+fn leaves(question: u32) -> Member {
+    Member { fate: Some((question, Fate::Leaves)) }
+}
+
+/// Trains a stage with these members, all formed before the first update; gives the result of whoever leads at the end.
+fn together(of: &Assignment, blobs: &LocalHost, members: &[Member]) -> StageResult {
+    let circle = Arc::new(Circle::default());
+    circle.state().members = (0..members.len()).collect();
+    if members.len() > 1 {
+        circle.state().form(false);
+    }
+    thread::scope(|scope| {
+        let run = |(number, member): (usize, &Member)| {
+            let seat =
+                Seat { circle: Arc::clone(&circle), member: number, questions: AtomicU32::new(0), fate: member.fate };
+            let host = LocalHost::seated(blobs, seat);
+            let circle = Arc::clone(&circle);
+            scope.spawn(move || {
+                let ended = catch_unwind(AssertUnwindSafe(|| run_stage(of, number > 0, &host)));
+                let mut state = circle.state();
+                let result = match ended {
+                    Ok(Ok(StageEnd::Finished(result))) => {
+                        state.dismissed = true;
+                        state.aborters.values().for_each(|(_, aborter)| aborter.abort());
+                        Some(result)
+                    }
+                    Ok(Ok(StageEnd::Interrupted)) => {
+                        state.lose(number);
+                        None
+                    }
+                    Err(payload) if payload.is::<Gone>() => {
+                        if !state.dismissed {
+                            state.lose(number);
+                        }
+                        None
+                    }
+                    Err(payload) => resume_unwind(payload),
+                    Ok(Err(failure)) => panic!("member {number} failed: {}", failure.message),
+                };
+                drop(state);
+                circle.changed.notify_all();
+                result
+            })
+        };
+        let threads: Vec<_> = members.iter().enumerate().map(run).collect();
+        let results: Vec<_> = threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect();
+        let [result] = results.as_slice() else { panic!("{} members have a result", results.len()) };
+        result.clone()
+    })
+}
+
+/// A stage of four lanes, so that up to four members have work.
+fn stage(data: &Data, host: &LocalHost) -> Assignment {
+    let mut of = assignment(data, host, adapter_recipe(data));
+    of.recipe.training.lanes = 4;
+    of
+}
+
+#[test]
+fn one_two_three_four_and_six_members_give_the_same_result() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    let alone = bytes_of(&finish(&of, &host));
+    for ranks in [2, 3, 4, 6] {
+        assert_eq!(bytes_of(&together(&of, &host, &vec![STAYS; ranks])), alone, "{ranks} members");
+    }
+    let fusion = fusion_of(&data, &host);
+    assert_eq!(bytes_of(&together(&fusion, &host, &[STAYS; 2])), bytes_of(&finish(&fusion, &host)));
+}
+
+#[test]
+fn whoever_dies_at_whichever_question_the_result_is_the_same() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    let alone = bytes_of(&finish(&of, &host));
+    for question in 0..20 {
+        for members in [
+            [STAYS, dies(question), STAYS],
+            [dies(question), STAYS, STAYS],
+            [dies(question), dies(question + 2), STAYS],
+            [STAYS, dies(question), dies(question)],
+        ] {
+            assert_eq!(bytes_of(&together(&of, &host, &members)), alone, "{members:?}");
+        }
+    }
+}
+
+#[test]
+fn whoever_leaves_hands_over_and_the_result_is_the_same() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    let alone = bytes_of(&finish(&of, &host));
+    for question in (0..20).step_by(3) {
+        for members in [[STAYS, leaves(question)], [leaves(question), STAYS]] {
+            assert_eq!(bytes_of(&together(&of, &host, &members)), alone, "{members:?}");
+        }
+    }
+}
