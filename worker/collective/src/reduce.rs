@@ -19,9 +19,9 @@ pub enum Way {
     Sliced,
 }
 
-/// Up to this many numbers (0.5 MB) one round took less time than two for most numbers of ranks; at 4 MB slices did,
-/// from four ranks on (example `exchange`, Gloo on loopback; ARCHITECTURE.md has the table).
-const SMALL_NUMBERS: usize = 128 * 1024;
+/// Up to this many numbers (0.26 MB) one round is as fast as two or faster for up to four ranks; from 0.5 MB on slices
+/// are, the more so the more ranks (example `exchange`, Gloo on loopback; ARCHITECTURE.md has the table).
+const SMALL_NUMBERS: usize = 64 * 1024;
 
 /// The sum over a group.
 #[derive(Clone, Debug, PartialEq)]

@@ -14,7 +14,7 @@ macro_rules! behaviours {
     ($module:ident, $bench:expr) => {
         mod $module {
             behaviours!(@each $bench, moves: numbers_reach_the_ranks_they_are_for, bytes_travel_without_a_known_length,
-                messages_of_two_ranks_keep_to_their_tags, a_group_of_one_does_everything_alone,
+                messages_of_two_ranks_keep_to_their_tags, groups_of_one_process_begin_at_once, a_group_of_one_does_everything_alone,
                 a_split_makes_groups_that_work_beside_their_parent);
             behaviours!(@each $bench, failures: other_lengths_are_an_error_and_no_wrong_number,
                 ranks_in_different_operations_are_told, a_call_refused_for_its_arguments_closes_nothing,

@@ -122,3 +122,18 @@ pub(crate) fn a_split_makes_groups_that_work_beside_their_parent(bench: &Bench) 
         group.leave().unwrap();
     });
 }
+
+/// libtorch's flight recorder enters every new group into a map that it does not guard: this once crashed.
+pub(crate) fn groups_of_one_process_begin_at_once(bench: &Bench) {
+    let group = || {
+        for _ in 0..3 {
+            bench.run(2, |mut group| {
+                let mut numbers = [1.0];
+                group.all_reduce(&mut numbers).unwrap();
+                assert_eq!(numbers, [2.0]);
+                group.leave().unwrap();
+            });
+        }
+    };
+    std::thread::scope(|scope| (0..6).for_each(|_| drop(scope.spawn(group))));
+}

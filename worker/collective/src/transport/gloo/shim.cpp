@@ -101,8 +101,10 @@ class Gloo : public c10d::ProcessGroupGloo {
     for (auto& context : contexts_) {
       for (int peer = 0; peer < getSize(); ++peer) {
         if (peer == getRank()) continue;
-        auto pair = reinterpret_cast<gloo::transport::tcp::Pair*>(context->getPair(peer).get());
-        if (pair != nullptr) pair->signalExceptionExternal("the group was aborted");
+        // The whole object, wherever its base lies in it.
+        void* pair = dynamic_cast<void*>(context->getPair(peer).get());
+        if (pair == nullptr) continue;
+        static_cast<gloo::transport::tcp::Pair*>(pair)->signalExceptionExternal("the group was aborted");
       }
     }
   }

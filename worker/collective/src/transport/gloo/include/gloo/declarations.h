@@ -4,6 +4,7 @@
 #pragma once
 
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,12 +13,15 @@ namespace gloo {
 
 namespace transport {
 class Device;
-class Pair;
-namespace tcp {
-// Derives from transport::Pair, its first base, so that the two have one address.
 class Pair {
  public:
-  void signalExceptionExternal(const std::string& message);
+  virtual ~Pair();
+};
+namespace tcp {
+// Derives from transport::Pair.
+class Pair {
+ public:
+  std::exception_ptr signalExceptionExternal(const std::string& message);
 };
 }  // namespace tcp
 class UnboundBuffer {
