@@ -140,7 +140,8 @@ fn the_peers_adapters_load_here() -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let missing = !python().exists();
+    // Who asks for it wants to hear that it cannot run.
+    let missing = !python().exists() && std::env::var_os("GRAFTWORK_LONG_TESTS").is_none();
     if missing {
         eprintln!("skipped: AdapterHub's library is not installed; `make test-all` installs it into .graftwork/peer");
     }

@@ -16,7 +16,7 @@ use crate::{
     message::{StageKey, WorkerInfo},
     phase::Phase,
     plan::FusedSource,
-    state::JobState,
+    state::{JobState, StageRecord},
 };
 
 /// Why each stage of a job stands where it stands.
@@ -41,7 +41,7 @@ pub struct StageExplanation {
     pub sentence: String,
     /// How often it was handed out.
     pub attempts: u32,
-    /// Failures since the last progress.
+    /// Failures since the last progress, without the one for which it failed for good.
     pub failures: Vec<Failure>,
     /// Step of the last accepted checkpoint.
     pub checkpoint_step: Option<u64>,
@@ -130,7 +130,7 @@ impl Scheduler {
                 sentence: self.sentence(job, position, &data),
                 data,
                 attempts: record.attempts,
-                failures: record.failures.clone(),
+                failures: earlier(record),
                 checkpoint_step: record.checkpoint.as_ref().map(|checkpoint| checkpoint.step),
                 queue: ready.iter().position(|other| *other == key),
             }
@@ -240,4 +240,13 @@ impl Scheduler {
             release,
         }
     }
+}
+
+/// Failures that are not told as the stage's end: its sentence says that one.
+fn earlier(record: &StageRecord) -> Vec<Failure> {
+    let mut failures = record.failures.clone();
+    if matches!(record.phase, Phase::Failed { .. }) {
+        failures.pop();
+    }
+    failures
 }

@@ -12,7 +12,7 @@ use graftwork_shared::{
     job::{Job, Spans},
 };
 
-use super::{Planning, check_hub, open_base, problems::Problems, rows};
+use super::{Planning, check_hub, open_base, outside, problems::Problems, rows};
 
 /// Sub-tables of a task that say nothing about its rows.
 const BESIDE_ROWS: [&str; 2] = ["training", "adapter"];
@@ -26,13 +26,17 @@ pub(crate) async fn check_draft(job: &Job, spans: &Spans, said: &[Diagnostic], c
     }
     let planning = Planning { cache: cache.to_owned(), machine: None, uploads: None };
     let base = async {
-        if !doubts.concern("base_model") && !job.base_model.location.is_empty() {
-            open_base(job, &planning, &problems).await;
+        if doubts.concern("base_model") || job.base_model.location.is_empty() {
+            return None;
         }
+        open_base(job, &planning, &problems).await
     };
     let sound = job.tasks.iter().filter(|task| !doubts.concern_rows(task.name.as_str()));
     let opened = join_all(sound.map(|task| rows::open(task, BTreeMap::new(), &problems)));
-    futures::join!(base, opened);
+    let (base, _) = futures::join!(base, opened);
+    if !doubts.concern("fusions") {
+        outside::fetch(job, base.as_ref(), &planning, &problems).await;
+    }
     problems.into_list()
 }
 
@@ -47,8 +51,11 @@ impl<'a> Doubts<'a> {
             let Some(at) = &error.span else { continue };
             let starts = spans.0.values().map(|span| span.start).filter(|start| *start <= at.start);
             let Some(nearest) = starts.max() else { continue };
-            let there = spans.0.iter().filter(|(_, span)| span.start == nearest);
-            doubts.extend(there.map(|(path, _)| (path.as_str(), error.code == "unknown-key")));
+            let there = spans.0.iter().filter(|(_, span)| span.start == nearest).map(|(path, _)| path.as_str());
+            // What tasks inherit has the place of the default: the error is in the default alone.
+            let (defaults, own): (Vec<_>, Vec<_>) = there.partition(|path| below(path, "defaults").is_some());
+            let paths = if defaults.is_empty() { own } else { defaults };
+            doubts.extend(paths.into_iter().map(|path| (path, error.code == "unknown-key")));
         }
         Self(doubts)
     }
@@ -61,7 +68,10 @@ impl<'a> Doubts<'a> {
     fn concern_rows(&self, task: &str) -> bool {
         let table = format!("tasks.{task}");
         let beside = |rest: &str| BESIDE_ROWS.contains(&rest.split('.').next().unwrap_or_default());
-        self.0.iter().any(|(path, unknown)| below(path, &table).is_some_and(|rest| *unknown || !beside(rest)))
+        self.0.iter().any(|(path, unknown)| match below(path, "defaults") {
+            Some(rest) => !beside(rest),
+            None => below(path, &table).is_some_and(|rest| *unknown || !beside(rest)),
+        })
     }
 }
 

@@ -76,6 +76,10 @@ async fn read(location: &str, credentials: Option<&str>, base: Option<&Base>, pl
         StoreError::Missing(_) => (error.to_string(), Some(ADAPTERS)),
         _ => (error.to_string(), error.help()),
     })?;
+    if folder.join("adapter_setup.json").is_file() {
+        let message = "it is a fusion with its adapters, and a fusion reads single adapters".to_owned();
+        return Err((message, Some("name the adapters that it reads")));
+    }
     let read = tokio::task::spawn_blocking(move || AdapterFolder::read(&folder)).await;
     let of_model = |error: ModelError| (error.to_string(), error.help());
     let adapter = read.map_err(|error| (error.to_string(), None))?.map_err(of_model)?;

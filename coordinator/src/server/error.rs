@@ -44,6 +44,12 @@ pub(crate) enum ServerError {
          holds it with --token-env, or listen on a unix socket"
     )]
     NoToken(SocketAddr),
+    /// A token that can be guessed.
+    #[error("the token has fewer than {least} characters; make one with `openssl rand -hex 32`, for example")]
+    ShortToken {
+        /// The bound.
+        least: usize,
+    },
     /// A port in use, an address of another machine.
     #[error("cannot listen on {address}: {error}; name another with --listen, or stop what uses it")]
     Listen {

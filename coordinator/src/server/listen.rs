@@ -25,15 +25,21 @@ pub(super) enum Socket {
     Tcp(TcpListener),
 }
 
+/// Fewest bytes of a token: whoever reaches the port may try as many as the machine answers.
+const TOKEN_BYTES: usize = 16;
+
 /// Refuses what must not be served, before anything is opened.
-pub(super) fn check(listen: &[Listen], has_token: bool) -> Result<(), ServerError> {
+pub(super) fn check(listen: &[Listen], token: Option<&str>) -> Result<(), ServerError> {
     if listen.is_empty() {
         return Err(ServerError::NoAddress);
     }
     for address in listen {
         match address {
             Listen::Tcp(address) if !address.ip().is_loopback() => return Err(ServerError::NotPrivate(*address)),
-            Listen::Tcp(address) if !has_token => return Err(ServerError::NoToken(*address)),
+            Listen::Tcp(address) if token.is_none() => return Err(ServerError::NoToken(*address)),
+            Listen::Tcp(_) if token.is_some_and(|token| token.len() < TOKEN_BYTES) => {
+                return Err(ServerError::ShortToken { least: TOKEN_BYTES });
+            }
             Listen::Unix(path) if path.as_os_str().len() > PATH_BYTES => {
                 let length = path.as_os_str().len();
                 return Err(ServerError::LongPath { path: path.clone(), length, limit: PATH_BYTES });

@@ -167,7 +167,7 @@ const INPUTS: usize = 1_024;
 ///
 /// Must be called inside a tokio runtime. When it returns, all addresses accept connections.
 pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
-    listen::check(&options.listen, options.token.is_some())?;
+    listen::check(&options.listen, options.token.as_deref())?;
     let (mut lock, opened, blobs) = {
         let folder = options.state_folder.clone();
         let opening = tokio::task::spawn_blocking(move || open_state(&folder));

@@ -191,6 +191,9 @@ pub(crate) fn run(arguments: &Arguments, runtime: &Handle) -> Result<(), Predict
     let base = BaseModel::open(&folder).map_err(|error| PredictError::Model { location, error })?;
     let assembled = load(arguments, runtime, &cache, &base.description)?;
     let longest = base.description.max_tokens();
+    if let Some(given) = arguments.max_length.filter(|given| *given > longest) {
+        return Err(PredictError::Usage(format!("--max-length {given} is more than the {longest} that the base model takes")));
+    }
     let max_length = arguments.max_length.or(assembled.max_length).unwrap_or(longest).min(longest);
     let predictor = Predictor {
         encoder: TextEncoder::open(&base.tokenizer, max_length, base.description.type_vocab_size)?,

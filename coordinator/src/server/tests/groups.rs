@@ -200,14 +200,14 @@ async fn a_stranger_without_the_token_meets_nobody() {
     let running = place
         .start_with(|options| {
             options.listen = vec![Listen::Tcp(([127, 0, 0, 1], 0).into())];
-            options.token = Some("secret".to_owned());
+            options.token = Some("a secret of some length".to_owned());
         })
         .await;
     let channel = connect(&running).await;
     assert_eq!(code(meet(&channel, (LeaseId(1), 1), "x", What::Add(1)).await), Code::Unauthenticated);
     let mut request =
         tonic::Request::new(v1::MeetRequest { lease: 1, epoch: 1, name: "x".to_owned(), what: Some(What::Add(1)) });
-    request.metadata_mut().insert("authorization", "Bearer secret".parse().unwrap());
+    request.metadata_mut().insert("authorization", "Bearer a secret of some length".parse().unwrap());
     let refused = GroupsClient::new(channel).meet(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "let in, but there is no such lease");
 }

@@ -22,7 +22,7 @@ fn place() -> Place {
 async fn refusal(place: &Place, listen: Vec<Listen>) -> ServerError {
     let mut options = place.options();
     options.listen = listen;
-    options.token = Some("secret".to_owned());
+    options.token = Some("a secret of some length".to_owned());
     match start(options).await {
         Ok(_) => panic!("it started"),
         Err(error) => error,
@@ -92,7 +92,7 @@ async fn on_tcp_everyone_must_show_the_token() {
     let running = place
         .start_with(|options| {
             options.listen = vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())];
-            options.token = Some("secret".to_owned());
+            options.token = Some("a secret of some length".to_owned());
         })
         .await;
     let channel = connect(&running).await;
@@ -108,9 +108,9 @@ async fn on_tcp_everyone_must_show_the_token() {
     assert_eq!(ask(Some("guess")).await.unwrap_err().code(), Code::Unauthenticated);
     let (_, answer) = Peer::say(&channel, hello()).await.unwrap();
     assert!(matches!(answer, CoordinatorMessage::Refused(reason) if reason.contains("token")));
-    let (_peer, answer) = Peer::say(&channel, Hello { token: "secret".to_owned(), ..hello() }).await.unwrap();
+    let (_peer, answer) = Peer::say(&channel, Hello { token: "a secret of some length".to_owned(), ..hello() }).await.unwrap();
     assert!(matches!(answer, CoordinatorMessage::Welcome { heartbeat_ms: 1_000, .. }));
-    let seen: CoordinatorView = serde_json::from_str(&ask(Some("secret")).await.unwrap()).unwrap();
+    let seen: CoordinatorView = serde_json::from_str(&ask(Some("a secret of some length")).await.unwrap()).unwrap();
     assert_eq!((seen.workers.len(), seen.pid), (1, std::process::id()));
 }
 

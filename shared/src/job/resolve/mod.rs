@@ -91,7 +91,9 @@ impl<'t> Resolver<'t> {
         self.pinned(&location, "base_model.location");
         let credentials = table.and_then(|table| table.text("credentials"));
         self.pointless_credentials(credentials.is_some(), &[&location], "base_model.credentials");
-        BaseModel { location: place::resolved(self.folder, &location), credentials }
+        // One that is missing is said to be, and is no folder.
+        let location = if location.is_empty() { location } else { place::resolved(self.folder, &location) };
+        BaseModel { location, credentials }
     }
 
     fn publish(&mut self, table: Option<&Table>) -> Option<Publish> {

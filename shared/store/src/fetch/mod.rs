@@ -9,6 +9,7 @@
 
 mod object;
 mod partial;
+mod recorded;
 mod repository;
 mod uploaded;
 
@@ -104,17 +105,21 @@ pub async fn fetch_base_model(
 
 /// The folder of an adapter in AdapterHub's layout: a local folder as it is; of a release of our hub folder the one that a
 /// later release does not change under the reader; `hf://organisation/name@revision` and what was uploaded through
-/// `cache`.
+/// `cache`. The files of a release have the SHA-256 that its record says.
 ///
 /// # Errors
-/// As [`fetch_base_model`].
+/// As [`fetch_base_model`], and a file of a release that is not as it was published.
 pub async fn fetch_adapter(
     location: &str,
     credentials_env: Option<&str>,
     cache: &Path,
     uploads: &dyn Uploads,
 ) -> Result<PathBuf, StoreError> {
-    fetch(location, credentials_env, cache, uploads, Wanted::Adapter).await
+    let folder = fetch(location, credentials_env, cache, uploads, Wanted::Adapter).await?;
+    let (checked, place) = (folder.clone(), location.to_owned());
+    let checked = tokio::task::spawn_blocking(move || recorded::check(&checked, &place)).await;
+    checked.map_err(|error| StoreError::Damaged { place: location.to_owned(), problem: error.to_string() })??;
+    Ok(folder)
 }
 
 /// The variable whose secret may be shown where an adapter lies: the adapter's `own`, or the base model's where both lie
