@@ -65,12 +65,13 @@ impl World {
     }
 
     /// Writes a job that gives workers time to come and go: two tasks and a fusion, each of 480 updates in four lanes.
-    pub fn long_job(&self, file: &str, hub: &str) -> Result<PathBuf> {
+    /// `more` is put at the end of the file.
+    pub fn long_job(&self, file: &str, hub: &str, more: &str) -> Result<PathBuf> {
         let text = format!(
             "name = \"long\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"{hub}\"\norganisation = \"tests\"\n\
              [defaults.training]\nepochs = 40\nbatch_size = 8\nlanes = 4\nlearning_rate = 1e-3\nmax_length = 32\n\
              checkpoint_every = 50\nevaluate_every = 100\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 4\n\
-             {}{}[fusions.mood_fused]\nadapters = [\"topic\", \"mood\"]\ntask = \"mood\"\n",
+             {}{}[fusions.mood_fused]\nadapters = [\"topic\", \"mood\"]\ntask = \"mood\"\n{more}",
             task("topic"),
             task("mood"),
         );

@@ -1,7 +1,10 @@
 //! Invariant 5 over many workers: one, four, or two that become four and then one while members are killed, publish the
 //! same bytes through the real programs.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    process::{Command, Output},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use graftwork_shared::{
@@ -9,7 +12,7 @@ use graftwork_shared::{
     event::{Event, EventKind},
     id::WorkerId,
 };
-use graftwork_tests::{Cluster, Run, World, tree_digests};
+use graftwork_tests::{Cluster, Run, World, program, tree_digests};
 
 /// What a run has shown.
 #[derive(Default)]
@@ -50,7 +53,7 @@ fn run(
     mut at: impl FnMut(&Event, &Story, &mut Cluster) -> Result<()>,
 ) -> Result<(BTreeMap<String, Digest>, Story)> {
     cluster.begin_anew()?;
-    world.long_job("job.toml", &cluster.path().join("hub").display().to_string())?;
+    world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "")?;
     let (job, _) = cluster.ask(world, &["submit", "job.toml"], 0)?;
     let mut watch = Run::watch(&cluster.address(), &job)?;
     for _ in 0..workers {
@@ -68,6 +71,17 @@ fn run(
     Ok((published, story))
 }
 
+/// A release that four workers made is trained again by one, from its record, to the same SHA-256.
+fn verify_alone(cluster: &Cluster) -> Result<()> {
+    let (release, state) = (cluster.path().join("hub/tests/mood_fused"), cluster.path().join("state"));
+    let mut verify = Command::new(program());
+    verify.current_dir(cluster.path()).args(["verify", "--retrain"]).arg(release).arg("--uploads").arg(state);
+    let Output { status, stdout, stderr } = verify.output()?;
+    let said = String::from_utf8([stdout, stderr].concat())?;
+    ensure!(status.success() && said.contains("model_adapter_fusion.safetensors"), "{said}");
+    Ok(())
+}
+
 #[test]
 fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> Result<()> {
     let (world, mut cluster) = (World::new()?, Cluster::new()?);
@@ -77,6 +91,7 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
     let (four, story) = run(&world, &mut cluster, 4, |_, _, _| Ok(()))?;
     ensure!(story.largest.get("mood_fused") == Some(&4), "the last stage takes every worker: {:?}", story.largest);
     assert_eq!(four, alone, "four workers");
+    verify_alone(&cluster)?;
 
     // Two workers, a third and a fourth while the fusion trains, then the leader is killed, then two more.
     let mut act = 0;

@@ -49,29 +49,6 @@ pub(crate) fn load_cuda() -> Result<usize, String> {
     }
 }
 
-/// The version of NCCL, or why there is none.
-pub(crate) fn nccl_version() -> Result<String, String> {
-    // SAFETY: NCCL's initialisers start nothing before its first call.
-    let library = unsafe { Library::open(Some("libnccl.so.2"), RTLD_NOW) };
-    let library = library.map_err(|error| format!("libnccl.so.2 cannot be loaded ({})", one_line(&error)))?;
-    let mut version = 0;
-    // SAFETY: `ncclResult_t ncclGetVersion(int *version)` is NCCL's documented function.
-    let result = unsafe {
-        let get = library.get::<unsafe extern "C" fn(*mut i32) -> i32>(b"ncclGetVersion\0");
-        get.map_err(|error| one_line(&error))?(&raw mut version)
-    };
-    if result != 0 {
-        return Err(format!("libnccl.so.2 does not tell its version (error {result})"));
-    }
-    Ok(nccl_text(version))
-}
-
-/// NCCL 2.9 and later count 10,000 for a major version, earlier ones 1,000.
-fn nccl_text(version: i32) -> String {
-    let major = if version < 10_000 { 1_000 } else { 10_000 };
-    format!("{}.{}.{}", version / major, version % major / 100, version % 100)
-}
-
 /// The version of the libtorch that is loaded, as it says itself.
 pub(crate) fn libtorch_version() -> String {
     // SAFETY: `uint64_t aoti_torch_abi_version()` is part of libtorch's stable C interface: one byte each for major,
@@ -228,11 +205,5 @@ mod tests {
         assert_eq!(Memory::from_meminfo("MemTotal: x"), Memory::default());
         assert!(Memory::read().total_bytes > 0);
         assert!(peak_memory_bytes() > 1 << 20);
-    }
-
-    #[test]
-    fn versions_of_nccl_are_read_by_their_age() {
-        assert_eq!(nccl_text(22_805), "2.28.5");
-        assert_eq!(nccl_text(2_708), "2.7.8");
     }
 }

@@ -1,7 +1,8 @@
 //! `doctor`: what this process runs on, for a person or as JSON. It trains nothing and changes nothing.
 
-use std::io::Write;
+use std::{io::Write, path::PathBuf};
 
+use graftwork_collective::nccl;
 use graftwork_engine::Device;
 use graftwork_shared::recipe::NumericClass;
 use serde::Serialize;
@@ -18,7 +19,24 @@ struct Findings {
     threads: usize,
     memory: Memory,
     cuda: Part<usize>,
-    nccl: Part<String>,
+    nccl: Nccl,
+}
+
+/// How far NCCL works here.
+#[derive(Debug, Serialize)]
+struct Nccl {
+    library: Option<PathBuf>,
+    version: Option<String>,
+    unique_id: bool,
+    /// Why no group can be formed over it.
+    refusal: Option<String>,
+}
+
+impl From<nccl::Report> for Nccl {
+    fn from(report: nccl::Report) -> Self {
+        let nccl::Report { library, version, unique_id, refusal } = report;
+        Self { library, version, unique_id, refusal: refusal.map(|refusal| refusal.to_string()) }
+    }
 }
 
 /// A part that may be missing.
@@ -48,7 +66,7 @@ pub(crate) fn run(json: bool) -> anyhow::Result<()> {
         threads: computer::processors(),
         memory: Memory::read(),
         cuda,
-        nccl: computer::nccl_version().into(),
+        nccl: nccl::probe(None).into(),
     };
     let mut out = std::io::stdout().lock();
     if json {
@@ -67,9 +85,11 @@ fn describe(findings: &Findings) -> String {
         Part::Available(devices) => format!("{devices} devices"),
         Part::Unavailable(reason) => format!("not available: {reason}"),
     };
-    let nccl = match &findings.nccl {
-        Part::Available(version) => version.clone(),
-        Part::Unavailable(reason) => format!("not available: {reason}"),
+    let version = findings.nccl.version.as_ref();
+    let nccl = match (&findings.nccl.refusal, version.map(|version| format!("version {version}"))) {
+        (None, version) => version.unwrap_or_else(|| "available".to_owned()),
+        (Some(reason), Some(version)) => format!("{version} is loaded, but cannot be used: {reason}"),
+        (Some(reason), None) => format!("not available: {reason}"),
     };
     [
         ("worker", findings.version.to_owned()),

@@ -43,10 +43,11 @@ fn the_doctor_finds_every_part_or_says_why_not() {
     assert!(found["libtorch"].as_str().unwrap().starts_with("2."));
     assert!(found["threads"].as_u64().unwrap() >= 1);
     assert!(found["memory"]["total_bytes"].as_u64().unwrap() > 0);
-    for part in ["cuda", "nccl"] {
-        let part = found[part].as_object().unwrap();
-        assert!(part.contains_key("available") || !part["unavailable"].as_str().unwrap().is_empty());
-    }
+    let cuda = found["cuda"].as_object().unwrap();
+    assert!(cuda.contains_key("available") || !cuda["unavailable"].as_str().unwrap().is_empty());
+    let nccl = found["nccl"].as_object().unwrap();
+    assert!(nccl["refusal"].is_null() || !nccl["refusal"].as_str().unwrap().is_empty());
+    assert_eq!(nccl["version"].is_null(), nccl["library"].is_null(), "what is loaded tells its version: {nccl:?}");
     let lines = text(&worker(&["doctor"]).stdout);
     assert!(lines.lines().any(|line| line.starts_with("numeric class")), "{lines}");
 }

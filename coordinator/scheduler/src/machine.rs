@@ -46,10 +46,11 @@ pub struct Policy {
 
 impl Default for Policy {
     fn default() -> Self {
-        // The grace is as long as the silence that is allowed: either way the coordinator hears nothing for so long.
+        // A connection that broke is noticed on both sides, and a process that lives is back within tenths of a second.
+        // Silence is another thing: it may be a machine that stands still, or a network that loses everything.
         Self {
             silence_ms: 10_000,
-            grace_ms: 10_000,
+            grace_ms: 1_500,
             attempts: 5,
             backoff_ms: 500,
             backoff_most_ms: 60_000,

@@ -106,7 +106,7 @@ fn a_worker_that_drains_leaves_its_group_without_blame() {
     let [first, second, third] = world.members[..] else { panic!() };
     world.machine.apply(Event::DrainWorker { worker: first, reason: "upgrade".to_owned() });
     let commands = world.machine.apply(Event::Released { worker: first, lease: world.lease });
-    assert_eq!(places(&commands), [(second, 3, 0, 2, false), (third, 3, 1, 2, false)]);
+    assert_eq!(places(&commands), [(second, 3, 0, 2, true), (third, 3, 1, 2, true)]);
     world.machine.apply(Event::Released { worker: third, lease: world.lease });
     world.machine.apply(Event::DrainWorker { worker: second, reason: "upgrade".to_owned() });
     world.machine.apply(Event::Released { worker: second, lease: world.lease });
@@ -125,7 +125,7 @@ fn a_ready_stage_takes_a_member_back() {
     assert!(released(&world.machine.apply(Event::Tick)).is_empty(), "it is asked once");
     // Whoever comes meanwhile is for the stage that waits, and joins nothing.
     let commands = world.machine.apply(Event::Released { worker: third, lease: world.lease });
-    assert_eq!(places(&commands), [(first, 3, 0, 2, false), (second, 3, 1, 2, false)]);
+    assert_eq!(places(&commands), [(first, 3, 0, 2, true), (second, 3, 1, 2, true)]);
     assert_eq!(
         assigned(&commands).iter().map(|(stage, worker, _)| (stage.as_str(), *worker)).collect::<Vec<_>>(),
         [("b", third)]

@@ -70,7 +70,7 @@ pub(crate) struct Options {
     pub(crate) heartbeat_ms: u64,
     /// A worker that was silent for so long is given up. Default 10,000.
     pub(crate) silence_ms: u64,
-    /// How long a worker whose connection broke may take to come back with its leases. Default 10,000.
+    /// How long a worker whose connection broke may take to come back with its leases. Default 1,500.
     pub(crate) grace_ms: u64,
     /// How long [`Running::stop`] waits for workers to checkpoint and leave. Default 10,000.
     pub(crate) stop_ms: u64,
@@ -89,7 +89,7 @@ impl Options {
             token: None,
             heartbeat_ms: 1_000,
             silence_ms: 10_000,
-            grace_ms: 10_000,
+            grace_ms: 1_500,
             stop_ms: 10_000,
             planner,
             publisher,
