@@ -145,7 +145,8 @@ impl Link {
         thread::spawn(move || {
             for near in listener.incoming() {
                 let (near, far) = (near?, UnixStream::connect(&target)?);
-                for (mut from, mut to) in [(near.try_clone()?, far.try_clone()?), (far.try_clone()?, near.try_clone()?)] {
+                for (mut from, mut to) in [(near.try_clone()?, far.try_clone()?), (far.try_clone()?, near.try_clone()?)]
+                {
                     thread::spawn(move || io::copy(&mut from, &mut to));
                 }
                 streams.lock().unwrap_or_else(PoisonError::into_inner).extend([near, far]);

@@ -15,7 +15,8 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const VERSION: u32 = 1;
 
 /// Numeric class and digest.
-const KNOWN: [(&str, &str); 1] = [("cpu/AuthenticAMD/avx512/libtorch-2.11.0", "40e6a3df48d47900137e9dc002db3a9b1896ab5e41f7e9e231033c051633b934")];
+const KNOWN: [(&str, &str); 1] =
+    [("cpu/AuthenticAMD/avx512/libtorch-2.11.0", "40e6a3df48d47900137e9dc002db3a9b1896ab5e41f7e9e231033c051633b934")];
 
 /// The class in which workers of this machine compute, as `doctor` tells it.
 fn numeric_class() -> Result<String> {

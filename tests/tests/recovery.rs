@@ -41,7 +41,8 @@ fn a_killed_workers_stage_trains_again_within_three_seconds() -> Result<()> {
         watch.wait_for("another worker", |event| matches!(event.kind, EventKind::WorkerJoined { .. }))?;
         cluster.kill_worker(first);
         let killed = Instant::now();
-        let failed = watch.wait_for("the lost attempt", |event| matches!(event.kind, EventKind::AttemptFailed { .. }))?;
+        let failed =
+            watch.wait_for("the lost attempt", |event| matches!(event.kind, EventKind::AttemptFailed { .. }))?;
         watch.wait_for("training again", |event| event.stage == failed.stage && is_step(event))?;
         times.push(killed.elapsed());
     }

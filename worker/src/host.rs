@@ -34,8 +34,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     blobs::Blobs,
-    meeting::{Meeting, Place},
     computer::peak_memory_bytes,
+    meeting::{Meeting, Place},
     pool::{Pool, failure_of, panic_message, thread_cpu_time},
     session::StageEvent,
     stage::{self, StageEnd},
@@ -305,7 +305,12 @@ impl stage::Host for StageHost<'_> {
             backend,
             form_deadline: FORMING,
             aborter: self.control.enter(formation.epoch),
-            ..FormRequest::new(self.lease.to_string(), formation.epoch, formation.rank as usize, formation.ranks as usize)
+            ..FormRequest::new(
+                self.lease.to_string(),
+                formation.epoch,
+                formation.rank as usize,
+                formation.ranks as usize,
+            )
         };
         let meeting = Meeting::new(&self.shared.place, self.shared.runtime.clone(), self.lease, formation.epoch);
         let formed = form(request, Arc::new(meeting));

@@ -48,7 +48,8 @@ impl Meeting {
         let request = MeetRequest { lease: self.lease.0, epoch: self.epoch, name: name.to_owned(), what: Some(what) };
         let mut client = self.client.clone();
         let unreachable = |problem: String| RendezvousError::Unreachable(format!("the coordinator: {problem}"));
-        let answer = self.runtime.block_on(async { tokio::time::timeout(patience + SLACK, client.meet(request)).await });
+        let answer =
+            self.runtime.block_on(async { tokio::time::timeout(patience + SLACK, client.meet(request)).await });
         match answer {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) if status.code() == Code::NotFound => {

@@ -267,12 +267,7 @@ impl Scheduler {
     }
 
     /// A holder leaves without blame.
-    pub(crate) fn leave(
-        &mut self,
-        key: &StageKey,
-        (worker, lease): (WorkerId, LeaseId),
-        reason: String,
-    ) {
+    pub(crate) fn leave(&mut self, key: &StageKey, (worker, lease): (WorkerId, LeaseId), reason: String) {
         if self.role(worker, lease) == Some(Role::Joins) {
             // Whoever does not want to would say the same again at once.
             if !self.was_asked_back(worker, lease) {

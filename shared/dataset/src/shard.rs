@@ -60,7 +60,14 @@ impl<C: Fn(&str, &Schema) -> Result<(), DataError>> Shards<C> {
     /// Files that will be read for these columns; `check` holds each file's columns against the task.
     pub(crate) fn new(manifest: &SplitManifest, columns: Vec<String>, access: &Access, check: C) -> Self {
         let files = manifest.files.iter().map(|file| (file.clone(), OnceCell::new())).collect();
-        Self { files, access: access.clone(), columns, check, fetched: Arc::default(), room: Semaphore::new(ROOM_MIB as usize) }
+        Self {
+            files,
+            access: access.clone(),
+            columns,
+            check,
+            fetched: Arc::default(),
+            room: Semaphore::new(ROOM_MIB as usize),
+        }
     }
 
     pub(crate) fn counting(self, fetched: Arc<AtomicU64>) -> Self {

@@ -132,7 +132,9 @@ impl Check {
                 self.list(element, array, at)
             }
             // A number in quotes is meant as one.
-            (Shape::Either(_), DeValue::String(text)) if text.parse::<f64>().is_ok() => self.wrong_type(shape, value, at),
+            (Shape::Either(_), DeValue::String(text)) if text.parse::<f64>().is_ok() => {
+                self.wrong_type(shape, value, at)
+            }
             (Shape::Either(shapes), found) => match shapes.iter().find(|shape| accepts(shape, found)) {
                 Some(shape) => self.value(shape, value, at),
                 None => self.wrong_type(shape, value, at),

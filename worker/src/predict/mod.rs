@@ -192,7 +192,9 @@ pub(crate) fn run(arguments: &Arguments, runtime: &Handle) -> Result<(), Predict
     let assembled = load(arguments, runtime, &cache, &base.description)?;
     let longest = base.description.max_tokens();
     if let Some(given) = arguments.max_length.filter(|given| *given > longest) {
-        return Err(PredictError::Usage(format!("--max-length {given} is more than the {longest} that the base model takes")));
+        return Err(PredictError::Usage(format!(
+            "--max-length {given} is more than the {longest} that the base model takes"
+        )));
     }
     let max_length = arguments.max_length.or(assembled.max_length).unwrap_or(longest).min(longest);
     let predictor = Predictor {

@@ -21,11 +21,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest};
 use graftwork_collective::{ExchangePlan, Partial, partial_sums};
+use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest};
 use graftwork_engine::{
     EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Scored, StepOptions, TextEncoder,
-    Trainer, TrainError, Update,
+    TrainError, Trainer, Update,
 };
 use graftwork_shared::{
     assignment::{Assignment, Failure, StageResult, Usage},
@@ -374,8 +374,7 @@ impl<H: Host> Driver<'_, H> {
             network: &self.network,
             on_gpu: self.on_gpu,
         };
-        let ScoredSplit { scored, groups } =
-            scorer.score(&manifest, &known, &mut self.membership, &mut self.meter)?;
+        let ScoredSplit { scored, groups } = scorer.score(&manifest, &known, &mut self.membership, &mut self.meter)?;
         self.state.groups.insert(split, groups);
         Ok(Some(scored))
     }

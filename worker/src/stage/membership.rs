@@ -263,7 +263,8 @@ impl Membership {
         match digests.iter().position(|other| other != digest) {
             None => Ok(()),
             Some(other) => {
-                let message = format!("rank {other} holds another state after copying: {} instead of {digest}", digests[other]);
+                let message =
+                    format!("rank {other} holds another state after copying: {} instead of {digest}", digests[other]);
                 Err(failure::machine(message).into())
             }
         }

@@ -10,10 +10,7 @@ use graftwork_dataset::{Access, GroupDigests, Order, ReadRequest};
 use graftwork_engine::{
     BatchShape, EngineError, Input, InputCost, InputRequest, Lane, Network, Position, Prediction, Scored, TextEncoder,
 };
-use graftwork_shared::{
-    assignment::Assignment,
-    data::SplitManifest,
-};
+use graftwork_shared::{assignment::Assignment, data::SplitManifest};
 
 use super::{
     Host, failure,

@@ -108,7 +108,8 @@ async fn on_tcp_everyone_must_show_the_token() {
     assert_eq!(ask(Some("guess")).await.unwrap_err().code(), Code::Unauthenticated);
     let (_, answer) = Peer::say(&channel, hello()).await.unwrap();
     assert!(matches!(answer, CoordinatorMessage::Refused(reason) if reason.contains("token")));
-    let (_peer, answer) = Peer::say(&channel, Hello { token: "a secret of some length".to_owned(), ..hello() }).await.unwrap();
+    let (_peer, answer) =
+        Peer::say(&channel, Hello { token: "a secret of some length".to_owned(), ..hello() }).await.unwrap();
     assert!(matches!(answer, CoordinatorMessage::Welcome { heartbeat_ms: 1_000, .. }));
     let seen: CoordinatorView = serde_json::from_str(&ask(Some("a secret of some length")).await.unwrap()).unwrap();
     assert_eq!((seen.workers.len(), seen.pid), (1, std::process::id()));

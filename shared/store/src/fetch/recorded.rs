@@ -58,7 +58,8 @@ mod tests {
         write("adapter.safetensors", b"weights");
         assert_eq!(checked(), Ok(()), "a folder without a record");
         let files = ["{}", "weights"].map(|bytes| Digest::of(bytes.as_bytes()).to_string());
-        let record = format!(r#"{{"files":{{"adapter_config.json":"{}","adapter.safetensors":"{}"}}}}"#, files[0], files[1]);
+        let record =
+            format!(r#"{{"files":{{"adapter_config.json":"{}","adapter.safetensors":"{}"}}}}"#, files[0], files[1]);
         write(RECORD_FILE, record.as_bytes());
         assert_eq!(checked(), Ok(()));
         write("adapter.safetensors", b"weightz");
