@@ -84,8 +84,11 @@ fn a_killed_coordinator_goes_on_with_the_same_command() -> Result<()> {
     Ok(())
 }
 
+/// Whether an event is the one.
+type Told = fn(&EventKind) -> bool;
+
 /// Moments between two durable things: what a run has just told, and of which stage.
-const MOMENTS: [(&str, fn(&EventKind) -> bool); 6] = [
+const MOMENTS: [(&str, Told); 6] = [
     ("topic", |kind| matches!(kind, EventKind::StageStarted { .. })),
     ("mood", |kind| matches!(kind, EventKind::Evaluated(_))),
     ("strength", |kind| matches!(kind, EventKind::StageFinished { .. })),

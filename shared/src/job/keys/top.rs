@@ -101,7 +101,6 @@ static PUBLISH: Section = Section {
     exclusive: &[],
 };
 
-#[expect(clippy::cast_lossless, reason = "`From` is no const function")]
 static RESOURCES: Section = Section {
     name: "resources",
     places: &["resources"],
