@@ -63,8 +63,19 @@ pub(crate) struct Control {
     abandoned: CancellationToken,
     accepted: watch::Sender<Option<u64>>,
     formation: watch::Sender<Formation>,
-    /// What ends the waits of the group that the stage is in, and its epoch.
-    group: Arc<Mutex<(u64, Aborter)>>,
+    group: Arc<Mutex<Entered>>,
+}
+
+/// The group that the stage is in, or forms.
+#[derive(Debug, Default)]
+struct Entered {
+    epoch: u64,
+    /// Ends its waits.
+    aborter: Aborter,
+    /// It is not formed yet.
+    forms: bool,
+    /// The highest epoch that was told to begin at once.
+    at_once: u64,
 }
 
 impl Control {
@@ -75,13 +86,17 @@ impl Control {
             abandoned: CancellationToken::new(),
             accepted: watch::Sender::new(None),
             formation: watch::Sender::new(Formation::ALONE),
-            group: Arc::new(Mutex::new((0, Aborter::new()))),
+            group: Arc::default(),
         }
     }
 
     /// Asks the stage to checkpoint and stop.
     pub(crate) fn interrupt(&self) {
         self.interrupted.cancel();
+        let group = self.group();
+        if group.forms {
+            group.aborter.abort();
+        }
     }
 
     /// Tells of the stage's next formation.
@@ -93,9 +108,12 @@ impl Control {
             }
             newer
         });
-        let group = self.group();
-        if formation.at_once && group.0 < formation.epoch {
-            group.1.abort();
+        let mut group = self.group();
+        if formation.at_once {
+            group.at_once = group.at_once.max(formation.epoch);
+        }
+        if group.epoch < group.at_once {
+            group.aborter.abort();
         }
     }
 
@@ -103,22 +121,21 @@ impl Control {
     fn enter(&self, epoch: u64) -> Aborter {
         let aborter = Aborter::new();
         let mut group = self.group();
-        *group = (epoch, aborter.clone());
-        let latest = *self.formation.borrow();
-        if self.abandoned.is_cancelled() || (latest.at_once && latest.epoch > epoch) {
+        *group = Entered { epoch, aborter: aborter.clone(), forms: true, at_once: group.at_once };
+        if self.abandoned.is_cancelled() || self.interrupted.is_cancelled() || group.at_once > epoch {
             aborter.abort();
         }
         aborter
     }
 
-    fn group(&self) -> MutexGuard<'_, (u64, Aborter)> {
+    fn group(&self) -> MutexGuard<'_, Entered> {
         self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops the stage's work at once.
     pub(crate) fn abandon(&self) {
         self.abandoned.cancel();
-        self.group().1.abort();
+        self.group().aborter.abort();
     }
 
     /// Tells that the checkpoint of this step was accepted.
@@ -314,6 +331,7 @@ impl stage::Host for StageHost<'_> {
         };
         let meeting = Meeting::new(&self.shared.place, self.shared.runtime.clone(), self.lease, formation.epoch);
         let formed = form(request, Arc::new(meeting));
+        self.control.group().forms = false;
         self.leave_if_abandoned();
         formed
     }

@@ -15,7 +15,32 @@ use crate::{
     state::{JobState, StageRecord, State},
 };
 
+/// What one worker told of a lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Part {
+    /// Of the times before that it held the lease.
+    earlier: Usage,
+    now: Usage,
+}
+
+impl Part {
+    fn whole(&self) -> Usage {
+        let mut usage = self.earlier;
+        usage.add(&self.now);
+        usage
+    }
+}
+
 impl Scheduler {
+    /// A holder of a lease told what its part has cost so far; whoever joins again counts from nothing.
+    pub(crate) fn on_spent(&mut self, worker: WorkerId, lease: LeaseId, usage: Usage) {
+        let part = self.costs.entry(lease).or_default().entry(worker).or_default();
+        if usage.wall_seconds < part.now.wall_seconds {
+            part.earlier = part.whole();
+        }
+        part.now = usage;
+    }
+
     /// Makes durable what is known of an attempt's cost.
     pub(crate) fn keep_cost(&mut self, lease: LeaseId) {
         // Who was heard once stays: a member that is gone by now has cost what it told.
@@ -26,18 +51,21 @@ impl Scheduler {
 
     /// What the holders of a lease told, all together.
     fn told_cost(&self, lease: LeaseId) -> Option<Usage> {
-        let mut usage = Usage::default();
-        self.costs.get(&lease)?.values().for_each(|part| usage.add(part));
-        Some(usage)
+        let (mut usage, mut wall_seconds) = (Usage::default(), 0.0_f64);
+        for part in self.costs.get(&lease)?.values() {
+            usage.add(&part.whole());
+            wall_seconds = wall_seconds.max(part.now.wall_seconds);
+        }
+        // Members spend their time side by side.
+        Some(Usage { wall_seconds, ..usage })
     }
 
     /// Ends the counting of an attempt that gave a result: the result holds the part of whoever speaks for the stage,
     /// and gets those of the others.
     pub(crate) fn add_costs_of_others(&mut self, (worker, lease): (WorkerId, LeaseId), usage: &mut Usage) {
         for (other, part) in self.costs.remove(&lease).unwrap_or_default() {
-            if other != worker {
-                usage.add(&part);
-            }
+            let part = if other == worker { part.earlier } else { part.whole() };
+            usage.add(&Usage { wall_seconds: 0.0, ..part });
         }
     }
 

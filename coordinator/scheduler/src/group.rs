@@ -221,10 +221,14 @@ impl Scheduler {
             }
         }
         let group = self.groups.entry(lease).or_default();
-        group.broken += 1;
+        // A loss that is seen explains itself.
+        group.broken += u32::from(apart.is_empty());
         if group.broken >= MOST_BROKEN && (here.len() > 1 || group.joiner.is_some()) {
-            let out = here.split_off(1).into_iter().chain(group.joiner.take().map(|joiner| joiner.worker));
-            self.out.commands.extend(out.map(|worker| Command::Fence { worker, lease }));
+            let joiner = group.joiner.take().map(|joiner| joiner.worker);
+            for worker in here.split_off(1).into_iter().chain(joiner) {
+                self.bar(worker, lease);
+                self.out.commands.push(Command::Fence { worker, lease });
+            }
             reason = format!(
                 "{MOST_BROKEN} groups in a row broke without a checkpoint, so {} goes on alone; {reason}",
                 here[0]

@@ -82,6 +82,8 @@ impl Scheduler {
         };
         let mut assignment = job.next_assignment(position);
         assignment.attempt = assignment.attempt.saturating_sub(1);
+        // It takes up the state of the members, and the checkpoint of now may be gone by the time it would read it.
+        assignment.resume = None;
         let memory_bytes = job.plan.stages[position].memory_bytes;
         if let Some(known) = self.workers.get_mut(&worker) {
             known.leases.insert(lease, memory_bytes);
@@ -99,7 +101,8 @@ impl Scheduler {
 
     /// Leases that a worker holds only to help.
     pub(crate) fn helps_in(&self, worker: WorkerId) -> usize {
-        self.helpers().iter().filter(|(helper, _)| *helper == worker).count()
+        let helps = |lease: &&LeaseId| matches!(self.role(worker, **lease), Some(Role::Follows | Role::Joins));
+        self.workers.get(&worker).map_or(0, |known| known.leases.keys().filter(helps).count())
     }
 
     /// Asks helpers to give their lease back, once each: one for every ready stage that has no place but theirs, and
@@ -145,7 +148,11 @@ impl Scheduler {
     }
 
     fn ask_back(&mut self, worker: WorkerId, lease: LeaseId, reason: String) {
-        if self.groups.entry(lease).or_default().asked_back.insert(worker) {
+        if self.role(worker, lease) == Some(Role::Joins) {
+            // It has nothing to hand over, and may still load for long.
+            self.drop_joiner(worker, lease);
+            self.out.commands.push(Command::Fence { worker, lease });
+        } else if self.groups.entry(lease).or_default().asked_back.insert(worker) {
             self.out.commands.push(Command::Release { worker, lease, reason });
         }
     }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
-    assignment::{Blame, Failure, Usage},
+    assignment::{Blame, Failure},
     event::{EventKind, Outcome},
     id::{JobId, LeaseId, Name, Term, WorkerId},
     job::Resources,
@@ -16,6 +16,7 @@ use graftwork_shared::{
 
 use crate::{
     attempt::machine_failure,
+    cost::Part,
     fact::Fact,
     group::{Group, Role},
     message::{Command, Decision, Event, StageKey},
@@ -77,7 +78,7 @@ pub struct Scheduler {
     pub(crate) reuse: BTreeMap<StageKey, Reuse>,
     pub(crate) publishing: BTreeSet<StageKey>,
     /// What each holder of a live lease last told its part to have cost, where that is not durable yet.
-    pub(crate) costs: BTreeMap<LeaseId, BTreeMap<WorkerId, Usage>>,
+    pub(crate) costs: BTreeMap<LeaseId, BTreeMap<WorkerId, Part>>,
     /// Jobs of which it was told that nothing of them can run here.
     pub(crate) stuck: BTreeSet<JobId>,
     pub(crate) stopping: Option<String>,
@@ -229,7 +230,7 @@ impl Scheduler {
             Event::Released { worker, lease } => self.on_released(worker, lease),
             Event::Spent { worker, lease, usage } => {
                 if self.on_lease_message(worker, lease).is_some() {
-                    self.costs.entry(lease).or_default().insert(worker, usage);
+                    self.on_spent(worker, lease, usage);
                 }
             }
             Event::Prepared { worker, lease } => self.on_prepared(worker, lease),
@@ -359,7 +360,8 @@ impl Scheduler {
             }
             let (needs, phase) = job.hopeless_need(position)?;
             let why = match phase {
-                Phase::Failed { failure } => format!("which failed: {}", failure.message),
+                // Why is told of the stage itself.
+                Phase::Failed { .. } => "which failed".to_owned(),
                 Phase::Cancelled { reason } => format!("which was cancelled: {reason}"),
                 Phase::Pending | Phase::Running(_) | Phase::Trained | Phase::Published { .. } => return None,
             };

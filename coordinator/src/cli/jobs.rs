@@ -4,7 +4,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
 use futures::StreamExt as _;
-use graftwork_shared::{diagnostic::Diagnostic, event::Outcome, id::JobId, view::JobView};
+use graftwork_scheduler::Explanation;
+use graftwork_shared::{
+    diagnostic::Diagnostic,
+    event::Outcome,
+    id::JobId,
+    view::{JobView, Refusal, StageState},
+};
 
 use super::{
     Connection, DONE, Failure, INPUT, JobFile, MISSED, OURS,
@@ -171,27 +177,33 @@ async fn live(folder: &Path) -> Result<Option<Client>, Failure> {
 }
 
 async fn connected(at: &Connection, job: &JobId) -> Result<Client, Failure> {
-    connect(at, job).await?.ok_or_else(|| {
-        let words = format!(
+    if let Some(client) = connect(at, job).await? {
+        return Ok(client);
+    }
+    let over = ended(&at.state.join(job.as_str()))?.is_some();
+    let words = if over {
+        format!("job {job} has ended; `graftwork report {job}` shows how")
+    } else {
+        format!(
             "no coordinator of job {job} is running under {}: start it with `graftwork run`, or name one with \
              --coordinator; `graftwork status` lists the jobs",
             at.state.display()
-        );
-        Failure::input(anyhow!(words))
-    })
+        )
+    };
+    Err(Failure::input(anyhow!(words)))
 }
 
-/// A job as a coordinator sees it, or as it ended in the state folder.
-async fn view(at: &Connection, job: &JobId) -> Result<JobView, Failure> {
+/// A job as a coordinator sees it, or as it ended or rests in the state folder; and whether it rests.
+async fn view(at: &Connection, job: &JobId) -> Result<(JobView, bool), Failure> {
     if let Some(mut client) = connect(at, job).await? {
-        return Ok(client.view(job).await?);
+        return Ok((client.view(job).await?, false));
     }
     let folder = at.state.join(job.as_str());
     if let Some(view) = ended(&folder)? {
-        return Ok(view);
+        return Ok((view, false));
     }
     let resting = server::resting(&folder)?.and_then(|machine| machine.view(job));
-    resting.ok_or_else(|| {
+    resting.map(|view| (view, true)).ok_or_else(|| {
         Failure::input(anyhow!("there is no job {job} in {}; `graftwork status` lists the jobs", at.state.display()))
     })
 }
@@ -215,8 +227,8 @@ fn ended(folder: &Path) -> Result<Option<JobView>, Failure> {
 pub(super) async fn status(arguments: Status) -> Result<u8, Failure> {
     let json = arguments.output == Output::Json;
     if let Some(job) = &arguments.job {
-        let view = view(&arguments.at, job).await?;
-        print(&if json { report::json(&view)? } else { report::table(&view, false) });
+        let (view, rests) = view(&arguments.at, job).await?;
+        print(&if json { report::json(&view)? } else { report::table(&view, rests, false) });
         return Ok(DONE);
     }
     let views = match &arguments.at.coordinator {
@@ -326,14 +338,12 @@ pub(super) async fn explain(arguments: Explain) -> Result<u8, Failure> {
     let (at, job) = (&arguments.at, &arguments.job);
     let explanation = match connect(at, job).await? {
         Some(mut client) => client.explain(job).await?,
-        None => server::resting(&at.state.join(job.as_str()))?.and_then(|machine| machine.explain(job)).ok_or_else(
-            || {
-                Failure::input(anyhow!(
-                    "there is no job {job} in {}; `graftwork status` lists the jobs",
-                    at.state.display()
-                ))
-            },
-        )?,
+        None => at_rest(&at.state.join(job.as_str()), job)?.ok_or_else(|| {
+            Failure::input(anyhow!(
+                "there is no job {job} in {}; `graftwork status` lists the jobs",
+                at.state.display()
+            ))
+        })?,
     };
     if arguments.output == Output::Json {
         print(&(serde_json::to_string_pretty(&explanation)? + "\n"));
@@ -343,6 +353,19 @@ pub(super) async fn explain(arguments: Explain) -> Result<u8, Failure> {
     Ok(DONE)
 }
 
+/// Where the stages of a job stand that nobody leads: what lacks a worker lacks the command alone.
+fn at_rest(folder: &Path, job: &JobId) -> Result<Option<Explanation>, Failure> {
+    let Some(mut explanation) = server::resting(folder)?.and_then(|machine| machine.explain(job)) else {
+        return Ok(None);
+    };
+    for stage in &mut explanation.stages {
+        if matches!(stage.data, StageState::Ready { refusal: Refusal::NoWorker }) {
+            report::RESTS.clone_into(&mut stage.sentence);
+        }
+    }
+    Ok(Some(explanation))
+}
+
 pub(super) async fn cancel(arguments: Cancel) -> Result<u8, Failure> {
     connected(&arguments.at, &arguments.job).await?.cancel(&arguments.job).await?;
     eprintln!("job {} is cancelled; what is published stays", arguments.job);
@@ -350,7 +373,7 @@ pub(super) async fn cancel(arguments: Cancel) -> Result<u8, Failure> {
 }
 
 pub(super) async fn report(arguments: Report) -> Result<u8, Failure> {
-    let view = view(&arguments.at, &arguments.job).await?;
+    let (view, rests) = view(&arguments.at, &arguments.job).await?;
     if let Some(path) = &arguments.html {
         graftwork_store::write_atomically(path, graftwork_web::report_page(&view).as_bytes())?;
         eprintln!("{}", path.display());
@@ -359,7 +382,7 @@ pub(super) async fn report(arguments: Report) -> Result<u8, Failure> {
         print(&report::json(&view)?);
     } else if arguments.html.is_none() {
         use std::io::IsTerminal as _;
-        print(&report::table(&view, std::io::stdout().is_terminal()));
+        print(&report::table(&view, rests, std::io::stdout().is_terminal()));
     }
     Ok(DONE)
 }

@@ -446,6 +446,13 @@ async fn an_error_in_the_file_hides_no_data_that_it_does_not_concern() {
     // A value of its training says nothing about its rows.
     let training = format!("{other}[tasks.other.training]\nepochs = 0\n");
     assert_eq!(data_problems(&world, &training).await, ["data"]);
+    // A misspelt default of another kind says nothing about anybody's rows.
+    assert_eq!(data_problems(&world, &format!("reduction_facto = 3\n{other}")).await, ["data"]);
+    // An adapter from outside is looked for beside errors of tasks.
+    let fused = format!("{training}[fusions.both]\nadapters = [\"other\", \"./nowhere\"]\ntask = \"other\"\n");
+    let mut problems = data_problems(&world, &fused).await;
+    problems.sort();
+    assert_eq!(problems, ["adapter", "data"]);
     std::fs::remove_dir_all(world.path("base")).unwrap();
     assert_eq!(data_problems(&world, &training).await, ["base-model", "data"]);
 }

@@ -17,9 +17,9 @@ pub(crate) const STYLE: TableStyle = TableStyle::new().header_separator(LineStyl
 /// Widest column of methods; a fusion of many adapters goes on in the next line.
 pub(crate) const METHOD_WIDTH: ColumnConstraint = ColumnConstraint::UpperBoundary(Width::Fixed(32));
 
-/// The whole report.
-pub(crate) fn table(view: &JobView, color: bool) -> String {
-    let mut text = format!("job {} ({}): {}\n", view.name, view.id, outcome(view));
+/// The whole report; `rests` says that nobody leads the job.
+pub(crate) fn table(view: &JobView, rests: bool, color: bool) -> String {
+    let mut text = format!("job {} ({}): {}\n", view.name, view.id, standing(view, rests));
     text.push_str(&stages(view, color));
     text.push('\n');
     if let Some(fusions) = fusions(view) {
@@ -48,6 +48,10 @@ pub(crate) fn table(view: &JobView, color: bool) -> String {
     }
     text.push('\n');
     text
+}
+
+fn standing(view: &JobView, rests: bool) -> String {
+    if rests && view.outcome.is_none() { RESTS.to_owned() } else { outcome(view) }
 }
 
 fn outcome(view: &JobView) -> String {
@@ -177,20 +181,13 @@ fn fusions(view: &JobView) -> Option<String> {
     (table.row_count() > 0).then(|| table.to_string())
 }
 
-/// What `status` says of a job that nobody leads.
-const RESTS: &str = "interrupted; `graftwork run` with its file goes on";
+/// What is said of a job that nobody leads.
+pub(crate) const RESTS: &str = "interrupted; `graftwork run` with its file goes on";
 
 /// One line for `status`; `rests` says that nobody leads the job.
 pub(crate) fn status_line(view: &JobView, rests: bool) -> String {
     let done = view.stages.iter().filter(|stage| matches!(stage.state, StageState::Published { .. })).count();
-    format!(
-        "{}  {:<20}  {:>3}/{} published  {}",
-        view.id,
-        view.name,
-        done,
-        view.stages.len(),
-        if rests { RESTS.to_owned() } else { outcome(view) }
-    )
+    format!("{}  {:<20}  {:>3}/{} published  {}", view.id, view.name, done, view.stages.len(), standing(view, rests))
 }
 
 fn count(number: u64) -> String {

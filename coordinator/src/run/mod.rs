@@ -126,7 +126,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
                 Output::Json => print(&report::json(&view)?),
                 Output::Human => {
                     use std::io::IsTerminal as _;
-                    print(&report::table(&view, std::io::stdout().is_terminal()));
+                    print(&report::table(&view, false, std::io::stdout().is_terminal()));
                     paths.iter().for_each(|path| eprintln!("report: {}", path.display()));
                     eprintln!("hub:    {}", view.hub);
                 }

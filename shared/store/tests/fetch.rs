@@ -304,6 +304,22 @@ async fn local_folders_are_taken_as_they_are() {
 }
 
 #[tokio::test]
+async fn a_release_whose_bytes_changed_is_not_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path().to_str().unwrap();
+    let write = |name: &str, bytes: &str| std::fs::write(folder.path().join(name), bytes).unwrap();
+    write("adapter_config.json", "{}");
+    write("adapter.safetensors", "weights");
+    let [config, weights] = ["{}", "weights"].map(|text| Digest::of(text.as_bytes()));
+    let record = format!(r#"{{"files":{{"adapter_config.json":"{config}","adapter.safetensors":"{weights}"}}}}"#);
+    write("graftwork.json", &record);
+    assert!(fetch_adapter(at, None, folder.path(), &NoUploads).await.is_ok());
+    write("adapter.safetensors", "weightz");
+    let error = fetch_adapter(at, None, folder.path(), &NoUploads).await.unwrap_err();
+    assert!(error.to_string().contains("adapter.safetensors: its SHA-256 is "), "{error}");
+}
+
+#[tokio::test]
 async fn addresses_are_checked_before_anything_is_asked() {
     let cache = tempfile::tempdir().unwrap();
     for wrong in ["hf://model", "hf://a/b/c", "hf://a/../b", "hf://a/b@", "hf://a/b@../x", "ftp//:x", "nothing://a/b"] {

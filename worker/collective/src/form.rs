@@ -60,6 +60,8 @@ pub struct FormRequest {
     pub backend: Backend,
     /// How long forming waits for the others. Default: one minute.
     pub form_deadline: Duration,
+    /// How long connecting may take once all members have come. Default: 20 seconds.
+    pub connect_deadline: Duration,
     /// How long one operation may take, waiting for a rank that computes included. Default: half an hour; the aborter
     /// ends a wait earlier.
     pub deadline: Duration,
@@ -77,6 +79,7 @@ impl FormRequest {
             size,
             backend: Backend::Gloo { address: Ipv4Addr::LOCALHOST.into() },
             form_deadline: Duration::from_mins(1),
+            connect_deadline: Duration::from_secs(20),
             deadline: Duration::from_mins(30),
             aborter: Aborter::new(),
         }
@@ -104,8 +107,10 @@ pub(crate) fn form_member(request: FormRequest, rendezvous: Arc<dyn Rendezvous>)
     if request.rank >= request.size {
         return Err(CollectiveError::Rank { rank: request.rank, size: request.size });
     }
-    let meeting = Meeting::new(&request, rendezvous.clone());
+    let mut meeting = Meeting::new(&request, rendezvous.clone());
     let token = meet(&request, &meeting)?;
+    // Whoever has come computes nothing any more: who cannot be reached now has a wrong address, or is cut off.
+    meeting.until = meeting.until.min(Instant::now() + request.connect_deadline);
     let transport = match &request.backend {
         Backend::InProcess => in_process::connect(&meeting)?,
         Backend::Gloo { address } => gloo::connect(&meeting, *address)?,

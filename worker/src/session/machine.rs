@@ -14,7 +14,7 @@
 //! | Training        | Ended(result)    | Finishing       | Finished is said                                 |
 //! | Finishing       | Accepted(≥ step) | (none)          |                                                  |
 //! | Training, Ch.   | Form             | the same        | Form                                             |
-//! | Training, Ch.   | Prepared, Broken | the same        | the same is said, or kept while there is no link |
+//! | Training, Ch.   | Prepared, Broken | the same        | it is said, and again on new links until Form    |
 //! | Training, Ch.   | Release, Drain   | the same        | Interrupt                                        |
 //! | Training, Ch.   | Ended(stopped)   | (none)          | Released is said; Parting while there is no link |
 //! | Training, Ch.   | Ended(failure)   | (none)          | Failed is said; Parting while there is no link   |
@@ -132,7 +132,7 @@ struct Lease {
     spent: Option<Usage>,
     /// What the state waits to be accepted was not said on the present link.
     unheard: bool,
-    /// Words about its group that could not be said, for the next link.
+    /// Words about its group that the next formation answers; they are said again on each new link until it comes.
     kept: Vec<WorkerMessage>,
 }
 
@@ -269,7 +269,7 @@ impl Machine {
         let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.unheard) else { return Vec::new() };
         lease.unheard = false;
         let (trace, spent) = (lease.trace.clone(), lease.spent);
-        let mut messages = std::mem::take(&mut lease.kept);
+        let mut messages = lease.kept.clone();
         match &lease.state {
             State::Training => {}
             State::Checkpointing { step, blob } => messages.push(WorkerMessage::Checkpoint(id, *step, *blob)),
@@ -303,10 +303,9 @@ impl Machine {
     }
 
     fn on_form(&mut self, id: LeaseId, formation: Formation) -> Vec<Command> {
-        match self.leases.get(&id) {
-            Some(lease) if lease.state.runs() => vec![Command::Form(id, formation)],
-            _ => Vec::new(),
-        }
+        let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.state.runs()) else { return Vec::new() };
+        lease.kept.retain(|word| matches!(word, WorkerMessage::Broken(_, epoch, _) if *epoch >= formation.epoch));
+        vec![Command::Form(id, formation)]
     }
 
     fn on_accepted(&mut self, id: LeaseId, accepted: u64) -> Vec<Command> {
@@ -401,13 +400,11 @@ impl Machine {
             StageEvent::Stopped => return self.part(id, &trace, WorkerMessage::Released(id)),
             StageEvent::Failed(failure) => return self.part(id, &trace, WorkerMessage::Failed(id, failure)),
         };
-        if self.link == Link::Down {
-            if matches!(message, WorkerMessage::Prepared(_) | WorkerMessage::Broken(..)) {
-                lease.kept.push(message);
-            }
-            return Vec::new();
+        // A word that is lost with the link leaves its whole group waiting.
+        if matches!(message, WorkerMessage::Prepared(_) | WorkerMessage::Broken(..)) && !lease.kept.contains(&message) {
+            lease.kept.push(message.clone());
         }
-        vec![self.say(&trace, message)]
+        if self.link == Link::Down { Vec::new() } else { vec![self.say(&trace, message)] }
     }
 
     /// The last word about a lease: said now, or kept for the next Welcome.

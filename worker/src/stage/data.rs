@@ -47,6 +47,11 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
+    /// Whether a file of any split has another version than planned.
+    pub(super) fn has_moved(&self) -> bool {
+        !self.moved.is_empty()
+    }
+
     /// Whether a file of the split has another version than planned.
     pub(super) fn moved(&self, split: Split) -> bool {
         self.moved.contains(&split)

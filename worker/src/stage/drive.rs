@@ -95,7 +95,7 @@ impl<H: Host> Driver<'_, H> {
                     tracing::warn!(reason, "the group broke");
                     self.membership.dissolve(Some(reason));
                     // The rows of the update that nobody applied are read again.
-                    self.state.input = None;
+                    self.drop_input();
                 }
                 Err(Halt::Stopped) => return self.interrupt(),
                 Err(Halt::Failed(failure)) => return Err(failure),
@@ -141,12 +141,19 @@ impl<H: Host> Driver<'_, H> {
         // A member that was alone before knows the scores of the weights it keeps, another one does not.
         let adopted = self.membership.adopt(&standing, state)?;
         self.state.kept = None;
-        self.state.checkpointed = formation.checkpointed;
+        self.state.checkpointed = formation.checkpointed.max(if led { self.state.checkpointed } else { 0 });
         if let Adopted::State(bytes) = adopted {
-            self.state.input = None;
+            self.drop_input();
             let trainer = self.trainer.as_mut().expect("it is back from the device thread");
             trainer.resume(&bytes, recipe).map_err(failure::of_checkpoint)?;
             set_parameters(self.host, &self.network, trainer.parameters());
+        }
+        // A member may be one update behind what the leader made durable before it was lost; whoever is further behind
+        // never had the state of those that trained.
+        if self.trainer().progress().step + 1 < formation.checkpointed {
+            let message =
+                "whoever trained this stage is gone, and this worker had just come; it goes on from its checkpoint";
+            return Err(failure::machine(message).into());
         }
         if self.membership.leads() && !led {
             // What was trained before is counted by whoever led then.
@@ -156,6 +163,12 @@ impl<H: Host> Driver<'_, H> {
         }
         let digest = self.standing()?.digest;
         self.membership.confirm(&digest)
+    }
+
+    /// Reading goes on from the trainer's place with the next update.
+    fn drop_input(&mut self) {
+        self.state.input = None;
+        self.meter.add_input(std::mem::take(&mut self.state.input_cost));
     }
 
     fn standing(&self) -> Result<Standing, Failure> {

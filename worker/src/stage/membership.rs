@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use graftwork_collective::{CollectiveError, ExchangePlan, Group, Partial, Remedy, Way, reduce_lanes};
+use graftwork_collective::{CollectiveError, ExchangePlan, Group, Partial, Way, reduce_lanes};
 use graftwork_engine::LaneSum;
 use graftwork_proto::Formation;
 use graftwork_shared::assignment::Failure;
@@ -45,12 +45,10 @@ impl From<Failure> for Halt {
     }
 }
 
+/// Whatever a group meets is the group's: a stage can be trained by one worker alone, and is in the end.
 impl From<CollectiveError> for Halt {
     fn from(error: CollectiveError) -> Self {
-        match error.remedy() {
-            Remedy::Reform => Self::Broken(error.to_string()),
-            Remedy::GiveUp => Self::Failed(failure::machine(error)),
-        }
+        Self::Broken(error.to_string())
     }
 }
 
@@ -248,6 +246,13 @@ impl Membership {
         };
         let as_far = |other: &Standing| (other.step, other.evaluations) == (furthest.step, furthest.evaluations);
         let source = standings.iter().position(as_far).unwrap_or_default();
+        if let Some(other) = standings.iter().find(|other| as_far(other) && other.digest != furthest.digest) {
+            let message = format!(
+                "members hold different states after update {}, {} and {}: rows or arithmetic are not the same everywhere",
+                furthest.step, furthest.digest, other.digest
+            );
+            return Err(failure::machine(message).into());
+        }
         if standings.iter().all(|standing| *standing == standings[source]) {
             return Ok(Adopted::Nothing);
         }

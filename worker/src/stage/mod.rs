@@ -103,11 +103,11 @@ pub(crate) enum StageEnd {
 /// The result's `usage` is that of this attempt, and its `core_seconds` leave out the CPU time of the calling thread and
 /// of the host's device threads: the host counts those for all that it runs.
 ///
-/// # Errors
-/// A [`Failure`] that says whose fault it is: the job's and its data's, or the machine's.
-///
 /// With `joining`, others train the stage already: this member loads everything, waits to be formed, and takes up their
 /// state.
+///
+/// # Errors
+/// A [`Failure`] that says whose fault it is: the job's and its data's, or the machine's.
 pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &H) -> Result<StageEnd, Failure> {
     let meter = Meter::start();
     if assignment.recipe.numerics_version != NUMERICS_VERSION {
@@ -117,6 +117,9 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
     let access = access.map_err(|error| failure::of_data(&error))?;
     let access = access.with_uploads(data::uploads(assignment, host)?);
     let pinned = data::pin(assignment, &access, host)?;
+    if joining && pinned.has_moved() {
+        return Err(failure::machine("files were touched since planning, and members must read the same rows"));
+    }
     let (assignment, recipe) = (&pinned.assignment, &pinned.assignment.recipe);
     let trunk = host.trunk(&assignment.base_model, recipe.base_model).map_err(|error| failure::of_host(&error))?;
     let description = trunk.description();

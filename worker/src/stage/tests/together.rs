@@ -246,6 +246,20 @@ fn whoever_dies_at_whichever_question_the_result_is_the_same() {
 }
 
 #[test]
+fn a_newcomer_that_is_left_alone_does_not_train_again_what_was_trained() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    let circle = Arc::new(Circle::default());
+    let formation = Formation { epoch: 3, rank: 0, ranks: 1, at_once: true, checkpointed: 6 };
+    circle.state().told.insert(0, formation);
+    let host = LocalHost::seated(&host, Seat { circle, member: 0, questions: AtomicU32::new(0), fate: None });
+    let failure = run_stage(&of, true, &host).unwrap_err();
+    assert_eq!(failure.blame, Blame::Machine, "another attempt goes on from the checkpoint");
+    assert!(failure.message.contains("goes on from its checkpoint"), "{}", failure.message);
+    assert!(host.checkpoints().is_empty());
+}
+
+#[test]
 fn whoever_leaves_hands_over_and_the_result_is_the_same() {
     let (data, host) = (Data::write(), LocalHost::new(2));
     let of = stage(&data, &host);
