@@ -94,28 +94,32 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
     verify_alone(&cluster)?;
 
     // Two workers, a third and a fourth while the fusion trains, then the leader is killed, then two more.
-    let mut act = 0;
+    // Each at the first update that the group of then reports, so that everyone in it has the state.
+    let (mut act, mut members) = (0, Vec::new());
     let (changing, story) = run(&world, &mut cluster, 2, |event, story, cluster| {
-        let (Some(stage), EventKind::GroupFormed { members, .. }) = (&event.stage, &event.kind) else { return Ok(()) };
-        if stage.as_str() != "mood_fused" {
+        if event.stage.as_ref().is_none_or(|stage| stage.as_str() != "mood_fused") {
             return Ok(());
         }
-        let mut kill = |count: usize| {
-            for member in &members[..count] {
-                cluster.kill_worker(story.processes[member]);
+        match &event.kind {
+            EventKind::GroupFormed { members: formed, .. } => members.clone_from(formed),
+            EventKind::Step(_) => {
+                let mut kill = |count: usize| {
+                    members[..count].iter().for_each(|member| cluster.kill_worker(story.processes[member]));
+                };
+                match (act, members.len()) {
+                    (0, 2) => {
+                        cluster.start_worker()?;
+                        cluster.start_worker()?;
+                    }
+                    (1, 4) => kill(1),
+                    (2, 3) => kill(2),
+                    (3, 1) => {}
+                    _ => return Ok(()),
+                }
+                act += 1;
             }
-        };
-        match (act, members.len()) {
-            (0, 2) => {
-                cluster.start_worker()?;
-                cluster.start_worker()?;
-            }
-            (1, 4) => kill(1),
-            (2, 3) => kill(2),
-            (3, 1) => {}
-            _ => return Ok(()),
+            _ => {}
         }
-        act += 1;
         Ok(())
     })?;
     ensure!(act == 4, "only {act} of the four changes came about: {:?}", story.largest);

@@ -95,8 +95,8 @@ fn a_worker_that_does_not_come_back_in_time_was_killed_and_that_counts() {
     let (job, worker, lease) = working(&mut machine);
     lose_link(&mut machine, worker);
     let deadline = machine.scheduler.next_deadline().unwrap();
-    assert_eq!(deadline, machine.now_ms + 10_000);
-    machine.after(10_000, Event::Tick);
+    assert_eq!(deadline, machine.now_ms + 1_500);
+    machine.after(1_500, Event::Tick);
     assert_eq!(failures(&machine, &job), 1);
     // Late, it is a new worker, and its work is fenced.
     let commands = come_back(&mut machine, keyed("k"), vec![lease]);

@@ -24,7 +24,7 @@ fn a_joiner_is_formed_only_when_it_is_prepared() {
     else {
         panic!("{commands:?}");
     };
-    assert!(assignment.resume.is_some() && assignment.attempt == 0);
+    assert!(assignment.resume.is_none() && assignment.attempt == 0, "it takes up the members' state");
     assert_eq!((invited(&commands), places(&commands)), (vec![(second, lease)], vec![]));
     assert_eq!(machine.scheduler.holds(second, lease), Some(&key(&job, "a")));
     assert_eq!(machine.scheduler.leads(second, lease), None);
@@ -141,7 +141,8 @@ fn a_joiner_is_taken_back_too_and_asked_again_when_its_link_broke() {
     assert_eq!(invited(&commands), [(joiner, world.lease)]);
     let commands = world.machine.apply(Event::Submitted { plan: Box::new(other), gone: Vec::new() });
     let commands = world.machine.nothing_to_reuse(commands);
-    assert_eq!(released(&commands), [(joiner, world.lease), (second, world.lease)]);
+    assert_eq!(released(&commands), [(second, world.lease)]);
+    assert_eq!(fences(&commands), [(joiner, world.lease)], "it has nothing to hand over");
     let commands = world.machine.apply(Event::Prepared { worker: joiner, lease: world.lease });
     assert!(places(&commands).is_empty(), "it is on its way out");
     world.lose_link(1);

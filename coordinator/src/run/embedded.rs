@@ -114,8 +114,11 @@ async fn try_once(
             eprintln!("stopped; this goes on where it stopped: {}", training.go_on);
         }
         Ok(_) => running.stop("the job has ended").await?,
-        // The first trouble is the one to tell.
-        Err(_) => drop(running.stop("trouble").await),
+        // A coordinator that ended by itself (its disk is full, for one) knows why its clients got no answer.
+        Err(_) => match running.stop("trouble").await {
+            Err(own) if !matches!(own, ServerError::Ended(_)) => return Err(own.into()),
+            Ok(()) | Err(_) => {}
+        },
     }
     tried
 }

@@ -42,7 +42,7 @@ async fn pair(place: &Place) -> Pair {
     let CoordinatorMessage::Assign { lease: joined, assignment, joining: true } = second.next().await.unwrap() else {
         panic!("the second is asked to join");
     };
-    assert!(joined == lease && assignment.resume.is_some());
+    assert!(joined == lease && assignment.resume.is_none(), "it takes up the state of the members");
     second.send(WorkerMessage::Prepared(lease)).await;
     for (rank, peer) in [&mut first, &mut second].into_iter().enumerate() {
         let rank = u32::try_from(rank).unwrap();
