@@ -52,6 +52,8 @@ pub struct Hello {
     pub key: String,
     /// Leases that it holds; not empty only when it comes back.
     pub leases: Vec<LeaseId>,
+    /// The host on which alone other members of a group reach it; empty: they do from anywhere.
+    pub reached_on: String,
 }
 
 /// What a worker says.
@@ -222,6 +224,7 @@ impl TryFrom<v1::Hello> for Hello {
             token: wire.token,
             key: wire.key,
             leases: wire.leases.into_iter().map(LeaseId).collect(),
+            reached_on: wire.reached_on,
         })
     }
 }
@@ -241,6 +244,7 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
                 token: hello.token,
                 key: hello.key,
                 leases: hello.leases.into_iter().map(|lease| lease.0).collect(),
+                reached_on: hello.reached_on,
             }),
             WorkerMessage::Heartbeat(leases) => {
                 Message::Heartbeat(v1::Heartbeat { leases: leases.into_iter().map(|lease| lease.0).collect() })
@@ -355,6 +359,7 @@ mod tests {
             token: String::new(),
             key: "key".to_owned(),
             leases: vec![LeaseId(5)],
+            reached_on: "here".to_owned(),
         }
     }
 

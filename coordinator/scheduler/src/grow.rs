@@ -66,7 +66,9 @@ impl Scheduler {
         let resources = &job.plan.job.resources;
         let most = stage.recipe.training.lanes.min(resources.workers_per_task.unwrap_or(u32::MAX));
         let done = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        let reaches = |member| self.workers.get(&member).is_some_and(|of| of.info.reached_on == known.info.reached_on);
         let fits = known.info.class == grant.class
+            && grant.members().into_iter().all(reaches)
             && (grant.class.device == "cpu") == (resources.device == Device::Cpu)
             && known.has_room(stage.memory_bytes);
         quiet

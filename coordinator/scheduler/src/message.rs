@@ -38,6 +38,9 @@ pub struct WorkerInfo {
     pub slots: u32,
     /// Memory of its machine; 0 if unknown.
     pub memory_bytes: u64,
+    /// The host on which alone other members of a group reach it; empty: they do from anywhere.
+    #[serde(default)]
+    pub reached_on: String,
     /// Its numeric class.
     pub class: NumericClass,
     /// Random name of its process, by which it is known again after its link broke; empty: it cannot come back. Not

@@ -58,6 +58,7 @@ fn a_group_grows_only_where_it_helps() {
     assert!(refused(&|plan| plan.job.resources.workers_per_task = Some(1), info(1)));
     assert!(refused(&|_| {}, WorkerInfo { class: class("avx512"), ..info(1) }));
     assert!(refused(&|_| {}, WorkerInfo { memory_bytes: 1 << 10, ..info(1) }));
+    assert!(refused(&|_| {}, WorkerInfo { reached_on: "elsewhere".to_owned(), ..info(1) }));
     assert!(!refused(&|plan| plan.job.resources.workers_per_task = Some(2), info(1)));
 }
 

@@ -120,6 +120,7 @@ impl Driver {
             threads: hello.threads,
             slots: hello.slots,
             memory_bytes: hello.memory_bytes,
+            reached_on: hello.reached_on.clone(),
             class: hello.numeric_class.clone(),
             key: hello.key.clone(),
         };

@@ -163,6 +163,7 @@ fn hello(options: &Options) -> std::io::Result<Hello> {
         threads: options.threads,
         slots: options.slots,
         memory_bytes: computer::Memory::read().total_bytes,
+        reached_on: if options.group_address.is_loopback() { computer::host_name() } else { String::new() },
         numeric_class: computer::numeric_class(options.device),
         token: options.token.reveal().to_owned(),
         key: Digest::of(&random).to_string(),

@@ -91,6 +91,7 @@ pub(super) fn hello() -> Hello {
         threads: 2,
         slots: 1,
         memory_bytes: 1 << 30,
+        reached_on: String::new(),
         numeric_class: fixture::class("avx2"),
         token: String::new(),
         key: String::new(),
