@@ -52,7 +52,7 @@ test: $(LIBTORCH) $(NCCL) $(BASE) data
 
 test-all: test
 	@scripts/peer.sh
-	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart
+	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts
 
 check: $(LIBTORCH)
 	cargo fmt --all -- --check

@@ -176,7 +176,7 @@ fn arguments_for_the_worker_reach_it_as_they_are() {
     );
     let folder = installation(Some(&script));
     let (code, said) = installed(&folder, &["worker", "--coordinator", "unix:///x", "--threads", "2", "--help"]);
-    assert_eq!((code, said.trim()), (Some(7), "session --coordinator unix:///x --threads 2 --help"));
+    assert_eq!((code, said.trim()), (Some(7), "worker --coordinator unix:///x --threads 2 --help"));
 }
 
 #[test]
@@ -185,7 +185,10 @@ fn the_schema_and_completions_go_to_stdout() {
     let schema = graftwork(&world.path(""), &["schema"]);
     assert!(serde_json::from_slice::<serde_json::Value>(&schema.stdout).unwrap().is_object());
     let script = graftwork(&world.path(""), &["completions", "bash"]);
-    assert!(String::from_utf8_lossy(&script.stdout).contains("_graftwork"));
+    let script = String::from_utf8_lossy(&script.stdout).into_owned();
+    assert!(script.contains("_graftwork"));
+    // Options of the worker program, and values of one of them.
+    assert!(script.contains("--group-address") && script.contains("\"cpu cuda\""), "{script}");
 }
 
 #[test]

@@ -43,6 +43,27 @@ pub struct Training {
     pub keep_best: bool,
     /// Layers whose adapters are dropped while training.
     pub adapter_drop: AdapterDrop,
+    /// How gradients of several workers are added. The default is in no digest.
+    #[serde(default, skip_serializing_if = "Reduction::is_exact")]
+    pub reduction: Reduction,
+}
+
+/// How gradients of several workers are added.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// Along one fixed tree over lanes: the same bytes for any number of workers.
+    #[default]
+    Exact,
+    /// By the transport's own all-reduce: bytes depend on how many workers there are, and when.
+    Fast,
+}
+
+impl Reduction {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_exact(&self) -> bool {
+        *self == Self::Exact
+    }
 }
 
 /// How long training lasts.
@@ -185,6 +206,7 @@ impl Default for Training {
             early_stopping: None,
             keep_best: true,
             adapter_drop: AdapterDrop::Off,
+            reduction: Reduction::Exact,
         }
     }
 }

@@ -62,11 +62,14 @@ impl Run {
 
     /// Starts `graftwork watch JOB --progress json` at a coordinator.
     pub fn watch(coordinator: &str, job: &str) -> Result<Self> {
-        let mut child = Command::new(program())
-            .args(["watch", job, "--progress", "json", "--coordinator", coordinator])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut command = Command::new(program());
+        command.args(["watch", job, "--progress", "json", "--coordinator", coordinator]);
+        Self::watching(command)
+    }
+
+    /// Starts a command that watches a job with JSON lines.
+    pub fn watching(mut command: Command) -> Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().context("stdout is piped")?;
         Ok(Self::of(child, Box::new(stdout)))
     }

@@ -129,8 +129,10 @@ fn an_interrupted_job_can_be_looked_at_and_explained() -> Result<()> {
 fn core_seconds(world: &World, state: &str) -> Result<Vec<f64>> {
     let job = job_folder(world, state)?;
     let job = job.file_name().and_then(|name| name.to_str()).context("a job's folder has its id as name")?;
-    let output =
-        Command::new(program()).current_dir(world.path()).args(["report", "--json", "--state", state, job]).output()?;
+    let output = Command::new(program())
+        .current_dir(world.path())
+        .args(["report", "--output", "json", "--state", state, job])
+        .output()?;
     let view: serde_json::Value = serde_json::from_slice(&output.stdout)?;
     let stages = view["stages"].as_array().context("a view has stages")?;
     stages.iter().map(|stage| stage["usage"]["core_seconds"].as_f64().context("a number")).collect()

@@ -58,7 +58,7 @@ fn a_damaged_upload_is_refused_and_submitting_again_mends_it() -> Result<()> {
     std::fs::write(&blob, bytes)?;
     elsewhere.start_worker()?;
     elsewhere.ask(&world, &["watch", &job], 1)?;
-    let (report, _) = elsewhere.ask(&world, &["report", &job, "--json"], 0)?;
+    let (report, _) = elsewhere.ask(&world, &["report", &job, "--output", "json"], 0)?;
     ensure!(report.contains("is damaged") && report.contains("submit the job again"), "{report}");
     let (same, said) = elsewhere.ask(&world, &["submit", "job.toml"], 0)?;
     ensure!(same == job && said.contains("uploaded 1 file,"), "{said}");

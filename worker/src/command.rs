@@ -14,7 +14,7 @@ use crate::{
     predict::{self, PredictError},
     reference,
     session::{self, SessionError},
-    trunks,
+    trunks, verbs,
 };
 
 /// Exit code for what the user can mend.
@@ -65,7 +65,7 @@ fn version() -> &'static str {
 
 /// Trains, evaluates and predicts on one device. Usually started by `graftwork`.
 #[derive(Debug, Parser)]
-#[command(name = "graftwork-worker", version = version())]
+#[command(name = "graftwork-worker", version = version(), max_term_width = 100)]
 pub(crate) struct Arguments {
     /// Form of the log lines on stderr; GRAFTWORK_LOG filters them.
     #[arg(long, global = true, value_enum, default_value = "text")]
@@ -77,7 +77,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve a coordinator: take assignments, train them, upload results.
-    Session(SessionArguments),
+    Worker(SessionArguments),
     /// Predict with adapters from folders, a hub folder or a Hugging Face compatible hub.
     Predict(Box<predict::Arguments>),
     /// Compare the engine with recorded reference cases; exit 1 above tolerance.
@@ -99,6 +99,9 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print the options of all verbs as JSON, for completion scripts.
+    #[command(hide = true)]
+    Verbs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -138,13 +141,13 @@ pub(crate) struct SessionArguments {
 impl Command {
     /// What is logged when GRAFTWORK_LOG says nothing.
     pub(crate) fn log_level(&self) -> &'static str {
-        if matches!(self, Self::Session(_)) { "info" } else { "warn" }
+        if matches!(self, Self::Worker(_)) { "info" } else { "warn" }
     }
 
     /// Does it; gives the exit code.
     pub(crate) fn run(self) -> Result<u8, CommandError> {
         match self {
-            Self::Session(arguments) => serve(arguments).map(|()| 0),
+            Self::Worker(arguments) => serve(arguments).map(|()| 0),
             Self::Predict(arguments) => match predict::run(&arguments, runtime()?.handle()) {
                 // A reader that has seen enough, such as `head`, is no error.
                 Err(PredictError::System(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
@@ -153,6 +156,10 @@ impl Command {
             Self::Golden { folder } => Ok(verdict(reference::golden(&folder)?)),
             Self::Follow { folder, base_model } => Ok(verdict(reference::follow(&folder, &base_model)?)),
             Self::Doctor { json } => Ok(doctor::run(json).map(|()| 0)?),
+            Self::Verbs => {
+                verbs::print();
+                Ok(0)
+            }
         }
     }
 }

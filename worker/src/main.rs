@@ -18,6 +18,7 @@ mod reference;
 mod session;
 mod stage;
 mod trunks;
+mod verbs;
 
 use std::{os::unix::process::CommandExt, process::ExitCode};
 

@@ -61,7 +61,7 @@ fn what_cannot_be_predicted_is_refused_with_its_mend() {
     refused(&text_of(&["--text", "x"]), "/nowhere/base");
     refused(&text_of(&["--file", "/nowhere/rows.csv"]), "name the one with the text by --column");
     refused(&text_of(&["--file", "/nowhere/rows.csv", "--column", "c"]), "/nowhere/rows.csv");
-    refused(&["session", "--coordinator", "localhost:1"], "use unix:///path/to/socket");
+    refused(&["worker", "--coordinator", "localhost:1"], "use unix:///path/to/socket");
     refused(&["golden", "/nowhere"], "/nowhere");
     refused(&["follow", "/nowhere", "--base-model", "/nowhere/base"], "/nowhere");
 }
@@ -70,7 +70,7 @@ fn what_cannot_be_predicted_is_refused_with_its_mend() {
 fn a_device_that_is_not_there_is_refused() {
     let found: serde_json::Value = serde_json::from_slice(&worker(&["doctor", "--json"]).stdout).unwrap();
     if found["cuda"].get("available").is_none() {
-        refused(&["session", "--coordinator", "unix:///x", "--device", "cuda"], "leave out --device cuda");
+        refused(&["worker", "--coordinator", "unix:///x", "--device", "cuda"], "leave out --device cuda");
     }
 }
 

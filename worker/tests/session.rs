@@ -141,7 +141,7 @@ async fn a_signal_releases_and_ends_well() {
 #[tokio::test]
 async fn a_coordinator_that_is_not_there_is_given_up_in_the_end() {
     let mut command = worker_command();
-    command.args(["session", "--threads", "1", "--patience", "1", "--coordinator", "unix:///nowhere/socket"]);
+    command.args(["worker", "--threads", "1", "--patience", "1", "--coordinator", "unix:///nowhere/socket"]);
     let begun = Instant::now();
     let output = command.output().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);
@@ -155,7 +155,7 @@ async fn a_token_is_sent_and_never_logged() {
     let mut coordinator = Coordinator::listen();
     let mut command = worker_command();
     command.env("SECRET_OF_A_TEST", "s3cr3t").env("GRAFTWORK_LOG", "trace");
-    command.args(["session", "--token-env", "SECRET_OF_A_TEST", "--coordinator", &coordinator.address()]);
+    command.args(["worker", "--token-env", "SECRET_OF_A_TEST", "--coordinator", &coordinator.address()]);
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut session = coordinator.session().await;
     assert_eq!(session.authorization.as_deref(), Some("Bearer s3cr3t"));
@@ -165,7 +165,7 @@ async fn a_token_is_sent_and_never_logged() {
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(log.contains("bye") && !log.contains("s3cr3t"), "{log}");
     let output = worker_command()
-        .args(["session", "--token-env", "NOT_SET_AT_ALL", "--coordinator", "unix:///x"])
+        .args(["worker", "--token-env", "NOT_SET_AT_ALL", "--coordinator", "unix:///x"])
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -177,7 +177,7 @@ async fn a_worker_dies_with_its_parent() {
     let coordinator = Coordinator::listen();
     // The shell is the parent; it prints the worker's id and stays.
     let mut shell = Command::new("sh")
-        .args(["-c", "\"$0\" session --coordinator \"$1\" --threads 1 --die-with-parent 2>/dev/null & echo $!; wait"])
+        .args(["-c", "\"$0\" worker --coordinator \"$1\" --threads 1 --die-with-parent 2>/dev/null & echo $!; wait"])
         .args([env!("CARGO_BIN_EXE_graftwork-worker"), &coordinator.address()])
         .stdout(Stdio::piped())
         .spawn()

@@ -13,10 +13,10 @@ use graftwork_shared::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::plan::Plan;
+use crate::{message::WorkerInfo, plan::Plan};
 
 /// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
-pub const FACT_VERSION: u32 = 3;
+pub const FACT_VERSION: u32 = 4;
 
 /// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +24,13 @@ pub const FACT_VERSION: u32 = 3;
 pub enum Fact {
     /// A coordinator took over. Leases of earlier terms end here, without blame.
     TermStarted {
+        /// Its term: the previous one plus 1.
+        term: Term,
+        /// When.
+        at_ms: u64,
+    },
+    /// A coordinator took over. Leases go on whose holders can all be known again; others end here, without blame.
+    TermContinued {
         /// Its term: the previous one plus 1.
         term: Term,
         /// When.
@@ -37,6 +44,20 @@ pub enum Fact {
         place: String,
         /// Its numeric class.
         class: NumericClass,
+    },
+    /// A worker's session was opened, with all that is needed to know the worker again.
+    WorkerEntered {
+        /// Its number, never used again.
+        worker: WorkerId,
+        /// What it said of itself.
+        info: Box<WorkerInfo>,
+        /// Its process, as [`WorkerInfo::key`] names it; empty: it cannot come back.
+        key: String,
+    },
+    /// A worker was given up, or left: it holds nothing and will not be waited for.
+    WorkerGone {
+        /// Its number.
+        worker: WorkerId,
     },
     /// A job was accepted.
     JobSubmitted {
@@ -212,7 +233,10 @@ impl Fact {
     pub fn name(&self) -> &'static str {
         match self {
             Self::TermStarted { .. } => "term_started",
+            Self::TermContinued { .. } => "term_continued",
             Self::WorkerJoined { .. } => "worker_joined",
+            Self::WorkerEntered { .. } => "worker_entered",
+            Self::WorkerGone { .. } => "worker_gone",
             Self::JobSubmitted { .. } => "job_submitted",
             Self::JobReopened { .. } => "job_reopened",
             Self::ResourcesChanged { .. } => "resources_changed",

@@ -16,7 +16,9 @@ mod message;
 mod phase;
 mod place;
 mod plan;
+mod reopen;
 mod state;
+mod term;
 mod view;
 mod worker;
 

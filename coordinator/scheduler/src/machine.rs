@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use graftwork_shared::{
     assignment::{Blame, Failure},
     event::{EventKind, Outcome},
-    id::{JobId, LeaseId, Name, Term, WorkerId},
+    id::{JobId, LeaseId, Name, WorkerId},
     job::Resources,
     view::StageState,
 };
@@ -33,6 +33,8 @@ pub struct Policy {
     pub silence_ms: u64,
     /// A worker whose connection broke has so long to come back with its leases; 0 gives it up at once.
     pub grace_ms: u64,
+    /// A worker that held a lease when the coordinator ended has so long to come back to the next one.
+    pub return_ms: u64,
     /// Failures of the machine's kind without progress between them after which a stage fails for good.
     pub attempts: u32,
     /// Wait before the second attempt; doubles with each further one.
@@ -52,6 +54,8 @@ impl Default for Policy {
         Self {
             silence_ms: 10_000,
             grace_ms: 1_500,
+            // Twice the longest wait between two tries of a worker, and some.
+            return_ms: 5_000,
             attempts: 5,
             backoff_ms: 500,
             backoff_most_ms: 60_000,
@@ -105,7 +109,7 @@ pub enum Standing {
 }
 
 impl Scheduler {
-    /// Takes over a state: the next term begins, leases of the earlier one end.
+    /// Takes over a state: the next term begins. Leases go on whose holders can come back (`term.rs`), others end.
     pub fn start(policy: Policy, state: State, now_ms: u64) -> (Self, Decision) {
         let mut machine = Self {
             policy,
@@ -120,13 +124,18 @@ impl Scheduler {
             now_ms,
             out: Decision::default(),
         };
-        machine.record(Fact::TermStarted { term: Term(machine.state.term().0 + 1), at_ms: now_ms });
+        machine.begin_term();
         for (id, stages) in machine.active_jobs() {
             machine.tell(&id, None, EventKind::JobStarted { stages, resumed: true });
         }
         machine.settle();
         let decision = std::mem::take(&mut machine.out);
         (machine, decision)
+    }
+
+    /// The numbers by which it judges.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
     }
 
     /// What is durable once the facts given so far are.

@@ -43,8 +43,8 @@ pub struct WorkerInfo {
     pub reached_on: String,
     /// Its numeric class.
     pub class: NumericClass,
-    /// Random name of its process, by which it is known again after its link broke; empty: it cannot come back. Not
-    /// shown: whoever knows it could pass for the worker.
+    /// Digest of its process's random name, by which it is known again after its link broke, or after the coordinator
+    /// was another process; empty: it cannot come back.
     #[serde(skip)]
     pub key: String,
 }

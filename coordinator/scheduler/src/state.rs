@@ -19,6 +19,7 @@ use crate::{
     message::StageKey,
     phase::{Change, Grant, Phase},
     plan::{FusedSource, Plan, PlannedStage},
+    term::Holder,
 };
 
 /// A fact that does not fit the facts before it.
@@ -34,13 +35,16 @@ pub struct FoldError {
 /// All that is durable.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    term: Term,
-    last_worker: WorkerId,
+    pub(crate) term: Term,
+    pub(crate) last_worker: WorkerId,
     last_lease: LeaseId,
     submissions: u64,
-    jobs: BTreeMap<JobId, JobState>,
+    pub(crate) jobs: BTreeMap<JobId, JobState>,
     /// Stage of each live lease.
     live: BTreeMap<LeaseId, StageKey>,
+    /// Workers of this term that can be known again in the next one.
+    #[serde(default)]
+    pub(crate) holders: BTreeMap<WorkerId, Holder>,
 }
 
 /// One job.
@@ -98,6 +102,7 @@ impl Default for State {
             submissions: 0,
             jobs: BTreeMap::new(),
             live: BTreeMap::new(),
+            holders: BTreeMap::new(),
         }
     }
 }
@@ -116,16 +121,6 @@ impl StageRecord {
             lost: Usage::default(),
             running: Usage::default(),
         }
-    }
-
-    /// What is kept of it when its job is submitted again with the same recipe for it.
-    fn reopened(&self, gone: bool) -> Self {
-        let phase = match &self.phase {
-            Phase::Published { release } if !gone => Phase::Published { release: release.clone() },
-            _ if self.result.is_some() => Phase::Trained,
-            _ => Phase::Pending,
-        };
-        Self { phase, failures: Vec::new(), retry_at_ms: None, ..self.clone() }
     }
 
     pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
@@ -194,45 +189,6 @@ impl JobState {
         let stages = self.each().flat_map(|(_, stage, record)| stage.blobs().chain(record.blobs()));
         stages.chain(self.plan.uploads.iter().copied())
     }
-
-    /// Stages of a new plan whose earlier results say nothing: another recipe, files that were touched since (an edit can
-    /// keep a recipe; the hub's result is compared with the rows before it is used again), or a need of that kind.
-    fn changed<'p>(&self, plan: &'p Plan) -> Vec<&'p Name> {
-        let same =
-            |stage: &PlannedStage| self.position(&stage.name).is_some_and(|at| stage.is_still(&self.plan.stages[at]));
-        let mut changed: Vec<&Name> =
-            plan.stages.iter().filter(|stage| !same(stage)).map(|stage| &stage.name).collect();
-        loop {
-            let needs = |stage: &&PlannedStage| stage.needs.iter().any(|needs| changed.contains(&needs));
-            let more = plan.stages.iter().filter(needs).map(|stage| &stage.name);
-            let more: Vec<&Name> = more.filter(|name| !changed.contains(name)).collect();
-            if more.is_empty() {
-                return changed;
-            }
-            changed.extend(more);
-        }
-    }
-
-    fn reopen(&mut self, plan: &Plan, gone: &[Name]) {
-        let changed = self.changed(plan);
-        let stages = plan.stages.iter().map(|stage| {
-            match self.position(&stage.name).filter(|_| !changed.contains(&&stage.name)) {
-                Some(at) => self.stages[at].reopened(gone.contains(&stage.name)),
-                None => StageRecord::new(),
-            }
-        });
-        self.stages = stages.collect();
-        self.plan = plan.clone();
-        self.cancelled = None;
-        self.ended = None;
-    }
-
-    /// Whether submitting this plan after the job's end leaves something to do.
-    pub(crate) fn reopens(&self, plan: &Plan, gone: &[Name]) -> bool {
-        let mut again = self.clone();
-        again.reopen(plan, gone);
-        again.stages.iter().any(|record| !record.phase.is_final())
-    }
 }
 
 /// A problem on the way of folding; [`State::fold`] adds the fact's word.
@@ -289,10 +245,12 @@ impl State {
 
     fn fold_into(&mut self, fact: &Fact, dropped: &mut Vec<Digest>) -> Folded {
         match fact {
-            Fact::TermStarted { term, at_ms } => self.fold_term(*term, *at_ms),
-            Fact::WorkerJoined { worker, .. } => {
-                grows("worker", worker.0, self.last_worker.0)?;
-                self.last_worker = *worker;
+            Fact::TermStarted { term, at_ms } => self.fold_term(*term, *at_ms, false),
+            Fact::TermContinued { term, at_ms } => self.fold_term(*term, *at_ms, true),
+            Fact::WorkerJoined { worker, .. } => self.fold_worker(*worker, None),
+            Fact::WorkerEntered { worker, info, key } => self.fold_worker(*worker, Some((info, key))),
+            Fact::WorkerGone { worker } => {
+                self.holders.remove(worker);
                 Ok(())
             }
             Fact::JobSubmitted { plan, at_ms } => self.fold_submission(plan, *at_ms),
@@ -356,20 +314,6 @@ impl State {
                 Ok(())
             }
         }
-    }
-
-    fn fold_term(&mut self, term: Term, at_ms: u64) -> Folded {
-        grows("term", term.0, self.term.0)?;
-        self.term = term;
-        let leases: Vec<LeaseId> = self.live.keys().copied().collect();
-        for lease in leases {
-            self.end_lease(lease, at_ms, Change::GiveBack)?;
-        }
-        // Clocks of two processes need not agree, so what waited for a time may go on at once.
-        for record in self.jobs.values_mut().flat_map(|job| &mut job.stages) {
-            record.retry_at_ms = None;
-        }
-        Ok(())
     }
 
     fn fold_submission(&mut self, plan: &Plan, at_ms: u64) -> Folded {
@@ -459,7 +403,7 @@ impl State {
     }
 
     /// Ends a live lease with this change of its stage.
-    fn end_lease(&mut self, lease: LeaseId, at_ms: u64, change: Change) -> Result<&mut StageRecord, String> {
+    pub(crate) fn end_lease(&mut self, lease: LeaseId, at_ms: u64, change: Change) -> Result<&mut StageRecord, String> {
         let key = self.live.get(&lease).cloned().ok_or_else(|| not_live(lease))?;
         let lost = change != Change::Train;
         let since_ms = self.stage(&key)?.phase.grant().map_or(at_ms, |grant| grant.since_ms);

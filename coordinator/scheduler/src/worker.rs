@@ -18,6 +18,7 @@ use crate::{
     group::Role,
     machine::{Policy, Scheduler},
     message::{Command, StageKey, WorkerInfo},
+    term::entered,
 };
 
 /// A worker with a session.
@@ -37,6 +38,18 @@ pub(crate) struct Worker {
 pub(crate) struct Apart {
     since_ms: u64,
     reason: String,
+    /// It was the coordinator that went, not the connection.
+    since_restart: bool,
+}
+
+impl Apart {
+    pub(crate) fn since_restart(since_ms: u64, reason: &str) -> Self {
+        Self { since_ms, reason: reason.to_owned(), since_restart: true }
+    }
+
+    fn until_ms(&self, policy: &Policy) -> u64 {
+        self.since_ms + if self.since_restart { policy.return_ms } else { policy.grace_ms }
+    }
 }
 
 impl Worker {
@@ -54,7 +67,7 @@ impl Worker {
     /// When it is given up if nothing is heard of it.
     pub(crate) fn deadline_ms(&self, policy: &Policy) -> u64 {
         let silence = self.seen_ms + policy.silence_ms;
-        self.apart.as_ref().map_or(silence, |apart| silence.min(apart.since_ms + policy.grace_ms))
+        self.apart.as_ref().map_or(silence, |apart| silence.min(apart.until_ms(policy)))
     }
 }
 
@@ -65,7 +78,7 @@ impl Scheduler {
             return self.on_worker_returned(session, worker, leases);
         }
         let worker = self.state.next_worker();
-        self.record(Fact::WorkerJoined { worker, place: info.place.clone(), class: info.class.clone() });
+        self.record(entered(worker, &info));
         self.out.commands.push(Command::Welcome { session, worker });
         let joined = EventKind::WorkerJoined { worker, place: info.place.clone(), threads: info.threads };
         let seen_ms = self.now_ms;
@@ -122,7 +135,7 @@ impl Scheduler {
         let holds = !self.held_by(worker).is_empty();
         let Some(known) = self.workers.get_mut(&worker) else { return };
         if holds && !known.draining && !known.info.key.is_empty() && self.policy.grace_ms > 0 {
-            known.apart = Some(Apart { since_ms: self.now_ms, reason });
+            known.apart = Some(Apart { since_ms: self.now_ms, reason, since_restart: false });
         } else {
             self.remove_worker(worker, &reason);
         }
@@ -178,13 +191,17 @@ impl Scheduler {
         }
         let members: Vec<_> = held.into_iter().filter(|(_, lease)| self.holds(worker, *lease).is_some()).collect();
         let Some(known) = self.workers.remove(&worker) else { return };
+        let lost_its_coordinator = known.apart.as_ref().is_some_and(|apart| apart.since_restart);
         for (key, lease) in members {
             let message = format!("{worker} ({}) is gone: {reason}", known.info.place);
-            if known.draining {
+            if known.draining || lost_its_coordinator {
                 self.leave(&key, (worker, lease), message);
             } else {
                 self.lose_member(&key, (worker, lease), machine_failure(message.clone()), message);
             }
+        }
+        if self.state.holders.contains_key(&worker) {
+            self.record(Fact::WorkerGone { worker });
         }
         self.tell_all(&EventKind::WorkerLeft { worker, reason: reason.to_owned() });
     }

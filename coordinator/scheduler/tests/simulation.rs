@@ -250,7 +250,7 @@ proptest! {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a small number")]
         let kept = (facts.len() as f64 * cut) as usize;
         world.machine.facts = facts[..kept].to_vec();
-        world.restart();
+        world.restart_alone();
         let known: Vec<JobId> = world.machine.scheduler.jobs();
         world.jobs.retain(|job| known.contains(job));
         world.calm_down();

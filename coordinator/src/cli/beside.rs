@@ -78,6 +78,7 @@ impl Worker {
 pub(super) fn exec(command: &str, passed: &Passed) -> Result<u8, Failure> {
     let worker = Worker::find()?;
     worker.check_version()?;
-    let error = worker.command().arg(command).args(&passed.arguments).exec();
+    // Its help speaks of the command that was typed.
+    let error = worker.command().arg0("graftwork").arg(command).args(&passed.arguments).exec();
     Err(anyhow!(error).context(format!("starting {}", worker.path.display())).into())
 }

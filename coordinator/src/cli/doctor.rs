@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use graftwork_shared::{VERSION, cause::told};
 use serde_json::{Value, json};
 
-use super::{DONE, Failure, OURS, Worker, cache_folder, print};
+use super::{DONE, Failure, OURS, Output, Worker, cache_folder, print};
 use crate::run;
 
 /// Less free space than this is worth a word.
@@ -14,9 +14,9 @@ const LITTLE_SPACE_BYTES: u64 = 1 << 30;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// As one JSON document.
-    #[arg(long)]
-    json: bool,
+    /// How it is printed.
+    #[arg(long, value_enum, default_value = "human")]
+    output: Output,
     /// Folder with the states of local jobs.
     #[arg(long, value_name = "FOLDER", default_value = run::STATE)]
     state: PathBuf,
@@ -41,7 +41,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
     }
     let sound = findings.iter().all(|finding| finding.problem.is_none());
-    if arguments.json {
+    if arguments.output == Output::Json {
         let own: Vec<Value> =
             findings.iter().map(|f| json!({ "what": f.what, "value": f.value, "problem": f.problem })).collect();
         let document = json!({ "sound": sound, "findings": own, "worker": worker.ok() });

@@ -16,6 +16,7 @@ use super::{
     Connection, DONE, Failure, INPUT, JobFile, MISSED, OURS,
     plan::{Output, Refused},
     print, secret, show_problems,
+    which::{Which, local_ids},
 };
 use crate::{
     client::{Client, ClientError},
@@ -40,8 +41,8 @@ pub(crate) struct Submit {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Status {
-    /// The job; all jobs without it.
-    job: Option<JobId>,
+    /// The job, or the first digits of it; all jobs without it.
+    job: Option<Which>,
     /// How it is printed.
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
@@ -51,8 +52,8 @@ pub(crate) struct Status {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Watch {
-    /// The job.
-    job: JobId,
+    /// The job, or the first digits of it.
+    job: Which,
     /// How progress is shown; JSON lines go to stdout.
     #[arg(long, value_enum, default_value = "auto")]
     progress: Mode,
@@ -62,8 +63,8 @@ pub(crate) struct Watch {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Logs {
-    /// The job, one of the state folder.
-    job: JobId,
+    /// The job, one of the state folder, or the first digits of it.
+    job: Which,
     /// Go on with what comes until the job ends or is interrupted.
     #[arg(long, short)]
     follow: bool,
@@ -74,8 +75,8 @@ pub(crate) struct Logs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Explain {
-    /// The job.
-    job: JobId,
+    /// The job, or the first digits of it.
+    job: Which,
     /// How it is printed.
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
@@ -85,22 +86,22 @@ pub(crate) struct Explain {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Cancel {
-    /// The job.
-    job: JobId,
+    /// The job, or the first digits of it.
+    job: Which,
     #[command(flatten)]
     at: Connection,
 }
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Report {
-    /// The job.
-    job: JobId,
+    /// The job, or the first digits of it.
+    job: Which,
     /// Write the page to this file.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Print the JSON document instead of the table.
-    #[arg(long)]
-    json: bool,
+    /// How it is printed.
+    #[arg(long, value_enum, default_value = "human")]
+    output: Output,
     #[command(flatten)]
     at: Connection,
 }
@@ -227,7 +228,8 @@ fn ended(folder: &Path) -> Result<Option<JobView>, Failure> {
 pub(super) async fn status(arguments: Status) -> Result<u8, Failure> {
     let json = arguments.output == Output::Json;
     if let Some(job) = &arguments.job {
-        let (view, rests) = view(&arguments.at, job).await?;
+        let job = job.find(&arguments.at).await?;
+        let (view, rests) = view(&arguments.at, &job).await?;
         print(&if json { report::json(&view)? } else { report::table(&view, rests, false) });
         return Ok(DONE);
     }
@@ -257,14 +259,13 @@ pub(super) async fn status(arguments: Status) -> Result<u8, Failure> {
 /// Jobs of the state folder, newest first.
 async fn local(state: &Path) -> Result<Vec<JobView>, Failure> {
     let mut views = Vec::new();
-    let Ok(entries) = std::fs::read_dir(state) else { return Ok(views) };
-    for entry in entries.flatten() {
-        let Some(job) = entry.file_name().to_str().and_then(|name| name.parse::<JobId>().ok()) else { continue };
-        if let Some(mut client) = live(&entry.path()).await? {
+    for job in local_ids(state) {
+        let folder = state.join(job.as_str());
+        if let Some(mut client) = live(&folder).await? {
             views.push(client.view(&job).await?);
-        } else if let Some(view) = ended(&entry.path())? {
+        } else if let Some(view) = ended(&folder)? {
             views.push(view);
-        } else if let Some(view) = server::resting(&entry.path())?.and_then(|machine| machine.view(&job)) {
+        } else if let Some(view) = server::resting(&folder)?.and_then(|machine| machine.view(&job)) {
             views.push(view);
         }
     }
@@ -273,15 +274,16 @@ async fn local(state: &Path) -> Result<Vec<JobView>, Failure> {
 }
 
 pub(super) async fn watch(arguments: Watch) -> Result<u8, Failure> {
-    let mut client = connected(&arguments.at, &arguments.job).await?;
-    let view = client.view(&arguments.job).await?;
+    let job = arguments.job.find(&arguments.at).await?;
+    let mut client = connected(&arguments.at, &job).await?;
+    let view = client.view(&job).await?;
     let mut progress = Progress::for_stdout(arguments.progress, &view);
-    let mut events = client.watch(&arguments.job).await?;
+    let mut events = client.watch(&job).await?;
     while let Some(event) = events.next().await {
         progress.on_event(&event?);
     }
     progress.finish();
-    let view = client.view(&arguments.job).await?;
+    let view = client.view(&job).await?;
     Ok(exit_code(&view))
 }
 
@@ -311,7 +313,7 @@ const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(200);
 const BEGINS_WITHIN: std::time::Duration = std::time::Duration::from_secs(3);
 
 pub(super) fn logs(arguments: &Logs) -> Result<u8, Failure> {
-    let folder = arguments.state.join(arguments.job.as_str());
+    let folder = arguments.state.join(arguments.job.find_local(&arguments.state)?.as_str());
     let path = folder.join(run::LOG);
     let mut file = std::fs::File::open(&path).map_err(|error| {
         Failure::input(anyhow!(
@@ -335,7 +337,8 @@ pub(super) fn logs(arguments: &Logs) -> Result<u8, Failure> {
 }
 
 pub(super) async fn explain(arguments: Explain) -> Result<u8, Failure> {
-    let (at, job) = (&arguments.at, &arguments.job);
+    let at = &arguments.at;
+    let job = &arguments.job.find(at).await?;
     let explanation = match connect(at, job).await? {
         Some(mut client) => client.explain(job).await?,
         None => at_rest(&at.state.join(job.as_str()), job)?.ok_or_else(|| {
@@ -367,18 +370,20 @@ fn at_rest(folder: &Path, job: &JobId) -> Result<Option<Explanation>, Failure> {
 }
 
 pub(super) async fn cancel(arguments: Cancel) -> Result<u8, Failure> {
-    connected(&arguments.at, &arguments.job).await?.cancel(&arguments.job).await?;
-    eprintln!("job {} is cancelled; what is published stays", arguments.job);
+    let job = arguments.job.find(&arguments.at).await?;
+    connected(&arguments.at, &job).await?.cancel(&job).await?;
+    eprintln!("job {job} is cancelled; what is published stays");
     Ok(DONE)
 }
 
 pub(super) async fn report(arguments: Report) -> Result<u8, Failure> {
-    let (view, rests) = view(&arguments.at, &arguments.job).await?;
+    let job = arguments.job.find(&arguments.at).await?;
+    let (view, rests) = view(&arguments.at, &job).await?;
     if let Some(path) = &arguments.html {
         graftwork_store::write_atomically(path, graftwork_web::report_page(&view).as_bytes())?;
         eprintln!("{}", path.display());
     }
-    if arguments.json {
+    if arguments.output == Output::Json {
         print(&report::json(&view)?);
     } else if arguments.html.is_none() {
         use std::io::IsTerminal as _;

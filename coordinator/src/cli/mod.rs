@@ -5,12 +5,14 @@
 //! name the environment variable that holds it.
 
 mod beside;
+mod completions;
 mod coordinator;
 mod doctor;
 mod import;
 mod jobs;
 mod plan;
 mod verify;
+mod which;
 
 use std::path::PathBuf;
 
@@ -165,7 +167,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Report(arguments) => wait_for(jobs::report(arguments)),
         Command::Import(arguments) => import::run(*arguments),
         Command::Predict(passed) => beside::exec("predict", &passed),
-        Command::Worker(passed) => beside::exec("session", &passed),
+        Command::Worker(passed) => beside::exec("worker", &passed),
         Command::Golden(passed) => beside::exec("golden", &passed),
         Command::Follow(passed) => beside::exec("follow", &passed),
         Command::Coordinator(arguments) => wait_for(coordinator::run(arguments)),
@@ -175,12 +177,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             Ok(DONE)
         }
         Command::Doctor(arguments) => doctor::run(&arguments),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Arguments::command(), "graftwork", &mut script);
-            print(&String::from_utf8_lossy(&script));
-            Ok(DONE)
-        }
+        Command::Completions { shell } => completions::run(Arguments::command(), shell),
     }
 }
 

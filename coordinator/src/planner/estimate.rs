@@ -122,7 +122,20 @@ fn trained_rows(stage: &PlannedStage) -> f64 {
 }
 
 /// Too little memory or disk is an error: training would be killed half-way.
-pub(super) fn check_machine(estimate: &Estimate, machine: &Machine, job: &Job, problems: &Problems<'_>) {
+pub(super) fn check_machine(
+    estimate: &Estimate,
+    stages: &[PlannedStage],
+    machine: &Machine,
+    job: &Job,
+    problems: &Problems<'_>,
+) {
+    // Without resources of its own a job needs what its largest stage makes of the defaults.
+    let largest = stages.iter().max_by_key(|stage| stage.memory_bytes);
+    let largest = largest.map(|stage| {
+        let kind = if stage.fused.is_empty() { "tasks" } else { "fusions" };
+        format!("{kind}.{}", stage.name)
+    });
+    let places = ["resources", largest.as_deref().unwrap_or("base_model")];
     let mebibytes = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
     if estimate.memory_bytes > machine.memory_bytes {
         let message = format!(
@@ -131,9 +144,10 @@ pub(super) fn check_machine(estimate: &Estimate, machine: &Machine, job: &Job, p
             mebibytes(machine.memory_bytes)
         );
         let help = "use a smaller batch_size or max_length, fewer threads, or a machine with more memory";
-        problems.add("resources", Diagnostic::error("memory", message).help(help));
+        problems.add_at_first(&places, Diagnostic::error("memory", message).help(help));
     }
-    for (folder, path) in [(&machine.state, "resources"), (&PathBuf::from(&job.publish.hub), "publish.hub")] {
+    let hub = PathBuf::from(&job.publish.hub);
+    for (folder, places) in [(&machine.state, &places[..]), (&hub, &["publish.hub"])] {
         let Ok(free) = graftwork_store::free_bytes(folder) else { continue };
         if free < estimate.disk_bytes {
             let message = format!(
@@ -142,7 +156,8 @@ pub(super) fn check_machine(estimate: &Estimate, machine: &Machine, job: &Job, p
                 mebibytes(free),
                 folder.display()
             );
-            problems.add(path, Diagnostic::error("disk", message).help("free some space, or use another folder"));
+            let help = "free some space, or use another folder";
+            problems.add_at_first(places, Diagnostic::error("disk", message).help(help));
         }
     }
 }

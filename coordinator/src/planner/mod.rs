@@ -96,7 +96,7 @@ pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result
     }
     let estimate = base.as_ref().map(|base| estimate::estimate(&stages, &base.model.description, &job, planning));
     if let (Some(estimate), Some(machine)) = (&estimate, &planning.machine) {
-        estimate::check_machine(estimate, machine, &job, &problems);
+        estimate::check_machine(estimate, &stages, machine, &job, &problems);
     }
     let (Some(base), Some(estimate)) = (base, estimate) else { return Err(problems.into_list()) };
     let digest = job.digest();

@@ -43,7 +43,7 @@ impl Outside {
 pub(super) async fn fetch(job: &Job, base: Option<&Base>, planning: &Planning, problems: &Problems<'_>) -> Outside {
     let mut outside = Outside::default();
     for fusion in &job.fusions {
-        for adapter in &fusion.adapters {
+        for (index, adapter) in fusion.adapters.iter().enumerate() {
             let (AdapterRef::Folder(location) | AdapterRef::Hub(location)) = adapter else { continue };
             if outside.0.contains_key(location) {
                 continue;
@@ -59,7 +59,7 @@ pub(super) async fn fetch(job: &Job, base: Option<&Base>, planning: &Planning, p
                     let message = format!("fusion {}: adapter {location}: {message}", fusion.name);
                     let mut problem = Diagnostic::error("adapter", message);
                     problem.help = help.map(str::to_owned);
-                    problems.add(&format!("fusions.{}.adapters", fusion.name), problem);
+                    problems.add(&format!("fusions.{}.adapters.{index}", fusion.name), problem);
                 }
             }
         }

@@ -30,6 +30,12 @@ impl<'a> Problems<'a> {
         self.add_about(path, &about, problem);
     }
 
+    /// A problem at the first of these key paths that the file has.
+    pub(super) fn add_at_first(&self, paths: &[&str], problem: Diagnostic) {
+        let path = paths.iter().find(|path| self.spans.of(path).is_some());
+        self.add(path.copied().unwrap_or_default(), problem);
+    }
+
     /// A problem with one thing, such as a column. What is wrong with it at one place of the job file is told once and
     /// not for each file that it concerns; two things are two problems.
     pub(super) fn add_about(&self, path: &str, about: &str, mut problem: Diagnostic) {

@@ -312,7 +312,9 @@ async fn too_little_memory_is_told_with_both_numbers() {
     let (_, job, spans) = world.job(TASK);
     let machine = Machine { memory_bytes: 1 << 20, threads: 1, workers: 1, state: world.path("state") };
     let planning = Planning { cache: world.path("cache"), machine: Some(machine), uploads: None };
+    let of_task = spans.of(&format!("tasks.{}", job.tasks[0].name));
     let problems = plan_with_spans(job, spans, planning).await.unwrap_err();
+    assert!(of_task.is_some() && problems[0].span == of_task, "{:?}", problems[0]);
     insta::assert_snapshot!(told(&problems[0]), @r"
     training is expected to need 401 MiB of memory, but 1 MiB are free [memory]
     help: use a smaller batch_size or max_length, fewer threads, or a machine with more memory
@@ -326,7 +328,7 @@ fn too_little_disk_is_told_for_the_state_and_for_the_hub() {
     let problems = Problems::new(&spans);
     let machine = Machine { memory_bytes: 1 << 40, threads: 1, workers: 1, state: world.path("") };
     let estimate = Estimate { disk_bytes: 1 << 60, ..Estimate::default() };
-    estimate::check_machine(&estimate, &machine, &job, &problems);
+    estimate::check_machine(&estimate, &[], &machine, &job, &problems);
     let free = |text: String| {
         let (before, after) = text.split_once("but ").unwrap();
         format!("{before}but FREE{}", after.trim_start_matches(|c: char| c.is_ascii_digit()))
@@ -334,9 +336,9 @@ fn too_little_disk_is_told_for_the_state_and_for_the_hub() {
     let told: Vec<String> = problems.into_list().iter().map(|problem| free(told(problem))).collect();
     let told = told.join("\n").replace(&world.path("").display().to_string(), "WORLD/");
     insta::assert_snapshot!(told, @r"
-    training is expected to need 1099511627776 MiB of disk, but FREE MiB are free in WORLD/hub [disk]
-    help: free some space, or use another folder
     training is expected to need 1099511627776 MiB of disk, but FREE MiB are free in WORLD/ [disk]
+    help: free some space, or use another folder
+    training is expected to need 1099511627776 MiB of disk, but FREE MiB are free in WORLD/hub [disk]
     help: free some space, or use another folder
     ");
 }

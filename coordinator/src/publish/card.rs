@@ -9,7 +9,7 @@ use graftwork_shared::{
     head::HeadOutput,
     recipe::Method,
     record::Record,
-    training::{AdapterDrop, Length, Schedule, Warmup},
+    training::{AdapterDrop, Length, Reduction, Schedule, Warmup},
     view::StageKind,
 };
 
@@ -146,7 +146,9 @@ impl Card<'_> {
         );
         row("steps done, step kept", format!("{}, {}", self.record.steps[0], self.record.steps[1]));
         let rows = u64::from(training.batch_size) * u64::from(training.accumulation);
-        row("rows of an update", format!("{rows} in {} lanes", training.lanes));
+        let added =
+            if training.reduction == Reduction::Fast { ", added by the transport's own all-reduce" } else { "" };
+        row("rows of an update", format!("{rows} in {} lanes{added}", training.lanes));
         row("learning rate", training.learning_rate.to_string());
         row(
             "schedule",

@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow};
 use futures::StreamExt as _;
 use graftwork_scheduler::Plan;
 use graftwork_shared::{
-    event::EventKind,
+    event::{EventKind, Outcome},
     id::{JobId, Name},
     job::Device,
     view::{JobView, Refusal, StageState},
@@ -158,6 +158,10 @@ impl Led<'_> {
     async fn lead(&mut self, plan: &Plan, socket: &Path) -> Result<Tried, Failure> {
         let training = self.training;
         let mut client = Client::connect(&format!("unix://{}", socket.display()), None).await?;
+        let id = JobId::of(&training.job.digest());
+        if client.view(&id).await.is_ok_and(|view| view.outcome == Some(Outcome::Cancelled)) {
+            eprintln!("this job was cancelled; it goes on now");
+        }
         // What an earlier end left says nothing of the job that is opened now.
         forget_end(&training.folder)?;
         let (id, attached) = client.submit(&training.job, &training.spans).await?;

@@ -68,7 +68,7 @@ impl Pool {
         let log = log.with_context(|| format!("opening {}", start.log.display()))?;
         let mut command = Command::from(start.worker.command());
         command
-            .arg("session")
+            .arg("worker")
             .arg("--coordinator")
             .arg(format!("unix://{}", start.socket.display()))
             .arg("--threads")

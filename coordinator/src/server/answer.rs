@@ -12,6 +12,7 @@ use graftwork_shared::{
 use super::{
     driver::Driver,
     input::{CoordinatorView, Gone, Input, Join, Submission, Watched},
+    pins,
     story::Story,
 };
 
@@ -66,7 +67,7 @@ impl Driver {
                 self.apply(event, Vec::new());
             }
             Input::Worker(..) | Input::Left(..) => {}
-            Input::Put(key, blob) => self.on_put(key, blob),
+            Input::Put(key, blob) => self.on_put(&key, blob),
             Input::Settle(blobs) => self.settle(blobs),
             Input::BlobLost(blob) => {
                 // It may have been put again since.
@@ -122,7 +123,7 @@ impl Driver {
             memory_bytes: hello.memory_bytes,
             reached_on: hello.reached_on.clone(),
             class: hello.numeric_class.clone(),
-            key: hello.key.clone(),
+            key: pins::known_as(&hello.key),
         };
         let leases = hello.leases.clone();
         self.joined += 1;

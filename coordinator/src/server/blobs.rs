@@ -235,10 +235,15 @@ impl BlobStore {
         }
     }
 
-    /// Removes every blob that is neither kept nor pinned; gives their number.
-    pub(crate) fn sweep(&self, keep: &BTreeSet<Digest>) -> Result<u64, BlobError> {
+    /// Keeps a blob until [`BlobStore::unpin`].
+    pub(crate) fn pin(&self, digest: Digest) {
+        *self.pins().entry(digest).or_default() += 1;
+    }
+
+    /// Every blob but those that are kept.
+    pub(crate) fn others(&self, keep: &BTreeSet<Digest>) -> Result<Vec<Digest>, BlobError> {
         let folder = &self.shared.folder;
-        let mut gone = 0;
+        let mut others = Vec::new();
         for entry in fs::read_dir(folder).map_err(io_error(folder))? {
             let entry = entry.map_err(io_error(folder))?.path();
             let two_digits = entry.file_name().is_some_and(|name| name.len() == 2);
@@ -248,12 +253,10 @@ impl BlobStore {
             for blob in fs::read_dir(&entry).map_err(io_error(&entry))? {
                 let blob = blob.map_err(io_error(&entry))?;
                 let digest = blob.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
-                if let Some(digest) = digest.filter(|digest| !keep.contains(digest)) {
-                    gone += u64::from(self.discard(digest)?);
-                }
+                others.extend(digest.filter(|digest| !keep.contains(digest)));
             }
         }
-        Ok(gone)
+        Ok(others)
     }
 }
 
@@ -460,14 +463,18 @@ mod tests {
     }
 
     #[test]
-    fn a_sweep_keeps_what_is_referred_to_and_what_is_pinned() {
+    fn what_nothing_refers_to_goes_unless_it_is_pinned() {
         let (folder, store) = store();
         let [kept, pinned, gone] = ["kept", "pinned", "gone"].map(|text| store.put(text.as_bytes()).unwrap());
         [kept, gone].iter().for_each(|digest| store.unpin(*digest));
-        assert_eq!(store.sweep(&[kept].into()).unwrap(), 1);
+        let others =
+            |store: &BlobStore| -> BTreeSet<Digest> { store.others(&[kept].into()).unwrap().into_iter().collect() };
+        assert_eq!(others(&store), [pinned, gone].into());
+        assert_eq!([pinned, gone].map(|digest| store.discard(digest).unwrap()), [false, true]);
         assert_eq!([kept, pinned, gone].map(|digest| store.has(digest)), [true, true, false]);
         drop(store);
         let store = BlobStore::open(folder.path()).unwrap();
-        assert_eq!(store.sweep(&[kept].into()).unwrap(), 1, "no pin survives a start");
+        assert_eq!(others(&store), [pinned].into());
+        assert!(store.discard(pinned).unwrap(), "no pin survives a start");
     }
 }

@@ -38,9 +38,11 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use graftwork_scheduler::{Policy, Scheduler};
+use graftwork_shared::digest::Digest;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -168,7 +170,7 @@ const INPUTS: usize = 1_024;
 /// Must be called inside a tokio runtime. When it returns, all addresses accept connections.
 pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     listen::check(&options.listen, options.token.as_deref())?;
-    let (mut lock, opened, blobs) = {
+    let (mut lock, opened, blobs, unreferenced) = {
         let folder = options.state_folder.clone();
         let opening = tokio::task::spawn_blocking(move || open_state(&folder));
         opening.await.map_err(|_| ServerError::Ended("start"))??
@@ -189,7 +191,8 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     let (inputs, waiting) = mpsc::channel(INPUTS);
     let jobs =
         jobs::Jobs::new(inputs.clone(), blobs.clone(), Arc::clone(&options.planner), Arc::clone(&options.publisher));
-    let (meetings, epochs) = watch::channel(meet::Epochs::new());
+    let_go(&machine, &blobs, unreferenced, &inputs).await?;
+    let (meetings, epochs) = watch::channel(machine.epochs());
     let meet = meet::start(epochs);
     let driver = Driver {
         machine,
@@ -221,8 +224,8 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     Ok(Running { servers: servers.collect(), addresses, inputs, driver: Some(driver) })
 }
 
-/// Makes the folder, takes its lock, folds its journal, and sweeps blobs that nothing refers to.
-fn open_state(folder: &Path) -> Result<(Lock, Opened, BlobStore), ServerError> {
+/// Makes the folder, takes its lock, folds its journal, and finds the blobs that nothing refers to.
+fn open_state(folder: &Path) -> Result<(Lock, Opened, BlobStore, Vec<Digest>), ServerError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let failed = |error| ServerError::Folder { folder: folder.to_owned(), error };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
@@ -231,11 +234,33 @@ fn open_state(folder: &Path) -> Result<(Lock, Opened, BlobStore), ServerError> {
         .map_err(|holder| ServerError::Locked { folder: folder.to_owned(), holder })?;
     let opened = Opened::open(folder)?;
     let blobs = BlobStore::open(folder)?;
-    let gone = blobs.sweep(&opened.state.blobs())?;
-    if gone > 0 {
-        tracing::info!(gone, "removed blobs that nothing refers to");
+    let unreferenced = blobs.others(&opened.state.blobs())?;
+    Ok((lock, opened, blobs, unreferenced))
+}
+
+/// Lets go of blobs that nothing referred to at the start. Workers that hold leases may have put some of them and not
+/// been heard yet, so as long as they may come back all are kept.
+async fn let_go(
+    machine: &Scheduler,
+    blobs: &BlobStore,
+    unreferenced: Vec<Digest>,
+    inputs: &mpsc::Sender<Input>,
+) -> Result<(), ServerError> {
+    if machine.is_idle() {
+        let blobs = blobs.clone();
+        let discard = move || unreferenced.into_iter().try_for_each(|blob| blobs.discard(blob).map(drop));
+        return Ok(tokio::task::spawn_blocking(discard).await.map_err(|_| ServerError::Ended("start"))??);
     }
-    Ok((lock, opened, blobs))
+    unreferenced.iter().for_each(|blob| blobs.pin(*blob));
+    let (inputs, wait) = (inputs.downgrade(), 2 * Duration::from_millis(machine.policy().return_ms));
+    tokio::spawn(async move {
+        tokio::time::sleep(wait).await;
+        if let Some(inputs) = inputs.upgrade() {
+            // A coordinator that stops leaves them to the next start.
+            let _ = inputs.send(Input::Settle(unreferenced)).await;
+        }
+    });
+    Ok(())
 }
 
 /// The jobs of a state folder that nobody leads, as its journal tells them. Nothing of them is changed.
@@ -246,8 +271,9 @@ pub(crate) fn resting(folder: &Path) -> Result<Option<Scheduler>, ServerError> {
     let failed = |error| ServerError::Folder { folder: folder.to_owned(), error };
     let Ok(_lock) = Lock::take(folder).map_err(failed)? else { return Ok(None) };
     let opened = Opened::open(folder)?;
-    // What a start would decide is not carried out: it is only how leases of dead workers end.
-    Ok(Some(Scheduler::start(Policy::default(), opened.state, driver::Clock::start().now_ms()).0))
+    // What a start would decide is not carried out: nobody leads, so no worker holds anything that counts.
+    let policy = Policy { grace_ms: 0, ..Policy::default() };
+    Ok(Some(Scheduler::start(policy, opened.state, driver::Clock::start().now_ms()).0))
 }
 
 /// Serves one socket until it is aborted.

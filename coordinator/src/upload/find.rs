@@ -50,9 +50,9 @@ pub(super) fn prepare(mut job: Job, spans: &Spans, shared_roots: &[PathBuf]) -> 
     }
     for fusion in &mut job.fusions {
         let at = format!("fusions.{}.adapters", fusion.name);
-        for adapter in &mut fusion.adapters {
+        for (index, adapter) in fusion.adapters.iter_mut().enumerate() {
             if let AdapterRef::Folder(place) = adapter {
-                finder.folder(place, &at, "adapter", graftwork_store::adapter_files);
+                finder.folder(place, &format!("{at}.{index}"), "adapter", graftwork_store::adapter_files);
             }
         }
     }

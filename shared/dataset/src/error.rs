@@ -279,6 +279,22 @@ impl DataError {
     }
 }
 
+/// What a decoder says of bytes that it cannot read, without the names of its layers.
+pub(crate) fn undecodable(error: &impl std::fmt::Display) -> String {
+    const LAYERS: [&str; 6] =
+        ["External: ", "Parquet error: ", "Parquet argument error: ", "Arrow: ", "EOF: ", "NYI: "];
+    let text = error.to_string();
+    let mut words = text.as_str();
+    while let Some(rest) = LAYERS.iter().find_map(|layer| words.strip_prefix(layer)) {
+        words = rest;
+    }
+    let mut letters = words.chars();
+    // The first word of a sentence, not a name such as UTF-8.
+    let lower = letters.next().filter(|_| letters.clone().next().is_some_and(char::is_lowercase));
+    let words = lower.map_or_else(|| words.to_owned(), |first| format!("{}{}", first.to_lowercase(), letters.as_str()));
+    format!("its bytes cannot be decoded ({words})")
+}
+
 /// Names in a list for people: quoted, at most twelve.
 pub(crate) fn list_names<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     const SHOWN: usize = 12;
@@ -309,6 +325,16 @@ mod tests {
     fn a_near_miss_is_suggested_and_a_far_one_is_not() {
         assert_eq!(did_you_mean("lable", ["text", "label"]), "; did you mean \"label\"?");
         assert_eq!(did_you_mean("price", ["text", "label"]), "");
+    }
+
+    #[test]
+    fn a_decoders_words_are_told_without_its_layers() {
+        assert_eq!(
+            undecodable(&"External: Data corruption detected"),
+            "its bytes cannot be decoded (data corruption detected)"
+        );
+        assert_eq!(undecodable(&"Parquet error: EOF: eof"), "its bytes cannot be decoded (eof)");
+        assert_eq!(undecodable(&"Arrow: UTF-8 ends early"), "its bytes cannot be decoded (UTF-8 ends early)");
     }
 
     #[test]

@@ -29,6 +29,7 @@ use parquet::{
 use crate::{
     DataError,
     access::{Place, is_url, store_error},
+    error::undecodable,
 };
 
 /// Fetched at once from the end of a file: holds the whole footer of nearly every file.
@@ -159,7 +160,7 @@ pub(crate) async fn read_footer(source: &mut FileBytes, planned: Option<&FileIde
     };
     let damaged = |detail: String| DataError::DamagedFooter { location: location.clone(), detail };
     let metadata = caught(|| ParquetMetaDataReader::decode_metadata(&footer))
-        .and_then(|decoded| decoded.map_err(|error| error.to_string()))
+        .and_then(|decoded| decoded.map_err(|error| undecodable(&error)))
         .map_err(damaged)?;
     let (row_group_rows, row_group_bytes) = check_footer(&metadata, footer_start, &truncated, &damaged)?;
     if row_group_rows.iter().sum::<u64>() == 0 {
@@ -180,12 +181,21 @@ pub(crate) fn check_unchanged(planned: &FileIdentity, size: u64, version: &str) 
     let change = if planned.content.bytes != size {
         format!("it had {} bytes and has {size} now", planned.content.bytes)
     } else if planned.version != version {
-        let what = if is_url(&planned.location) { "ETag" } else { "modification time (nanoseconds since 1970)" };
-        format!("its {what} was {} and is {version} now", planned.version)
+        if is_url(&planned.location) {
+            format!("its ETag was {} and is {version} now", planned.version)
+        } else {
+            format!("it was last written at {} then, and at {} by now", moment(&planned.version), moment(version))
+        }
     } else {
         return Ok(());
     };
     Err(DataError::Changed { location: planned.location.clone(), change })
+}
+
+/// A modification time for people; what is none is told as it stands.
+fn moment(nanoseconds: &str) -> String {
+    let time = nanoseconds.parse().map(chrono::DateTime::from_timestamp_nanos);
+    time.map_or_else(|_| nanoseconds.to_owned(), |time| time.to_string())
 }
 
 /// Adds the page locations to a footer, where the file has them.
@@ -197,8 +207,8 @@ pub(crate) async fn with_page_index(source: &mut FileBytes, footer: Footer) -> R
     let loaded = AssertUnwindSafe(reader.load_page_index(source)).catch_unwind().await;
     let failed = |detail: String| DataError::DamagedFooter { location, detail: format!("page index: {detail}") };
     match loaded {
-        Ok(Ok(())) => reader.finish().map(Arc::new).map_err(|error| failed(error.to_string())),
-        Ok(Err(error)) => Err(failed(error.to_string())),
+        Ok(Ok(())) => reader.finish().map(Arc::new).map_err(|error| failed(undecodable(&error))),
+        Ok(Err(error)) => Err(failed(undecodable(&error))),
         Err(_) => Err(failed("the decoder gave up".to_owned())),
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     Access, DataError,
     access::{is_url, parse_url, store_error, wrong},
     columns::first_difference,
-    error::list_names,
+    error::{list_names, undecodable},
     file::{FileBytes, caught, read_footer},
     pattern::Pattern,
 };
@@ -88,7 +88,7 @@ async fn open_file(location: &str, access: &Access) -> Result<OpenFile, DataErro
 pub(crate) fn plain_schema(metadata: &ParquetMetaData) -> Result<SchemaRef, String> {
     caught(|| parquet_to_arrow_schema(metadata.file_metadata().schema_descr(), None))?
         .map(Arc::new)
-        .map_err(|error| error.to_string())
+        .map_err(|error| undecodable(&error))
 }
 
 fn labels_of(metadata: &ParquetMetaData) -> Result<Option<Vec<String>>, String> {

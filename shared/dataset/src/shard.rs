@@ -24,6 +24,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use crate::{
     Access, DataError,
     access::store_error,
+    error::undecodable,
     file::{FileBytes, caught, check_unchanged, read_footer, stat, with_page_index},
     open::plain_schema,
 };
@@ -102,7 +103,7 @@ impl<C: Fn(&str, &Schema) -> Result<(), DataError>> Shards<C> {
         let viewed = Arc::new(as_views(&schema));
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true).with_schema(viewed);
         let metadata = caught(|| ArrowReaderMetadata::try_new(metadata, options))
-            .and_then(|made| made.map_err(|error| error.to_string()))
+            .and_then(|made| made.map_err(|error| undecodable(&error)))
             .map_err(damaged)?;
         let wanted = schema.fields().iter().enumerate().filter(|(_, field)| self.columns.contains(field.name()));
         let roots: Vec<usize> = wanted.map(|(index, _)| index).collect();
@@ -219,7 +220,7 @@ fn read_error(identity: &FileIdentity, row_group: usize, error: &ParquetError) -
         }
         cause = error.source();
     }
-    DataError::DamagedPage { location: identity.location.clone(), row_group, detail: error.to_string() }
+    DataError::DamagedPage { location: identity.location.clone(), row_group, detail: undecodable(error) }
 }
 
 /// A column's values as texts.
@@ -227,6 +228,6 @@ pub(crate) fn texts(column: &ArrayRef) -> Result<StringViewArray, String> {
     if let Some(views) = column.as_string_view_opt() {
         return Ok(views.clone());
     }
-    let cast = arrow_cast::cast(column, &DataType::Utf8View).map_err(|error| error.to_string())?;
+    let cast = arrow_cast::cast(column, &DataType::Utf8View).map_err(|error| undecodable(&error))?;
     Ok(cast.as_string_view().clone())
 }

@@ -114,6 +114,34 @@ fn gloo_gives_the_trees_bytes_over_any_number_of_ranks() {
     every_reduction_has_the_trees_bytes(&Backend::Gloo { address: std::net::Ipv4Addr::LOCALHOST.into() }, 25);
 }
 
+fn a_native_sum_is_the_same_on_all_ranks_and_close_to_the_trees(backend: &Backend) {
+    let (length, lanes) = (1000, 8);
+    let lane = |lane: usize| (lane != 3).then(|| (0..length).map(|at| ((at * 7 + lane * 13) as f32).sin()).collect());
+    let case = Arc::new((length, (0..lanes).map(lane).collect::<Lanes>()));
+    let (whole, nothing) = (tree_sum(case.1.clone()), Arc::new((length, vec![None; lanes])));
+    for size in [1, 2, 3, 8] {
+        let crew = Crew::new(backend, size);
+        let sums: Vec<Vec<f32>> = crew.reduce(&case, Way::Native).into_iter().map(|it| it.sum.unwrap()).collect();
+        assert!(sums.iter().all(|sum| bits(sum) == bits(&sums[0])), "{size} ranks");
+        let worst = sums[0].iter().zip(&whole).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(sums[0].len() == length && worst < 1e-5, "{size} ranks: {worst}");
+        assert!(crew.reduce(&nothing, Way::Native).iter().all(|reduced| reduced.sum.is_none()));
+        crew.end();
+    }
+}
+
+#[test]
+fn native_sums_of_threads_agree() {
+    a_native_sum_is_the_same_on_all_ranks_and_close_to_the_trees(&Backend::InProcess);
+}
+
+#[test]
+fn native_sums_over_gloo_agree() {
+    a_native_sum_is_the_same_on_all_ranks_and_close_to_the_trees(&Backend::Gloo {
+        address: std::net::Ipv4Addr::LOCALHOST.into(),
+    });
+}
+
 #[test]
 fn slices_send_fewer_bytes_than_whole_sums() {
     let (length, ranks) = (1000, 4);

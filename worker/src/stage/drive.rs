@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use graftwork_collective::{ExchangePlan, Partial, partial_sums};
+use graftwork_collective::{ExchangePlan, Partial, Way, partial_sums};
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest};
 use graftwork_engine::{
     EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Scored, StepOptions, TextEncoder,
@@ -32,6 +32,7 @@ use graftwork_shared::{
     data::{Split, SplitManifest},
     digest::Digest,
     recipe::{Method, NumericClass},
+    training::Reduction,
 };
 
 use super::{
@@ -234,7 +235,11 @@ impl<H: Host> Driver<'_, H> {
             None => self.on_trainer(move |trainer| trainer.apply(outputs, consumed))?,
             Some(plan) => {
                 let (partials, losses) = self.sum_own(plan, first, outputs);
-                let sum = self.membership.sum(self.host, partials, losses, length)?;
+                let way = match self.assignment.recipe.training.reduction {
+                    Reduction::Exact => Way::of(length),
+                    Reduction::Fast => Way::Native,
+                };
+                let sum = self.membership.sum(self.host, partials, losses, (length, way))?;
                 self.on_trainer(move |trainer| trainer.apply_sum(sum, consumed))?
             }
         };

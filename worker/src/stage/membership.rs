@@ -163,13 +163,14 @@ impl Membership {
         }
     }
 
-    /// Sums all members' lanes: `partials` are this member's own subtrees, `losses` those of its lanes.
+    /// Sums all members' lanes: `partials` are this member's own subtrees, of so many numbers each, `losses` those of its
+    /// lanes.
     pub(super) fn sum<H: Host>(
         &mut self,
         host: &H,
         partials: Vec<Partial>,
         losses: Vec<Option<f64>>,
-        length: usize,
+        (length, way): (usize, Way),
     ) -> Result<LaneSum, Halt> {
         let word = Word {
             leaving: host.interrupted(),
@@ -179,7 +180,7 @@ impl Membership {
         let (epoch, began) = (self.epoch, Instant::now());
         let formed = self.formed()?;
         let words: Vec<Word> = gather(formed.group.as_mut(), &word)?;
-        let reduced = reduce_lanes(formed.group.as_mut(), &formed.plan, partials, length, Way::of(length))?;
+        let reduced = reduce_lanes(formed.group.as_mut(), &formed.plan, partials, length, way)?;
         formed.changes = words.iter().any(|word| word.leaving || word.epoch > epoch);
         let losses = words.into_iter().flat_map(|word| word.losses).map(|loss| loss.map(f64::from_bits)).collect();
         self.waits.sent_bytes += reduced.sent_bytes;

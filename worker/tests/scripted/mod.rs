@@ -121,7 +121,7 @@ impl Coordinator {
     /// Starts a worker with these further arguments.
     pub(crate) fn worker(&self, arguments: &[&str]) -> Worker {
         let mut command = worker_command();
-        command.args(["session", "--threads", "1", "--coordinator", &self.address()]).args(arguments);
+        command.args(["worker", "--threads", "1", "--coordinator", &self.address()]).args(arguments);
         Worker(Some(command.stderr(Stdio::piped()).spawn().unwrap()))
     }
 }

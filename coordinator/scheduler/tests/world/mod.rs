@@ -282,11 +282,24 @@ impl World {
         }
     }
 
-    /// kill -9 of the coordinator: sessions and questions are gone, facts stay.
+    /// kill -9 of the coordinator: sessions and questions are gone, facts stay, and workers train on until they find the
+    /// next one.
     pub(crate) fn restart(&mut self) {
-        self.restarts += 1;
+        let peers = std::mem::take(&mut self.peers);
+        self.apart.extend(peers.into_values().filter(|peer| !peer.leaving));
+        self.start_over();
+    }
+
+    /// The same, and all workers are killed with it.
+    pub(crate) fn restart_alone(&mut self) {
         self.peers.clear();
         self.apart.clear();
+        self.start_over();
+    }
+
+    fn start_over(&mut self) {
+        self.restarts += 1;
+        self.late.retain(|event| sender(event).is_none());
         self.publishing.clear();
         let facts = std::mem::take(&mut self.machine.facts);
         let now_ms = self.machine.now_ms;

@@ -41,13 +41,26 @@ fn find_files(entry: &str) -> Result<Vec<Input>, ImportError> {
 fn open_archive(archive: &Path) -> Result<zip::ZipArchive<BufReader<File>>, ImportError> {
     let name = archive.display().to_string();
     let file = File::open(archive).map_err(|error| ImportError::unreadable(&name, error))?;
-    zip::ZipArchive::new(BufReader::new(file)).map_err(|error| ImportError::unreadable(&name, error))
+    zip::ZipArchive::new(BufReader::new(file)).map_err(|error| ImportError::unreadable(&name, not_whole(&error)))
+}
+
+fn not_whole(error: &zip::result::ZipError) -> String {
+    match error {
+        zip::result::ZipError::Io(error) => error.to_string(),
+        // Its words hold a title and then the reason.
+        other => {
+            let words = other.to_string().to_lowercase();
+            let reason =
+                words.trim_start_matches("invalid zip archive: ").trim_start_matches("unsupported zip archive: ");
+            format!("it is no whole zip archive ({reason}); copy or download it again")
+        }
+    }
 }
 
 fn find_members(archive: &Path, member: &str) -> Result<Vec<Input>, ImportError> {
     let listed = open_archive(archive)?;
     let names = listed.file_names().map(|name| name.map(std::borrow::Cow::into_owned)).collect::<Result<Vec<_>, _>>();
-    let names = names.map_err(|error| ImportError::unreadable(&archive.display().to_string(), error))?;
+    let names = names.map_err(|error| ImportError::unreadable(&archive.display().to_string(), not_whole(&error)))?;
     // A member whose own name has a star or a bracket is taken as it is, like a file.
     let found = match names.iter().find(|name| *name == member) {
         Some(itself) => vec![itself.clone()],
@@ -138,7 +151,7 @@ impl Input {
         let mut bytes = Vec::new();
         archive
             .by_name(member)
-            .map_err(|error| failed(&error))?
+            .map_err(|error| failed(&not_whole(&error)))?
             .read_to_end(&mut bytes)
             .map_err(|error| failed(&error))?;
         Ok(Box::new(Cursor::new(bytes)))

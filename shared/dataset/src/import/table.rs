@@ -218,8 +218,16 @@ fn malformed(input: &Input, lines: Lines, error: &csv::Error) -> ImportError {
             ),
         },
         csv::ErrorKind::Io(error) => ImportError::unreadable(&input.name, error),
-        _ => ImportError::Malformed { file: input.name.clone(), line, reason: error.to_string() },
+        csv::ErrorKind::Utf8 { .. } => ImportError::NotUtf8 { file: input.name.clone(), line },
+        _ => ImportError::Malformed { file: input.name.clone(), line, reason: "check delimiter and quotes".to_owned() },
     }
+}
+
+/// What is wrong with one line of JSON; its place is the column alone.
+fn in_line(error: &serde_json::Error) -> String {
+    let words = error.to_string();
+    let what = words.split(" at line ").next().unwrap_or_default();
+    if error.column() == 0 { what.to_owned() } else { format!("{what} at column {}", error.column()) }
 }
 
 fn skip_lines(input: &Input, options: &Options, reader: &mut impl BufRead) -> Result<(), ImportError> {
@@ -290,7 +298,7 @@ fn read_json(input: &Input, options: &Options, reader: Box<dyn Read>, take: &mut
         let broken = |reason: String| ImportError::Malformed { file: input.name.clone(), line, reason };
         let text = decode(input, options, line, bytes)?;
         let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text)
-            .map_err(|error| broken(format!("{error}; each line must be one JSON object")))?;
+            .map_err(|error| broken(format!("{}; each line must be one JSON object", in_line(&error))))?;
         let mut values = Values::new();
         for name in &wanted {
             let value = match object.get(*name) {

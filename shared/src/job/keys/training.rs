@@ -125,6 +125,14 @@ pub(crate) static TRAINING: Section = Section {
             "{ layers = [0, 1] }",
             "AdapterDrop: train without the adapters of some layers, which makes them faster.",
         ),
+        Key::new(
+            "reduction",
+            Choice(&["exact", "fast"]),
+            Value("\"exact\""),
+            "\"fast\"",
+            "How gradients of several workers are added: along a fixed tree, so that any number of workers gives the same \
+             bytes, or by the transport's own all-reduce, which sends less and gives up that promise.",
+        ),
     ],
     exclusive: &[("epochs", "steps"), ("warmup", "warmup_steps")],
 };

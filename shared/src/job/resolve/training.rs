@@ -123,6 +123,7 @@ fn take_optimizer(layers: &Layers<'_>, training: &mut Training) {
     layers.take("weight_decay", Value::number, &mut training.weight_decay);
     layers.take("betas", |value| value.each(Value::number)?.try_into().ok(), &mut training.betas);
     layers.take("epsilon", Value::number, &mut training.epsilon);
+    layers.take("reduction", Value::word, &mut training.reduction);
     layers.take("clip_norm", off_or(Value::number), &mut training.clip_norm);
 }
 

@@ -7,6 +7,7 @@ use graftwork_collective::{
 };
 
 /// A backend under test.
+#[derive(Clone, Copy)]
 pub(crate) struct Bench {
     /// The backend of a rank.
     backend: fn(usize) -> Backend,
@@ -22,20 +23,18 @@ pub(crate) fn gloo() -> Bench {
     Bench { backend: |_| Backend::Gloo { address: Ipv4Addr::LOCALHOST.into() }, most: 8 }
 }
 
-/// NCCL takes one rank on a GPU, so that its ranks are as many as there are GPUs.
-pub(crate) fn nccl() -> Option<Bench> {
+/// NCCL takes one rank on a GPU, so that its ranks are as many as there are GPUs; or why there is none.
+pub(crate) fn nccl() -> Result<Bench, String> {
     let report = probe(None);
     if let Some(refusal) = report.refusal {
-        eprintln!("skipped: NCCL does not work here: {refusal}");
-        return None;
+        return Err(format!("NCCL does not work here: {refusal}"));
     }
     let gpus = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(1, Iterator::count);
     if gpus < 2 {
-        eprintln!("skipped: NCCL needs one GPU for each rank, and there is {gpus}");
-        return None;
+        return Err(format!("NCCL needs one GPU for each rank, and there is {gpus}"));
     }
     let backend = |rank| Backend::Nccl { device: u32::try_from(rank).unwrap(), library: None };
-    Some(Bench { backend, most: gpus })
+    Ok(Bench { backend, most: gpus })
 }
 
 /// Enters a group whose members meet at the table.

@@ -1,5 +1,5 @@
 //! NCCL without a GPU: it loads, answers, and refuses in its own words. `make test` fetches the library; where it is
-//! not, and where there is a GPU, these are skipped and say so.
+//! not, and where there is a GPU, these are ignored and say so.
 
 use std::{path::Path, thread, time::Duration};
 
@@ -8,26 +8,41 @@ use graftwork_collective::{
     nccl::{Report, probe},
 };
 
+use libtest_mimic::Trial;
+
 use crate::bench::{self, enter};
 
-fn without_driver() -> Option<Report> {
+/// The tests of this file.
+pub(crate) fn trials() -> Vec<Trial> {
     let report = probe(None);
-    match &report.refusal {
-        Some(error @ CollectiveError::Library { .. }) => {
-            eprintln!("skipped: {error}; `make nccl` fetches it");
-            None
-        }
-        None => {
-            eprintln!("skipped: NCCL works here");
-            None
-        }
-        Some(_) => Some(report),
+    let missing = match &report.refusal {
+        Some(error @ CollectiveError::Library { .. }) => Some(format!("{error}; `make nccl` fetches it")),
+        None => Some("NCCL works here".to_owned()),
+        Some(_) => None,
+    };
+    if let Some(reason) = &missing {
+        eprintln!("skipped: {reason}");
     }
+    let trial = |name: &str, run: Box<dyn FnOnce() + Send>| {
+        let run = move || {
+            run();
+            Ok(())
+        };
+        Trial::test(format!("nccl::{name}"), run)
+    };
+    let refuses = Box::new(move || without_a_driver_nccl_refuses_in_its_own_words(report));
+    vec![
+        trial("without_a_driver_nccl_refuses_in_its_own_words", refuses).with_ignored_flag(missing.is_some()),
+        trial(
+            "without_a_driver_no_group_forms_and_every_rank_is_told",
+            Box::new(without_a_driver_no_group_forms_and_every_rank_is_told),
+        )
+        .with_ignored_flag(missing.is_some()),
+        trial("a_place_without_the_library_is_named", Box::new(a_place_without_the_library_is_named)),
+    ]
 }
 
-#[test]
-fn without_a_driver_nccl_refuses_in_its_own_words() {
-    let Some(report) = without_driver() else { return };
+fn without_a_driver_nccl_refuses_in_its_own_words(report: Report) {
     assert!(report.version.as_ref().is_some_and(|version| version.starts_with("2.")), "{report:?}");
     assert!(report.unique_id && report.library.is_some(), "{report:?}");
     let refusal = report.refusal.unwrap();
@@ -36,11 +51,7 @@ fn without_a_driver_nccl_refuses_in_its_own_words() {
     assert_eq!(refusal.remedy(), Remedy::GiveUp);
 }
 
-#[test]
 fn without_a_driver_no_group_forms_and_every_rank_is_told() {
-    if without_driver().is_none() {
-        return;
-    }
     let (bench, table) = (bench::gloo(), MemoryRendezvous::new());
     let member = |rank| {
         let mut request = bench.request(1, rank, 2);
@@ -56,7 +67,6 @@ fn without_a_driver_no_group_forms_and_every_rank_is_told() {
     }
 }
 
-#[test]
 fn a_place_without_the_library_is_named() {
     let refusal = probe(Some(Path::new("/nowhere/libnccl.so.2"))).refusal.unwrap();
     assert!(matches!(refusal, CollectiveError::Library { library: "libnccl.so.2", .. }), "{refusal}");

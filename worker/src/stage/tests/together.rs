@@ -14,6 +14,7 @@ use std::{
 };
 
 use graftwork_collective::{Aborter, Backend, FormRequest, MemoryRendezvous, form};
+use graftwork_shared::training::Reduction;
 
 use super::*;
 
@@ -226,6 +227,20 @@ fn one_two_three_four_and_six_members_give_the_same_result() {
     }
     let fusion = fusion_of(&data, &host);
     assert_eq!(bytes_of(&together(&fusion, &host, &[STAYS; 2])), bytes_of(&finish(&fusion, &host)));
+}
+
+#[test]
+fn a_fast_reduction_trains_the_same_stage_outside_the_promise() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let mut of = stage(&data, &host);
+    let exact = finish(&of, &host);
+    of.recipe.training.reduction = Reduction::Fast;
+    assert_ne!(of.recipe.digest(), stage(&data, &host).recipe.digest(), "it is another recipe");
+    let fast = together(&of, &host, &[STAYS; 3]);
+    let (near, exact) = (fast.validation.last().unwrap().loss, exact.validation.last().unwrap().loss);
+    assert!((near - exact).abs() < 1e-3 * exact.abs(), "{near} is not near {exact}");
+    // Alone there is nothing to reduce over the network.
+    assert_eq!(bytes_of(&finish(&of, &host)), bytes_of(&finish(&stage(&data, &host), &host)));
 }
 
 #[test]

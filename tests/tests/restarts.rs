@@ -1,0 +1,48 @@
+//! Work goes on under its lease while its coordinator is killed and started again: nothing is handed out a second time,
+//! and every published file has the bytes of the undisturbed run.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use graftwork_shared::{
+    digest::Digest,
+    event::{Event, EventKind},
+};
+use graftwork_tests::{Cluster, Run, World, tree_digests};
+
+/// Trains the long job with two workers, killing the coordinator so often; gives what was published.
+fn train(world: &World, cluster: &mut Cluster, kills: u64) -> Result<BTreeMap<String, Digest>> {
+    cluster.begin_anew()?;
+    world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "")?;
+    let (job, _) = cluster.ask(world, &["submit", "job.toml"], 0)?;
+    for _ in 0..2 {
+        cluster.start_worker()?;
+    }
+    for _ in 0..kills {
+        let mut watch = Run::watch(&cluster.address(), &job)?;
+        let steps = |event: &Event| matches!(event.kind, EventKind::Step(report) if report.step >= 20);
+        watch.wait_for("training", steps)?;
+        watch.wait_for("a checkpoint", |event| matches!(event.kind, EventKind::Checkpointed { .. }))?;
+        cluster.kill_coordinator();
+        cluster.start_coordinator()?;
+    }
+    Run::watch(&cluster.address(), &job)?.finish(0)?;
+    let (explained, _) = cluster.ask(world, &["explain", &job, "--output", "json"], 0)?;
+    let explained: serde_json::Value = serde_json::from_str(&explained)?;
+    for stage in explained["stages"].as_array().into_iter().flatten() {
+        ensure!(stage["attempts"] == 1 && stage["failures"] == serde_json::json!([]), "handed out again: {stage}");
+    }
+    let mut published = tree_digests(&cluster.path().join("hub"))?;
+    published.retain(|name, _| !name.contains("report"));
+    ensure!(published.len() > 20, "too few files are published: {published:?}");
+    Ok(published)
+}
+
+#[test]
+fn no_work_is_handed_out_twice_when_coordinators_are_killed() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+    let undisturbed = train(&world, &mut cluster, 0)?;
+    let disturbed = train(&world, &mut cluster, 4)?;
+    ensure!(undisturbed == disturbed, "other bytes: {undisturbed:?}\n{disturbed:?}");
+    Ok(())
+}
