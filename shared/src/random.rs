@@ -19,6 +19,8 @@ pub enum Purpose {
     AdapterDrop = 5,
     /// Which split a row belongs to. Position: row or group.
     Split = 6,
+    /// What happens in a simulation; nothing that is trained. Position: 0, draw.
+    Simulation = 1_000,
 }
 
 /// A stream of random numbers, addressed by position.

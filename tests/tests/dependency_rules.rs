@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("graftwork-proto", &["graftwork-shared"]),
     ("graftwork-collective", &["graftwork-shared"]),
     ("graftwork-scheduler", &["graftwork-shared"]),
+    ("graftwork-driver", &["graftwork-shared", "graftwork-scheduler"]),
     ("graftwork-web", &["graftwork-shared"]),
     ("graftwork-engine", &["graftwork-shared", "graftwork-model", "graftwork-dataset", "graftwork-collective"]),
     (
@@ -26,6 +27,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "graftwork-dataset",
             "graftwork-store",
             "graftwork-proto",
+            "graftwork-driver",
             "graftwork-scheduler",
             "graftwork-web",
         ],

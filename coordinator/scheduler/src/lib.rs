@@ -9,6 +9,7 @@ mod cost;
 mod fact;
 mod group;
 mod grow;
+pub mod history;
 pub mod invariant;
 mod loss;
 mod machine;

@@ -98,6 +98,16 @@ impl Scheduler {
         self.workers.iter().map(view).collect()
     }
 
+    /// What the workers are that have a session, or may come back into one.
+    pub fn infos(&self) -> impl Iterator<Item = (WorkerId, &WorkerInfo)> {
+        self.workers.iter().map(|(id, worker)| (*id, &worker.info))
+    }
+
+    /// The same of one worker.
+    pub fn info(&self, worker: WorkerId) -> Option<&WorkerInfo> {
+        self.workers.get(&worker).map(|worker| &worker.info)
+    }
+
     /// A job as it is now, without curves.
     pub fn view(&self, id: &JobId) -> Option<JobView> {
         let job = self.state.jobs().get(id)?;

@@ -1,17 +1,18 @@
-//! How the driver takes inputs: each becomes an event for the machine, or an answer drawn from it.
+//! How the driver takes inputs: each becomes an event for the core, or an answer drawn from it.
 
 use graftwork_proto::WorkerMessage;
-use graftwork_scheduler::{Event, Scheduler, StageKey, Standing, WorkerInfo};
+use graftwork_scheduler::{Event, Scheduler, Standing, WorkerInfo};
 use graftwork_shared::{
     VERSION,
     event::{Event as Told, EventKind},
-    id::{JobId, LeaseId, Name, WorkerId},
+    id::{JobId, Name, WorkerId},
     view::JobView,
 };
+use tokio::sync::oneshot;
 
 use super::{
     driver::Driver,
-    input::{CoordinatorView, Gone, Input, Join, Submission, Watched},
+    input::{CoordinatorView, Input, Join, Session, Submission, Watched},
     pins,
     story::Story,
 };
@@ -23,12 +24,12 @@ impl Driver {
     pub(super) fn on_input(&mut self, input: Input) {
         match input {
             Input::Standing(job, to) => {
-                let answer = (self.machine.standing(&job), releases(&self.machine, &job));
+                let answer = (self.machine().standing(&job), releases(self.machine(), &job));
                 self.reply(to, answer);
             }
             Input::Submit(submission) => self.on_submit(*submission),
             Input::View(job, to) => {
-                let jobs = job.map_or_else(|| self.machine.jobs(), |job| vec![job]);
+                let jobs = job.map_or_else(|| self.machine().jobs(), |job| vec![job]);
                 let views = jobs.iter().filter_map(|job| self.view(job)).collect();
                 self.reply(to, views);
             }
@@ -37,12 +38,12 @@ impl Driver {
                 self.reply(to, watched);
             }
             Input::Explain(job, to) => {
-                let explanation = self.machine.explain(&job);
+                let explanation = self.machine().explain(&job);
                 self.reply(to, explanation);
             }
             Input::Cancel(job, to) => {
-                let standing = self.machine.standing(&job);
-                self.apply(Event::Cancel { job, reason: "cancelled by the user".to_owned() }, Vec::new());
+                let standing = self.machine().standing(&job);
+                self.apply(Event::Cancel { job, reason: "cancelled by the user".to_owned() });
                 self.reply(to, standing);
             }
             Input::Coordinator(to) => {
@@ -51,66 +52,59 @@ impl Driver {
             }
             Input::Join(join) => self.on_join(join),
             Input::Resources(job, resources, to) => {
-                self.apply(Event::Resources { job, resources }, Vec::new());
+                self.apply(Event::Resources { job, resources });
                 self.reply(to, ());
             }
-            // What comes late from a session that was replaced, or ended, is of no worker any more.
-            Input::Worker(worker, session, message) if self.is_open(worker, session) => {
-                self.on_worker(worker, *message);
-            }
-            Input::Left(worker, session, gone) if self.is_open(worker, session) => {
-                self.sessions.remove(&worker);
-                let event = match gone {
-                    Gone::Link(reason) => Event::LinkLost { worker, reason },
-                    Gone::Wrong(reason) => Event::WorkerLeft { worker, reason },
-                };
-                self.apply(event, Vec::new());
-            }
-            Input::Worker(..) | Input::Left(..) => {}
-            Input::Put(key, blob) => self.on_put(&key, blob),
-            Input::Settle(blobs) => self.settle(blobs),
+            Input::Worker(worker, session, message) => self.on_worker((worker, session), *message),
+            Input::Left(worker, session, gone) => self.core.on_left(self.clock.now_ms(), (worker, session), gone),
+            Input::Put(key, blob) => self.core.on_put(pins::known_as(&key), blob),
+            Input::Settle(blobs) => self.core.settle(blobs),
             Input::BlobLost(blob) => {
                 // It may have been put again since.
                 if !self.blobs.has(blob) {
-                    self.apply(Event::BlobLost { blob }, Vec::new());
+                    self.apply(Event::BlobLost { blob });
                 }
             }
             Input::Reusable(key, result) => {
-                self.apply(Event::Reusable { key, result }, Vec::new());
+                self.apply(Event::Reusable { key, result });
             }
             Input::Published(key, Ok(release)) => {
-                self.apply(Event::Published { key, release }, Vec::new());
+                self.apply(Event::Published { key, release });
             }
             Input::Published(key, Err(failure)) => {
-                self.apply(Event::PublishFailed { key, failure }, Vec::new());
+                self.apply(Event::PublishFailed { key, failure });
             }
-            Input::Stop(reason) => {
-                self.stop_at_ms = Some(self.clock.now_ms() + self.stop_ms);
-                self.apply(Event::Stop { reason }, Vec::new());
-            }
+            Input::Stop(reason) => self.core.stop(self.clock.now_ms(), reason),
         }
     }
 
-    fn is_open(&self, worker: WorkerId, session: u64) -> bool {
-        self.sessions.get(&worker).is_some_and(|open| open.number == session)
+    fn apply(&mut self, event: Event) -> bool {
+        self.core.on_event(self.clock.now_ms(), event)
+    }
+
+    /// Answers once everything decided so far is durable.
+    fn reply<T: Send + 'static>(&mut self, to: oneshot::Sender<T>, value: T) {
+        // Whoever asked may have gone.
+        self.core.reply(Box::new(move || drop(to.send(value))));
     }
 
     fn on_submit(&mut self, submission: Submission) {
         let Submission { plan, gone, trace, attached } = submission;
         let id = plan.id();
-        if self.machine.standing(&id) != Standing::Active {
+        if self.machine().standing(&id) != Standing::Active {
             let trace = if trace.is_empty() { id.to_string() } else { trace };
             tracing::info!(job = %id, trace, "job submitted");
             self.stories.entry(id).or_insert_with(|| Story::new(String::new())).trace = trace;
             self.forget_old_stories();
         }
-        let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone }, Vec::new());
+        let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone });
         self.reply(attached, !taken);
     }
 
     fn forget_old_stories(&mut self) {
-        let ended = |job: &JobId| self.machine.standing(job) == Standing::Ended;
-        let old: Vec<JobId> = self.machine.jobs().into_iter().filter(ended).skip(ENDED_STORIES).collect();
+        let machine = self.core.machine();
+        let ended = |job: &JobId| machine.standing(job) == Standing::Ended;
+        let old: Vec<JobId> = machine.jobs().into_iter().filter(ended).skip(ENDED_STORIES).collect();
         self.stories.retain(|job, _| !old.contains(job));
     }
 
@@ -129,54 +123,35 @@ impl Driver {
         self.joined += 1;
         let session = self.joined;
         self.joining.insert(session, join);
-        self.apply(Event::WorkerJoined { session, info, leases }, Vec::new());
+        self.core.on_join(self.clock.now_ms(), (session, Event::WorkerJoined { session, info, leases }));
     }
 
-    fn on_worker(&mut self, worker: WorkerId, message: WorkerMessage) {
-        match message {
+    fn on_worker(&mut self, (worker, session): (WorkerId, Session), message: WorkerMessage) {
+        let event = match message {
             // The session refuses a second hello.
-            WorkerMessage::Hello(_) => {}
-            WorkerMessage::Heartbeat(leases) => {
-                self.apply(Event::Heartbeat { worker, leases }, Vec::new());
+            WorkerMessage::Hello(_) => return,
+            WorkerMessage::Step(lease, report) => {
+                let kind = EventKind::Step(report);
+                return self.core.on_report(self.clock.now_ms(), (worker, session), lease, kind);
             }
-            WorkerMessage::Step(lease, report) => self.on_progress(worker, lease, EventKind::Step(report)),
-            WorkerMessage::Evaluated(lease, scores) => self.on_progress(worker, lease, EventKind::Evaluated(scores)),
-            WorkerMessage::Checkpoint(lease, step, blob) => {
-                let spoken = vec![self.spoken_of(worker, blob)];
-                self.apply(Event::Checkpointed { worker, lease, step, blob }, spoken);
+            WorkerMessage::Evaluated(lease, scores) => {
+                let kind = EventKind::Evaluated(scores);
+                return self.core.on_report(self.clock.now_ms(), (worker, session), lease, kind);
             }
-            WorkerMessage::Finished(lease, result) => {
-                let spoken = result_blobs(&result).map(|blob| self.spoken_of(worker, blob)).collect();
-                self.apply(Event::Finished { worker, lease, result: Box::new(result) }, spoken);
-            }
-            WorkerMessage::Failed(lease, failure) => {
-                self.apply(Event::Failed { worker, lease, failure }, Vec::new());
-            }
-            WorkerMessage::Released(lease) => {
-                self.apply(Event::Released { worker, lease }, Vec::new());
-            }
-            WorkerMessage::Spent(lease, usage) => {
-                self.apply(Event::Spent { worker, lease, usage }, Vec::new());
-            }
-            WorkerMessage::Prepared(lease) => {
-                self.apply(Event::Prepared { worker, lease }, Vec::new());
-            }
-            WorkerMessage::Broken(lease, epoch, reason) => {
-                self.apply(Event::Broken { worker, lease, epoch, reason }, Vec::new());
-            }
-        }
-    }
-
-    /// Reports are for eyes: told if the lease is live and the worker speaks for its group, and not journalled.
-    fn on_progress(&mut self, worker: WorkerId, lease: LeaseId, kind: EventKind) {
-        if let Some(StageKey { job, stage }) = self.machine.leads(worker, lease).cloned() {
-            self.tell(job, Some(stage), kind);
-        }
-        self.apply(Event::Progress { worker, lease }, Vec::new());
+            WorkerMessage::Heartbeat(leases) => Event::Heartbeat { worker, leases },
+            WorkerMessage::Checkpoint(lease, step, blob) => Event::Checkpointed { worker, lease, step, blob },
+            WorkerMessage::Finished(lease, result) => Event::Finished { worker, lease, result: Box::new(result) },
+            WorkerMessage::Failed(lease, failure) => Event::Failed { worker, lease, failure },
+            WorkerMessage::Released(lease) => Event::Released { worker, lease },
+            WorkerMessage::Spent(lease, usage) => Event::Spent { worker, lease, usage },
+            WorkerMessage::Prepared(lease) => Event::Prepared { worker, lease },
+            WorkerMessage::Broken(lease, epoch, reason) => Event::Broken { worker, lease, epoch, reason },
+        };
+        self.core.on_worker(self.clock.now_ms(), (worker, session), event);
     }
 
     fn view(&self, job: &JobId) -> Option<JobView> {
-        let mut view = self.machine.view(job)?;
+        let mut view = self.machine().view(job)?;
         if let Some(story) = self.stories.get(job) {
             story.draw(&mut view);
         }
@@ -184,7 +159,7 @@ impl Driver {
     }
 
     fn watch(&self, job: &JobId) -> Option<Watched> {
-        let view = self.machine.view(job)?;
+        let view = self.machine().view(job)?;
         let (so_far, to_come) = self.stories.get(job).map(Story::watch).unzip();
         let mut so_far: Vec<Told> = so_far.unwrap_or_default();
         let ended = view.outcome.map(|outcome| Told {
@@ -204,11 +179,11 @@ impl Driver {
         CoordinatorView {
             version: VERSION.to_owned(),
             pid: std::process::id(),
-            term: self.machine.state().term(),
+            term: self.machine().state().term(),
             started_ms: self.clock.start_ms(),
-            stopping: self.stop_at_ms.is_some(),
-            workers: self.machine.workers(),
-            jobs: self.machine.jobs(),
+            stopping: self.core.is_stopping(),
+            workers: self.machine().workers(),
+            jobs: self.machine().jobs(),
         }
     }
 }

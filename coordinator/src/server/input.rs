@@ -1,5 +1,6 @@
 //! What reaches the driver: requests with a place for their answer, and news from sessions and from work beside it.
 
+use graftwork_driver::Gone;
 use graftwork_proto::{Hello, WorkerMessage, v1};
 use graftwork_scheduler::{Explanation, Plan, StageKey, Standing, WorkerView};
 use graftwork_shared::{
@@ -57,14 +58,6 @@ pub(super) enum Input {
 
 /// Number of a session; a worker that comes back has another one.
 pub(super) type Session = u64;
-
-/// Why a session ended.
-pub(super) enum Gone {
-    /// The connection broke or was closed.
-    Link(String),
-    /// The worker said what cannot be.
-    Wrong(String),
-}
 
 /// A planned job on its way in.
 pub(super) struct Submission {

@@ -13,6 +13,7 @@ use std::{
     thread,
 };
 
+use graftwork_driver::MOST_WAITING;
 use graftwork_scheduler::{FACT_VERSION, Fact, State};
 use graftwork_shared::digest::Digest;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
@@ -89,9 +90,6 @@ const APPLICATION_ID: u32 = 0x4752_4654;
 
 /// Version of the tables.
 const TABLES_VERSION: u32 = 1;
-
-/// Most writes that gather in front of the thread; the driver takes no event while so many wait.
-pub(super) const MOST_WAITING: usize = 256;
 
 /// Facts after which a snapshot replaces them.
 const SNAPSHOT_FACTS: u64 = 1_000;

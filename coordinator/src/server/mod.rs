@@ -8,7 +8,7 @@
 //! ```text
 //! start(Options) ─► Running ── addresses, stop(), wait()
 //!   lock ─ journal ─ blobs          the state folder: one owner, facts, bytes
-//!   driver                          loop { event = select().await; apply(event) }
+//!   driver                          loop { event = select().await; core.apply(event) } around `graftwork-driver`
 //!   jobs · workers · transfer       gRPC services; each turns wire into events
 //!   meet                            the fourth, beside the driver: where members of a group find each other
 //! ```
@@ -34,13 +34,14 @@ mod uploads;
 mod workers;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
+use graftwork_driver::{Core, Timing};
 use graftwork_scheduler::{Policy, Scheduler};
 use graftwork_shared::digest::Digest;
 use tokio::{
@@ -187,33 +188,29 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     let policy = Policy { silence_ms: options.silence_ms, grace_ms: options.grace_ms, ..Policy::default() };
     let (machine, first) = Scheduler::start(policy, opened.state.clone(), clock.now_ms());
     tracing::info!(term = machine.state().term().0, facts = opened.number, "the coordinator starts");
+    let core = Core::new(machine, first, opened.number, Timing { stop_ms: options.stop_ms });
     let journal = journal::Journal::start(opened, lock).map_err(folder_error)?;
     let (inputs, waiting) = mpsc::channel(INPUTS);
     let jobs =
         jobs::Jobs::new(inputs.clone(), blobs.clone(), Arc::clone(&options.planner), Arc::clone(&options.publisher));
-    let_go(&machine, &blobs, unreferenced, &inputs).await?;
-    let (meetings, epochs) = watch::channel(machine.epochs());
+    let_go(core.machine(), &blobs, unreferenced, &inputs).await?;
+    let (meetings, epochs) = watch::channel(meet::Epochs::new());
     let meet = meet::start(epochs);
     let driver = Driver {
-        machine,
+        core,
         journal,
         blobs: blobs.clone(),
         publisher: options.publisher,
         clock,
         heartbeat_ms: options.heartbeat_ms,
-        stop_ms: options.stop_ms,
         sender: inputs.downgrade(),
         sessions: HashMap::new(),
         joining: HashMap::new(),
         joined: 0,
         stories: BTreeMap::new(),
-        waiting: VecDeque::new(),
-        follow_ups: Vec::new(),
-        stop_at_ms: None,
-        uploads: HashMap::new(),
         meetings,
     };
-    let driver = tokio::spawn(driver.run(waiting, first));
+    let driver = tokio::spawn(driver.run(waiting));
     let token: Option<Arc<str>> = options.token.map(Into::into);
     let servers = sockets.into_iter().map(|(_, socket)| {
         let token = token.clone().filter(|_| matches!(socket, listen::Socket::Tcp(_)));

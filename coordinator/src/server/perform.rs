@@ -5,8 +5,9 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use graftwork_driver::{Gone, Output};
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, v1};
-use graftwork_scheduler::{Command, Event, StageKey};
+use graftwork_scheduler::{Command, StageKey};
 use graftwork_shared::{
     assignment::{Blame, Failure},
     digest::Digest,
@@ -20,7 +21,7 @@ use tonic::Status;
 use super::{
     Publication, StageOfPlan,
     answer::result_blobs,
-    driver::{Act, Driver, Session},
+    driver::{Driver, Reply, Session},
     input::{Input, Welcome},
     pins,
     story::Story,
@@ -30,17 +31,22 @@ use super::{
 const REUSE_WAIT: Duration = Duration::from_secs(30);
 
 impl Driver {
-    pub(super) fn perform(&mut self, act: Act) {
-        match act {
-            Act::Reply(reply) => reply(),
-            Act::Settle(blob) => self.settle([blob]),
-            Act::Meet(lease, epoch) => self.meetings.send_modify(|epochs| {
+    pub(super) fn perform(&mut self, output: Output<Reply>) {
+        match output {
+            Output::Write(facts) => {
+                self.journal.append(facts, self.core.machine().state());
+            }
+            Output::Reply(reply) => reply(),
+            Output::Unpin(blob) => self.blobs.unpin(blob),
+            Output::Meet(lease, epoch) => self.meetings.send_modify(|epochs| {
                 match epoch {
                     Some(epoch) => epochs.insert(lease, epoch),
                     None => epochs.remove(&lease),
                 };
             }),
-            Act::Command(command) => self.perform_command(command),
+            Output::End(worker) => drop(self.sessions.remove(&worker)),
+            Output::TurnAway(session) => drop(self.joining.remove(&session)),
+            Output::Command(command) => self.perform_command(command),
         }
     }
 
@@ -83,17 +89,12 @@ impl Driver {
 
     fn welcome(&mut self, session: u64, worker: WorkerId) {
         let Some(join) = self.joining.remove(&session) else { return };
-        if !self.machine.workers().iter().any(|known| known.id == worker) {
-            // Given up for what an earlier session of it said meanwhile: it is let go, and joins anew.
-            return;
-        }
         let (keep, open) = oneshot::channel();
-        let term = self.machine.state().term();
+        let term = self.machine().state().term();
         if join.welcome.send(Welcome { worker, session, term, open }).is_err() {
-            self.follow_ups.push(Event::LinkLost { worker, reason: "it left before it was welcomed".to_owned() });
-            return;
+            return self.core.on_unsaid(worker, Gone::Link("it left before it was welcomed".to_owned()));
         }
-        self.sessions.insert(worker, Session { number: session, outgoing: join.outgoing, _open: keep });
+        self.sessions.insert(worker, Session { outgoing: join.outgoing, _open: keep });
         let heartbeat_ms = self.heartbeat_ms;
         self.send(worker, String::new(), CoordinatorMessage::Welcome { worker, heartbeat_ms });
     }
@@ -105,30 +106,16 @@ impl Driver {
 
     fn send(&mut self, worker: WorkerId, trace: String, message: CoordinatorMessage) {
         let Some(session) = self.sessions.get(&worker) else { return };
-        let envelope = CoordinatorEnvelope { term: self.machine.state().term(), trace, message };
-        let event = match session.outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope))) {
+        let envelope = CoordinatorEnvelope { term: self.machine().state().term(), trace, message };
+        let gone = match session.outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope))) {
             Ok(()) => return,
-            Err(TrySendError::Closed(_)) => Event::LinkLost { worker, reason: "its connection is closed".to_owned() },
-            Err(TrySendError::Full(_)) => {
-                Event::WorkerLeft { worker, reason: "it does not read its messages".to_owned() }
-            }
+            Err(TrySendError::Closed(_)) => Gone::Link("its connection is closed".to_owned()),
+            Err(TrySendError::Full(_)) => Gone::Wrong("it does not read its messages".to_owned()),
         };
-        self.sessions.remove(&worker);
-        self.follow_ups.push(event);
-    }
-
-    /// Ends pins; what nothing refers to goes.
-    pub(super) fn settle(&mut self, blobs: impl IntoIterator<Item = Digest>) {
-        for blob in blobs {
-            self.blobs.unpin(blob);
-            self.discard(blob);
-        }
+        self.core.on_unsaid(worker, gone);
     }
 
     fn discard(&mut self, blob: Digest) {
-        if self.machine.state().refers_to(blob) {
-            return;
-        }
         if let Err(error) = self.blobs.discard(blob) {
             // It takes room until the next start sweeps it away; nothing depends on its going.
             tracing::warn!(%error, "a blob that is no longer needed cannot be removed");
@@ -145,7 +132,7 @@ impl Driver {
     }
 
     fn stage_of_plan(&self, key: &StageKey) -> Option<StageOfPlan> {
-        let plan = Arc::new(self.machine.plan(&key.job)?.clone());
+        let plan = Arc::new(self.machine().plan(&key.job)?.clone());
         plan.stage(&key.stage)?;
         Some(StageOfPlan { plan, name: key.stage.clone(), blobs: self.blobs.clone() })
     }
@@ -179,12 +166,12 @@ impl Driver {
     }
 
     fn publish(&mut self, key: StageKey) {
-        let (Some(stage), Some(result)) = (self.stage_of_plan(&key), self.machine.result(&key).cloned()) else {
+        let (Some(stage), Some(result)) = (self.stage_of_plan(&key), self.machine().result(&key).cloned()) else {
             return;
         };
         let needed = |name: &Name| {
             let key = StageKey { job: key.job.clone(), stage: name.clone() };
-            Some((name.clone(), self.machine.result(&key)?.clone()))
+            Some((name.clone(), self.machine().result(&key)?.clone()))
         };
         let needed: BTreeMap<_, _> = stage.stage().needs.iter().filter_map(needed).collect();
         let (publisher, sender, blobs) = (Arc::clone(&self.publisher), self.sender.clone(), self.blobs.clone());

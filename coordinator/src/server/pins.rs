@@ -1,55 +1,9 @@
-//! Blobs between being put and being spoken of.
-//!
-//! Each is pinned, and the pin has an owner: a worker by its key, or a request. The pin ends when the fact that refers to
-//! the blob is durable, or with its owner, so that a worker that dies in between leaves nothing.
+//! Pins of requests: what one puts stays until a fact refers to it, or none ever will. Pins of workers are the core's.
 
-use graftwork_scheduler::Command;
-use graftwork_shared::{digest::Digest, id::WorkerId};
+use graftwork_shared::digest::Digest;
 use tokio::sync::mpsc;
 
-use super::{
-    BlobStore,
-    driver::{Act, Driver},
-    input::Input,
-};
-
-impl Driver {
-    pub(super) fn on_put(&mut self, key: &str, blob: Digest) {
-        let key = known_as(key);
-        if self.machine.workers().iter().any(|worker| worker.info.key == key) {
-            self.uploads.entry(key).or_default().push(blob);
-        } else {
-            // Of a user who is about to submit a job that names it, or of a worker that is not here yet, as after a
-            // restart: it stays until the next start sweeps away what nothing refers to.
-            self.blobs.unpin(blob);
-        }
-    }
-
-    /// What ends the pin of a blob of which its worker speaks now.
-    pub(super) fn spoken_of(&mut self, worker: WorkerId, blob: Digest) -> Act {
-        let workers = self.machine.workers();
-        let key = workers.iter().find(|known| known.id == worker).map(|known| known.info.key.clone());
-        let uploads = key.and_then(|key| self.uploads.get_mut(&key));
-        match uploads.and_then(|uploads| Some(uploads.swap_remove(uploads.iter().position(|put| *put == blob)?))) {
-            Some(blob) => Act::Settle(blob),
-            None => Act::Command(Command::Discard { blob }),
-        }
-    }
-
-    /// Ends the pins of workers that are gone for good.
-    pub(super) fn settle_uploads(&mut self) {
-        if self.uploads.is_empty() {
-            return;
-        }
-        let here: Vec<String> = self.machine.workers().into_iter().map(|worker| worker.info.key).collect();
-        let gone: Vec<String> = self.uploads.keys().filter(|key| !here.contains(key)).cloned().collect();
-        for key in gone {
-            let blobs = self.uploads.remove(&key).unwrap_or_default();
-            self.settle(blobs);
-        }
-        self.uploads.retain(|_, blobs| !blobs.is_empty());
-    }
-}
+use super::{BlobStore, input::Input};
 
 /// How a worker that says this key is known again. The key itself is in no journal: whoever knows it could pass for the
 /// worker.

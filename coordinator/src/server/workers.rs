@@ -6,6 +6,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
+use graftwork_driver::Gone;
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnvelope, WorkerMessage, v1};
 use graftwork_shared::{VERSION, digest::Digest, id::Term};
 use tokio::sync::{mpsc, oneshot};
@@ -14,7 +15,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     BlobStore,
-    input::{Gone, Input, Join, Outgoing, Welcome},
+    input::{Input, Join, Outgoing, Welcome},
 };
 
 /// How long a peer may take to say hello.

@@ -1,0 +1,110 @@
+//! Faults as they strike.
+
+use graftwork_scheduler::StageKey;
+use graftwork_shared::{digest::Digest, id::LeaseId};
+
+use crate::{
+    faults::Fault,
+    fixture,
+    worker::Word,
+    world::{Deed, World},
+};
+
+impl World {
+    pub(crate) fn strike(&mut self, fault: Fault) {
+        let processes: Vec<usize> = self.processes.keys().copied().collect();
+        let process = self.dice.pick(&processes);
+        match fault {
+            Fault::Crash => self.crash(),
+            Fault::Stop => self.reach_coordinator(Deed::Stop),
+            Fault::Stall => self.stall(),
+            Fault::FillDisk => {
+                self.disk.full = true;
+                let wait = self.dice.between(200, 4_000);
+                self.after(wait, Deed::FreeDisk);
+            }
+            Fault::LoseBlob => {
+                let blobs: Vec<Digest> = self.disk.blobs.iter().copied().collect();
+                if let Some(blob) = self.dice.pick(&blobs) {
+                    self.disk.blobs.remove(&blob);
+                    self.disk.lost.insert(blob);
+                }
+            }
+            Fault::JumpWall => {
+                let jump = i64::try_from(self.dice.below(7_200_000)).unwrap();
+                self.wall_ahead_ms = (self.wall_ahead_ms + jump - 3_600_000).max(-900_000);
+            }
+            Fault::Cancel => {
+                if self.dice.chance(300) {
+                    let job = usize::try_from(self.dice.below(self.plans.len() as u64)).unwrap();
+                    self.reach_coordinator(Deed::Cancel(job));
+                }
+            }
+            Fault::Kill => process.into_iter().for_each(|process| self.kill(process)),
+            Fault::Freeze => process.into_iter().for_each(|process| {
+                let wait = self.dice.between(100, 14_000);
+                self.processes.get_mut(&process).unwrap().frozen_until = self.now + wait;
+                self.after(wait, Deed::Thaw(process));
+            }),
+            Fault::BreakLink => {
+                let link = process.and_then(|process| self.processes[&process].link);
+                link.into_iter().for_each(|link| self.break_link(link));
+            }
+            Fault::Partition => process.into_iter().for_each(|process| {
+                let (ways, wait) = (self.dice.between(1, 3), self.dice.between(100, 13_000));
+                self.processes.get_mut(&process).unwrap().partition = [ways & 1 > 0, ways & 2 > 0];
+                self.after(wait, Deed::Heal(process));
+            }),
+            Fault::FailStage => process.into_iter().for_each(|process| self.fail_stage(process)),
+            Fault::Lie => process.into_iter().for_each(|process| self.lie(process)),
+            Fault::Drain => process.into_iter().for_each(|process| self.reach_coordinator(Deed::Drain(process))),
+        }
+    }
+
+    /// kill -9 of a worker; another one takes its place sooner or later.
+    fn kill(&mut self, process: usize) {
+        self.end(process);
+        let (wait, class) = (self.dice.below(4_000), if self.dice.chance(150) { "avx512" } else { "avx2" });
+        self.after(wait, Deed::Join(class));
+    }
+
+    fn fail_stage(&mut self, process: usize) {
+        let leases: Vec<LeaseId> = self.processes[&process].leases.keys().copied().collect();
+        if let Some(lease) = self.dice.pick(&leases) {
+            let words = self.processes.get_mut(&process).unwrap().fail(lease, "out of memory");
+            self.say(process, words);
+        }
+    }
+
+    /// A worker speaks under a lease that is another's, or was its own once; its blobs are there.
+    fn lie(&mut self, process: usize) {
+        let held: Vec<(LeaseId, StageKey)> = self
+            .processes
+            .iter()
+            .filter(|(other, _)| **other != process)
+            .flat_map(|(_, other)| &other.leases)
+            .map(|(lease, work)| {
+                (*lease, StageKey { job: work.assignment.job.clone(), stage: work.assignment.stage.clone() })
+            })
+            .collect();
+        let index: Vec<usize> = (0..held.len()).collect();
+        let Some((lease, key)) = self.dice.pick(&index).map(|index| held[index].clone()) else { return };
+        let leads = self.processes[&process].leases.get(&lease).is_some_and(|work| work.rank == 0 && !work.joining);
+        if leads {
+            return;
+        }
+        let result = fixture::result(key.stage.as_str(), 1, 0.9);
+        let word = if self.dice.chance(500) {
+            Word::Finished(lease, Box::new(result))
+        } else {
+            Word::Checkpoint(lease, self.dice.between(1, 10), result.weights)
+        };
+        for blob in word.blobs() {
+            self.reach_coordinator(Deed::Put(process, self.starts, lease, blob));
+            self.checkpoints.entry(blob).or_default();
+        }
+        if self.processes.get(&process).is_some_and(|process| process.welcome.is_some()) {
+            self.say(process, vec![word]);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! What workers do by themselves: beat, train, join, connect; and what a group's members take from each other.
+
+use graftwork_scheduler::WorkerInfo;
+use graftwork_shared::{digest::Digest, id::LeaseId};
+
+use crate::{
+    fixture,
+    network::{Link, UP},
+    worker::{Doing, Process, Trained, Word, checkpoint_of},
+    world::{Deed, World},
+};
+
+impl World {
+    /// Whoever was just taken into a group copies the state of the member that is furthest, or reads the checkpoint.
+    pub(crate) fn take_state(&mut self, index: usize) {
+        let Some(process) = self.processes.get(&index) else { return };
+        let fresh: Vec<LeaseId> =
+            process.leases.iter().filter(|(_, work)| work.fresh).map(|(lease, _)| *lease).collect();
+        for lease in fresh {
+            let members = self.processes.iter().filter(|(other, _)| **other != index);
+            let states = members.filter_map(|(_, other)| other.leases.get(&lease)).filter(|work| work.has_state());
+            let furthest = states.map(|work| work.trained).max_by_key(|trained| trained.step);
+            let work = self.processes.get_mut(&index).and_then(|process| process.leases.get_mut(&lease)).unwrap();
+            let accepted = checkpoint_of(&work.assignment, work.checkpointed);
+            let read = self.checkpoints.get(&accepted).copied().filter(|_| work.checkpointed > 0);
+            (work.fresh, work.trained) = (false, furthest.or(read).unwrap_or_default());
+        }
+    }
+
+    /// A worker says these over its connection.
+    pub(crate) fn say(&mut self, process: usize, words: Vec<Word>) {
+        let Some(number) = self.processes.get(&process).and_then(|process| process.link) else { return };
+        for word in words {
+            let (delay, now) = (self.delay(), self.now);
+            let arrival = self.links.get_mut(&number).unwrap().arrival(UP, now, delay);
+            self.after(arrival - now, Deed::Up(number, word));
+        }
+    }
+
+    /// What a worker's leases wait for from the coordinator is asked for.
+    pub(crate) fn go_on(&mut self, index: usize) {
+        let Some(process) = self.processes.get_mut(&index) else { return };
+        let link = process.link.filter(|_| process.welcome.is_some());
+        let mut prepared = Vec::new();
+        let mut asked = Vec::new();
+        for (lease, work) in &mut process.leases {
+            match &work.doing {
+                Doing::Loading if work.joining => {
+                    work.doing = Doing::Training;
+                    prepared.push(*lease);
+                }
+                Doing::Loading if work.asks_over(link) => asked.push(Deed::Get(index, self.starts, *lease)),
+                Doing::Uploading { blobs, .. } if work.asks_over(link) => {
+                    asked.extend(blobs.iter().map(|blob| Deed::Put(index, self.starts, *lease, *blob)));
+                }
+                _ => {}
+            }
+            work.asked_over = link.or(work.asked_over);
+        }
+        let words: Vec<Word> =
+            prepared.into_iter().flat_map(|lease| process.keep(lease, Word::Prepared(lease))).collect();
+        self.say(index, words);
+        for deed in asked {
+            let delay = self.delay();
+            self.after(delay, deed);
+        }
+    }
+
+    pub(crate) fn on_put_done(&mut self, index: usize, lease: LeaseId, blob: Digest, kept: bool) {
+        let Some(process) = self.processes.get_mut(&index) else { return };
+        if kept {
+            let words = process.on_uploaded(lease, blob);
+            self.say(index, words);
+        } else {
+            let words = process.fail(lease, "the coordinator's disk is full");
+            self.say(index, words);
+        }
+    }
+
+    pub(crate) fn on_got(&mut self, index: usize, lease: LeaseId, found: bool) {
+        let Some(process) = self.processes.get_mut(&index) else { return };
+        let Some(work) = process.leases.get_mut(&lease).filter(|work| matches!(work.doing, Doing::Loading)) else {
+            return;
+        };
+        if found {
+            work.trained = work.assignment.resume.map_or_else(Trained::default, |blob| self.checkpoints[&blob]);
+            work.doing = Doing::Training;
+        } else {
+            let words = process.fail(lease, "a blob is missing");
+            self.say(index, words);
+        }
+    }
+
+    pub(crate) fn beat(&mut self, index: usize) {
+        let Some(process) = self.processes.get_mut(&index) else { return };
+        let wait = process.frozen_until.saturating_sub(self.now).max(1_000);
+        let frozen = process.frozen_until > self.now;
+        if !frozen && process.welcome.is_some() {
+            let words = process.beat();
+            self.say(index, words);
+        }
+        if self.processes[&index].is_done() {
+            return self.end(index);
+        }
+        let idle = self.processes[&index].link.is_none() && !frozen;
+        if idle {
+            let wait = self.dice.between(50, 400);
+            self.after(wait, Deed::Connect(index));
+        }
+        self.after(wait, Deed::Beat(index));
+    }
+
+    pub(crate) fn train(&mut self, index: usize) {
+        let Some(process) = self.processes.get(&index) else { return };
+        let (wait, leads) = (process.frozen_until.saturating_sub(self.now), process.leads());
+        self.after(wait.max(250), Deed::Train(index));
+        if wait > 0 {
+            return;
+        }
+        for lease in leads {
+            self.train_one(index, lease);
+        }
+        self.go_on(index);
+    }
+
+    /// A group moves on together, and only when all of it is there.
+    fn train_one(&mut self, index: usize, lease: LeaseId) {
+        let (epoch, ranks) = {
+            let work = &self.processes[&index].leases[&lease];
+            (work.epoch, usize::try_from(work.ranks).unwrap())
+        };
+        let now = self.now;
+        let holders: Vec<usize> =
+            self.processes.iter().filter(|(_, p)| p.leases.contains_key(&lease)).map(|(at, _)| *at).collect();
+        let here = |at: &&usize| {
+            let process = &self.processes[*at];
+            process.frozen_until <= now && process.leases[&lease].is_member(epoch)
+        };
+        if holders.iter().filter(here).count() < ranks {
+            if holders.len() < ranks && self.dice.chance(300) {
+                let words = self.processes.get_mut(&index).unwrap().keep(lease, Word::Broken(lease, epoch));
+                self.say(index, words);
+            }
+            return;
+        }
+        let steps = self.dice.between(1, 8);
+        let process = self.processes.get_mut(&index).unwrap();
+        let info = process.info.clone();
+        let words = process.leases.get_mut(&lease).unwrap().train(lease, steps, &info);
+        let work = &process.leases[&lease];
+        let trained = work.trained;
+        if let Doing::Uploading { then, .. } = &work.doing
+            && let Word::Checkpoint(_, _, blob) = &**then
+        {
+            self.checkpoints.insert(*blob, trained);
+        }
+        for other in holders {
+            let work = self.processes.get_mut(&other).and_then(|process| process.leases.get_mut(&lease));
+            work.filter(|work| work.is_member(epoch)).into_iter().for_each(|work| work.trained = trained);
+        }
+        if self.processes[&index].welcome.is_some() {
+            self.say(index, words);
+        }
+    }
+
+    pub(crate) fn join(&mut self, class: &str) {
+        self.joined += 1;
+        let (index, slots) = (self.joined, u32::try_from(self.dice.between(1, 3)).unwrap());
+        let info = WorkerInfo { class: fixture::class(class), key: format!("process {index}"), ..fixture::info(slots) };
+        self.processes.insert(index, Process::new(info));
+        let wait = self.dice.below(1_000);
+        self.after(wait, Deed::Beat(index));
+        self.after(wait, Deed::Train(index));
+    }
+
+    /// A process opens a connection, where it can.
+    pub(crate) fn connect(&mut self, index: usize) {
+        let (starts, up) = (self.starts, self.coordinator.is_some());
+        let Some(process) = self.processes.get_mut(&index) else { return };
+        let cut = process.partition != [false; 2] || process.frozen_until > self.now;
+        if process.link.is_some() || cut || !up {
+            return;
+        }
+        self.opened += 1;
+        let number = self.opened;
+        process.link = Some(number);
+        let hello = Word::Hello(process.leases.keys().copied().collect());
+        self.links.insert(number, Link::new(index, starts));
+        self.say(index, vec![hello]);
+    }
+}

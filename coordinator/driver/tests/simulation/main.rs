@@ -1,0 +1,106 @@
+//! The real scheduler and the real driver's core in a world with a time of its own: scripted workers, connections,
+//! journal, disk, hub and clocks, in which everything breaks that can.
+//!
+//! A seed decides everything. After each event the scheduler's turn is held against the house's invariants, and whatever
+//! leaves the coordinator against the facts on its disk. Then the world heals, and every job ends. A seed that fails says
+//! how to run it again; `GRAFTWORK_SIMULATION_SEEDS` asks for more seeds, `GRAFTWORK_SIMULATION_SEED` for one, and
+//! `GRAFTWORK_SIMULATION_TRACE` for a line on each thing that happens in it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
+mod chaos;
+mod coordinator;
+mod dice;
+mod faults;
+#[path = "../../../scheduler/tests/fixture/mod.rs"]
+mod fixture;
+mod ledger;
+mod life;
+mod network;
+mod worker;
+mod world;
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use faults::Faults;
+use world::World;
+
+/// Seeds of `make test`.
+const SEEDS: u64 = 2_000;
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")))
+}
+
+/// Runs worlds on all cores; gives the numbers of those that failed.
+fn run_all(count: u64, live: impl Fn(u64) + Sync) -> Vec<u64> {
+    let next = AtomicU64::new(0);
+    let threads = std::thread::available_parallelism().map_or(2, usize::from);
+    let work = || {
+        let mut failed = Vec::new();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= count {
+                return failed;
+            }
+            if catch_unwind(AssertUnwindSafe(|| live(seed))).is_err() {
+                eprintln!(
+                    "again: GRAFTWORK_SIMULATION_SEED={seed} cargo test --release -p graftwork-driver --test simulation seeds"
+                );
+                failed.push(seed);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn worlds_of_all_seeds_keep_every_invariant_and_end_every_job() {
+    if let Some(seed) = number("GRAFTWORK_SIMULATION_SEED") {
+        return World::new(seed, None).live();
+    }
+    let (count, begun, turns) =
+        (number("GRAFTWORK_SIMULATION_SEEDS").unwrap_or(SEEDS), Instant::now(), AtomicU64::new(0));
+    let failed = run_all(count, |seed| {
+        let mut world = World::new(seed, None);
+        world.live();
+        turns.fetch_add(world.turns, Ordering::Relaxed);
+    });
+    println!("{count} seeds, {} things that happened, in {:?}", turns.into_inner(), begun.elapsed());
+    assert!(failed.is_empty(), "{} of {count} seeds failed: {failed:?}", failed.len());
+}
+
+#[test]
+fn a_coordinator_that_dies_at_any_write_before_or_after_the_commit_loses_nothing() {
+    let writes = {
+        let mut world = World::new(7, Some(Faults::none()));
+        world.live();
+        world.writes
+    };
+    assert!(writes > 30, "only {writes} writes");
+    let failed = run_all(2 * writes, |number| {
+        let crash_at = Some((number / 2 + 1, number % 2 == 1));
+        World::new(7, Some(Faults { crash_at, ..Faults::none() })).live();
+    });
+    assert!(failed.is_empty(), "dying at these of {writes} writes, before and after the commit: {failed:?}");
+}
+
+#[test]
+fn the_same_seed_is_the_same_world() {
+    for seed in 0..8 {
+        let lived = || {
+            let mut world = World::new(seed, None);
+            world.live();
+            (world.turns, world.now, world.disk.texts)
+        };
+        assert_eq!(lived(), lived(), "seed {seed}");
+    }
+}

@@ -1,0 +1,361 @@
+//! A worker's process as the coordinator meets it: it holds leases over broken connections, says again what was not
+//! accepted, uploads before it speaks, and obeys terms and fences, as the real session does.
+
+use std::collections::BTreeMap;
+
+use graftwork_scheduler::{Command, Event, WorkerInfo};
+use graftwork_shared::{
+    assignment::{Assignment, Blame, Failure, StageResult, Usage},
+    digest::Digest,
+    id::{LeaseId, Name, Term, WorkerId},
+};
+
+use crate::fixture;
+
+/// Updates between two checkpoints.
+const CHECKPOINT_EVERY: u64 = 20;
+
+/// What a worker does about a lease.
+#[derive(Clone, Debug)]
+pub(crate) enum Doing {
+    /// It reads what it goes on from.
+    Loading,
+    Training,
+    /// Blobs are on their way up; then it says this.
+    Uploading {
+        blobs: Vec<Digest>,
+        then: Box<Word>,
+    },
+    /// It waits for this step to be accepted.
+    Checkpointing {
+        step: u64,
+        blob: Digest,
+    },
+    Finishing {
+        result: Box<StageResult>,
+    },
+    /// Its last word could not be said yet.
+    Parting(Box<Word>),
+}
+
+/// How far training is, and a digest of all rows on the way: a step that is missed, or applied twice, changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Trained {
+    pub(crate) step: u64,
+    pub(crate) rows: Digest,
+}
+
+impl Default for Trained {
+    fn default() -> Self {
+        Self { step: 0, rows: Digest::of(b"no rows") }
+    }
+}
+
+impl Trained {
+    /// One update.
+    pub(crate) fn update(&mut self, stage: &Name) {
+        self.step += 1;
+        self.rows = Digest::of(format!("{} {stage} {}", self.rows, self.step).as_bytes());
+    }
+}
+
+/// The blob of a stage's checkpoint.
+pub(crate) fn checkpoint_of(assignment: &Assignment, step: u64) -> Digest {
+    Digest::of(format!("{} {} {step}", assignment.job, assignment.stage).as_bytes())
+}
+
+/// A lease as its holder sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Work {
+    pub(crate) assignment: Box<Assignment>,
+    pub(crate) total: u64,
+    pub(crate) trained: Trained,
+    /// It was taken into a group and has no state yet; of the stage's checkpoint then this step was accepted.
+    pub(crate) fresh: bool,
+    pub(crate) checkpointed: u64,
+    pub(crate) doing: Doing,
+    pub(crate) joining: bool,
+    pub(crate) epoch: u64,
+    pub(crate) rank: u32,
+    pub(crate) ranks: u32,
+    /// What it waits to be accepted was not said over the connection of now.
+    unheard: bool,
+    /// The connection over which it last asked for what it waits for.
+    pub(crate) asked_over: Option<u64>,
+    /// Words about its group that the next formation answers.
+    kept: Vec<Word>,
+    spent: f64,
+}
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Word {
+    Hello(Vec<LeaseId>),
+    Heartbeat(Vec<LeaseId>),
+    Step(LeaseId, u64),
+    Spent(LeaseId, Usage),
+    Checkpoint(LeaseId, u64, Digest),
+    Finished(LeaseId, Box<StageResult>),
+    Failed(LeaseId, Failure),
+    Released(LeaseId),
+    Prepared(LeaseId),
+    Broken(LeaseId, u64),
+}
+
+impl Word {
+    /// The event that it is to the scheduler; reports and hellos are told in other ways.
+    pub(crate) fn event(self, worker: WorkerId) -> Option<Event> {
+        Some(match self {
+            Self::Hello(_) | Self::Step(..) => return None,
+            Self::Heartbeat(leases) => Event::Heartbeat { worker, leases },
+            Self::Spent(lease, usage) => Event::Spent { worker, lease, usage },
+            Self::Checkpoint(lease, step, blob) => Event::Checkpointed { worker, lease, step, blob },
+            Self::Finished(lease, result) => Event::Finished { worker, lease, result },
+            Self::Failed(lease, failure) => Event::Failed { worker, lease, failure },
+            Self::Released(lease) => Event::Released { worker, lease },
+            Self::Prepared(lease) => Event::Prepared { worker, lease },
+            Self::Broken(lease, epoch) => Event::Broken { worker, lease, epoch, reason: "peer closed".to_owned() },
+        })
+    }
+
+    /// Blobs that must be uploaded by the time it is said.
+    pub(crate) fn blobs(&self) -> Vec<Digest> {
+        match self {
+            Self::Checkpoint(_, _, blob) => vec![*blob],
+            Self::Finished(_, result) => {
+                std::iter::once(result.weights).chain(result.predictions.values().copied()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// A worker's process.
+pub(crate) struct Process {
+    pub(crate) info: WorkerInfo,
+    pub(crate) term: Term,
+    /// Its connection, as far as it knows, and whether it was welcomed over it.
+    pub(crate) link: Option<u64>,
+    pub(crate) welcome: Option<WorkerId>,
+    pub(crate) leases: BTreeMap<LeaseId, Work>,
+    pub(crate) frozen_until: u64,
+    pub(crate) leaving: bool,
+    /// Nothing passes: to it, from it.
+    pub(crate) partition: [bool; 2],
+}
+
+impl Process {
+    pub(crate) fn new(info: WorkerInfo) -> Self {
+        Self {
+            info,
+            term: Term(0),
+            link: None,
+            welcome: None,
+            leases: BTreeMap::new(),
+            frozen_until: 0,
+            leaving: false,
+            partition: [false; 2],
+        }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.leaving && self.leases.is_empty()
+    }
+
+    /// A coordinator's message over the connection of now. Gives what it says to that; work to load is left in `Loading`.
+    pub(crate) fn on_message(&mut self, term: Term, command: &Command, total: u64) -> Vec<Word> {
+        if let Command::Welcome { worker, .. } = command {
+            assert!(term >= self.term, "an older coordinator welcomes");
+            (self.term, self.welcome) = (term, Some(*worker));
+            let leases: Vec<LeaseId> = self.leases.keys().copied().collect();
+            return if leases.is_empty() { Vec::new() } else { vec![Word::Heartbeat(leases)] };
+        }
+        match command {
+            Command::Assign { lease, assignment, joining, .. } => self.on_assign(*lease, assignment, *joining, total),
+            Command::Form { lease, epoch, rank, ranks, checkpointed, .. } => {
+                if let Some(work) = self.leases.get_mut(lease) {
+                    work.kept.retain(|word| matches!(word, Word::Broken(_, broken) if broken >= epoch));
+                    work.fresh |= std::mem::take(&mut work.joining);
+                    (work.epoch, work.rank, work.ranks, work.checkpointed) = (*epoch, *rank, *ranks, *checkpointed);
+                }
+                Vec::new()
+            }
+            Command::Accept { lease, step, .. } => {
+                self.on_accepted(*lease, *step);
+                Vec::new()
+            }
+            Command::Fence { lease, .. } => {
+                self.leases.remove(lease);
+                Vec::new()
+            }
+            Command::Release { lease, .. } => self.give_back(*lease),
+            Command::Drain { .. } => {
+                self.leaving = true;
+                self.leases.keys().copied().collect::<Vec<_>>().into_iter().flat_map(|id| self.give_back(id)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_assign(&mut self, lease: LeaseId, assignment: &Assignment, joining: bool, total: u64) -> Vec<Word> {
+        if self.leases.contains_key(&lease) {
+            return Vec::new();
+        }
+        if self.leaving {
+            return vec![Word::Released(lease)];
+        }
+        let work = Work {
+            assignment: Box::new(assignment.clone()),
+            total,
+            trained: Trained::default(),
+            fresh: false,
+            checkpointed: 0,
+            doing: Doing::Loading,
+            joining,
+            epoch: 0,
+            rank: 0,
+            ranks: 1,
+            unheard: false,
+            asked_over: None,
+            kept: Vec::new(),
+            spent: 0.0,
+        };
+        self.leases.insert(lease, work);
+        Vec::new()
+    }
+
+    fn on_accepted(&mut self, lease: LeaseId, accepted: u64) {
+        let Some(work) = self.leases.get_mut(&lease) else { return };
+        match &work.doing {
+            Doing::Checkpointing { step, .. } if accepted >= *step => work.doing = Doing::Training,
+            Doing::Finishing { result } if accepted >= result.steps => drop(self.leases.remove(&lease)),
+            _ => {}
+        }
+    }
+
+    fn give_back(&mut self, lease: LeaseId) -> Vec<Word> {
+        let runs = |work: &Work| matches!(work.doing, Doing::Loading | Doing::Training | Doing::Checkpointing { .. });
+        if self.leases.get(&lease).is_some_and(runs) { self.part(lease, Word::Released(lease)) } else { Vec::new() }
+    }
+
+    /// The last word about a lease: said now, or kept for the next connection.
+    pub(crate) fn part(&mut self, lease: LeaseId, word: Word) -> Vec<Word> {
+        if self.welcome.is_some() {
+            self.leases.remove(&lease);
+            return vec![word];
+        }
+        if let Some(work) = self.leases.get_mut(&lease) {
+            (work.doing, work.unheard) = (Doing::Parting(Box::new(word)), true);
+        }
+        Vec::new()
+    }
+
+    /// A machine's failure of an attempt.
+    pub(crate) fn fail(&mut self, lease: LeaseId, message: &str) -> Vec<Word> {
+        self.part(lease, Word::Failed(lease, Failure { blame: Blame::Machine, message: message.to_owned() }))
+    }
+
+    pub(crate) fn on_lost(&mut self) {
+        (self.link, self.welcome) = (None, None);
+        self.leases.values_mut().for_each(|work| work.unheard = true);
+        if self.leaving {
+            self.leases.clear();
+        }
+    }
+
+    /// The heartbeat, and what was not accepted over an earlier connection.
+    pub(crate) fn beat(&mut self) -> Vec<Word> {
+        let mut words = vec![Word::Heartbeat(self.leases.keys().copied().collect())];
+        for (lease, work) in &mut self.leases {
+            if !std::mem::take(&mut work.unheard) {
+                continue;
+            }
+            words.extend(work.kept.iter().cloned());
+            match &work.doing {
+                Doing::Checkpointing { step, blob } => words.push(Word::Checkpoint(*lease, *step, *blob)),
+                Doing::Finishing { result } => words.push(Word::Finished(*lease, result.clone())),
+                Doing::Parting(word) => words.push((**word).clone()),
+                Doing::Loading | Doing::Training | Doing::Uploading { .. } => {}
+            }
+        }
+        self.leases.retain(|_, work| !matches!(&work.doing, Doing::Parting(_) if !work.unheard));
+        words
+    }
+
+    /// A word that the next formation answers.
+    pub(crate) fn keep(&mut self, lease: LeaseId, word: Word) -> Vec<Word> {
+        let heard = self.welcome.is_some();
+        let Some(work) = self.leases.get_mut(&lease) else { return Vec::new() };
+        if !work.kept.contains(&word) {
+            work.kept.push(word.clone());
+        }
+        work.unheard |= !heard;
+        if heard { vec![word] } else { Vec::new() }
+    }
+
+    /// All blobs of a word are up: it is said, or waits for the next connection.
+    pub(crate) fn on_uploaded(&mut self, lease: LeaseId, blob: Digest) -> Vec<Word> {
+        let heard = self.welcome.is_some();
+        let Some(work) = self.leases.get_mut(&lease) else { return Vec::new() };
+        let Doing::Uploading { blobs, then } = &mut work.doing else { return Vec::new() };
+        blobs.retain(|other| *other != blob);
+        if !blobs.is_empty() {
+            return Vec::new();
+        }
+        let word = (**then).clone();
+        work.doing = match word.clone() {
+            Word::Checkpoint(_, step, blob) => Doing::Checkpointing { step, blob },
+            Word::Finished(_, result) => Doing::Finishing { result },
+            other => Doing::Parting(Box::new(other)),
+        };
+        work.unheard = !heard;
+        if heard { vec![word] } else { Vec::new() }
+    }
+
+    /// The leases for which it trains as rank 0 and has a free hand.
+    pub(crate) fn leads(&self) -> Vec<LeaseId> {
+        let free = |work: &&Work| matches!(work.doing, Doing::Training) && !work.joining && work.rank == 0;
+        self.leases.iter().filter(|(_, work)| free(work)).map(|(lease, _)| *lease).collect()
+    }
+}
+
+impl Work {
+    /// Whether it has not asked yet for what it waits for, over a connection on which it can.
+    pub(crate) fn asks_over(&self, link: Option<u64>) -> bool {
+        link.is_some() && self.asked_over != link
+    }
+
+    /// Whether others may copy its state.
+    pub(crate) fn has_state(&self) -> bool {
+        !self.joining && !self.fresh && !matches!(self.doing, Doing::Loading | Doing::Parting(_))
+    }
+
+    /// Whether it waits in the group of this epoch.
+    pub(crate) fn is_member(&self, epoch: u64) -> bool {
+        self.epoch == epoch && !self.joining && !matches!(self.doing, Doing::Loading | Doing::Parting(_))
+    }
+
+    /// Trains on; gives what is said, and what is uploaded first.
+    pub(crate) fn train(&mut self, lease: LeaseId, steps: u64, info: &WorkerInfo) -> Vec<Word> {
+        let due = (self.trained.step / CHECKPOINT_EVERY + 1) * CHECKPOINT_EVERY;
+        let until = (self.trained.step + steps).min(due).min(self.total);
+        while self.trained.step < until {
+            self.trained.update(&self.assignment.stage);
+        }
+        self.spent += 0.5;
+        let usage = Usage { core_seconds: self.spent, wall_seconds: self.spent, ..Usage::default() };
+        let words = vec![Word::Step(lease, until), Word::Spent(lease, usage)];
+        let then = if until == self.total {
+            let (numeric_class, epochs) = (info.class.clone(), vec![self.trained.rows]);
+            let result = fixture::result(self.assignment.stage.as_str(), self.total, 0.9);
+            Word::Finished(lease, Box::new(StageResult { numeric_class, usage, epochs, ..result }))
+        } else if until == due {
+            Word::Checkpoint(lease, until, checkpoint_of(&self.assignment, until))
+        } else {
+            return words;
+        };
+        self.doing = Doing::Uploading { blobs: then.blobs(), then: Box::new(then) };
+        self.asked_over = None;
+        words
+    }
+}
