@@ -34,13 +34,14 @@ mod uploads;
 mod workers;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use graftwork_scheduler::{Policy, Scheduler};
+use graftwork_shared::{digest::Digest, id::Term};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -51,9 +52,10 @@ use tonic::{service::interceptor::InterceptedService, transport::server::TcpInco
 use self::{driver::Driver, input::Input, journal::Opened, listen::Socket, lock::Lock};
 
 pub(crate) use self::{
-    blobs::{BlobError, BlobStore},
+    blobs::{BlobError, BlobStore, Bucket},
     door::{Planner, Publication, Publisher, StageOfPlan},
     error::ServerError,
+    journal::{Database, Leadership},
     lock::{Holder, holder},
 };
 
@@ -61,6 +63,10 @@ pub(crate) use self::{
 pub(crate) struct Options {
     /// Where journal, blobs and lock lie; made if missing, private to the user.
     pub(crate) state_folder: PathBuf,
+    /// Where the journal lies instead: a database for several coordinators, of which one leads.
+    pub(crate) leadership: Option<Leadership>,
+    /// Where the blobs lie instead.
+    pub(crate) bucket: Option<Bucket>,
     /// Where it listens; at least one.
     pub(crate) listen: Vec<Listen>,
     /// What peers on TCP must show: workers in their hello, everyone else in `authorization: Bearer TOKEN`. Wanted
@@ -85,6 +91,8 @@ impl Options {
     pub(crate) fn new(state_folder: PathBuf, planner: Arc<dyn Planner>, publisher: Arc<dyn Publisher>) -> Self {
         Self {
             state_folder,
+            leadership: None,
+            bucket: None,
             listen: Vec::new(),
             token: None,
             heartbeat_ms: 1_000,
@@ -168,10 +176,18 @@ const INPUTS: usize = 1_024;
 /// Must be called inside a tokio runtime. When it returns, all addresses accept connections.
 pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     listen::check(&options.listen, options.token.as_deref())?;
-    let (mut lock, opened, blobs) = {
-        let folder = options.state_folder.clone();
-        let opening = tokio::task::spawn_blocking(move || open_state(&folder));
-        opening.await.map_err(|_| ServerError::Ended("start"))??
+    let folder = options.state_folder.clone();
+    let mut lock = blocking(move || take_lock(&folder)).await?;
+    if options.leadership.is_some() {
+        // Whoever may wait for days to lead says at once that it could not listen then.
+        for address in &options.listen {
+            drop(listen::open(address).await?);
+        }
+    }
+    let opened = {
+        let addresses = options.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (leadership, folder) = (options.leadership.clone(), options.state_folder.clone());
+        blocking(move || lead(leadership, &folder, addresses)).await?
     };
     let mut sockets = Vec::new();
     for address in &options.listen {
@@ -185,7 +201,13 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     let policy = Policy { silence_ms: options.silence_ms, grace_ms: options.grace_ms, ..Policy::default() };
     let (machine, first) = Scheduler::start(policy, opened.state.clone(), clock.now_ms());
     tracing::info!(term = machine.state().term().0, facts = opened.number, "the coordinator starts");
+    let (referred, term) = (opened.state.blobs(), machine.state().term());
+    // From here on its thread renews the lead, however long the blobs take.
     let journal = journal::Journal::start(opened, lock).map_err(folder_error)?;
+    let blobs = {
+        let (bucket, folder) = (options.bucket.clone(), options.state_folder.clone());
+        blocking(move || open_blobs(bucket, &folder, (term, &referred))).await?
+    };
     let (inputs, waiting) = mpsc::channel(INPUTS);
     let jobs =
         jobs::Jobs::new(inputs.clone(), blobs.clone(), Arc::clone(&options.planner), Arc::clone(&options.publisher));
@@ -221,21 +243,44 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     Ok(Running { servers: servers.collect(), addresses, inputs, driver: Some(driver) })
 }
 
-/// Makes the folder, takes its lock, folds its journal, and sweeps blobs that nothing refers to.
-fn open_state(folder: &Path) -> Result<(Lock, Opened, BlobStore), ServerError> {
+/// Does what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ServerError> + Send + 'static,
+) -> Result<T, ServerError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ServerError::Ended("start"))?
+}
+
+/// Makes the folder and takes its lock.
+fn take_lock(folder: &Path) -> Result<Lock, ServerError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let failed = |error| ServerError::Folder { folder: folder.to_owned(), error };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-    let lock = Lock::take(folder)
-        .map_err(failed)?
-        .map_err(|holder| ServerError::Locked { folder: folder.to_owned(), holder })?;
-    let opened = Opened::open(folder)?;
-    let blobs = BlobStore::open(folder)?;
-    let gone = blobs.sweep(&opened.state.blobs())?;
+    Lock::take(folder).map_err(failed)?.map_err(|holder| ServerError::Locked { folder: folder.to_owned(), holder })
+}
+
+/// Waits for the lead where others may have it, and folds the journal.
+fn lead(leadership: Option<Leadership>, folder: &Path, addresses: String) -> Result<Opened, ServerError> {
+    Ok(match leadership {
+        Some(leadership) => Opened::lead_database(leadership, addresses)?,
+        None => Opened::lead_folder(folder)?,
+    })
+}
+
+/// Opens the blobs for the coordinator of this term, and sweeps those that nothing refers to.
+fn open_blobs(
+    bucket: Option<Bucket>,
+    folder: &Path,
+    (term, referred): (Term, &BTreeSet<Digest>),
+) -> Result<BlobStore, ServerError> {
+    let blobs = match bucket {
+        Some(bucket) => BlobStore::open_bucket(bucket, folder, term)?,
+        None => BlobStore::open(folder)?,
+    };
+    let gone = blobs.sweep(referred)?;
     if gone > 0 {
         tracing::info!(gone, "removed blobs that nothing refers to");
     }
-    Ok((lock, opened, blobs))
+    Ok(blobs)
 }
 
 /// The jobs of a state folder that nobody leads, as its journal tells them. Nothing of them is changed.
@@ -245,7 +290,7 @@ pub(crate) fn resting(folder: &Path) -> Result<Option<Scheduler>, ServerError> {
     }
     let failed = |error| ServerError::Folder { folder: folder.to_owned(), error };
     let Ok(_lock) = Lock::take(folder).map_err(failed)? else { return Ok(None) };
-    let opened = Opened::open(folder)?;
+    let opened = Opened::read_folder(folder)?;
     // What a start would decide is not carried out: it is only how leases of dead workers end.
     Ok(Some(Scheduler::start(Policy::default(), opened.state, driver::Clock::start().now_ms()).0))
 }
