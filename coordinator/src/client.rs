@@ -28,6 +28,9 @@ use tonic::{
 /// Name of the variable with the address of the coordinator that commands talk to.
 pub(crate) const ADDRESS_VARIABLE: &str = "GRAFTWORK_COORDINATOR";
 
+/// How long one of several coordinators may take to say what it is.
+const ANSWER: Duration = Duration::from_secs(3);
+
 /// Digests of one question; a coordinator answers more.
 const DIGESTS_AT_A_TIME: usize = 10_000;
 
@@ -86,8 +89,35 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects to `unix:/path`, `unix:///path`, `host:port` or `http://host:port`.
-    pub(crate) async fn connect(address: &str, token: Option<&str>) -> Result<Self, ClientError> {
+    /// Connects to `unix:/path`, `unix:///path`, `host:port` or `http://host:port`; of several, separated by commas, to
+    /// the first that answers: coordinators that wait to lead do not listen.
+    pub(crate) async fn connect(addresses: &str, token: Option<&str>) -> Result<Self, ClientError> {
+        if !addresses.contains(',') {
+            return Self::connect_to(addresses, token).await;
+        }
+        let mut problems = Vec::new();
+        for address in addresses.split(',') {
+            let mut client = match Self::connect_to(address, token).await {
+                Ok(client) => client,
+                Err(ClientError::Unreachable { problem, .. }) => {
+                    problems.push(format!("{address}: {problem}"));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            // One that is frozen takes connections and says nothing.
+            let answer = tokio::time::timeout(ANSWER, client.jobs.coordinator(v1::Empty {})).await;
+            match answer.map_err(|_| format!("no answer within {ANSWER:?}")) {
+                Ok(Ok(_)) => return Ok(client),
+                Ok(Err(status)) if status.code() != Code::Unavailable => return Err(refused(status)),
+                Ok(Err(status)) => problems.push(format!("{address}: {}", status.message())),
+                Err(problem) => problems.push(format!("{address}: {problem}")),
+            }
+        }
+        Err(ClientError::Unreachable { address: addresses.to_owned(), problem: problems.join("; ") })
+    }
+
+    async fn connect_to(address: &str, token: Option<&str>) -> Result<Self, ClientError> {
         let wrong = || ClientError::Address(address.to_owned());
         let full = if address.contains("://") || address.starts_with("unix:") {
             address.to_owned()

@@ -5,10 +5,12 @@
 
 mod cluster;
 mod hosts;
+mod pair;
 mod process;
 mod world;
 
 pub use cluster::{Cluster, Link};
 pub use hosts::{Hosts, Weather, no_hosts};
+pub use pair::{Coordinator, Pair, servers_run};
 pub use process::{Finished, Run, kill, program};
 pub use world::{World, tensor_digests, tree_digests};

@@ -53,6 +53,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("torch-sys", &[]),
     ("tonic", &["graftwork-proto", "graftwork", "graftwork-worker"]),
     ("rusqlite", &["graftwork"]),
+    ("tokio-postgres", &["graftwork", "graftwork-tests"]),
 ];
 
 fn direct_uses() -> BTreeMap<String, BTreeSet<String>> {
@@ -85,7 +86,7 @@ fn crates_use_only_what_the_house_allows() {
 }
 
 #[test]
-fn libtorch_grpc_and_sqlite_stay_in_their_rooms() {
+fn libtorch_grpc_and_databases_stay_in_their_rooms() {
     for (package, uses) in direct_uses() {
         for (kept, rooms) in KEPT_TO {
             assert!(!uses.contains(*kept) || rooms.contains(&package.as_str()), "{package} may not use {kept}");

@@ -15,7 +15,10 @@ use graftwork_shared::digest::Digest;
 use graftwork_store::{StoreError, Uploads};
 use tonic::{Code, Response, Status, Streaming, service::interceptor::InterceptedService, transport::Channel};
 
-use crate::channel::{Backoff, Token};
+use crate::{
+    channel::{Backoff, Token},
+    coordinators::Channels,
+};
 
 /// How often bytes may arrive damaged before the fault is taken for a lasting one.
 const DAMAGED_ATTEMPTS: u32 = 4;
@@ -63,14 +66,19 @@ enum Attempt<T> {
 /// The coordinator's blobs.
 #[derive(Clone, Debug)]
 pub(crate) struct Blobs {
-    client: BlobsClient<InterceptedService<Channel, Token>>,
+    channels: Channels,
+    token: Token,
     patience: Duration,
 }
 
 impl Blobs {
-    /// Over this channel; requests are repeated as long as `patience` while the coordinator cannot be reached.
-    pub(crate) fn new(channel: Channel, token: Token, patience: Duration) -> Self {
-        Self { client: BlobsClient::with_interceptor(channel, token), patience }
+    /// Over these channels; requests are repeated as long as `patience` while the coordinator cannot be reached.
+    pub(crate) fn new(channels: impl Into<Channels>, token: Token, patience: Duration) -> Self {
+        Self { channels: channels.into(), token, patience }
+    }
+
+    fn client(&self) -> BlobsClient<InterceptedService<Channel, Token>> {
+        BlobsClient::with_interceptor(self.channels.current(), self.token.clone())
     }
 
     /// Stores bytes; they are durable when this returns.
@@ -85,9 +93,9 @@ impl Blobs {
     }
 
     /// The whole stream of one attempt; a break in it is the caller's to mend.
-    async fn open(mut self, digest: Digest) -> Result<Streaming<Chunk>, StoreError> {
+    async fn open(self, digest: Digest) -> Result<Streaming<Chunk>, StoreError> {
         let request = BlobDigest { digest: digest.to_string() };
-        self.client.get(request).await.map(Response::into_inner).map_err(|status| of_upload(digest, &status))
+        self.client().get(request).await.map(Response::into_inner).map_err(|status| of_upload(digest, &status))
     }
 
     async fn put_once(&self, bytes: &[u8], digest: Digest) -> Attempt<Digest> {
@@ -95,7 +103,7 @@ impl Blobs {
         if chunks.is_empty() {
             chunks.push(Chunk { data: Vec::new() });
         }
-        match self.client.clone().put(tokio_stream::iter(chunks)).await {
+        match self.client().put(tokio_stream::iter(chunks)).await {
             Ok(reply) => match reply.into_inner().digest {
                 stored if stored == digest.to_string() => Attempt::Done(digest),
                 other => Attempt::Damaged(other),
@@ -106,7 +114,7 @@ impl Blobs {
 
     async fn get_once(&self, digest: Digest) -> Attempt<Vec<u8>> {
         let request = BlobDigest { digest: digest.to_string() };
-        let mut stream = match self.client.clone().get(request).await {
+        let mut stream = match self.client().get(request).await {
             Ok(reply) => reply.into_inner(),
             Err(status) => return Attempt::Broken(status),
         };

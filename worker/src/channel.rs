@@ -16,6 +16,9 @@ use tonic::{
 /// A peer that does not answer a ping within this time is gone; half-open connections are found by it.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
+/// The same where there is another coordinator to turn to: whoever leads may be frozen, and then the other takes over.
+const SHORT_KEEP_ALIVE: Duration = Duration::from_secs(2);
+
 /// A host that does not take a connection within this time is not there.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -70,6 +73,12 @@ impl Address {
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
         Ok(Self { text: text.to_owned(), endpoint })
+    }
+
+    /// The same, given up sooner when it falls silent.
+    pub(crate) fn impatient(self) -> Self {
+        let endpoint = self.endpoint.connect_timeout(SHORT_KEEP_ALIVE).http2_keep_alive_interval(SHORT_KEEP_ALIVE);
+        Self { endpoint: endpoint.keep_alive_timeout(SHORT_KEEP_ALIVE), ..self }
     }
 
     /// A channel that connects when it is used, and again after a break.

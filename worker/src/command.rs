@@ -7,8 +7,9 @@ use graftwork_shared::job::MOST_THREADS;
 use tokio::runtime::Runtime;
 
 use crate::{
-    channel::{Address, AddressError, Token},
+    channel::{AddressError, Token},
     computer::{self, DeviceChoice, NoCuda},
+    coordinators::Coordinators,
     doctor,
     logs::LogFormat,
     predict::{self, PredictError},
@@ -106,9 +107,10 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SessionArguments {
-    /// unix:///path/to/socket, http://host:port or https://host:port.
-    #[arg(long)]
-    coordinator: String,
+    /// unix:///path/to/socket, http://host:port or https://host:port; several, separated by commas, where others wait to
+    /// take over from the one that leads.
+    #[arg(long, value_delimiter = ',', required = true)]
+    coordinator: Vec<String>,
     /// Device threads; by default one for each processor.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
     threads: Option<u32>,
@@ -175,7 +177,7 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
     let (rows, messages) = (runtime()?, runtime()?);
     let _inside = messages.enter();
     let options = session::Options {
-        address: Address::parse(&arguments.coordinator)?,
+        coordinators: Coordinators::parse(&arguments.coordinator)?,
         token: Token::from_environment(arguments.token_env.as_deref())?,
         threads,
         slots: arguments.slots.unwrap_or(threads),

@@ -8,6 +8,7 @@ mod blobs;
 mod channel;
 mod command;
 mod computer;
+mod coordinators;
 mod doctor;
 mod host;
 mod logs;

@@ -10,7 +10,7 @@ use graftwork_shared::id::LeaseId;
 use tokio::runtime::Handle;
 use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 
-use crate::channel::Token;
+use crate::{channel::Token, coordinators::Channels};
 
 /// A coordinator that takes longer to answer than it was asked to wait, and this on top, is taken for unreachable.
 const SLACK: Duration = Duration::from_secs(5);
@@ -18,16 +18,17 @@ const SLACK: Duration = Duration::from_secs(5);
 /// Where this worker meets others.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
-    /// The coordinator.
-    client: GroupsClient<InterceptedService<Channel, Token>>,
+    /// The coordinators.
+    channels: Channels,
+    token: Token,
     /// Address of this machine that the others reach.
     pub(crate) address: IpAddr,
 }
 
 impl Place {
-    /// Meets over this channel, and is reached at this address.
-    pub(crate) fn new(channel: Channel, token: Token, address: IpAddr) -> Self {
-        Self { client: GroupsClient::with_interceptor(channel, token), address }
+    /// Meets over these channels, and is reached at this address.
+    pub(crate) fn new(channels: impl Into<Channels>, token: Token, address: IpAddr) -> Self {
+        Self { channels: channels.into(), token, address }
     }
 }
 
@@ -41,7 +42,9 @@ pub(crate) struct Meeting {
 
 impl Meeting {
     pub(crate) fn new(place: &Place, runtime: Handle, lease: LeaseId, epoch: u64) -> Self {
-        Self { client: place.client.clone(), runtime, lease, epoch }
+        // The coordinator of this epoch; another one would end the group, and open none of its epochs.
+        let client = GroupsClient::with_interceptor(place.channels.current(), place.token.clone());
+        Self { client, runtime, lease, epoch }
     }
 
     fn ask(&self, name: &str, what: What, patience: Duration) -> Result<MeetReply, RendezvousError> {

@@ -88,6 +88,8 @@ struct Reader<'a> {
     term: Term,
     last_lease: LeaseId,
     last_worker: WorkerId,
+    /// Workers that the next coordinator can know again.
+    known: BTreeSet<WorkerId>,
     plans: BTreeMap<JobId, Plan>,
     ended: BTreeSet<JobId>,
     live: BTreeMap<LeaseId, Live>,
@@ -105,6 +107,7 @@ impl<'a> Reader<'a> {
             term: Term(0),
             last_lease: LeaseId(0),
             last_worker: WorkerId(0),
+            known: BTreeSet::new(),
             plans: BTreeMap::new(),
             ended: BTreeSet::new(),
             live: BTreeMap::new(),
@@ -121,18 +124,19 @@ impl<'a> Reader<'a> {
     fn read(&mut self, fact: &Fact) {
         match fact {
             Fact::TermStarted { term, .. } => {
-                if *term <= self.term {
-                    self.find(Broken::AcknowledgedLost, format!("{term} began after {}", self.term));
-                }
-                self.term = *term;
+                self.on_term(*term);
                 self.live.clear();
             }
-            Fact::WorkerJoined { worker, .. } => {
-                if *worker <= self.last_worker {
-                    self.find(Broken::TwoLeases, format!("the number of {worker} was given twice"));
-                }
-                self.last_worker = *worker;
+            Fact::TermContinued { term, .. } => {
+                self.on_term(*term);
+                let known = &self.known;
+                self.live.retain(|_, live| live.members.iter().all(|member| known.contains(member)));
+                let members: BTreeSet<WorkerId> = self.live.values().flat_map(|live| live.members.clone()).collect();
+                self.known.retain(|worker| members.contains(worker));
             }
+            Fact::WorkerJoined { worker, .. } => self.on_worker(*worker, false),
+            Fact::WorkerEntered { worker, key, .. } => self.on_worker(*worker, !key.is_empty()),
+            Fact::WorkerGone { worker } => drop(self.known.remove(worker)),
             Fact::JobSubmitted { plan, .. } => self.on_submitted(plan, &[]),
             Fact::JobReopened { plan, gone, .. } => {
                 self.ended.remove(&plan.id());
@@ -168,6 +172,23 @@ impl<'a> Reader<'a> {
                 }
                 self.jobs_ended.insert((job.clone(), format!("{outcome:?}")));
             }
+        }
+    }
+
+    fn on_term(&mut self, term: Term) {
+        if term <= self.term {
+            self.find(Broken::AcknowledgedLost, format!("{term} began after {}", self.term));
+        }
+        self.term = term;
+    }
+
+    fn on_worker(&mut self, worker: WorkerId, known_again: bool) {
+        if worker <= self.last_worker {
+            self.find(Broken::TwoLeases, format!("the number of {worker} was given twice"));
+        }
+        self.last_worker = worker;
+        if known_again {
+            self.known.insert(worker);
         }
     }
 

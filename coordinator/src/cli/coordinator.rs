@@ -1,13 +1,19 @@
 //! `graftwork coordinator`: leads workers until it is stopped.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::anyhow;
 
 use super::{DONE, Failure, cache_folder, secret};
 use crate::{
     planner::{PlannerDoor, Planning},
     publish::PublisherDoor,
     run::Signals,
-    server::{self, Listen, Options},
+    server::{self, Bucket, Database, Leadership, Listen, Options},
 };
 
 #[derive(Debug, clap::Args)]
@@ -16,13 +22,36 @@ pub(crate) struct Arguments {
     /// the socket `door/socket` in the state folder, which only this user can enter.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Vec<Listen>,
-    /// Folder of the coordinator's state: journal and blobs.
-    #[arg(long, value_name = "FOLDER", default_value = ".graftwork/coordinator")]
-    state: PathBuf,
+    /// Where the state lies: a folder, or postgres://USER@HOST:PORT/NAME. Of several coordinators with one database one
+    /// leads; the others wait, and one of them takes over when the leader ends, freezes or is cut off.
+    #[arg(long, value_name = "FOLDER|ADDRESS", default_value = FOLDER)]
+    state: String,
+    /// Environment variable that holds the database's password.
+    #[arg(long, value_name = "NAME")]
+    database_password_env: Option<String>,
+    /// Seconds for which the leader leads without a word from it; renewed every third of them. Shorter takes over
+    /// sooner, longer rides out longer interruptions of the database.
+    #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
+    lease: u64,
+    /// Where checkpoints, results and uploads lie: s3://BUCKET/PREFIX, which a state in a database needs. Without it, in
+    /// the state folder. Endpoint and region come from AWS_ENDPOINT_URL_S3 and AWS_REGION.
+    #[arg(long, value_name = "URL")]
+    blobs: Option<String>,
+    /// Environment variable that holds the object store's keys, ACCESS_KEY:SECRET_KEY or
+    /// ACCESS_KEY:SECRET_KEY:SESSION_TOKEN.
+    #[arg(long, value_name = "NAME")]
+    blobs_credentials_env: Option<String>,
+    /// Folder of this coordinator alone: socket, and copies of blobs on their way. Without it, the state folder, or
+    /// .graftwork/coordinator where the state lies in a database.
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
     /// Environment variable that holds the token that clients and workers on TCP must show.
     #[arg(long, value_name = "NAME")]
     token_env: Option<String>,
 }
+
+/// Where a coordinator keeps its things when nothing is said.
+const FOLDER: &str = ".graftwork/coordinator";
 
 fn address(text: &str) -> Result<Listen, String> {
     if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
@@ -41,15 +70,27 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let planning = Planning { cache: cache_folder(), machine: None, uploads: None };
     let planner = Arc::new(PlannerDoor::new(planning, None));
     let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: true });
-    let state = std::path::absolute(arguments.state)?;
-    let mut options = Options::new(state.clone(), planner, publisher);
+    let leadership = leadership(&arguments)?;
+    let folder = match (&arguments.folder, &leadership) {
+        (Some(folder), _) => folder,
+        (None, None) => Path::new(&arguments.state),
+        (None, Some(_)) => Path::new(FOLDER),
+    };
+    let folder = std::path::absolute(folder)?;
+    let mut options = Options::new(folder.clone(), planner, publisher);
+    options.bucket = bucket(&arguments, leadership.is_some())?;
+    options.leadership = leadership;
     options.listen = arguments.listen;
     if options.listen.is_empty() {
-        options.listen.push(Listen::Unix(state.join("door").join("socket")));
+        options.listen.push(Listen::Unix(folder.join("door").join("socket")));
     }
     options.token = secret(arguments.token_env.as_deref())?;
     let mut signals = Signals::listen()?;
-    let mut running = server::start(options).await.map_err(Failure::input)?;
+    let mut running = tokio::select! {
+        started = server::start(options) => started.map_err(Failure::input)?,
+        // It may have to wait for long until it leads; nothing of it needs an end.
+        () = signals.stop() => return Ok(DONE),
+    };
     for address in running.addresses() {
         eprintln!("graftwork coordinator {} listens on {address}", graftwork_shared::VERSION);
     }
@@ -59,4 +100,44 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     }
     running.stop("the coordinator was stopped").await?;
     Ok(DONE)
+}
+
+/// Leadership by a database, where the state lies in one.
+fn leadership(arguments: &Arguments) -> Result<Option<Leadership>, Failure> {
+    if !Database::is_address(&arguments.state) {
+        let option = arguments.database_password_env.as_ref().map(|_| "--database-password-env");
+        return match option {
+            Some(option) => {
+                Err(Failure::input(anyhow!("{option} is for a state in PostgreSQL, but --state is a folder")))
+            }
+            None if arguments.state.contains("://") => Err(Failure::input(anyhow!(
+                "--state: the address is not one of PostgreSQL; write postgres://USER@HOST:PORT/NAME, or a folder"
+            ))),
+            None => Ok(None),
+        };
+    }
+    let password = secret(arguments.database_password_env.as_deref())?;
+    let database = Database::parse(&arguments.state, password.as_deref()).map_err(Failure::input)?;
+    if database.is_open_to_others() {
+        tracing::warn!(
+            place = database.place(),
+            "what is said to the database is not encrypted: use a tunnel or a private net"
+        );
+    }
+    Ok(Some(Leadership { database, lease_ms: arguments.lease * 1_000 }))
+}
+
+/// The object store, where one is named.
+fn bucket(arguments: &Arguments, needed: bool) -> Result<Option<Bucket>, Failure> {
+    match &arguments.blobs {
+        Some(url) => {
+            let keys = secret(arguments.blobs_credentials_env.as_deref())?;
+            Ok(Some(Bucket::open(url, keys.as_deref()).map_err(Failure::input)?))
+        }
+        None if needed => Err(Failure::input(anyhow!(
+            "a state in a database needs --blobs s3://BUCKET/PREFIX: the coordinator that takes over must find the \
+             checkpoints and results there"
+        ))),
+        None => Ok(None),
+    }
 }

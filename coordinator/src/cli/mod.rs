@@ -94,7 +94,8 @@ enum Command {
 /// Where a command finds its coordinator.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Connection {
-    /// The coordinator: unix:///path/to/socket or http://host:port. Without it, jobs of the state folder are looked at.
+    /// The coordinator: unix:///path/to/socket or http://host:port; several, separated by commas, where one leads and
+    /// others wait. Without it, jobs of the state folder are looked at.
     #[arg(long, value_name = "ADDRESS", env = crate::client::ADDRESS_VARIABLE)]
     pub(crate) coordinator: Option<String>,
     /// Environment variable that holds the coordinator's token.

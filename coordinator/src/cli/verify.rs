@@ -93,7 +93,7 @@ async fn find_uploads(job: &mut Job, state: Option<&Path>, cache: &Path) -> Resu
     }
     for place in job.tasks.iter_mut().flat_map(|task| task.data.places_mut()) {
         if let Some(digest) = upload::digest(place) {
-            *place = blobs.path(digest).display().to_string();
+            *place = blobs.local(digest).map_err(Failure::input)?.display().to_string();
         }
     }
     for adapter in job.fusions.iter_mut().flat_map(|fusion| &mut fusion.adapters) {

@@ -78,7 +78,10 @@ struct Base {
 pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result<Planned, Vec<Diagnostic>> {
     let problems = Problems::new(spans);
     check_hub(&job.publish.hub, &problems);
-    let files = uploads::files(&job, planning.uploads.as_ref());
+    let (named, uploads) = (job.clone(), planning.uploads.clone());
+    // From an object store they are fetched.
+    let files = tokio::task::spawn_blocking(move || uploads::files(&named, uploads.as_ref())).await;
+    let files = files.unwrap_or_default();
     let (base, tasks) = futures::join!(
         open_base(&job, planning, &problems),
         join_all(job.tasks.iter().map(|task| rows::open(task, files.clone(), &problems)))

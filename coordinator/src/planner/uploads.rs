@@ -15,7 +15,14 @@ use crate::server::BlobStore;
 pub(super) fn files(job: &Job, blobs: Option<&BlobStore>) -> BTreeMap<Digest, PathBuf> {
     let Some(blobs) = blobs else { return BTreeMap::new() };
     let here = job.places().filter_map(upload::digest).filter(|digest| blobs.has(*digest));
-    here.map(|digest| (digest, blobs.path(digest))).collect()
+    let local = |digest| match blobs.local(digest) {
+        Ok(path) => Some((digest, path)),
+        Err(error) => {
+            tracing::warn!(%error, "an uploaded file cannot be read");
+            None
+        }
+    };
+    here.filter_map(local).collect()
 }
 
 /// Every blob that the job needs: its files, the lists of its folders, and the files of those.

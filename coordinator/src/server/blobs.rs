@@ -1,11 +1,18 @@
-//! Content-addressed bytes in the state folder: checkpoints, results, adapters from outside, uploaded data.
+//! Content-addressed bytes: checkpoints, results, adapters from outside, uploaded data.
 //!
-//! A blob is written aside, synced, renamed to its digest and its folder synced before anyone hears of it, so a
-//! blob that has a name is whole and survives kill -9 (invariant 4). Reading verifies. Nothing half-written counts.
+//! They lie in the state folder or in an object store. A blob is written aside under no name of its own, and named
+//! only when it is whole and durable, so a blob that is known survives kill -9 (invariant 4). Reading verifies. Nothing
+//! half-written counts.
 //!
 //! A blob is kept while the scheduler's state refers to it, and while it is pinned: from the moment it was put until
 //! a fact refers to it, or its owner is gone (see `pins.rs`). Without pins, a blob could be put again (and
 //! acknowledged) while its last reference goes.
+
+mod bucket;
+mod folder;
+mod objects;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -18,7 +25,16 @@ use std::{
     },
 };
 
-use graftwork_shared::digest::{Digest, Hasher};
+use graftwork_shared::{
+    digest::{Digest, Hasher},
+    id::Term,
+};
+
+pub(crate) use self::bucket::Bucket;
+use self::{
+    folder::Folder,
+    objects::{ObjectReader, Objects},
+};
 
 /// Why a blob cannot be kept or given.
 #[derive(Debug, thiserror::Error)]
@@ -26,15 +42,15 @@ pub(crate) enum BlobError {
     /// There is none of this digest.
     #[error("blob {0} is not here")]
     Missing(Digest),
-    /// The bytes on disk are not those that were put.
-    #[error("blob {wanted} is damaged: its bytes have the digest {found}; it was set aside as {}", aside.display())]
+    /// The bytes that are kept are not those that were put.
+    #[error("blob {wanted} is damaged: its bytes have the digest {found}; it was set aside as {aside}")]
     Damaged {
         /// The digest asked for.
         wanted: Digest,
         /// The digest of what is there.
         found: Digest,
         /// Where the bytes are now.
-        aside: PathBuf,
+        aside: String,
     },
     /// Larger than allowed.
     #[error("a blob has more than {limit} bytes, which is the most that is kept")]
@@ -56,9 +72,29 @@ pub(crate) enum BlobError {
         /// What the system says.
         error: io::Error,
     },
+    /// The object store.
+    #[error("{place}: {problem}")]
+    Store {
+        /// The store, and the object in it if it is about one.
+        place: String,
+        /// What it says.
+        problem: String,
+    },
+    /// An object store that cannot be trusted with what was acknowledged.
+    #[error(
+        "{place} does not keep its word about conditional writes: {problem}; two coordinators could overwrite each \
+         other there, so it is not used: choose a store with real If-None-Match"
+    )]
+    Unfit {
+        /// The store.
+        place: String,
+        /// What was seen.
+        problem: String,
+    },
 }
 
-/// The blobs of one state folder. Clones are the same store. All of it blocks: call it on a blocking thread.
+/// The blobs of one state. Clones are the same store. What reads or writes bytes blocks: call it on a blocking thread.
+/// Asking what is here, pins, and letting go do not wait for an object store.
 #[derive(Clone, Debug)]
 pub(crate) struct BlobStore {
     shared: Arc<Shared>,
@@ -84,9 +120,18 @@ impl Drop for Note {
     }
 }
 
+/// Where the bytes lie.
+#[derive(Debug)]
+enum Place {
+    Folder(Folder),
+    Objects(Objects),
+}
+
 #[derive(Debug)]
 struct Shared {
-    folder: PathBuf,
+    place: Place,
+    /// Where blobs are written until they are whole.
+    incoming: PathBuf,
     limit: u64,
     next: AtomicU64,
     /// How often a blob was put without a fact that refers to it. Held while a blob gets its name or loses it.
@@ -103,8 +148,13 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BlobError + '_ {
     }
 }
 
-fn sync_folder(path: &Path) -> Result<(), BlobError> {
-    File::open(path).and_then(|folder| folder.sync_all()).map_err(io_error(path))
+/// An empty folder of this name; what an earlier process left in it goes.
+fn emptied(folder: &Path) -> Result<(), BlobError> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(folder)(error)),
+        _ => {}
+    }
+    fs::create_dir_all(folder).map_err(io_error(folder))
 }
 
 impl BlobStore {
@@ -114,18 +164,35 @@ impl BlobStore {
     }
 
     fn with_limit(state_folder: &Path, limit: u64) -> Result<Self, BlobError> {
-        let folder = state_folder.join("blobs");
-        let incoming = folder.join("incoming");
-        match fs::remove_dir_all(&incoming) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&incoming)(error)),
-            _ => {}
-        }
-        fs::create_dir_all(&incoming).map_err(io_error(&incoming))?;
+        let folder = Folder(state_folder.join("blobs"));
+        let incoming = folder.0.join("incoming");
+        emptied(&incoming)?;
         // A folder has its name for good once the folder above it is synced.
-        sync_folder(&folder)?;
-        sync_folder(state_folder)?;
-        let shared = Shared { folder, limit, next: AtomicU64::new(0), pins: Mutex::default() };
-        Ok(Self { shared: Arc::new(shared), note: None })
+        folder::sync(&folder.0)?;
+        folder::sync(state_folder)?;
+        Ok(Self::over(Place::Folder(folder), incoming, limit))
+    }
+
+    /// Opens the store in a bucket, for the coordinator of this term, after the bucket has shown that it keeps its word.
+    /// Blobs on their way lie below the coordinator's own folder.
+    pub(crate) fn open_bucket(bucket: Bucket, own_folder: &Path, term: Term) -> Result<Self, BlobError> {
+        let (incoming, copies) = (own_folder.join("blobs/incoming"), own_folder.join("blobs/copies"));
+        emptied(&incoming)?;
+        emptied(&copies)?;
+        let objects = Objects::open(bucket, copies, term)?;
+        Ok(Self::over(Place::Objects(objects), incoming, LIMIT_BYTES))
+    }
+
+    /// The blobs of a coordinator that may be running, for reading alone.
+    pub(crate) fn of_another(state_folder: &Path) -> Self {
+        let folder = Folder(state_folder.join("blobs"));
+        let incoming = folder.0.join("incoming");
+        Self::over(Place::Folder(folder), incoming, 0)
+    }
+
+    fn over(place: Place, incoming: PathBuf, limit: u64) -> Self {
+        let shared = Shared { place, incoming, limit, next: AtomicU64::new(0), pins: Mutex::default() };
+        Self { shared: Arc::new(shared), note: None }
     }
 
     /// The same store, which tells what was put through it once it and its clones are gone.
@@ -134,27 +201,35 @@ impl BlobStore {
         Self { shared: Arc::clone(&self.shared), note: Some(Arc::new(note)) }
     }
 
-    /// The blobs of a coordinator that may be running, for reading alone.
-    pub(crate) fn of_another(state_folder: &Path) -> Self {
-        let folder = state_folder.join("blobs");
-        let shared = Shared { folder, limit: 0, next: AtomicU64::new(0), pins: Mutex::default() };
-        Self { shared: Arc::new(shared), note: None }
-    }
-
     fn pins(&self) -> MutexGuard<'_, HashMap<Digest, u32>> {
         // Nothing panics while the map is half-changed, so a poisoned one is still whole.
         self.shared.pins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where the blob of this digest lies, whether it exists or not.
-    pub(crate) fn path(&self, digest: Digest) -> PathBuf {
-        let name = digest.to_string();
-        self.shared.folder.join(&name[..2]).join(name)
+    /// A file with the blob's bytes, which stays as long as the store is open; from an object store it is fetched.
+    pub(crate) fn local(&self, digest: Digest) -> Result<PathBuf, BlobError> {
+        let copy = match &self.shared.place {
+            Place::Folder(folder) => return Ok(folder.path(digest)),
+            Place::Objects(objects) => objects.copy(digest),
+        };
+        if copy.is_file() {
+            return Ok(copy);
+        }
+        let (aside, mut file) = self.aside()?;
+        let mut reader = self.reader(digest)?;
+        while let Some(piece) = reader.next(1 << 20)? {
+            file.write_all(&piece).map_err(io_error(&aside))?;
+        }
+        fs::rename(&aside, &copy).map_err(io_error(&copy))?;
+        Ok(copy)
     }
 
-    /// Whether the blob is here.
+    /// Whether the blob is here. An object store is not asked: this coordinator alone writes to it.
     pub(crate) fn has(&self, digest: Digest) -> bool {
-        self.path(digest).is_file()
+        match &self.shared.place {
+            Place::Folder(folder) => folder.path(digest).is_file(),
+            Place::Objects(objects) => objects.has(digest),
+        }
     }
 
     /// Keeps bytes; durable when it returns, and pinned.
@@ -164,11 +239,17 @@ impl BlobStore {
         writer.finish()
     }
 
+    /// A new file for what is not whole yet.
+    fn aside(&self) -> Result<(PathBuf, File), BlobError> {
+        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.shared.incoming.join(number.to_string());
+        let file = File::create_new(&path).map_err(io_error(&path))?;
+        Ok((path, file))
+    }
+
     /// A blob written piece by piece.
     pub(crate) fn writer(&self) -> Result<BlobWriter, BlobError> {
-        let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        let path = self.shared.folder.join("incoming").join(number.to_string());
-        let file = File::create_new(&path).map_err(io_error(&path))?;
+        let (path, file) = self.aside()?;
         Ok(BlobWriter { store: self.clone(), path, file, hasher: Hasher::new(), bytes: 0 })
     }
 
@@ -191,23 +272,28 @@ impl BlobStore {
 
     /// A blob read piece by piece.
     pub(crate) fn reader(&self, digest: Digest) -> Result<BlobReader, BlobError> {
-        let path = self.path(digest);
-        let file = File::open(&path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => BlobError::Missing(digest),
-            _ => io_error(&path)(error),
-        })?;
-        Ok(BlobReader { store: self.clone(), digest, file, hasher: Hasher::new(), held: None, ended: false })
+        let source = match &self.shared.place {
+            Place::Folder(folder) => Source::File(folder.open(digest)?, folder.path(digest)),
+            Place::Objects(objects) => Source::Object(objects.open_blob(digest)?),
+        };
+        Ok(BlobReader { store: self.clone(), digest, source, hasher: Hasher::new(), held: None, ended: false })
     }
 
     /// Takes a damaged blob out of the way, so that it can be put again.
     fn set_aside(&self, wanted: Digest, found: Digest) -> BlobError {
-        let aside = self.shared.folder.join(format!("damaged-{wanted}"));
-        let path = self.path(wanted);
-        let _pins = self.pins();
-        match fs::rename(&path, &aside) {
-            Ok(()) => BlobError::Damaged { wanted, found, aside },
-            Err(error) => io_error(&path)(error),
-        }
+        let aside = match &self.shared.place {
+            Place::Folder(folder) => {
+                let _pins = self.pins();
+                folder.set_aside(wanted)
+            }
+            Place::Objects(objects) => objects.set_aside(wanted),
+        };
+        aside.map_or_else(|error| error, |aside| BlobError::Damaged { wanted, found, aside })
+    }
+
+    /// Keeps a blob until [`BlobStore::unpin`].
+    pub(crate) fn pin(&self, digest: Digest) {
+        *self.pins().entry(digest).or_insert(0) += 1;
     }
 
     /// A fact refers to the blob now, or none ever will: one pin less.
@@ -221,50 +307,51 @@ impl BlobStore {
         }
     }
 
-    /// Removes a blob that nothing refers to any more, unless it is pinned. Says whether it is gone.
+    /// Lets a blob go that nothing refers to any more, unless it is pinned. Says whether it is gone.
     pub(crate) fn discard(&self, digest: Digest) -> Result<bool, BlobError> {
         let pins = self.pins();
         if pins.contains_key(&digest) {
             return Ok(false);
         }
-        let path = self.path(digest);
-        match fs::remove_file(&path) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
-            Err(error) => Err(io_error(&path)(error)),
+        match &self.shared.place {
+            Place::Folder(folder) => folder.remove(digest)?,
+            Place::Objects(objects) => objects.let_go(digest),
         }
-    }
-
-    /// Keeps a blob until [`BlobStore::unpin`].
-    pub(crate) fn pin(&self, digest: Digest) {
-        *self.pins().entry(digest).or_default() += 1;
+        Ok(true)
     }
 
     /// Every blob but those that are kept.
     pub(crate) fn others(&self, keep: &BTreeSet<Digest>) -> Result<Vec<Digest>, BlobError> {
-        let folder = &self.shared.folder;
-        let mut others = Vec::new();
-        for entry in fs::read_dir(folder).map_err(io_error(folder))? {
-            let entry = entry.map_err(io_error(folder))?.path();
-            let two_digits = entry.file_name().is_some_and(|name| name.len() == 2);
-            if !two_digits || !entry.is_dir() {
-                continue;
-            }
-            for blob in fs::read_dir(&entry).map_err(io_error(&entry))? {
-                let blob = blob.map_err(io_error(&entry))?;
-                let digest = blob.file_name().to_str().and_then(|name| name.parse::<Digest>().ok());
-                others.extend(digest.filter(|digest| !keep.contains(digest)));
-            }
-        }
-        Ok(others)
+        let mut all = match &self.shared.place {
+            Place::Folder(folder) => folder.all()?,
+            Place::Objects(objects) => objects.all(),
+        };
+        all.retain(|digest| !keep.contains(digest));
+        Ok(all)
     }
+
+    /// Removes every blob that is neither kept nor pinned; gives their number.
+    pub(crate) fn sweep(&self, keep: &BTreeSet<Digest>) -> Result<u64, BlobError> {
+        let pins = self.pins();
+        let goes = |digest: &Digest| !keep.contains(digest) && !pins.contains_key(digest);
+        match &self.shared.place {
+            Place::Folder(folder) => folder.sweep(goes),
+            Place::Objects(objects) => objects.sweep(goes),
+        }
+    }
+}
+
+/// Where a reader's bytes come from.
+enum Source {
+    File(File, PathBuf),
+    Object(ObjectReader),
 }
 
 /// A blob on its way out.
 pub(crate) struct BlobReader {
     store: BlobStore,
     digest: Digest,
-    file: File,
+    source: Source,
     hasher: Hasher,
     held: Option<Vec<u8>>,
     ended: bool,
@@ -275,10 +362,7 @@ impl BlobReader {
     /// whoever has all pieces has the right bytes.
     pub(crate) fn next(&mut self, piece_bytes: usize) -> Result<Option<Vec<u8>>, BlobError> {
         while !self.ended {
-            let mut piece = Vec::with_capacity(piece_bytes);
-            let path = self.store.path(self.digest);
-            let limit = u64::try_from(piece_bytes.max(1)).unwrap_or(u64::MAX);
-            (&mut self.file).take(limit).read_to_end(&mut piece).map_err(io_error(&path))?;
+            let piece = self.piece(piece_bytes.max(1))?;
             if piece.is_empty() {
                 self.ended = true;
                 let found = self.hasher.clone().finish();
@@ -294,6 +378,18 @@ impl BlobReader {
             }
         }
         Ok(self.held.take())
+    }
+
+    fn piece(&mut self, bytes: usize) -> Result<Vec<u8>, BlobError> {
+        match (&mut self.source, &self.store.shared.place) {
+            (Source::File(file, path), _) => {
+                let mut piece = Vec::with_capacity(bytes);
+                file.take(bytes as u64).read_to_end(&mut piece).map_err(io_error(path))?;
+                Ok(piece)
+            }
+            (Source::Object(reader), Place::Objects(objects)) => objects.piece(reader, bytes),
+            (Source::Object(_), Place::Folder(_)) => Err(BlobError::Missing(self.digest)),
+        }
     }
 }
 
@@ -318,22 +414,26 @@ impl BlobWriter {
         self.file.write_all(bytes).map_err(io_error(&self.path))
     }
 
-    /// Gives the blob its name: synced, renamed, folder synced, pinned.
+    /// Gives the blob its name: durable and pinned.
     pub(crate) fn finish(self) -> Result<Digest, BlobError> {
-        self.file.sync_all().map_err(io_error(&self.path))?;
-        let digest = self.hasher.clone().finish();
-        let target = self.store.path(digest);
-        let folder = target.parent().expect("a blob lies in a folder");
-        let mut pins = self.store.pins();
-        if !folder.is_dir() {
-            fs::create_dir_all(folder).map_err(io_error(folder))?;
-            sync_folder(&self.store.shared.folder)?;
+        let (store, digest) = (&self.store, self.hasher.clone().finish());
+        match &store.shared.place {
+            Place::Folder(folder) => {
+                self.file.sync_all().map_err(io_error(&self.path))?;
+                let mut pins = store.pins();
+                folder.keep(&self.path, digest)?;
+                *pins.entry(digest).or_insert(0) += 1;
+            }
+            Place::Objects(objects) => {
+                // Pinned before it is there, so that nobody lets it go meanwhile; the upload takes its time.
+                store.pin(digest);
+                if let Err(error) = objects.keep(&self.path, digest, self.bytes) {
+                    store.unpin(digest);
+                    return Err(error);
+                }
+            }
         }
-        // A blob that is there already is replaced by the same bytes, which also mends a damaged one.
-        fs::rename(&self.path, &target).map_err(io_error(&target))?;
-        sync_folder(folder)?;
-        *pins.entry(digest).or_insert(0) += 1;
-        if let Some(note) = &self.store.note {
+        if let Some(note) = &store.note {
             note.put.lock().unwrap_or_else(PoisonError::into_inner).push(digest);
         }
         Ok(digest)
@@ -342,139 +442,7 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
-        // After `finish` the file has another name; otherwise it goes now, or at the next start.
+        // After `finish` a folder's file has another name; otherwise it goes now, or at the next start.
         let _ = fs::remove_file(&self.path);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, BlobStore) {
-        let folder = tempfile::tempdir().unwrap();
-        let store = BlobStore::open(folder.path()).unwrap();
-        (folder, store)
-    }
-
-    #[test]
-    fn a_blob_is_read_as_it_was_put_and_survives_a_reopening() {
-        let (folder, store) = store();
-        let bytes: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
-        let digest = store.put(&bytes).unwrap();
-        assert_eq!(digest, Digest::of(&bytes));
-        assert_eq!(store.read(digest).unwrap(), bytes);
-        assert_eq!(store.read(store.put(b"").unwrap()).unwrap(), b"");
-        drop(store);
-        assert_eq!(BlobStore::open(folder.path()).unwrap().read(digest).unwrap(), bytes);
-    }
-
-    #[test]
-    fn a_half_written_blob_does_not_count() {
-        let (folder, store) = store();
-        let mut writer = store.writer().unwrap();
-        writer.write(b"half").unwrap();
-        assert!(!store.has(Digest::of(b"half")));
-        std::mem::forget(writer);
-        let store = BlobStore::open(folder.path()).unwrap();
-        assert!(matches!(store.read(Digest::of(b"half")), Err(BlobError::Missing(_))));
-        assert_eq!(fs::read_dir(folder.path().join("blobs/incoming")).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn damaged_bytes_are_never_given_whole_and_can_be_put_again() {
-        let (_folder, store) = store();
-        let digest = store.put(b"right bytes").unwrap();
-        fs::write(store.path(digest), b"wrong bytes").unwrap();
-        let mut reader = store.reader(digest).unwrap();
-        assert_eq!(reader.next(6).unwrap().unwrap(), b"wrong ");
-        assert!(matches!(reader.next(6), Err(BlobError::Damaged { .. })));
-        assert!(!store.has(digest));
-        store.put(b"right bytes").unwrap();
-        assert_eq!(store.read(digest).unwrap(), b"right bytes");
-    }
-
-    #[test]
-    fn a_folder_that_cannot_be_written_is_a_clean_error_and_leaves_nothing() {
-        let (folder, store) = store();
-        let incoming = folder.path().join("blobs/incoming");
-        fs::remove_dir(&incoming).unwrap();
-        fs::write(&incoming, b"not a folder").unwrap();
-        let error = store.put(b"bytes").unwrap_err().to_string();
-        assert!(error.contains("incoming"), "{error}");
-        assert!(!store.has(Digest::of(b"bytes")));
-        // The same for a folder without the right to write, where the user is not root.
-        fs::remove_file(&incoming).unwrap();
-        fs::create_dir(&incoming).unwrap();
-        fs::set_permissions(&incoming, fs::Permissions::from_mode(0o500)).unwrap();
-        if !rustix::process::geteuid().is_root() {
-            assert!(matches!(store.put(b"bytes"), Err(BlobError::Io { .. })));
-        }
-        fs::set_permissions(&incoming, fs::Permissions::from_mode(0o700)).unwrap();
-        assert!(store.put(b"bytes").is_ok());
-    }
-
-    #[test]
-    fn a_full_disk_is_said_to_be_full() {
-        let error = io_error(Path::new("/x"))(io::Error::from_raw_os_error(28));
-        assert!(matches!(error, BlobError::Full { .. }));
-        let full = File::options().write(true).open("/dev/full");
-        if let Ok(mut full) = full {
-            let error = full.write_all(b"x").map_err(io_error(Path::new("/dev/full"))).unwrap_err();
-            assert!(error.to_string().contains("is full"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_blob_above_the_bound_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = BlobStore::with_limit(folder.path(), 4).unwrap();
-        assert!(store.put(b"1234").is_ok());
-        assert!(matches!(store.put(b"12345"), Err(BlobError::TooLarge { limit: 4 })));
-    }
-
-    #[test]
-    fn what_was_put_stays_until_a_fact_refers_to_it() {
-        let (_folder, store) = store();
-        let digest = store.put(b"checkpoint").unwrap();
-        store.put(b"checkpoint").unwrap();
-        assert!(!store.discard(digest).unwrap());
-        store.unpin(digest);
-        assert!(!store.discard(digest).unwrap(), "one of two puts is still open");
-        store.unpin(digest);
-        assert!(store.discard(digest).unwrap());
-        assert!(!store.has(digest));
-    }
-
-    #[test]
-    fn what_a_request_put_is_told_when_the_last_of_its_stores_goes() {
-        let (_folder, store) = store();
-        let (tell, told) = std::sync::mpsc::channel();
-        let noting = store.noting(move |put| tell.send(put).unwrap());
-        let clone = noting.clone();
-        let put = [noting.put(b"one").unwrap(), clone.put(b"two").unwrap()];
-        store.put(b"of nobody's request").unwrap();
-        drop(noting);
-        assert!(told.try_recv().is_err());
-        drop(clone);
-        assert_eq!(told.try_recv().unwrap(), put);
-    }
-
-    #[test]
-    fn what_nothing_refers_to_goes_unless_it_is_pinned() {
-        let (folder, store) = store();
-        let [kept, pinned, gone] = ["kept", "pinned", "gone"].map(|text| store.put(text.as_bytes()).unwrap());
-        [kept, gone].iter().for_each(|digest| store.unpin(*digest));
-        let others =
-            |store: &BlobStore| -> BTreeSet<Digest> { store.others(&[kept].into()).unwrap().into_iter().collect() };
-        assert_eq!(others(&store), [pinned, gone].into());
-        assert_eq!([pinned, gone].map(|digest| store.discard(digest).unwrap()), [false, true]);
-        assert_eq!([kept, pinned, gone].map(|digest| store.has(digest)), [true, true, false]);
-        drop(store);
-        let store = BlobStore::open(folder.path()).unwrap();
-        assert_eq!(others(&store), [pinned].into());
-        assert!(store.discard(pinned).unwrap(), "no pin survives a start");
     }
 }

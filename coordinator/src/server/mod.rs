@@ -34,7 +34,7 @@ mod uploads;
 mod workers;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
@@ -43,7 +43,7 @@ use std::{
 
 use graftwork_driver::{Core, Timing};
 use graftwork_scheduler::{Policy, Scheduler};
-use graftwork_shared::digest::Digest;
+use graftwork_shared::{digest::Digest, id::Term};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -54,9 +54,10 @@ use tonic::{service::interceptor::InterceptedService, transport::server::TcpInco
 use self::{driver::Driver, input::Input, journal::Opened, listen::Socket, lock::Lock};
 
 pub(crate) use self::{
-    blobs::{BlobError, BlobStore},
+    blobs::{BlobError, BlobStore, Bucket},
     door::{Planner, Publication, Publisher, StageOfPlan},
     error::ServerError,
+    journal::{Database, Leadership},
     lock::{Holder, holder},
 };
 
@@ -64,6 +65,10 @@ pub(crate) use self::{
 pub(crate) struct Options {
     /// Where journal, blobs and lock lie; made if missing, private to the user.
     pub(crate) state_folder: PathBuf,
+    /// Where the journal lies instead: a database for several coordinators, of which one leads.
+    pub(crate) leadership: Option<Leadership>,
+    /// Where the blobs lie instead.
+    pub(crate) bucket: Option<Bucket>,
     /// Where it listens; at least one.
     pub(crate) listen: Vec<Listen>,
     /// What peers on TCP must show: workers in their hello, everyone else in `authorization: Bearer TOKEN`. Wanted
@@ -88,6 +93,8 @@ impl Options {
     pub(crate) fn new(state_folder: PathBuf, planner: Arc<dyn Planner>, publisher: Arc<dyn Publisher>) -> Self {
         Self {
             state_folder,
+            leadership: None,
+            bucket: None,
             listen: Vec::new(),
             token: None,
             heartbeat_ms: 1_000,
@@ -171,10 +178,18 @@ const INPUTS: usize = 1_024;
 /// Must be called inside a tokio runtime. When it returns, all addresses accept connections.
 pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     listen::check(&options.listen, options.token.as_deref())?;
-    let (mut lock, opened, blobs, unreferenced) = {
-        let folder = options.state_folder.clone();
-        let opening = tokio::task::spawn_blocking(move || open_state(&folder));
-        opening.await.map_err(|_| ServerError::Ended("start"))??
+    let folder = options.state_folder.clone();
+    let mut lock = blocking(move || take_lock(&folder)).await?;
+    if options.leadership.is_some() {
+        // Whoever may wait for days to lead says at once that it could not listen then.
+        for address in &options.listen {
+            drop(listen::open(address).await?);
+        }
+    }
+    let opened = {
+        let addresses = options.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (leadership, folder) = (options.leadership.clone(), options.state_folder.clone());
+        blocking(move || lead(leadership, &folder, addresses)).await?
     };
     let mut sockets = Vec::new();
     for address in &options.listen {
@@ -189,11 +204,18 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     let (machine, first) = Scheduler::start(policy, opened.state.clone(), clock.now_ms());
     tracing::info!(term = machine.state().term().0, facts = opened.number, "the coordinator starts");
     let core = Core::new(machine, first, opened.number, Timing { stop_ms: options.stop_ms });
+    let (referred, term) = (opened.state.blobs(), core.machine().state().term());
+    let awaits_workers = !core.machine().is_idle();
+    // From here on its thread renews the lead, however long the blobs take.
     let journal = journal::Journal::start(opened, lock).map_err(folder_error)?;
+    let (blobs, unheard) = {
+        let (bucket, folder) = (options.bucket.clone(), options.state_folder.clone());
+        blocking(move || open_blobs(bucket, &folder, (term, &referred, awaits_workers))).await?
+    };
     let (inputs, waiting) = mpsc::channel(INPUTS);
     let jobs =
         jobs::Jobs::new(inputs.clone(), blobs.clone(), Arc::clone(&options.planner), Arc::clone(&options.publisher));
-    let_go(core.machine(), &blobs, unreferenced, &inputs).await?;
+    let_go(unheard, core.machine().policy().return_ms, &inputs);
     let (meetings, epochs) = watch::channel(meet::Epochs::new());
     let meet = meet::start(epochs);
     let driver = Driver {
@@ -221,43 +243,59 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     Ok(Running { servers: servers.collect(), addresses, inputs, driver: Some(driver) })
 }
 
-/// Makes the folder, takes its lock, folds its journal, and finds the blobs that nothing refers to.
-fn open_state(folder: &Path) -> Result<(Lock, Opened, BlobStore, Vec<Digest>), ServerError> {
+/// Does what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ServerError> + Send + 'static,
+) -> Result<T, ServerError> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| ServerError::Ended("start"))?
+}
+
+/// Makes the folder and takes its lock.
+fn take_lock(folder: &Path) -> Result<Lock, ServerError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let failed = |error| ServerError::Folder { folder: folder.to_owned(), error };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-    let lock = Lock::take(folder)
-        .map_err(failed)?
-        .map_err(|holder| ServerError::Locked { folder: folder.to_owned(), holder })?;
-    let opened = Opened::open(folder)?;
-    let blobs = BlobStore::open(folder)?;
-    let unreferenced = blobs.others(&opened.state.blobs())?;
-    Ok((lock, opened, blobs, unreferenced))
+    Lock::take(folder).map_err(failed)?.map_err(|holder| ServerError::Locked { folder: folder.to_owned(), holder })
 }
 
-/// Lets go of blobs that nothing referred to at the start. Workers that hold leases may have put some of them and not
-/// been heard yet, so as long as they may come back all are kept.
-async fn let_go(
-    machine: &Scheduler,
-    blobs: &BlobStore,
-    unreferenced: Vec<Digest>,
-    inputs: &mpsc::Sender<Input>,
-) -> Result<(), ServerError> {
-    if machine.is_idle() {
-        let blobs = blobs.clone();
-        let discard = move || unreferenced.into_iter().try_for_each(|blob| blobs.discard(blob).map(drop));
-        return Ok(tokio::task::spawn_blocking(discard).await.map_err(|_| ServerError::Ended("start"))??);
+/// Waits for the lead where others may have it, and folds the journal.
+fn lead(leadership: Option<Leadership>, folder: &Path, addresses: String) -> Result<Opened, ServerError> {
+    Ok(match leadership {
+        Some(leadership) => Opened::lead_database(leadership, addresses)?,
+        None => Opened::lead_folder(folder)?,
+    })
+}
+
+/// Opens the blobs for the coordinator of this term, and sweeps those that nothing refers to. Where workers with leases may
+/// come back, those are pinned instead and given: one may be of a word that nobody heard yet.
+fn open_blobs(
+    bucket: Option<Bucket>,
+    folder: &Path,
+    (term, referred, awaits_workers): (Term, &BTreeSet<Digest>, bool),
+) -> Result<(BlobStore, Vec<Digest>), ServerError> {
+    let blobs = match bucket {
+        Some(bucket) => BlobStore::open_bucket(bucket, folder, term)?,
+        None => BlobStore::open(folder)?,
+    };
+    let unheard = if awaits_workers { blobs.others(referred)? } else { Vec::new() };
+    unheard.iter().for_each(|blob| blobs.pin(*blob));
+    let gone = blobs.sweep(referred)?;
+    if gone > 0 {
+        tracing::info!(gone, "removed blobs that nothing refers to");
     }
-    unreferenced.iter().for_each(|blob| blobs.pin(*blob));
-    let (inputs, wait) = (inputs.downgrade(), 2 * Duration::from_millis(machine.policy().return_ms));
+    Ok((blobs, unheard))
+}
+
+/// Ends the pins of an earlier term's blobs once workers have had their time to come back and speak of them.
+fn let_go(unheard: Vec<Digest>, return_ms: u64, inputs: &mpsc::Sender<Input>) {
+    let inputs = inputs.downgrade();
     tokio::spawn(async move {
-        tokio::time::sleep(wait).await;
+        tokio::time::sleep(2 * Duration::from_millis(return_ms)).await;
         if let Some(inputs) = inputs.upgrade() {
             // A coordinator that stops leaves them to the next start.
-            let _ = inputs.send(Input::Settle(unreferenced)).await;
+            let _ = inputs.send(Input::Settle(unheard)).await;
         }
     });
-    Ok(())
 }
 
 /// The jobs of a state folder that nobody leads, as its journal tells them. Nothing of them is changed.
@@ -267,7 +305,7 @@ pub(crate) fn resting(folder: &Path) -> Result<Option<Scheduler>, ServerError> {
     }
     let failed = |error| ServerError::Folder { folder: folder.to_owned(), error };
     let Ok(_lock) = Lock::take(folder).map_err(failed)? else { return Ok(None) };
-    let opened = Opened::open(folder)?;
+    let opened = Opened::read_folder(folder)?;
     // What a start would decide is not carried out: nobody leads, so no worker holds anything that counts.
     let policy = Policy { grace_ms: 0, ..Policy::default() };
     Ok(Some(Scheduler::start(policy, opened.state, driver::Clock::start().now_ms()).0))

@@ -33,7 +33,9 @@ fn status(error: &BlobError) -> Status {
         BlobError::Damaged { .. } => Status::data_loss(message),
         BlobError::TooLarge { .. } => Status::out_of_range(message),
         BlobError::Full { .. } => Status::resource_exhausted(message),
-        BlobError::Io { .. } => Status::internal(message),
+        BlobError::Io { .. } | BlobError::Unfit { .. } => Status::internal(message),
+        // As of a coordinator that cannot be reached: asked again, it may answer.
+        BlobError::Store { .. } => Status::unavailable(message),
     }
 }
 

@@ -1,12 +1,71 @@
-//! A journal is killed at every fact, snapshotted, cut, garbled and taken from other programs.
+//! A journal is killed at every fact, snapshotted, cut, garbled and taken from other programs. Over PostgreSQL where
+//! `scripts/servers.py` started a server, over SQLite otherwise; what files alone can suffer lies in `file.rs`.
 
-use std::collections::BTreeSet;
+mod file;
+mod leadership;
 
 use graftwork_scheduler::{Event, Scheduler};
-use graftwork_shared::id::Term;
 
 use super::*;
-use crate::server::tests::fixture::{Machine, assigned, info, key, result, small_plan};
+use crate::server::tests::{
+    fixture::{Machine, assigned, info, key, result, small_plan},
+    servers,
+};
+
+/// Long enough that no lead ends while a test runs.
+const LEASE_MS: u64 = 60_000;
+
+/// A journal of its own.
+enum Place {
+    File(tempfile::TempDir),
+    Database(Database),
+}
+
+impl Place {
+    fn new() -> Self {
+        servers::database().map_or_else(|| Self::File(tempfile::tempdir().unwrap()), Self::Database)
+    }
+
+    fn lead(&self) -> Opened {
+        match self {
+            Self::File(folder) => Opened::lead_folder(folder.path()).unwrap(),
+            Self::Database(database) => {
+                Opened::lead_database(servers::leadership(database, LEASE_MS), String::new()).unwrap()
+            }
+        }
+    }
+
+    /// What another process reads, as after a kill -9 of the leader.
+    fn read(&self) -> Result<Opened, JournalError> {
+        match self {
+            Self::File(folder) => Opened::read_folder(killed(folder.path()).path()),
+            Self::Database(database) => {
+                let ledger = Postgres::open(servers::leadership(database, LEASE_MS), String::new())?;
+                Opened::read(Box::new(ledger))
+            }
+        }
+    }
+
+    fn sql(&self, text: &str) {
+        match self {
+            Self::File(folder) => {
+                rusqlite::Connection::open(sqlite::path(folder.path())).unwrap().execute_batch(text).unwrap();
+            }
+            Self::Database(database) => servers::run(database, &format!("SET search_path = graftwork; {text}")),
+        }
+    }
+
+    fn is_file(&self) -> bool {
+        matches!(self, Self::File(_))
+    }
+
+    /// With all facts, closed.
+    fn whole() -> Self {
+        let place = Self::new();
+        write(&mut place.lead(), &facts());
+        place
+    }
+}
 
 /// Facts of a job that was trained, lost a worker, was published and cancelled.
 fn facts() -> Vec<Fact> {
@@ -38,127 +97,77 @@ fn write(opened: &mut Opened, facts: &[Fact]) {
 /// What kill -9 leaves: the files as they are while the writer still has them open.
 fn killed(folder: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    for file in fs::read_dir(folder).unwrap() {
+    for file in std::fs::read_dir(folder).unwrap() {
         let file = file.unwrap();
-        fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
     }
     copy
 }
 
-/// A journal with all facts, closed, and its file.
-fn whole() -> (tempfile::TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let mut opened = Opened::open(folder.path()).unwrap();
-    write(&mut opened, &facts());
-    drop(opened);
-    let path = folder.path().join("journal.sqlite");
-    (folder, path)
-}
-
-fn sql(path: &Path, text: &str) {
-    Connection::open(path).unwrap().execute_batch(text).unwrap();
-}
-
-fn error(folder: &tempfile::TempDir) -> JournalError {
-    Opened::open(folder.path()).unwrap_err()
-}
-
 #[test]
 fn killed_after_any_fact_it_folds_to_the_same_state() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut opened = Opened::open(folder.path()).unwrap();
+    let place = Place::new();
+    let mut opened = place.lead();
     let facts = facts();
     assert!(facts.len() >= 12);
     for (at, fact) in facts.iter().enumerate() {
         write(&mut opened, std::slice::from_ref(fact));
-        let copy = killed(folder.path());
-        let again = Opened::open(copy.path()).unwrap();
+        let again = place.read().unwrap();
         assert_eq!((again.number, again.state), (at as u64 + 1, fold(&facts[..=at])));
     }
 }
 
 #[test]
 fn a_snapshot_replaces_the_facts_before_it() {
-    let folder = tempfile::tempdir().unwrap();
+    let place = Place::new();
     let facts = facts();
-    let mut opened = Opened::open(folder.path()).unwrap();
+    let mut opened = place.lead();
     for (at, fact) in facts.iter().enumerate() {
         let state = Box::new(fold(&facts[..=at]));
         opened.write(&[Write::Facts(vec![fact.clone()]), Write::Snapshot(state)]).unwrap();
-        let kept: i64 = opened.connection.query_row("SELECT count(*) FROM facts", [], |row| row.get(0)).unwrap();
-        assert_eq!(kept, 0);
-        let again = Opened::open(killed(folder.path()).path()).unwrap();
+        assert_eq!(opened.ledger.read().unwrap().facts.len(), 0);
+        let again = place.read().unwrap();
         assert_eq!((again.number, again.state), (at as u64 + 1, fold(&facts[..=at])));
     }
+    let (before, after) = facts.split_at(4);
+    let place = Place::new();
+    let mut opened = place.lead();
+    write(&mut opened, &before[..2]);
+    let snapshot = Write::Snapshot(Box::new(fold(before)));
+    opened.write(&[Write::Facts(before[2..].to_vec()), snapshot, Write::Facts(after.to_vec())]).unwrap();
+    assert_eq!(opened.since_snapshot, after.len() as u64);
+    let again = place.read().unwrap();
+    assert_eq!((again.number, again.since_snapshot), (facts.len() as u64, after.len() as u64));
+    assert_eq!(again.state, fold(&facts));
 }
 
 #[test]
 fn a_batch_is_all_or_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut opened = Opened::open(folder.path()).unwrap();
+    let place = Place::new();
+    let mut opened = place.lead();
     let facts = facts();
     write(&mut opened, &facts[..2]);
-    sql(
-        &opened.path,
-        "CREATE TRIGGER full BEFORE INSERT ON facts WHEN new.number = 5 BEGIN SELECT RAISE(FAIL, 'full'); END",
-    );
+    place.sql(if place.is_file() {
+        "CREATE TRIGGER full BEFORE INSERT ON facts WHEN new.number = 5 BEGIN SELECT RAISE(FAIL, 'full'); END"
+    } else {
+        "ALTER TABLE facts ADD CONSTRAINT stop CHECK (number <> 5)"
+    });
     assert!(opened.write(&[Write::Facts(facts[2..].to_vec())]).is_err());
-    assert_eq!(Opened::open(killed(folder.path()).path()).unwrap().number, 2);
-}
-
-#[test]
-fn a_truncated_journal_is_said_to_be_damaged() {
-    for share in [0, 1, 2, 3] {
-        let (folder, path) = whole();
-        let length = fs::metadata(&path).unwrap().len();
-        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length * share / 4).unwrap();
-        let error = error(&folder);
-        assert!(matches!(error, JournalError::Damaged { .. }), "{share}: {error}");
-        assert!(error.to_string().contains("journal.sqlite is damaged"), "{error}");
-    }
-}
-
-#[test]
-fn garbled_bytes_never_pass_unseen() {
-    let (folder, path) = whole();
-    let bytes = fs::read(&path).unwrap();
-    let state = Opened::open(folder.path()).unwrap().state;
-    let mut messages = BTreeSet::new();
-    for at in (0..bytes.len()).step_by(97) {
-        let folder = tempfile::tempdir().unwrap();
-        let mut garbled = bytes.clone();
-        garbled[at] ^= 0x41;
-        fs::write(folder.path().join("journal.sqlite"), garbled).unwrap();
-        match Opened::open(folder.path()) {
-            // A byte that nobody reads.
-            Ok(opened) => assert_eq!(opened.state, state, "byte {at}"),
-            Err(error) => drop(messages.insert(error.to_string())),
-        }
-    }
-    assert!(messages.len() > 3, "{messages:?}");
-}
-
-#[test]
-fn foreign_files_are_refused() {
-    let (folder, path) = whole();
-    fs::write(&path, "this is a text and not a database, however long it may be".repeat(100)).unwrap();
-    assert!(matches!(error(&folder), JournalError::Foreign { .. }));
-    fs::remove_file(&path).unwrap();
-    sql(&path, "CREATE TABLE cookies (name TEXT)");
-    assert!(matches!(error(&folder), JournalError::Foreign { .. }));
+    assert_eq!(place.read().unwrap().number, 2);
 }
 
 #[test]
 fn newer_journals_are_refused_with_both_versions() {
-    for (text, expected) in [
-        ("PRAGMA user_version = 7", "tables of version 7, this one reads up to 1"),
-        ("UPDATE facts SET version = 9 WHERE number = 4", "facts of version 9, this one reads up to 4"),
-    ] {
-        let (folder, path) = whole();
-        sql(&path, text);
-        let error = error(&folder).to_string();
-        assert!(error.contains(expected), "{error}");
-    }
+    let place = Place::whole();
+    place.sql("UPDATE facts SET version = 9 WHERE number = 4");
+    let error = place.read().unwrap_err().to_string();
+    assert!(error.contains("facts of version 9, this one reads up to 4"), "{error}");
+    let place = Place::whole();
+    let (newer, known) =
+        if place.is_file() { ("PRAGMA user_version = 7", 2) } else { ("UPDATE mark SET tables = 7", 1) };
+    place.sql(newer);
+    let error = place.read().unwrap_err().to_string();
+    assert!(error.contains(&format!("tables of version 7, this one reads up to {known}")), "{error}");
 }
 
 #[test]
@@ -167,19 +176,37 @@ fn facts_that_are_missing_or_changed_are_named() {
         ("DELETE FROM facts WHERE number = 3", "fact 3 is missing"),
         ("UPDATE facts SET fact = replace(fact, 'job', 'jab') WHERE number = 2", "the bytes of fact 2 changed"),
         ("UPDATE facts SET number = -number", "fact 1 is missing"),
+        ("DROP TABLE facts", "facts"),
     ] {
-        let (folder, path) = whole();
-        sql(&path, text);
-        let error = error(&folder).to_string();
+        let place = Place::whole();
+        place.sql(text);
+        let error = place.read().unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[test]
+fn coordinators_that_ended_before_their_first_fact_leave_no_hole_in_the_terms() {
+    let place = Place::new();
+    for term in 1..4 {
+        let mut opened = place.lead();
+        assert_eq!(opened.state.term(), Term(term - 1));
+        opened.ledger.resign();
+    }
+    let mut opened = place.lead();
+    assert_eq!(opened.state.term(), Term(3));
+    let (machine, first) = Scheduler::start(graftwork_scheduler::Policy::default(), opened.state.clone(), 0);
+    write(&mut opened, &first.facts);
+    assert_eq!((machine.state().term(), place.read().unwrap().state.term()), (Term(4), Term(4)));
 }
 
 #[tokio::test]
 async fn the_thread_writes_in_groups_and_snapshots_bound_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let lock = Lock::take(folder.path()).unwrap().unwrap();
-    let opened = Opened::open(folder.path()).unwrap();
+    let place = Arc::new(Place::new());
+    let leading = Arc::clone(&place);
+    let opened = tokio::task::spawn_blocking(move || leading.lead()).await.unwrap();
     let (mut machine, first) = Scheduler::start(graftwork_scheduler::Policy::default(), State::default(), 0);
     let mut journal = Journal::start(opened, lock).unwrap();
     let mut last = journal.append(first.facts, machine.state());
@@ -194,7 +221,7 @@ async fn the_thread_writes_in_groups_and_snapshots_bound_the_file() {
     assert!(Lock::take(folder.path()).unwrap().is_err(), "the lock is the thread's");
     tokio::task::spawn_blocking(move || journal.close()).await.unwrap();
     assert!(Lock::take(folder.path()).unwrap().is_ok());
-    let again = Opened::open(folder.path()).unwrap();
+    let again = tokio::task::spawn_blocking(move || place.read().unwrap()).await.unwrap();
     assert_eq!((again.number, again.state.term()), (last, Term(1)));
     assert!(again.since_snapshot < SNAPSHOT_FACTS);
     assert_eq!(&again.state, machine.state());

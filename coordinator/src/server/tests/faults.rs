@@ -23,7 +23,7 @@ use super::{
 };
 
 fn place() -> Place {
-    Place::new(plan("one", vec![stage("a", &[], 10)]))
+    Place::new(plan("one", vec![stage("a", &[], 10)])).with_files()
 }
 
 /// A process with a key, as it says hello while it holds these leases.
@@ -147,7 +147,7 @@ async fn a_result_that_rots_before_it_is_published_is_trained_again() {
 
 #[tokio::test]
 async fn an_adapter_that_rots_before_it_is_fused_is_trained_again_first() {
-    let place = Place::new(small_plan());
+    let place = Place::new(small_plan()).with_files();
     let running = place.start().await;
     let channel = connect(&running).await;
     let (job, _) = submit(&channel, &place.plan.job).await.unwrap();

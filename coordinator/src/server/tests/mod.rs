@@ -5,7 +5,9 @@ mod faults;
 pub(super) mod fixture;
 mod groups;
 mod peer;
+pub(super) mod servers;
 mod sessions;
+mod standby;
 mod start;
 
 use std::sync::{
@@ -68,11 +70,21 @@ pub(super) struct Place {
     pub(super) folder: tempfile::TempDir,
     pub(super) hub: Arc<Hub>,
     pub(super) plan: Plan,
+    /// In the place of SQLite, where there is a server.
+    pub(super) database: Option<super::Database>,
+    /// In the place of a folder, likewise.
+    pub(super) bucket: Option<super::Bucket>,
 }
 
 impl Place {
     pub(super) fn new(plan: Plan) -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), hub: Arc::default(), plan }
+        let (database, bucket) = (servers::database(), servers::bucket());
+        Self { folder: tempfile::tempdir().unwrap(), hub: Arc::default(), plan, database, bucket }
+    }
+
+    /// The same with its blobs in the folder, where the test can reach them.
+    pub(super) fn with_files(self) -> Self {
+        Self { bucket: None, ..self }
     }
 
     pub(super) fn options(&self) -> Options {
@@ -81,6 +93,9 @@ impl Place {
         let mut options = Options::new(state.clone(), planner, Arc::clone(&self.hub) as Arc<dyn Publisher>);
         options.listen = vec![Listen::Unix(state.join("socket"))];
         options.stop_ms = 2_000;
+        let leadership = |database| servers::leadership(database, servers::PLACE_LEASE_MS);
+        options.leadership = self.database.as_ref().map(leadership);
+        options.bucket.clone_from(&self.bucket);
         options
     }
 

@@ -293,7 +293,7 @@ async fn stopping_drains_workers_and_the_next_start_goes_on() {
 
 #[tokio::test]
 async fn blobs_go_in_and_come_out_whole_or_with_an_error() {
-    let place = Place::new(one());
+    let place = Place::new(one()).with_files();
     let running = place.start().await;
     let channel = connect(&running).await;
     let bytes: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();

@@ -1,0 +1,147 @@
+//! An object store: where it is, how it is reached, and whether it may be trusted.
+//!
+//! A store is believed only after it was seen to keep its word: of writers that race to create one object, exactly one
+//! may win, and nobody may overwrite it. Some stores ignore the condition silently, and some lose the race.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use futures::future::join_all;
+use graftwork_shared::cause::told;
+use object_store::{
+    Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, RetryConfig,
+    aws::{AmazonS3Builder, S3ConditionalPut},
+    path::Path,
+};
+
+use super::BlobError;
+
+/// Objects that are raced for, and writers that race for each.
+const RACES: (usize, usize) = (4, 8);
+
+/// A prefix in an object store. `Debug` shows no keys.
+#[derive(Clone)]
+pub(crate) struct Bucket {
+    pub(super) store: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
+    place: String,
+}
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bucket").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+fn variable(names: [&str; 2]) -> Option<String> {
+    names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+impl Bucket {
+    /// The prefix behind `s3://BUCKET/PREFIX`; `keys` are `ACCESS_KEY:SECRET_KEY[:SESSION_TOKEN]`. Connects to nothing.
+    pub(crate) fn open(url: &str, keys: Option<&str>) -> Result<Self, BlobError> {
+        let endpoint = variable(["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]);
+        Self::open_at(url, keys, endpoint.as_deref())
+    }
+
+    /// The same at this address.
+    pub(crate) fn open_at(url: &str, keys: Option<&str>, endpoint: Option<&str>) -> Result<Self, BlobError> {
+        // Whatever cannot be read may hold keys, so it is not repeated.
+        let wrong = |problem: &str| BlobError::Store { place: "--blobs".to_owned(), problem: problem.to_owned() };
+        let path = url.strip_prefix("s3://").ok_or_else(|| wrong("write s3://BUCKET/PREFIX"))?;
+        if path.contains(['@', '?', '#']) {
+            return Err(wrong("a place holds no keys and no query: name a variable with --blobs-credentials-env"));
+        }
+        let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
+        let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|error| wrong(&error.to_string()))?;
+        if bucket.is_empty() || prefix.as_ref().is_empty() {
+            return Err(wrong("it needs a bucket and a prefix that nothing else uses: write s3://BUCKET/PREFIX"));
+        }
+        let retry = RetryConfig { max_retries: 5, retry_timeout: Duration::from_secs(20), ..RetryConfig::default() };
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(bucket)
+            .with_region(variable(["AWS_REGION", "AWS_DEFAULT_REGION"]).unwrap_or_else(|| "us-east-1".to_owned()))
+            .with_conditional_put(S3ConditionalPut::ETagMatch)
+            .with_retry(retry);
+        if let Some(endpoint) = endpoint {
+            builder = builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint);
+        }
+        let parts = keys.map(|keys| keys.splitn(3, ':').collect::<Vec<_>>());
+        builder = match parts.as_deref() {
+            None => builder.with_skip_signature(true),
+            Some([key, secret]) if !key.is_empty() && !secret.is_empty() => {
+                builder.with_access_key_id(*key).with_secret_access_key(*secret)
+            }
+            Some([key, secret, token]) if ![key, secret, token].contains(&&"") => {
+                builder.with_access_key_id(*key).with_secret_access_key(*secret).with_token(*token)
+            }
+            Some(_) => {
+                return Err(wrong(
+                    "the variable of --blobs-credentials-env must hold ACCESS_KEY:SECRET_KEY or \
+                     ACCESS_KEY:SECRET_KEY:SESSION_TOKEN",
+                ));
+            }
+        };
+        let place = format!("s3://{bucket}/{prefix}");
+        let store = builder.build().map_err(|error| wrong(&told(&error)))?;
+        Ok(Self { store: Arc::new(store), prefix, place })
+    }
+
+    /// Another implementation, as tests make them.
+    #[cfg(test)]
+    pub(super) fn of(store: Arc<dyn ObjectStore>, place: &str) -> Self {
+        Self { store, prefix: Path::from("blobs"), place: place.to_owned() }
+    }
+
+    /// The store, as errors name it.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    pub(super) fn error(&self, key: &Path, error: &Error) -> BlobError {
+        BlobError::Store { place: format!("{} ({key})", self.place), problem: told(error) }
+    }
+
+    /// Creates an object that must not be there yet.
+    pub(super) async fn create(&self, key: &Path, bytes: PutPayload) -> object_store::Result<()> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        self.store.put_opts(key, bytes, options).await.map(drop)
+    }
+
+    /// Races for a few objects, and sees whether the store keeps its word. `mark` is this coordinator's alone.
+    pub(super) async fn probe(&self, mark: &str) -> Result<(), BlobError> {
+        let (objects, writers) = RACES;
+        for number in 0..objects {
+            let key = self.prefix.clone().join(format!("probe-{mark}-{number}"));
+            let seen = self.race(&key, writers).await;
+            let removed = self.store.delete(&key).await;
+            if let Some(problem) = seen? {
+                return Err(BlobError::Unfit { place: self.place.clone(), problem });
+            }
+            removed.map_err(|error| self.error(&key, &error))?;
+        }
+        Ok(())
+    }
+
+    /// What a store did that it must not; `None` if it did well.
+    async fn race(&self, key: &Path, writers: usize) -> Result<Option<String>, BlobError> {
+        let created = join_all((0..writers).map(|writer| self.create(key, format!("writer {writer}").into()))).await;
+        let mut winners = Vec::new();
+        for (writer, created) in created.into_iter().enumerate() {
+            match created {
+                Ok(()) => winners.push(writer),
+                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
+                Err(error) => return Err(self.error(key, &error)),
+            }
+        }
+        let &[winner] = winners.as_slice() else {
+            return Ok(Some(format!("{} of {writers} writers created the same object", winners.len())));
+        };
+        if self.create(key, "too late".into()).await.is_ok() {
+            return Ok(Some("an object that was there was created again".to_owned()));
+        }
+        let found = self.store.get(key).await.map_err(|error| self.error(key, &error))?;
+        let found = found.bytes().await.map_err(|error| self.error(key, &error))?;
+        let wanted = format!("writer {winner}");
+        Ok((found != wanted.as_bytes()).then(|| "an object holds the bytes of a writer that was refused".to_owned()))
+    }
+}

