@@ -4,9 +4,11 @@
 //! with SIGKILL. Faults are placed by what the programs report (a checkpoint of a stage), never by a clock.
 
 mod cluster;
+mod guarded;
 mod process;
 mod world;
 
 pub use cluster::{Cluster, Link};
+pub use guarded::Guarded;
 pub use process::{Finished, Run, kill, program};
 pub use world::{World, tensor_digests, tree_digests};

@@ -157,7 +157,7 @@ impl Led<'_> {
     /// From submission to the end of the job.
     async fn lead(&mut self, plan: &Plan, socket: &Path) -> Result<Tried, Failure> {
         let training = self.training;
-        let mut client = Client::connect(&format!("unix://{}", socket.display()), None).await?;
+        let mut client = Client::local(socket).await?;
         // What an earlier end left says nothing of the job that is opened now.
         forget_end(&training.folder)?;
         let (id, attached) = client.submit(&training.job, &training.spans).await?;

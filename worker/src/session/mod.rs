@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::Context;
 use graftwork_engine::Device;
-use graftwork_proto::{Hello, WorkerEnvelope, WorkerMessage};
+use graftwork_proto::{Hello, Route, Token, WorkerEnvelope, WorkerMessage};
 use graftwork_shared::{
     assignment::{Assignment, Blame, Failure},
     digest::Digest,
@@ -38,8 +38,8 @@ use tokio::{
 };
 
 use crate::{
+    backoff::Backoff,
     blobs::Blobs,
-    channel::{Address, Backoff, Token},
     computer,
     host::{self, Control, Shared},
     meeting::Place,
@@ -63,8 +63,8 @@ const EVENTS: usize = 256;
 /// How a session is to be led.
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// Where the coordinator listens.
-    pub(crate) address: Address,
+    /// The way to the coordinator.
+    pub(crate) route: Route,
     /// Who this worker is.
     pub(crate) token: Token,
     /// Device threads.
@@ -120,7 +120,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
     // A blob that waits for ever would keep an abandoned session's work alive, so even a persistent worker gives up.
     let blob_patience = options.patience.unwrap_or(Duration::from_hours(1));
     let hello = hello(&options).context("no random numbers")?;
-    let blobs = Blobs::new(options.address.lazy(), options.token.clone().with_key(&hello.key), blob_patience);
+    let blobs = Blobs::new(options.route.lazy(), options.token.clone().with_key(&hello.key), blob_patience);
     let shared = Shared {
         pool: Arc::new(pool),
         trunks: Arc::new(Trunks::new(options.device, options.cache_folder.clone(), blobs.clone())),
@@ -130,7 +130,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         runtime: Handle::current(),
         rows: options.rows.clone(),
         device: options.device,
-        place: Place::new(options.address.lazy(), options.token.clone(), options.group_address),
+        place: Place::new(options.route.lazy(), options.token.clone(), options.group_address),
     };
     tracing::info!(class = %hello.numeric_class, threads = hello.threads, slots = hello.slots, "worker starts");
     let trace = Digest::of(format!("trace of {}", hello.key).as_bytes()).short();
@@ -165,7 +165,6 @@ fn hello(options: &Options) -> std::io::Result<Hello> {
         memory_bytes: computer::Memory::read().total_bytes,
         reached_on: if options.group_address.is_loopback() { computer::host_name() } else { String::new() },
         numeric_class: computer::numeric_class(options.device),
-        token: options.token.reveal().to_owned(),
         key: Digest::of(&random).to_string(),
         leases: Vec::new(),
     })
@@ -250,18 +249,18 @@ impl Session {
     fn on_lost(&mut self, problem: &str) -> Result<Event, SessionError> {
         if self.machine.is_welcome() {
             self.apart_since = Instant::now();
-            tracing::warn!(coordinator = %self.options.address, problem, "the session broke; work goes on");
+            tracing::warn!(coordinator = %self.options.route.address(), problem, "the session broke; work goes on");
         }
         let apart = self.apart_since.elapsed();
         if self.options.patience.is_some_and(|patience| apart >= patience) && !self.machine.is_leaving() {
             return Err(SessionError::Unreachable {
-                address: self.options.address.to_string(),
+                address: self.options.route.address().to_string(),
                 seconds: apart.as_secs(),
                 problem: problem.to_owned(),
             });
         }
         if problem != self.lost_because {
-            tracing::info!(coordinator = %self.options.address, problem, "looking for the coordinator");
+            tracing::info!(coordinator = %self.options.route.address(), problem, "looking for the coordinator");
             problem.clone_into(&mut self.lost_because);
         }
         self.beat = None;
@@ -276,7 +275,7 @@ impl Session {
         let hello = Hello { leases: self.machine.leases(), ..self.hello.clone() };
         let message = WorkerMessage::Hello(hello);
         let greeting = WorkerEnvelope { term: self.machine.term(), trace: self.machine.trace().to_owned(), message };
-        self.link = Link::dial(self.options.address.clone(), self.options.token.clone(), greeting, wait);
+        self.link = Link::dial(self.options.route.clone(), self.options.token.clone(), greeting, wait);
     }
 
     /// Applies an event and performs what follows from it.
@@ -304,7 +303,7 @@ impl Session {
                 self.beat = Some(beat);
                 self.greeting = None;
                 self.backoff = Backoff::new();
-                tracing::info!(coordinator = %self.options.address, term = self.machine.term().0, "session open");
+                tracing::info!(coordinator = %self.options.route.address(), term = self.machine.term().0, "session open");
                 return None;
             }
             Command::Start { lease, assignment, joining, trace } => {
@@ -333,7 +332,7 @@ impl Session {
     }
 
     fn hang_up(&mut self, reason: &str) -> Event {
-        tracing::warn!(coordinator = %self.options.address, reason, "hanging up");
+        tracing::warn!(coordinator = %self.options.route.address(), reason, "hanging up");
         self.beat = None;
         self.greeting = None;
         let wait = self.backoff.wait();
@@ -366,7 +365,7 @@ impl Session {
     }
 
     fn refused(&self, reason: String) -> SessionError {
-        SessionError::Refused { address: self.options.address.to_string(), reason }
+        SessionError::Refused { address: self.options.route.address().to_string(), reason }
     }
 }
 
