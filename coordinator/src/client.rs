@@ -1,16 +1,23 @@
 //! A coordinator's client: the same calls for a private socket and for an address of a cluster.
 //!
-//! It never retries what changes something, and it never shows generated wire types to the rest of the program.
+//! It repeats nothing that was heard: only a refusal that passes by itself, such as too many requests, is waited out.
+//! Generated wire types never reach the rest of the program.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use futures::{Stream, StreamExt as _};
 use graftwork_proto::{
-    from_document, to_document, v1,
+    Route, Token, from_document, pushback, to_document, v1,
     v1::{blobs_client::BlobsClient, jobs_client::JobsClient},
 };
 use graftwork_scheduler::Explanation;
 use graftwork_shared::{
+    address::Address,
+    cause::told,
     diagnostic::Diagnostic,
     digest::Digest,
     event::Event,
@@ -18,12 +25,7 @@ use graftwork_shared::{
     job::{Job, Spans},
     view::JobView,
 };
-use tonic::{
-    Code, Request, Status,
-    metadata::{Ascii, MetadataValue},
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Response, Status, service::interceptor::InterceptedService, transport::Channel};
 
 /// Name of the variable with the address of the coordinator that commands talk to.
 pub(crate) const ADDRESS_VARIABLE: &str = "GRAFTWORK_COORDINATOR";
@@ -33,6 +35,9 @@ const ANSWER: Duration = Duration::from_secs(3);
 
 /// Digests of one question; a coordinator answers more.
 const DIGESTS_AT_A_TIME: usize = 10_000;
+
+/// How long refusals that pass are waited out.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Why a coordinator did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -47,15 +52,20 @@ pub(crate) enum ClientError {
         /// What the connection says.
         problem: String,
     },
-    /// An address that cannot be one.
-    #[error("{0:?} is no address of a coordinator; write unix:///path/to/socket or http://host:port")]
-    Address(String),
     /// The coordinator refused, for a reason that the user can mend.
     #[error("{0}")]
     Refused(String),
     /// The job cannot be planned.
     #[error("the coordinator cannot plan the job")]
     Plan(Vec<Diagnostic>),
+    /// Too much is asked of the coordinator now; nothing of the request was heard.
+    #[error("{words}; try again in {} ms", wait.as_millis())]
+    Busy {
+        /// Its words.
+        words: String,
+        /// When it is worth asking again.
+        wait: Duration,
+    },
     /// Anything else: the connection, or a defect.
     #[error("the coordinator's answer: {0}")]
     Other(String),
@@ -64,20 +74,7 @@ pub(crate) enum ClientError {
 impl ClientError {
     /// Whether the user's input is at fault: exit 1 and not 2.
     pub(crate) fn is_input(&self) -> bool {
-        !matches!(self, Self::Other(_) | Self::Unreachable { .. })
-    }
-}
-
-/// Puts the token into every request.
-#[derive(Clone, Debug)]
-struct Token(Option<MetadataValue<Ascii>>);
-
-impl Interceptor for Token {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            request.metadata_mut().insert("authorization", token.clone());
-        }
-        Ok(request)
+        !matches!(self, Self::Other(_) | Self::Unreachable { .. } | Self::Busy { .. })
     }
 }
 
@@ -86,58 +83,76 @@ impl Interceptor for Token {
 pub(crate) struct Client {
     jobs: JobsClient<InterceptedService<Channel, Token>>,
     blobs: BlobsClient<InterceptedService<Channel, Token>>,
+    /// What may be behind a connection that breaks at once.
+    hint: &'static str,
 }
 
 impl Client {
-    /// Connects to `unix:/path`, `unix:///path`, `host:port` or `http://host:port`; of several, separated by commas, to
-    /// the first that answers: coordinators that wait to lead do not listen.
-    pub(crate) async fn connect(addresses: &str, token: Option<&str>) -> Result<Self, ClientError> {
-        if !addresses.contains(',') {
-            return Self::connect_to(addresses, token).await;
+    /// Connects, and shows the token with every request; of several coordinators to the first that answers: those that
+    /// wait to lead do not listen.
+    pub(crate) async fn connect(routes: &[Route], token: Token) -> Result<Self, ClientError> {
+        if let [only] = routes {
+            return Self::connect_to(only, token).await;
         }
         let mut problems = Vec::new();
-        for address in addresses.split(',') {
-            let mut client = match Self::connect_to(address, token).await {
+        for route in routes {
+            let client = match Self::connect_to(route, token.clone()).await {
                 Ok(client) => client,
-                Err(ClientError::Unreachable { problem, .. }) => {
+                Err(ClientError::Unreachable { address, problem }) => {
                     problems.push(format!("{address}: {problem}"));
                     continue;
                 }
                 Err(error) => return Err(error),
             };
             // One that is frozen takes connections and says nothing.
-            let answer = tokio::time::timeout(ANSWER, client.jobs.coordinator(v1::Empty {})).await;
+            let answer = tokio::time::timeout(ANSWER, client.jobs.clone().coordinator(v1::Empty {})).await;
             match answer.map_err(|_| format!("no answer within {ANSWER:?}")) {
                 Ok(Ok(_)) => return Ok(client),
-                Ok(Err(status)) if status.code() != Code::Unavailable => return Err(refused(status)),
-                Ok(Err(status)) => problems.push(format!("{address}: {}", status.message())),
-                Err(problem) => problems.push(format!("{address}: {problem}")),
+                Ok(Err(status)) if status.code() != Code::Unavailable => return Err(client.refused(status)),
+                Ok(Err(status)) => problems.push(format!("{}: {}", route.address(), status.message())),
+                Err(problem) => problems.push(format!("{}: {problem}", route.address())),
             }
         }
-        Err(ClientError::Unreachable { address: addresses.to_owned(), problem: problems.join("; ") })
+        let all: Vec<String> = routes.iter().map(|route| route.address().to_string()).collect();
+        Err(ClientError::Unreachable { address: all.join(", "), problem: problems.join("; ") })
     }
 
-    async fn connect_to(address: &str, token: Option<&str>) -> Result<Self, ClientError> {
-        let wrong = || ClientError::Address(address.to_owned());
-        let full = if address.contains("://") || address.starts_with("unix:") {
-            address.to_owned()
-        } else {
-            format!("http://{address}")
-        };
-        let endpoint = Endpoint::from_shared(full).map_err(|_| wrong())?.connect_timeout(Duration::from_secs(5));
-        let channel = endpoint
-            .connect()
-            .await
-            .map_err(|error| ClientError::Unreachable { address: address.to_owned(), problem: innermost(&error) })?;
-        let token = token.map(|token| format!("Bearer {token}").parse()).transpose();
-        let token =
-            Token(token.map_err(|_| ClientError::Refused("the token holds characters that no header may".to_owned()))?);
+    async fn connect_to(route: &Route, token: Token) -> Result<Self, ClientError> {
+        let channel = route.connect().await.map_err(|error| ClientError::Unreachable {
+            address: route.address().to_string(),
+            problem: error.to_string(),
+        })?;
         let jobs = JobsClient::with_interceptor(channel.clone(), token.clone());
         let blobs = BlobsClient::with_interceptor(channel, token);
         Ok(Self {
             jobs: jobs.max_decoding_message_size(graftwork_proto::MAX_MESSAGE_BYTES),
             blobs: blobs.max_decoding_message_size(graftwork_proto::MAX_MESSAGE_BYTES),
+            hint: route.hint(),
         })
+    }
+
+    /// Connects to a socket of this user.
+    pub(crate) async fn local(socket: &Path) -> Result<Self, ClientError> {
+        let route = Route::new(Address::Unix(socket.to_owned()), None);
+        let route = route.map_err(|error| ClientError::Other(error.to_string()))?;
+        Self::connect_to(&route, Token::default()).await
+    }
+
+    /// Asks until it is heard, or for [`PATIENCE`].
+    async fn ask<T, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        request: impl Fn(Self) -> F,
+    ) -> Result<T, ClientError> {
+        let began = Instant::now();
+        loop {
+            match request(self.clone()).await {
+                Ok(reply) => return Ok(reply.into_inner()),
+                Err(status) => match pushback(&status) {
+                    Some(wait) if began.elapsed() + wait < PATIENCE => tokio::time::sleep(wait).await,
+                    _ => return Err(self.refused(status)),
+                },
+            }
+        }
     }
 
     /// Which of these blobs the coordinator holds.
@@ -146,7 +161,11 @@ impl Client {
         let mut here = BTreeSet::new();
         for some in all.chunks(DIGESTS_AT_A_TIME) {
             let asked = v1::BlobDigests { digests: some.to_vec() };
-            let answer = self.blobs.has(asked).await.map_err(refused)?.into_inner();
+            let asking = |mut client: Self| {
+                let asked = asked.clone();
+                async move { client.blobs.has(asked).await }
+            };
+            let answer = self.ask(asking).await?;
             for digest in answer.digests {
                 here.insert(digest.parse().map_err(|_| ClientError::Other(format!("{digest:?} is no digest")))?);
             }
@@ -162,7 +181,8 @@ impl Client {
     ) -> Result<Digest, ClientError> {
         let reply =
             self.blobs.put(pieces.map(|data| v1::Chunk { data })).await.map_err(|status| match status.code() {
-                Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => refused(status),
+                Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded => self.refused(status),
+                _ if pushback(&status).is_some() => self.refused(status),
                 _ => ClientError::Refused(status.message().to_owned()),
             })?;
         let digest = reply.into_inner().digest;
@@ -174,7 +194,11 @@ impl Client {
     pub(crate) async fn submit(&mut self, job: &Job, spans: &Spans) -> Result<(JobId, bool), ClientError> {
         let trace = format!("cli-{}", std::process::id());
         let request = v1::SubmitRequest { job: to_document(job), trace, spans: to_document(spans) };
-        let reply = self.jobs.submit(request).await.map_err(refused)?.into_inner();
+        let asking = |mut client: Self| {
+            let request = request.clone();
+            async move { client.jobs.submit(request).await }
+        };
+        let reply = self.ask(asking).await?;
         let id = reply
             .job
             .parse()
@@ -194,7 +218,9 @@ impl Client {
     }
 
     async fn views(&mut self, job: &str) -> Result<Vec<JobView>, ClientError> {
-        let documents = self.jobs.view(v1::JobRequest { job: job.to_owned() }).await.map_err(refused)?.into_inner();
+        let documents = self
+            .ask(|mut client| async move { client.jobs.view(v1::JobRequest { job: job.to_owned() }).await })
+            .await?;
         documents.json.iter().map(|text| from_document("view", text).map_err(other)).collect()
     }
 
@@ -203,50 +229,55 @@ impl Client {
         &mut self,
         job: &JobId,
     ) -> Result<impl Stream<Item = Result<Event, ClientError>> + Unpin + use<>, ClientError> {
-        let stream = self.jobs.watch(v1::JobRequest { job: job.to_string() }).await.map_err(refused)?.into_inner();
-        Ok(stream.map(|document| from_document("event", &document.map_err(refused)?.json).map_err(other)))
+        let stream = self.ask(|mut client| async move { client.jobs.watch(of(job)).await }).await?;
+        let this = self.clone();
+        Ok(stream.map(move |document| {
+            from_document("event", &document.map_err(|status| this.refused(status))?.json).map_err(other)
+        }))
     }
 
     /// Why each stage stands where it stands.
     pub(crate) async fn explain(&mut self, job: &JobId) -> Result<Explanation, ClientError> {
-        let document = self.jobs.explain(v1::JobRequest { job: job.to_string() }).await.map_err(refused)?.into_inner();
+        let document = self.ask(|mut client| async move { client.jobs.explain(of(job)).await }).await?;
         from_document("explanation", &document.json).map_err(other)
     }
 
     /// Stops a job.
     pub(crate) async fn cancel(&mut self, job: &JobId) -> Result<(), ClientError> {
-        self.jobs.cancel(v1::JobRequest { job: job.to_string() }).await.map_err(refused).map(|_| ())
+        self.ask(|mut client| async move { client.jobs.cancel(of(job)).await }).await.map(|_| ())
     }
+
+    /// What a refusal means. A plan that cannot be comes as a list of diagnostics in the status's details.
+    fn refused(&self, status: Status) -> ClientError {
+        if let Ok(problems) = serde_json::from_slice::<Vec<Diagnostic>>(status.details())
+            && !problems.is_empty()
+        {
+            return ClientError::Plan(problems);
+        }
+        let words = status.message().to_owned();
+        if let Some(wait) = pushback(&status) {
+            return ClientError::Busy { words, wait };
+        }
+        let cause = std::error::Error::source(&status).map(told);
+        match status.code() {
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::OutOfRange => ClientError::Refused(words),
+            _ if cause.is_some() => ClientError::Other(format!("{words}: {}{}", cause.unwrap_or_default(), self.hint)),
+            _ if words.is_empty() => ClientError::Other(status.code().to_string()),
+            _ => ClientError::Other(words),
+        }
+    }
+}
+
+fn of(job: &JobId) -> v1::JobRequest {
+    v1::JobRequest { job: job.to_string() }
 }
 
 fn other(error: graftwork_proto::WireError) -> ClientError {
     ClientError::Other(error.to_string())
-}
-
-/// A refused plan comes as a list of diagnostics in the status's details.
-fn refused(status: Status) -> ClientError {
-    if let Ok(problems) = serde_json::from_slice::<Vec<Diagnostic>>(status.details())
-        && !problems.is_empty()
-    {
-        return ClientError::Plan(problems);
-    }
-    let words = status.message().to_owned();
-    match status.code() {
-        Code::InvalidArgument
-        | Code::NotFound
-        | Code::FailedPrecondition
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::Unauthenticated => ClientError::Refused(words),
-        _ if words.is_empty() => ClientError::Other(status.code().to_string()),
-        _ => ClientError::Other(words),
-    }
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(inner) = cause.source() {
-        cause = inner;
-    }
-    cause.to_string()
 }

@@ -1,18 +1,20 @@
 //! `graftwork`: command line, planner, publisher and coordinator in one small program without libtorch.
 //!
 //! ```text
-//! cli        what users type: arguments, exit codes, output
-//! planner    job + files → plan, or every problem at once
-//! server     coordinator's shell around the pure scheduler
-//! publish    results → releases in the hub folder
-//! run        the embedded coordinator with local workers as children
-//! client     gRPC client of a coordinator
-//! progress   what a person watches while it runs
-//! upload     what `submit` sends to a coordinator before the job
-//! report     what a person reads when it ended
+//! certificate  a CA and a certificate for a cluster that has none
+//! cli          what users type: arguments, exit codes, output
+//! planner      job + files → plan, or every problem at once
+//! server       coordinator's shell around the pure scheduler
+//! publish      results → releases in the hub folder
+//! run          the embedded coordinator with local workers as children
+//! client       gRPC client of a coordinator
+//! progress     what a person watches while it runs
+//! upload       what `submit` sends to a coordinator before the job
+//! report       what a person reads when it ended
 //! ```
 //! Data goes to stdout, everything else to stderr. No secret is ever an argument.
 
+mod certificate;
 mod cli;
 mod client;
 #[cfg(test)]

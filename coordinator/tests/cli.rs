@@ -34,6 +34,8 @@ fn help_names_every_verb() {
         "report",
         "import",
         "coordinator",
+        "cert",
+        "token",
         "verify",
         "schema",
         "doctor",
@@ -111,6 +113,10 @@ fn a_coordinator_that_is_not_there_is_named() {
     insta::assert_snapshot!("no_coordinator_answers", nobody);
     let wrong = told(&world, &["submit", "job.toml", "--coordinator", "carrier pigeon"]);
     insta::assert_snapshot!("no_coordinator_address", wrong);
+    let open = told(&world, &["submit", "job.toml", "--coordinator", "http://10.0.0.1:7700"]);
+    insta::assert_snapshot!("plain_text_beyond_loopback", open);
+    let ca = ["submit", "job.toml", "--coordinator", "https://127.0.0.1:9", "--tls-ca", "job.toml"];
+    insta::assert_snapshot!("no_ca", told(&world, &ca));
 }
 
 #[test]
@@ -126,6 +132,45 @@ fn a_port_in_use_or_open_to_the_network_is_refused() {
     insta::assert_snapshot!("open_to_the_network", without_times(&said));
     let said = told(&world, &["coordinator", "--listen", "127.0.0.1:0"]);
     insta::assert_snapshot!("without_a_token", without_times(&said));
+}
+
+/// Dates are of today.
+fn without_dates(text: &str) -> String {
+    let is_date = |word: &&str| word.len() == 10 && word.starts_with("20") && word.matches('-').count() == 2;
+    let punctuation = |letter: char| !letter.is_ascii_digit() && letter != '-';
+    let dates: Vec<&str> = text.split(punctuation).filter(is_date).collect();
+    dates.iter().fold(text.to_owned(), |text, date| text.replace(date, "DATE"))
+}
+
+#[test]
+fn certificates_are_made_once_and_renewed() {
+    let world = World::new();
+    let mode = |name: &str| std::fs::metadata(world.path(name)).unwrap().permissions().mode() & 0o777;
+    insta::assert_snapshot!("cert_without_a_name", told(&world, &["cert", "tls"]));
+    let make = ["cert", "tls", "--host", "trainer.example", "--host", "10.0.0.7"];
+    insta::assert_snapshot!("cert", without_dates(&told(&world, &make)));
+    assert_eq!(["tls/ca.key", "tls/coordinator.key"].map(mode), [0o600; 2]);
+    insta::assert_snapshot!("cert_again", told(&world, &make));
+    insta::assert_snapshot!("cert_renewed", without_dates(&told(&world, &["cert", "tls", "--renew", "--days", "30"])));
+    insta::assert_snapshot!("cert_of_no_folder", told(&world, &["cert", "nowhere", "--renew"]));
+}
+
+#[test]
+fn a_token_is_printed_once_and_kept_as_a_digest() {
+    let world = World::new();
+    let made = graftwork(&world.path(""), &["token", "tokens.toml", "ann", "--role", "submit"]);
+    let token = String::from_utf8(made.stdout).unwrap().trim().to_owned();
+    assert!(token.starts_with("graftwork-submit-") && token.len() == 81, "{token}");
+    assert!(!String::from_utf8(made.stderr).unwrap().contains(&token));
+    let text = std::fs::read_to_string(world.path("tokens.toml")).unwrap();
+    let digest = Digest::of(token.as_bytes());
+    assert_eq!(text, format!("[[token]]\nname = \"ann\"\nrole = \"submit\"\nowner = \"ann\"\nsha256 = \"{digest}\"\n"));
+    insta::assert_snapshot!("token_of_the_same_name", told(&world, &["token", "tokens.toml", "ann", "--role", "join"]));
+    let owned = ["token", "tokens.toml", "worker", "--role", "join", "--owner", "ann"];
+    insta::assert_snapshot!("token_without_jobs", told(&world, &owned));
+    std::fs::set_permissions(world.path("tokens.toml"), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let open = ["coordinator", "--listen", "http://127.0.0.1:0", "--tokens", "tokens.toml"];
+    insta::assert_snapshot!("tokens_open_to_others", told(&world, &open));
 }
 
 /// Log lines begin with the time.

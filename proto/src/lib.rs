@@ -1,10 +1,13 @@
-//! The wire and nothing but the wire: gRPC services, and typed messages with checked conversions.
+//! The wire and nothing but the wire: gRPC services, typed messages with checked conversions, and how a coordinator is
+//! dialled.
 //!
 //! Generated types stay behind this door where a typed message exists ([`WorkerMessage`], [`CoordinatorMessage`]);
 //! the service traits and clients are re-exported because they are the door itself. Nothing here decides anything.
 
+mod dial;
 mod message;
 
+pub use dial::{CA_VARIABLE, ConnectError, DialError, PUSHBACK_HEADER, Route, TOKEN_VARIABLE, Token, pushback};
 pub use message::{
     CoordinatorEnvelope, CoordinatorMessage, Formation, Hello, WireError, WorkerEnvelope, WorkerMessage, from_document,
     to_document,

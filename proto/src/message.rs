@@ -46,8 +46,6 @@ pub struct Hello {
     pub memory_bytes: u64,
     /// Its numeric class.
     pub numeric_class: NumericClass,
-    /// Its token; empty on a private socket.
-    pub token: String,
     /// Random name of its process, by which it is known again after its link broke; empty: it cannot come back.
     pub key: String,
     /// Leases that it holds; not empty only when it comes back.
@@ -221,7 +219,6 @@ impl TryFrom<v1::Hello> for Hello {
             slots: wire.slots,
             memory_bytes: wire.memory_bytes,
             numeric_class: from_document("hello.numeric_class", &wire.numeric_class)?,
-            token: wire.token,
             key: wire.key,
             leases: wire.leases.into_iter().map(LeaseId).collect(),
             reached_on: wire.reached_on,
@@ -241,7 +238,6 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
                 slots: hello.slots,
                 memory_bytes: hello.memory_bytes,
                 numeric_class: to_document(&hello.numeric_class),
-                token: hello.token,
                 key: hello.key,
                 leases: hello.leases.into_iter().map(|lease| lease.0).collect(),
                 reached_on: hello.reached_on,
@@ -356,7 +352,6 @@ mod tests {
             slots: 2,
             memory_bytes: 1 << 30,
             numeric_class: class(),
-            token: String::new(),
             key: "key".to_owned(),
             leases: vec![LeaseId(5)],
             reached_on: "here".to_owned(),

@@ -5,6 +5,7 @@
 //! invariant 5 of ARCHITECTURE.md (equal recipes give equal bytes) starts in this crate.
 
 pub mod adapter;
+pub mod address;
 pub mod assignment;
 pub mod cause;
 pub mod composition;

@@ -4,12 +4,14 @@
 //! with SIGKILL. Faults are placed by what the programs report (a checkpoint of a stage), never by a clock.
 
 mod cluster;
+mod guarded;
 mod hosts;
 mod pair;
 mod process;
 mod world;
 
 pub use cluster::{Cluster, Link};
+pub use guarded::Guarded;
 pub use hosts::{Hosts, Weather, no_hosts};
 pub use pair::{Coordinator, Pair, servers_run};
 pub use process::{Finished, Run, kill, program};

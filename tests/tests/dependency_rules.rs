@@ -52,6 +52,8 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("tch", &["graftwork-engine"]),
     ("torch-sys", &[]),
     ("tonic", &["graftwork-proto", "graftwork", "graftwork-worker"]),
+    ("tokio-rustls", &["graftwork-proto", "graftwork"]),
+    ("rcgen", &["graftwork"]),
     ("rusqlite", &["graftwork"]),
     ("tokio-postgres", &["graftwork", "graftwork-tests"]),
 ];

@@ -8,17 +8,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::{TryStreamExt as _, stream::BoxStream};
 use graftwork_proto::{
-    CHUNK_BYTES,
+    CHUNK_BYTES, Token, pushback,
     v1::{BlobDigest, Chunk, blobs_client::BlobsClient},
 };
 use graftwork_shared::digest::Digest;
 use graftwork_store::{StoreError, Uploads};
 use tonic::{Code, Response, Status, Streaming, service::interceptor::InterceptedService, transport::Channel};
 
-use crate::{
-    channel::{Backoff, Token},
-    coordinators::Channels,
-};
+use crate::{backoff::Backoff, coordinators::Channels};
 
 /// How often bytes may arrive damaged before the fault is taken for a lasting one.
 const DAMAGED_ATTEMPTS: u32 = 4;
@@ -139,6 +136,7 @@ impl Blobs {
         let mut backoff = Backoff::new();
         let mut damaged = 0;
         loop {
+            let mut asked = Duration::ZERO;
             match attempt().await {
                 Attempt::Done(value) => return Ok(value),
                 Attempt::Damaged(found) => {
@@ -156,10 +154,11 @@ impl Blobs {
                     return Err(BlobError::Unreachable { digest: digest.short(), seconds, problem: describe(&status) });
                 }
                 Attempt::Broken(status) => {
+                    asked = pushback(&status).unwrap_or_default();
                     tracing::debug!(blob = %digest.short(), problem = %describe(&status), "a blob transfer broke");
                 }
             }
-            tokio::time::sleep(backoff.wait()).await;
+            tokio::time::sleep(backoff.wait().max(asked)).await;
         }
     }
 }
@@ -180,9 +179,10 @@ fn of_upload(digest: Digest, status: &Status) -> StoreError {
     StoreError::Network { url: format!("blob {} of the coordinator", digest.short()), problem: describe(status) }
 }
 
-/// Whether the coordinator's answer stays the same however often it is asked. Everything else may be the network.
+/// Whether the coordinator's answer stays the same however often it is asked. Everything else may be the network, or
+/// a limit that passes.
 fn is_final(status: &Status) -> bool {
-    matches!(
+    let lasts = matches!(
         status.code(),
         Code::InvalidArgument
             | Code::NotFound
@@ -193,7 +193,8 @@ fn is_final(status: &Status) -> bool {
             | Code::Unimplemented
             | Code::DataLoss
             | Code::ResourceExhausted
-    )
+    );
+    lasts && pushback(status).is_none()
 }
 
 fn describe(status: &Status) -> String {

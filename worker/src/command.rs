@@ -3,11 +3,11 @@
 use std::{net::IpAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
-use graftwork_shared::job::MOST_THREADS;
+use graftwork_proto::{CA_VARIABLE, DialError, Token};
+use graftwork_shared::{address::Address, job::MOST_THREADS};
 use tokio::runtime::Runtime;
 
 use crate::{
-    channel::{AddressError, Token},
     computer::{self, DeviceChoice, NoCuda},
     coordinators::Coordinators,
     doctor,
@@ -55,7 +55,7 @@ macro_rules! user_errors {
         })+
     };
 }
-user_errors!(AddressError, NoCuda);
+user_errors!(DialError, NoCuda);
 
 /// The program's version stands last: `graftwork` reads it there.
 fn version() -> &'static str {
@@ -107,10 +107,10 @@ pub(crate) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct SessionArguments {
-    /// unix:///path/to/socket, http://host:port or https://host:port; several, separated by commas, where others wait to
-    /// take over from the one that leads.
-    #[arg(long, value_delimiter = ',', required = true)]
-    coordinator: Vec<String>,
+    /// unix:///path/to/socket, https://HOST:PORT, or http://127.0.0.1:PORT on loopback; several, separated by commas,
+    /// where others wait to take over from the one that leads.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', required = true)]
+    coordinator: Vec<Address>,
     /// Device threads; by default one for each processor.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
     threads: Option<u32>,
@@ -120,16 +120,20 @@ pub(crate) struct SessionArguments {
     /// What computes.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceChoice,
-    /// Environment variable that holds this worker's token.
+    /// Environment variable that holds this worker's token, of the role join; GRAFTWORK_TOKEN if that is set.
     #[arg(long, value_name = "NAME")]
     token_env: Option<String>,
+    /// The CA that made the coordinator's certificate: its ca.pem. Without it, the CAs of this machine are trusted.
+    #[arg(long, value_name = "FILE", env = CA_VARIABLE)]
+    tls_ca: Option<PathBuf>,
     /// Folder for fetched base models; by default ~/.cache/graftwork.
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
     /// End when the process that started this one ends; with its id, even if it has ended already.
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     die_with_parent: Option<i32>,
-    /// Address of this machine that other workers reach: members of a group exchange gradients over it.
+    /// Address of this machine that other workers reach: members of a group exchange gradients over it. That traffic is
+    /// plain TCP without tokens, so name an address of a private network.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     group_address: IpAddr,
     /// Never give up looking for a lost coordinator.
@@ -176,8 +180,14 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
     // Decoding a large page holds a thread for as long as it takes: heartbeats and blobs must not wait behind it.
     let (rows, messages) = (runtime()?, runtime()?);
     let _inside = messages.enter();
+    if !arguments.group_address.is_loopback() {
+        tracing::warn!(
+            address = %arguments.group_address,
+            "what members of a group exchange is not encrypted: keep this address on a private network"
+        );
+    }
     let options = session::Options {
-        coordinators: Coordinators::parse(&arguments.coordinator)?,
+        coordinators: Coordinators::new(arguments.coordinator, arguments.tls_ca.as_deref())?,
         token: Token::from_environment(arguments.token_env.as_deref())?,
         threads,
         slots: arguments.slots.unwrap_or(threads),

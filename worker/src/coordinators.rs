@@ -3,34 +3,35 @@
 
 use std::{
     fmt,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use graftwork_proto::{DialError, Route};
+use graftwork_shared::address::Address;
 use tonic::transport::Channel;
-
-use crate::channel::{Address, AddressError};
 
 /// Addresses in turn; clones turn together.
 #[derive(Clone, Debug)]
 pub(crate) struct Coordinators {
-    all: Arc<[Address]>,
+    all: Arc<[Route]>,
     turn: Arc<AtomicUsize>,
 }
 
 impl Coordinators {
-    /// Reads the addresses; connects to nothing.
-    pub(crate) fn parse(texts: &[String]) -> Result<Self, AddressError> {
-        let several = texts.len() > 1;
-        let all = texts.iter().map(|text| Address::parse(text)).collect::<Result<Vec<_>, _>>()?;
-        let all = all.into_iter().map(|address| if several { address.impatient() } else { address });
-        Ok(Self { all: all.collect(), turn: Arc::default() })
+    /// Prepares the ways; connects to nothing. Over TLS the CA of this file is trusted, see [`Route::new`].
+    pub(crate) fn new(addresses: Vec<Address>, ca: Option<&Path>) -> Result<Self, DialError> {
+        let several = addresses.len() > 1;
+        let routes = addresses.into_iter().map(|address| Route::new(address, ca));
+        let routes = routes.map(|route| route.map(|route| if several { route.impatient() } else { route }));
+        Ok(Self { all: routes.collect::<Result<_, _>>()?, turn: Arc::default() })
     }
 
-    /// The address whose turn it is.
-    pub(crate) fn current(&self) -> &Address {
+    /// The way to the one whose turn it is.
+    pub(crate) fn current(&self) -> &Route {
         &self.all[self.turn.load(Ordering::Relaxed) % self.all.len()]
     }
 
@@ -46,14 +47,14 @@ impl Coordinators {
 
     /// Channels that connect when they are used.
     pub(crate) fn lazy(&self) -> Channels {
-        Channels { all: self.all.iter().map(Address::lazy).collect(), turn: Arc::clone(&self.turn) }
+        Channels { all: self.all.iter().map(Route::lazy).collect(), turn: Arc::clone(&self.turn) }
     }
 }
 
 impl fmt::Display for Coordinators {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, address) in self.all.iter().enumerate() {
-            write!(f, "{}{address}", if at == 0 { "" } else { ", " })?;
+        for (at, route) in self.all.iter().enumerate() {
+            write!(f, "{}{}", if at == 0 { "" } else { ", " }, route.address())?;
         }
         Ok(())
     }
@@ -86,14 +87,17 @@ mod tests {
     #[tokio::test]
     async fn addresses_take_turns_and_clones_turn_together() {
         let texts = ["http://127.0.0.1:1", "http://127.0.0.1:2"].map(str::to_owned);
-        let coordinators = Coordinators::parse(&texts).unwrap();
+        let addresses = texts.iter().map(|text| text.parse().unwrap()).collect();
+        let coordinators = Coordinators::new(addresses, None).unwrap();
         let clone = coordinators.clone();
         assert!(coordinators.is_full_turn());
         coordinators.advance();
-        assert_eq!((clone.current().to_string(), clone.is_full_turn()), (texts[1].clone(), false));
+        assert_eq!((clone.current().address().to_string(), clone.is_full_turn()), (texts[1].clone(), false));
         clone.advance();
-        assert_eq!((coordinators.current().to_string(), coordinators.is_full_turn()), (texts[0].clone(), true));
+        assert_eq!(
+            (coordinators.current().address().to_string(), coordinators.is_full_turn()),
+            (texts[0].clone(), true)
+        );
         assert_eq!(coordinators.to_string(), "http://127.0.0.1:1, http://127.0.0.1:2");
-        assert!(Coordinators::parse(&["nowhere".to_owned()]).is_err());
     }
 }

@@ -4,8 +4,8 @@
 //! This is the only program that links libtorch. It keeps no state: what must survive lies with the coordinator.
 //! Exit codes: 0 done, 1 the user's input, 2 ours or the machine's.
 
+mod backoff;
 mod blobs;
-mod channel;
 mod command;
 mod computer;
 mod coordinators;

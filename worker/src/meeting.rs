@@ -5,13 +5,15 @@
 use std::{net::IpAddr, time::Duration};
 
 use graftwork_collective::{Rendezvous, RendezvousError};
-use graftwork_proto::v1::{MeetReply, MeetRequest, groups_client::GroupsClient, meet_request::What};
+use graftwork_proto::{
+    Token, pushback,
+    v1::{MeetReply, MeetRequest, groups_client::GroupsClient, meet_request::What},
+};
 use graftwork_shared::id::LeaseId;
 use tokio::runtime::Handle;
 use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 
-use crate::{channel::Token, coordinators::Channels};
-
+use crate::coordinators::Channels;
 /// A coordinator that takes longer to answer than it was asked to wait, and this on top, is taken for unreachable.
 const SLACK: Duration = Duration::from_secs(5);
 
@@ -51,8 +53,17 @@ impl Meeting {
         let request = MeetRequest { lease: self.lease.0, epoch: self.epoch, name: name.to_owned(), what: Some(what) };
         let mut client = self.client.clone();
         let unreachable = |problem: String| RendezvousError::Unreachable(format!("the coordinator: {problem}"));
-        let answer =
-            self.runtime.block_on(async { tokio::time::timeout(patience + SLACK, client.meet(request)).await });
+        // Whoever was told to come back was not heard, so asking again adds nothing twice.
+        let heard = async {
+            loop {
+                let answer = client.meet(request.clone()).await;
+                match answer.as_ref().err().and_then(pushback) {
+                    Some(wait) => tokio::time::sleep(wait).await,
+                    None => return answer,
+                }
+            }
+        };
+        let answer = self.runtime.block_on(async { tokio::time::timeout(patience + SLACK, heard).await });
         match answer {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) if status.code() == Code::NotFound => {

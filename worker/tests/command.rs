@@ -61,7 +61,12 @@ fn what_cannot_be_predicted_is_refused_with_its_mend() {
     refused(&text_of(&["--text", "x"]), "/nowhere/base");
     refused(&text_of(&["--file", "/nowhere/rows.csv"]), "name the one with the text by --column");
     refused(&text_of(&["--file", "/nowhere/rows.csv", "--column", "c"]), "/nowhere/rows.csv");
-    refused(&["worker", "--coordinator", "localhost:1"], "use unix:///path/to/socket");
+    refused(&["worker", "--coordinator", "http://10.0.0.1:1"], "plain text beyond loopback would show tokens");
+    refused(&["worker", "--coordinator", "nowhere"], "write unix:///path/to/socket");
+    refused(
+        &["worker", "--coordinator", "https://x:1", "--tls-ca", "/nowhere/ca.pem"],
+        "/nowhere/ca.pem: No such file",
+    );
     refused(&["golden", "/nowhere"], "/nowhere");
     refused(&["follow", "/nowhere", "--base-model", "/nowhere/base"], "/nowhere");
 }

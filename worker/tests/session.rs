@@ -159,7 +159,7 @@ async fn a_token_is_sent_and_never_logged() {
     let child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut session = coordinator.session().await;
     assert_eq!(session.authorization.as_deref(), Some("Bearer s3cr3t"));
-    assert_eq!(session.hello().await.1.token, "s3cr3t");
+    assert!(!format!("{:?}", session.hello().await).contains("s3cr3t"), "it travels as a header alone");
     session.say(1, CoordinatorMessage::Refused("bye".to_owned())).await;
     let output = tokio::task::spawn_blocking(|| child.wait_with_output()).await.unwrap().unwrap();
     let log = String::from_utf8_lossy(&output.stderr);

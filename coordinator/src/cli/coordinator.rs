@@ -7,18 +7,20 @@ use std::{
 };
 
 use anyhow::anyhow;
+use graftwork_shared::address::{Address, Host};
 
 use super::{DONE, Failure, cache_folder, secret};
 use crate::{
     planner::{PlannerDoor, Planning},
     publish::PublisherDoor,
     run::Signals,
-    server::{self, Bucket, Database, Leadership, Listen, Options},
+    server::{self, Auth, Bucket, Database, Identity, Leadership, Listen, Options, Tokens},
 };
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Where to listen: unix:///path/to/socket, or host:port on loopback with a token; may be given again. Without it,
+    /// Where to listen: unix:///path/to/socket, IP:PORT or https://IP:PORT with TLS and tokens, http://127.0.0.1:PORT
+    /// with a token; may be given again. Without a scheme, loopback is plain and everything else TLS. Without --listen,
     /// the socket `door/socket` in the state folder, which only this user can enter.
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Vec<Listen>,
@@ -45,7 +47,19 @@ pub(crate) struct Arguments {
     /// .graftwork/coordinator where the state lies in a database.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
-    /// Environment variable that holds the token that clients and workers on TCP must show.
+    /// Folder with `coordinator.pem` and `coordinator.key`, as `graftwork cert` makes them.
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["tls_cert", "tls_key"])]
+    tls: Option<PathBuf>,
+    /// The coordinator's certificate, and those between it and the CA, in PEM form.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// File of the tokens that count, as `graftwork token` makes it. It is read at the start.
+    #[arg(long, value_name = "FILE", conflicts_with = "token_env")]
+    tokens: Option<PathBuf>,
+    /// Environment variable that holds one token for everything; on loopback alone.
     #[arg(long, value_name = "NAME")]
     token_env: Option<String>,
 }
@@ -54,16 +68,29 @@ pub(crate) struct Arguments {
 const FOLDER: &str = ".graftwork/coordinator";
 
 fn address(text: &str) -> Result<Listen, String> {
-    if let Some(path) = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")) {
-        let path = std::path::absolute(path).map_err(|error| error.to_string())?;
-        return Ok(Listen::Unix(path));
+    let socket = |host: &Host| {
+        let ip = host.ip().ok_or("a listener needs an IP address of this machine; 0.0.0.0 is all of them")?;
+        Ok::<_, String>(SocketAddr::new(ip, host.port()))
+    };
+    match text.parse::<Address>().map_err(|error| error.to_string())? {
+        Address::Unix(path) => Ok(Listen::Unix(path)),
+        Address::Http(host) => socket(&host).map(Listen::Tcp),
+        Address::Https(host) => socket(&host).map(Listen::Tls),
     }
-    let plain = text.strip_prefix("http://").unwrap_or(text);
-    let plain = plain.replacen("localhost:", "127.0.0.1:", 1);
-    plain
-        .parse::<SocketAddr>()
-        .map(Listen::Tcp)
-        .map_err(|_| "write 127.0.0.1:PORT or unix:///path/to/socket".to_owned())
+}
+
+impl Arguments {
+    fn identity(&self) -> Option<Identity> {
+        let folder = self.tls.as_deref().map(Identity::in_folder);
+        folder.or_else(|| Some(Identity { certificate: self.tls_cert.clone()?, key: self.tls_key.clone()? }))
+    }
+
+    fn auth(&self) -> Result<Auth, Failure> {
+        if let Some(path) = &self.tokens {
+            return Ok(Auth::Tokens(Tokens::read(path).map_err(Failure::input)?));
+        }
+        Ok(secret(self.token_env.as_deref())?.map_or(Auth::None, Auth::Token))
+    }
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
@@ -80,11 +107,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let mut options = Options::new(folder.clone(), planner, publisher);
     options.bucket = bucket(&arguments, leadership.is_some())?;
     options.leadership = leadership;
+    options.tls = arguments.identity();
+    options.auth = arguments.auth()?;
     options.listen = arguments.listen;
     if options.listen.is_empty() {
         options.listen.push(Listen::Unix(folder.join("door").join("socket")));
     }
-    options.token = secret(arguments.token_env.as_deref())?;
     let mut signals = Signals::listen()?;
     let mut running = tokio::select! {
         started = server::start(options) => started.map_err(Failure::input)?,

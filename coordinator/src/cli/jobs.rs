@@ -15,14 +15,13 @@ use graftwork_shared::{
 use super::{
     Connection, DONE, Failure, INPUT, JobFile, MISSED, OURS,
     plan::{Output, Refused},
-    print, secret, show_problems,
+    print, show_problems,
     which::{Which, local_ids},
 };
 use crate::{
     client::{Client, ClientError},
     progress::{Mode, Progress},
-    report, run,
-    server::{self, Listen},
+    report, run, server,
     upload::{self, Upload},
 };
 
@@ -115,14 +114,14 @@ pub(super) async fn submit(arguments: Submit) -> Result<u8, Failure> {
         }
     };
     show_problems(&file.text, &file.name, &file.warnings);
-    let Some(address) = &arguments.at.coordinator else {
-        return Err(Failure::input(anyhow!(
-            "no coordinator is named: use --coordinator or {}, or `graftwork run` to train on this machine",
-            crate::client::ADDRESS_VARIABLE
-        )));
+    let unnamed = || {
+        let variable = crate::client::ADDRESS_VARIABLE;
+        Failure::input(anyhow!(
+            "no coordinator is named: use --coordinator or {variable}, or `graftwork run` to train on this machine"
+        ))
     };
     let shared_roots = arguments.shared_roots.iter().map(|root| shared_root(root)).collect::<Result<Vec<_>, _>>()?;
-    let mut client = Client::connect(address, secret(arguments.at.token_env.as_deref())?.as_deref()).await?;
+    let mut client = arguments.at.client().await?.ok_or_else(unnamed)?;
     let JobFile { name, text, job, spans, .. } = file;
     let refuse = |problems: &[Diagnostic]| {
         show_problems(&text, &name, problems);
@@ -160,9 +159,8 @@ fn shared_root(root: &Path) -> Result<PathBuf, Failure> {
 
 /// A coordinator that knows the job: the one that is named, else the one that leads the job's state folder now.
 async fn connect(at: &Connection, job: &JobId) -> Result<Option<Client>, Failure> {
-    let token = secret(at.token_env.as_deref())?;
-    if let Some(address) = &at.coordinator {
-        return Ok(Some(Client::connect(address, token.as_deref()).await?));
+    if let Some(client) = at.client().await? {
+        return Ok(Some(client));
     }
     live(&at.state.join(job.as_str())).await
 }
@@ -171,10 +169,8 @@ async fn connect(at: &Connection, job: &JobId) -> Result<Option<Client>, Failure
 async fn live(folder: &Path) -> Result<Option<Client>, Failure> {
     let holder = server::holder(folder).with_context(|| format!("reading the lock of {}", folder.display()))?;
     let Some(holder) = holder else { return Ok(None) };
-    let Some(address) = holder.addresses.iter().find(|address| matches!(address, Listen::Unix(_))) else {
-        return Ok(None);
-    };
-    Ok(Some(Client::connect(&address.to_string(), None).await?))
+    let Some(socket) = holder.socket() else { return Ok(None) };
+    Ok(Some(Client::local(socket).await?))
 }
 
 async fn connected(at: &Connection, job: &JobId) -> Result<Client, Failure> {
@@ -233,13 +229,11 @@ pub(super) async fn status(arguments: Status) -> Result<u8, Failure> {
         print(&if json { report::json(&view)? } else { report::table(&view, rests, false) });
         return Ok(DONE);
     }
-    let views = match &arguments.at.coordinator {
-        Some(address) => {
-            Client::connect(address, secret(arguments.at.token_env.as_deref())?.as_deref()).await?.all().await?
-        }
+    let views = match arguments.at.client().await? {
+        Some(mut client) => client.all().await?,
         None => local(&arguments.at.state).await?,
     };
-    let rests = |view: &JobView| arguments.at.coordinator.is_none() && view.outcome.is_none();
+    let rests = |view: &JobView| arguments.at.coordinator.is_empty() && view.outcome.is_none();
     if json {
         print(&(serde_json::to_string_pretty(&views)? + "\n"));
     } else if views.is_empty() {

@@ -5,12 +5,14 @@
 //! name the environment variable that holds it.
 
 mod beside;
+mod cert;
 mod completions;
 mod coordinator;
 mod doctor;
 mod import;
 mod jobs;
 mod plan;
+mod token;
 mod verify;
 mod which;
 
@@ -18,10 +20,15 @@ use std::path::PathBuf;
 
 pub(crate) use beside::Worker;
 use clap::{CommandFactory as _, Parser, Subcommand};
+use graftwork_proto::{Route, Token};
+use graftwork_shared::address::Address;
 pub(crate) use jobs::exit_code;
 pub(crate) use plan::{JobFile, Output, Refused, show_problems};
 
-use crate::{client::ClientError, run};
+use crate::{
+    client::{Client, ClientError},
+    run,
+};
 
 /// Done.
 pub(crate) const DONE: u8 = 0;
@@ -78,6 +85,10 @@ enum Command {
     Follow(beside::Passed),
     /// Lead workers: take jobs, hand out work, publish.
     Coordinator(coordinator::Arguments),
+    /// Make the certificates of a cluster that has none, or renew its coordinator's.
+    Cert(cert::Arguments),
+    /// Make a token with a role, for a worker or a person.
+    Token(token::Arguments),
     /// Check a release against its record, or train it again and compare.
     Verify(verify::Arguments),
     /// Print the JSON schema of job files, for editors.
@@ -94,16 +105,33 @@ enum Command {
 /// Where a command finds its coordinator.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Connection {
-    /// The coordinator: unix:///path/to/socket or http://host:port; several, separated by commas, where one leads and
-    /// others wait. Without it, jobs of the state folder are looked at.
-    #[arg(long, value_name = "ADDRESS", env = crate::client::ADDRESS_VARIABLE)]
-    pub(crate) coordinator: Option<String>,
-    /// Environment variable that holds the coordinator's token.
+    /// The coordinator: unix:///path/to/socket, https://HOST:PORT, or http://127.0.0.1:PORT on loopback; several,
+    /// separated by commas, where one leads and others wait. Without it, jobs of the state folder are looked at.
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',', env = crate::client::ADDRESS_VARIABLE)]
+    pub(crate) coordinator: Vec<Address>,
+    /// Environment variable that holds your token; GRAFTWORK_TOKEN if that is set.
     #[arg(long, value_name = "NAME")]
     pub(crate) token_env: Option<String>,
+    /// The CA that made the coordinator's certificate: its ca.pem. Without it, the CAs of this machine are trusted.
+    #[arg(long, value_name = "FILE", env = graftwork_proto::CA_VARIABLE)]
+    pub(crate) tls_ca: Option<PathBuf>,
     /// Folder with the states of local jobs.
     #[arg(long, value_name = "FOLDER", default_value = run::STATE)]
     pub(crate) state: PathBuf,
+}
+
+impl Connection {
+    /// The coordinator that is named, if one is.
+    pub(crate) async fn client(&self) -> Result<Option<Client>, Failure> {
+        if self.coordinator.is_empty() {
+            return Ok(None);
+        }
+        let route = |address: &Address| Route::new(address.clone(), self.tls_ca.as_deref());
+        let routes: Vec<Route> =
+            self.coordinator.iter().map(route).collect::<Result<_, _>>().map_err(Failure::input)?;
+        let token = Token::from_environment(self.token_env.as_deref()).map_err(Failure::input)?;
+        Ok(Some(Client::connect(&routes, token).await?))
+    }
 }
 
 /// What ends a command early, with its exit code.
@@ -172,6 +200,8 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Golden(passed) => beside::exec("golden", &passed),
         Command::Follow(passed) => beside::exec("follow", &passed),
         Command::Coordinator(arguments) => wait_for(coordinator::run(arguments)),
+        Command::Cert(arguments) => cert::run(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
         Command::Verify(arguments) => wait_for(verify::run(arguments)),
         Command::Schema => {
             print(&(serde_json::to_string_pretty(&graftwork_shared::job::json_schema())? + "\n"));

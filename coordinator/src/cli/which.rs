@@ -5,8 +5,7 @@ use std::{path::Path, str::FromStr};
 use anyhow::anyhow;
 use graftwork_shared::id::JobId;
 
-use super::{Connection, Failure, secret};
-use crate::client::Client;
+use super::{Connection, Failure};
 
 /// Fewest digits that name a job.
 const LEAST: usize = 4;
@@ -39,10 +38,9 @@ impl Which {
         if let Ok(whole) = self.0.parse() {
             return Ok(whole);
         }
-        let (jobs, place) = match &at.coordinator {
-            Some(address) => {
-                let mut client = Client::connect(address, secret(at.token_env.as_deref())?.as_deref()).await?;
-                (client.all().await?.into_iter().map(|view| view.id).collect(), address.clone())
+        let (jobs, place) = match at.client().await? {
+            Some(mut client) => {
+                (client.all().await?.into_iter().map(|view| view.id).collect(), "the coordinator".to_owned())
             }
             None => (local_ids(&at.state), at.state.display().to_string()),
         };

@@ -11,7 +11,7 @@ use crate::{
     cli::{Failure, OURS},
     client::Client,
     progress::Progress,
-    server::{self, Holder, Listen},
+    server::{self, Holder},
 };
 
 /// How long a process that has just taken the lock may need until it listens.
@@ -51,9 +51,8 @@ async fn connect(training: &Training, holder: &Holder) -> Result<Client, Failure
     let since = Instant::now();
     let mut holder = holder.clone();
     loop {
-        let socket = holder.addresses.iter().find(|address| matches!(address, Listen::Unix(_)));
-        if let Some(socket) = socket
-            && let Ok(mut client) = Client::connect(&socket.to_string(), None).await
+        if let Some(socket) = holder.socket()
+            && let Ok(mut client) = Client::local(socket).await
             && client.view(&JobId::of(&training.job.digest())).await.is_ok()
         {
             return Ok(client);

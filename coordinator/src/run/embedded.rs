@@ -157,7 +157,7 @@ impl Led<'_> {
     /// From submission to the end of the job.
     async fn lead(&mut self, plan: &Plan, socket: &Path) -> Result<Tried, Failure> {
         let training = self.training;
-        let mut client = Client::connect(&format!("unix://{}", socket.display()), None).await?;
+        let mut client = Client::local(socket).await?;
         let id = JobId::of(&training.job.digest());
         if client.view(&id).await.is_ok_and(|view| view.outcome == Some(Outcome::Cancelled)) {
             eprintln!("this job was cancelled; it goes on now");

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use super::{blobs::BlobError, journal::JournalError, lock::Holder};
+use super::{blobs::BlobError, journal::JournalError, lock::Holder, tls::TlsError};
 
 /// Why a coordinator cannot start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -34,14 +34,37 @@ pub(crate) enum ServerError {
     NoAddress,
     /// An address that others can reach.
     #[error(
-        "listening on {0} would let everyone on the network submit jobs and read results: only loopback addresses \
-         and unix sockets are served, since this version has no TLS; reach it from elsewhere through an ssh tunnel"
+        "plain text on {0} would show tokens and jobs to the network: it is served on loopback alone; write https://{0}"
     )]
     NotPrivate(SocketAddr),
+    /// An address that others can reach, without what keeps them out.
+    #[error("everyone on the network can reach {address}: {}", guard(*tls, *tokens))]
+    Unguarded {
+        /// The address.
+        address: SocketAddr,
+        /// Whether it has a certificate.
+        tls: bool,
+        /// Whether it has tokens with roles.
+        tokens: bool,
+    },
+    /// TLS without a certificate.
+    #[error(
+        "https://{0} needs a certificate: make one with `graftwork cert FOLDER --host NAME` and give --tls FOLDER; \
+         plain text on loopback is http://{0}"
+    )]
+    NoCertificate(SocketAddr),
+    /// A certificate that nobody would see.
+    #[error(
+        "a certificate is given, but no address speaks TLS: write it as https://ADDRESS, or leave the certificate out"
+    )]
+    UselessTls,
+    /// The certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// An address that every user of this machine can reach.
     #[error(
         "every user of this machine can reach {0}, so a token is needed there: name the environment variable that \
-         holds it with --token-env, or listen on a unix socket"
+         holds it with --token-env, or a file of tokens with --tokens, or listen on a unix socket"
     )]
     NoToken(SocketAddr),
     /// A token that can be guessed.
@@ -82,4 +105,13 @@ pub(crate) enum ServerError {
     /// A part of the server ended that must not end.
     #[error("the coordinator's {0} ended unexpectedly; its state is safe, start it again")]
     Ended(&'static str),
+}
+
+/// What an address lacks that others can reach.
+fn guard(tls: bool, tokens: bool) -> String {
+    let certificate = "a certificate (`graftwork cert FOLDER --host NAME` makes one, --tls FOLDER gives it)";
+    let file = "tokens with roles (`graftwork token FILE NAME --role ROLE` makes one, --tokens FILE gives them)";
+    let lacks: Vec<&str> =
+        [(tls, certificate), (tokens, file)].iter().filter(|(has, _)| !has).map(|(_, it)| *it).collect();
+    format!("it needs {}", lacks.join(" and "))
 }

@@ -19,6 +19,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     BlobStore, Planner, Publisher, StageOfPlan,
+    access::Caller,
     input::{Input, Submission},
     pins,
     workers::stopped,
@@ -80,6 +81,20 @@ impl Jobs {
         answer.await.map_err(|_| stopped())
     }
 
+    /// Whose job it is, if it is there.
+    async fn owner(&self, job: &JobId) -> Result<Option<String>, Status> {
+        let views = self.ask(|to| Input::View(Some(job.clone()), to)).await?;
+        Ok(views.into_iter().next().map(|view| view.owner))
+    }
+
+    /// Refuses to act on the job of another owner.
+    async fn check_owner(&self, caller: &Caller, job: &JobId, what: &str) -> Result<(), Status> {
+        match self.owner(job).await? {
+            Some(owner) => caller.act_for(&owner, what),
+            None => Ok(()),
+        }
+    }
+
     async fn plan(&self, job: Job, spans: Spans, blobs: BlobStore) -> Result<Plan, Status> {
         let _permit = self.planning.acquire().await.map_err(|_| stopped())?;
         let digest = job.digest();
@@ -108,8 +123,10 @@ impl Jobs {
 #[tonic::async_trait]
 impl v1::jobs_server::Jobs for Jobs {
     async fn submit(&self, request: Request<v1::SubmitRequest>) -> Answer<v1::SubmitReply> {
+        let caller = Caller::of(&request)?;
         let v1::SubmitRequest { job, trace, spans } = request.into_inner();
         let job: Job = from_document("job", &job).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let job = caller.submits(job)?;
         let spans = if spans.is_empty() { Ok(Spans::default()) } else { from_document("spans", &spans) };
         let spans = spans.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let id = JobId::of(&job.digest());
@@ -117,11 +134,18 @@ impl v1::jobs_server::Jobs for Jobs {
         let (standing, releases) = self.ask(|to| Input::Standing(id.clone(), to)).await?;
         let gone = match standing {
             Standing::Active => {
-                // Its digest is the same, but what it asks of machines need not be.
-                self.ask(|to| Input::Resources(id.clone(), job.resources, to)).await?;
+                // Its digest is the same, but what it asks of machines need not be. Whoever submits another's job
+                // learns that it is there, and changes nothing.
+                if self.owner(&id).await?.is_none_or(|owner| caller.may_act_for(&owner)) {
+                    self.ask(|to| Input::Resources(id.clone(), job.resources, to)).await?;
+                }
                 return reply(true);
             }
-            Standing::Unknown | Standing::Ended => releases,
+            Standing::Ended => {
+                self.check_owner(&caller, &id, "submit").await?;
+                releases
+            }
+            Standing::Unknown => releases,
         };
         // Until the submission is answered: then a fact refers to what planning has put, or none ever will.
         let pinned = pins::for_request(&self.blobs, self.inputs.downgrade());
@@ -160,7 +184,9 @@ impl v1::jobs_server::Jobs for Jobs {
     }
 
     async fn cancel(&self, request: Request<v1::JobRequest>) -> Answer<v1::Empty> {
+        let caller = Caller::of(&request)?;
         let job = job_id(&request.into_inner().job)?;
+        self.check_owner(&caller, &job, "cancel").await?;
         match self.ask(|to| Input::Cancel(job.clone(), to)).await? {
             Standing::Active => Ok(Response::new(v1::Empty {})),
             Standing::Ended => Err(Status::failed_precondition(format!("job {job} has ended already"))),

@@ -26,6 +26,16 @@ pub(crate) struct Holder {
     pub(crate) addresses: Vec<Listen>,
 }
 
+impl Holder {
+    /// The socket at which this user reaches it.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        self.addresses.iter().find_map(|address| match address {
+            Listen::Unix(path) => Some(path.as_path()),
+            Listen::Tcp(_) | Listen::Tls(_) => None,
+        })
+    }
+}
+
 /// How often, and how far apart, the lock is tried: whoever asks for its holder has it shared for a moment.
 const TRIES: (u32, Duration) = (25, Duration::from_millis(20));
 

@@ -25,6 +25,9 @@ const NAME_BYTES: usize = 256;
 /// Bytes of a value: an address, or the identity of a communicator.
 const VALUE_BYTES: usize = 64 << 10;
 
+/// Bytes of a request: a value, its name, and their wrapping.
+pub(super) const MESSAGE_BYTES: usize = VALUE_BYTES + 1_024;
+
 /// Names of one epoch. Members connect in pairs, each with a name, and a lane has one member at most.
 const NAMES: usize = 4_096;
 

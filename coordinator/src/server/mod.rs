@@ -9,10 +9,14 @@
 //! start(Options) ─► Running ── addresses, stop(), wait()
 //!   lock ─ journal ─ blobs          the state folder: one owner, facts, bytes
 //!   driver                          loop { event = select().await; core.apply(event) } around `graftwork-driver`
+//!   listen · tls · accept           sockets, certificates, connections
+//!   access                          what every request passes: tokens, roles, rates
 //!   jobs · workers · transfer       gRPC services; each turns wire into events
 //!   meet                            the fourth, beside the driver: where members of a group find each other
 //! ```
 
+mod accept;
+mod access;
 mod answer;
 mod blobs;
 mod door;
@@ -29,6 +33,7 @@ mod pins;
 mod story;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod transfer;
 mod uploads;
 mod workers;
@@ -48,17 +53,25 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{service::interceptor::InterceptedService, transport::server::TcpIncoming};
+use tokio_stream::wrappers::ReceiverStream;
 
-use self::{driver::Driver, input::Input, journal::Opened, listen::Socket, lock::Lock};
+use self::{
+    access::{Failures, Gate, Keys},
+    driver::Driver,
+    input::Input,
+    journal::Opened,
+    listen::Socket,
+    lock::Lock,
+};
 
 pub(crate) use self::{
+    access::{Limits, NewToken, Role, Tokens},
     blobs::{BlobError, BlobStore, Bucket},
     door::{Planner, Publication, Publisher, StageOfPlan},
     error::ServerError,
     journal::{Database, Leadership},
     lock::{Holder, holder},
+    tls::Identity,
 };
 
 /// How a coordinator runs.
@@ -71,9 +84,12 @@ pub(crate) struct Options {
     pub(crate) bucket: Option<Bucket>,
     /// Where it listens; at least one.
     pub(crate) listen: Vec<Listen>,
-    /// What peers on TCP must show: workers in their hello, everyone else in `authorization: Bearer TOKEN`. Wanted
-    /// where TCP is served, since every user of a machine reaches its loopback. Unix sockets need none.
-    pub(crate) token: Option<String>,
+    /// What peers on TCP must show in `authorization: Bearer TOKEN`. Unix sockets need nothing.
+    pub(crate) auth: Auth,
+    /// The certificate of addresses that speak TLS.
+    pub(crate) tls: Option<Identity>,
+    /// How much peers may ask.
+    pub(crate) limits: Limits,
     /// Milliseconds between a worker's heartbeats. Default 1000.
     pub(crate) heartbeat_ms: u64,
     /// A worker that was silent for so long is given up. Default 10,000.
@@ -96,7 +112,9 @@ impl Options {
             leadership: None,
             bucket: None,
             listen: Vec::new(),
-            token: None,
+            auth: Auth::None,
+            tls: None,
+            limits: Limits::default(),
             heartbeat_ms: 1_000,
             silence_ms: 10_000,
             grace_ms: 1_500,
@@ -107,21 +125,34 @@ impl Options {
     }
 }
 
+/// What peers on TCP must show.
+pub(crate) enum Auth {
+    /// Nothing; then TCP is not served.
+    None,
+    /// This token, for everything; on loopback alone.
+    Token(String),
+    /// One of these tokens, for what its role allows.
+    Tokens(Tokens),
+}
+
 /// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Listen {
     /// A socket in a folder that only this user can enter; the folder is made if missing.
     Unix(PathBuf),
-    /// A loopback address, with a token; port 0 takes a free one.
+    /// Plain text on a loopback address, with a token; port 0 takes a free one.
     Tcp(SocketAddr),
+    /// TLS, with a token; port 0 takes a free one.
+    Tls(SocketAddr),
 }
 
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Tls(address) => write!(f, "https://{address}"),
         }
     }
 }
@@ -177,13 +208,14 @@ const INPUTS: usize = 1_024;
 ///
 /// Must be called inside a tokio runtime. When it returns, all addresses accept connections.
 pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
-    listen::check(&options.listen, options.token.as_deref())?;
+    listen::check(&options.listen, &options.auth, options.tls.as_ref())?;
+    let tls = options.tls.as_ref().map(Identity::open).transpose()?;
     let folder = options.state_folder.clone();
     let mut lock = blocking(move || take_lock(&folder)).await?;
     if options.leadership.is_some() {
         // Whoever may wait for days to lead says at once that it could not listen then.
         for address in &options.listen {
-            drop(listen::open(address).await?);
+            drop(listen::open(address, tls.as_ref()).await?);
         }
     }
     let opened = {
@@ -193,7 +225,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     };
     let mut sockets = Vec::new();
     for address in &options.listen {
-        sockets.push(listen::open(address).await?);
+        sockets.push(listen::open(address, tls.as_ref()).await?);
     }
     let addresses: Vec<Listen> = sockets.iter().map(|(address, _)| address.clone()).collect();
     let folder_error = |error| ServerError::Folder { folder: options.state_folder.clone(), error };
@@ -233,12 +265,20 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         meetings,
     };
     let driver = tokio::spawn(driver.run(waiting));
-    let token: Option<Arc<str>> = options.token.map(Into::into);
+    let limits = options.limits;
+    let tokens = listen::tokens(options.auth).map(Arc::new);
+    let failures = Arc::new(Failures::new(limits.of_failures, limits.addresses));
     let servers = sockets.into_iter().map(|(_, socket)| {
-        let token = token.clone().filter(|_| matches!(socket, listen::Socket::Tcp(_)));
-        let workers = workers::Workers { inputs: inputs.clone(), blobs: blobs.clone(), token };
+        let keys = match (&socket, &tokens) {
+            (Socket::Tcp(..), Some(tokens)) => Keys::Tokens(Arc::clone(tokens)),
+            // Without tokens no TCP is served.
+            (Socket::Tcp(..), None) | (Socket::Unix(_), _) => Keys::Open,
+        };
+        let gate = Gate::new(keys, &limits, Arc::clone(&failures));
+        let workers = workers::Workers { inputs: inputs.clone(), blobs: blobs.clone() };
         let transfer = transfer::Transfer { blobs: blobs.clone(), inputs: inputs.clone() };
-        tokio::spawn(serve(socket, jobs.clone(), workers, (transfer, meet.clone())))
+        let services = Services { jobs: jobs.clone(), workers, transfer, meet: meet.clone() };
+        tokio::spawn(serve(socket, (gate, limits), services))
     });
     Ok(Running { servers: servers.collect(), addresses, inputs, driver: Some(driver) })
 }
@@ -311,13 +351,19 @@ pub(crate) fn resting(folder: &Path) -> Result<Option<Scheduler>, ServerError> {
     Ok(Some(Scheduler::start(policy, opened.state, driver::Clock::start().now_ms()).0))
 }
 
-/// Serves one socket until it is aborted.
-async fn serve(
-    socket: Socket,
+/// What is served on each socket.
+struct Services {
     jobs: jobs::Jobs,
     workers: workers::Workers,
-    (transfer, meet): (transfer::Transfer, meet::Meet),
-) {
+    transfer: transfer::Transfer,
+    meet: meet::Meet,
+}
+
+/// How often a silent connection is pinged, and how long its answer may take.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(15), Duration::from_secs(20));
+
+/// Serves one socket until it is aborted.
+async fn serve(socket: Socket, (gate, limits): (Gate, Limits), services: Services) {
     use graftwork_proto::{
         MAX_MESSAGE_BYTES,
         v1::{
@@ -325,31 +371,23 @@ async fn serve(
             workers_server::WorkersServer,
         },
     };
-    let token = workers.token.clone();
-    let admit = move |request: tonic::Request<()>| admit(token.as_deref(), request);
-    let jobs = JobsServer::new(jobs).max_decoding_message_size(MAX_MESSAGE_BYTES);
-    let blobs = BlobsServer::new(transfer).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let Services { jobs, workers, transfer, meet } = services;
     let router = tonic::transport::Server::builder()
-        .add_service(InterceptedService::new(jobs, admit.clone()))
-        .add_service(InterceptedService::new(blobs, admit.clone()))
-        .add_service(InterceptedService::new(GroupsServer::new(meet), admit))
+        .max_concurrent_streams(limits.streams)
+        .http2_max_header_list_size(limits.header_bytes)
+        .http2_keepalive_interval(Some(KEEP_ALIVE.0))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
+        .layer(gate)
+        .add_service(JobsServer::new(jobs).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(BlobsServer::new(transfer).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(GroupsServer::new(meet).max_decoding_message_size(meet::MESSAGE_BYTES))
         .add_service(WorkersServer::new(workers).max_decoding_message_size(MAX_MESSAGE_BYTES));
-    let ended = match socket {
-        Socket::Unix(listener) => router.serve_with_incoming(UnixListenerStream::new(listener)).await,
-        Socket::Tcp(listener) => router.serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true))).await,
+    let (accepting, connections) = accept::accept(socket, limits);
+    let ended = tokio::select! {
+        ended = router.serve_with_incoming(ReceiverStream::new(connections)) => ended,
+        never = accepting => match never {},
     };
     if let Err(error) = ended {
         tracing::error!(%error, "a listener ended");
-    }
-}
-
-/// Lets a request pass that shows the token, where one is wanted. Workers show theirs in their hello.
-fn admit(token: Option<&str>, request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
-    let Some(token) = token else { return Ok(request) };
-    let shown = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-    match shown.and_then(|value| value.strip_prefix("Bearer ")) {
-        Some(shown) if workers::same_token(token, shown) => Ok(request),
-        Some(_) => Err(tonic::Status::unauthenticated("authorization: the token is not the coordinator's")),
-        None => Err(tonic::Status::unauthenticated("authorization: this coordinator wants `Bearer` and its token")),
     }
 }

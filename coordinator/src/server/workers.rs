@@ -1,9 +1,9 @@
 //! The Workers service: one task for each session, between a worker's stream and the driver.
 //!
-//! It checks what a peer may say before the driver hears of it: version, token, term, well-formed documents, blobs
+//! It checks what a peer may say before the driver hears of it: version, term, well-formed documents, blobs
 //! that were uploaded. Whatever is wrong ends this session with a message that names the field; nothing else suffers.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{pin::Pin, time::Duration};
 
 use futures::Stream;
 use graftwork_driver::Gone;
@@ -29,8 +29,6 @@ const OUTGOING_MESSAGES: usize = 256;
 pub(super) struct Workers {
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) blobs: BlobStore,
-    /// What a worker must show here.
-    pub(super) token: Option<Arc<str>>,
 }
 
 #[tonic::async_trait]
@@ -62,6 +60,12 @@ fn refuse(outgoing: &Outgoing, reason: String) {
     let _ = outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope)));
 }
 
+fn objection(hello: &Hello) -> Option<String> {
+    let theirs = &hello.version;
+    (theirs != VERSION)
+        .then(|| format!("the worker is version {theirs:?} and the coordinator is version {VERSION:?}; use one"))
+}
+
 impl Workers {
     async fn serve(&self, mut stream: Streaming<v1::WorkerMessage>, outgoing: &Outgoing) -> Result<(), Status> {
         let first = tokio::time::timeout(HELLO_WAIT, next(&mut stream));
@@ -69,7 +73,7 @@ impl Workers {
         let Some(WorkerEnvelope { message: WorkerMessage::Hello(hello), .. }) = first else {
             return Err(Status::failed_precondition("the first message of a session must be a hello"));
         };
-        if let Some(reason) = self.objection(&hello) {
+        if let Some(reason) = objection(&hello) {
             refuse(outgoing, reason);
             return Ok(());
         }
@@ -85,17 +89,6 @@ impl Workers {
         };
         self.tell(Input::Left(worker, session, gone)).await?;
         ended
-    }
-
-    fn objection(&self, hello: &Hello) -> Option<String> {
-        if hello.version != VERSION {
-            let theirs = &hello.version;
-            return Some(format!(
-                "the worker is version {theirs:?} and the coordinator is version {VERSION:?}; use one"
-            ));
-        }
-        let right = self.token.as_ref().is_none_or(|token| same_token(token, &hello.token));
-        (!right).then(|| "the worker's token is not the coordinator's".to_owned())
     }
 
     /// Reads until the stream ends, the worker errs, or the driver ends the session.
@@ -151,11 +144,6 @@ impl Workers {
 /// the same again, so it is not waited for.
 fn is_link_loss(status: &Status) -> bool {
     matches!(status.code(), Code::Cancelled | Code::Unknown | Code::Unavailable)
-}
-
-/// Compares digests, whose common beginning tells nothing about the tokens'.
-pub(super) fn same_token(one: &str, other: &str) -> bool {
-    Digest::of(one.as_bytes()) == Digest::of(other.as_bytes())
 }
 
 /// The coordinator is on its way out.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use graftwork_proto::CHUNK_BYTES;
@@ -20,6 +20,9 @@ use crate::{
 
 /// Chunks read ahead of the connection.
 const CHUNKS_AHEAD: usize = 8;
+
+/// How long a coordinator that has too much to do is waited for, before each file.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Why an upload ended early. What was uploaded before it need not be uploaded again.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,20 @@ fn counted(files: usize) -> String {
 }
 
 async fn one(digest: Digest, content: &Content, client: &mut Client, bar: &ProgressBar) -> Result<(), UploadError> {
+    let (began, done) = (Instant::now(), bar.position());
+    loop {
+        match attempt(digest, content, client, bar).await {
+            Err(UploadError::Client(ClientError::Busy { wait, .. })) if began.elapsed() < PATIENCE => {
+                bar.set_position(done);
+                tokio::time::sleep(wait).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// One Put of the whole file.
+async fn attempt(digest: Digest, content: &Content, client: &mut Client, bar: &ProgressBar) -> Result<(), UploadError> {
     let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
     let (what, reading) = match content {
         Content::File { path, .. } => {
@@ -118,6 +135,7 @@ async fn one(digest: Digest, content: &Content, client: &mut Client, bar: &Progr
     match put {
         Ok(found) if found == digest => Ok(()),
         Ok(_) => Err(UploadError::Changed(path_of(content))),
+        Err(busy @ ClientError::Busy { .. }) => Err(busy.into()),
         Err(ClientError::Refused(problem)) => Err(UploadError::Refused { what, problem }),
         Err(error) => Err(UploadError::Broken { what, problem: error.to_string() }),
     }

@@ -3,9 +3,12 @@
 use std::sync::{Arc, Mutex};
 
 use futures::stream::BoxStream;
-use graftwork_proto::v1::{
-    BlobDigest, BlobDigests, Chunk,
-    blobs_server::{Blobs, BlobsServer},
+use graftwork_proto::{
+    PUSHBACK_HEADER, Route, Token,
+    v1::{
+        BlobDigest, BlobDigests, Chunk,
+        blobs_server::{Blobs, BlobsServer},
+    },
 };
 use graftwork_shared::upload;
 use tokio::net::TcpListener;
@@ -23,6 +26,8 @@ use crate::{
 struct Scripted {
     blobs: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
     refuse: Arc<Mutex<Option<Status>>>,
+    /// Refuses so many with a limit that passes.
+    busy: Arc<Mutex<u32>>,
 }
 
 #[tonic::async_trait]
@@ -31,6 +36,13 @@ impl Blobs for Scripted {
         let mut stream = request.into_inner();
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.message().await? {
+            let mut busy = self.busy.lock().unwrap();
+            if *busy > 0 {
+                *busy -= 1;
+                let mut status = Status::resource_exhausted("too often");
+                status.metadata_mut().insert(PUSHBACK_HEADER, 20_u64.into());
+                return Err(status);
+            }
             if let Some(status) = self.refuse.lock().unwrap().clone() {
                 return Err(status);
             }
@@ -57,10 +69,10 @@ impl Blobs for Scripted {
 async fn serve() -> (Scripted, Client) {
     let service = Scripted::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap().to_string();
+    let address = listener.local_addr().unwrap().to_string().parse().unwrap();
     let server = Server::builder().add_service(BlobsServer::new(service.clone()));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    (service, Client::connect(&address, None).await.unwrap())
+    (service, Client::connect(&[Route::new(address, None).unwrap()], Token::default()).await.unwrap())
 }
 
 fn prepare(world: &World, tasks: &str, shared: &[PathBuf]) -> Result<Upload, Vec<Diagnostic>> {
@@ -81,6 +93,16 @@ async fn local_files_become_their_digests_and_go_once() {
     assert_eq!(service.blobs.lock().unwrap().len(), 5, "rows, and the base model's three files with their list");
     *service.refuse.lock().unwrap() = Some(Status::internal("nothing is put again"));
     send(&uploaded, &mut client).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_limit_that_passes_is_waited_out() {
+    let world = World::new();
+    let uploaded = prepare(&world, TASK, &[]).unwrap();
+    let (service, mut client) = serve().await;
+    *service.busy.lock().unwrap() = 3;
+    send(&uploaded, &mut client).await.unwrap();
+    assert_eq!((service.blobs.lock().unwrap().len(), *service.busy.lock().unwrap()), (5, 0));
 }
 
 #[tokio::test]

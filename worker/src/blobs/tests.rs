@@ -7,16 +7,18 @@ use std::{
 };
 
 use futures::Stream;
-use graftwork_proto::v1::{
-    BlobDigests,
-    blobs_server::{Blobs as Service, BlobsServer},
+use graftwork_proto::{
+    PUSHBACK_HEADER, Route,
+    v1::{
+        BlobDigests,
+        blobs_server::{Blobs as Service, BlobsServer},
+    },
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Streaming, transport::Server};
 
 use super::*;
-use crate::channel::Address;
 
 /// What the server does to one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,7 +31,12 @@ enum Act {
     Unavailable,
     /// Answers that it has no room.
     Full,
+    /// Answers that it is asked too often for now.
+    Busy,
 }
+
+/// How long a busy server asks to wait: longer than a first backoff.
+const BUSY_MS: u64 = 300;
 
 #[derive(Clone, Default)]
 struct Scripted {
@@ -42,6 +49,11 @@ impl Scripted {
         match self.acts.lock().unwrap().pop_front() {
             Some(Act::Unavailable) => Err(Status::unavailable("restarting")),
             Some(Act::Full) => Err(Status::resource_exhausted("no space left")),
+            Some(Act::Busy) => {
+                let mut status = Status::resource_exhausted("too often");
+                status.metadata_mut().insert(PUSHBACK_HEADER, BUSY_MS.into());
+                Err(status)
+            }
             act => Ok(act),
         }
     }
@@ -87,6 +99,10 @@ impl Service for Scripted {
     }
 }
 
+fn channel(address: &str) -> Channel {
+    Route::new(address.parse().unwrap(), None).unwrap().lazy()
+}
+
 async fn serve(acts: &[Act], patience: Duration) -> (Scripted, Blobs) {
     let service = Scripted::default();
     service.acts.lock().unwrap().extend(acts);
@@ -94,7 +110,7 @@ async fn serve(acts: &[Act], patience: Duration) -> (Scripted, Blobs) {
     let address = format!("http://{}", listener.local_addr().unwrap());
     let server = Server::builder().add_service(BlobsServer::new(service.clone()));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-    let blobs = Blobs::new(Address::parse(&address).unwrap().lazy(), Token::default(), patience);
+    let blobs = Blobs::new(channel(&address), Token::default(), patience);
     (service, blobs)
 }
 
@@ -140,6 +156,16 @@ async fn a_refusal_is_not_repeated() {
 }
 
 #[tokio::test]
+async fn a_limit_that_passes_is_waited_out() {
+    let (service, blobs) = serve(&[Act::Busy, Act::Busy], Duration::from_secs(5)).await;
+    let began = Instant::now();
+    let digest = blobs.put(&bytes()).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_millis(2 * BUSY_MS));
+    service.acts.lock().unwrap().push_back(Act::Busy);
+    assert_eq!(blobs.get(digest).await.unwrap(), bytes());
+}
+
+#[tokio::test]
 async fn a_coordinator_that_stays_away_is_an_error_in_the_end() {
     let (_, blobs) = serve(&[Act::Unavailable; 50], Duration::from_millis(300)).await;
     assert!(matches!(blobs.put(b"x").await, Err(BlobError::Unreachable { .. })));
@@ -150,11 +176,7 @@ async fn a_coordinator_that_restarts_costs_a_wait_alone() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let blobs = Blobs::new(
-        Address::parse(&format!("http://{address}")).unwrap().lazy(),
-        Token::default(),
-        Duration::from_secs(20),
-    );
+    let blobs = Blobs::new(channel(&address.to_string()), Token::default(), Duration::from_secs(20));
     let put = tokio::spawn(async move { blobs.put(&bytes()).await });
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!put.is_finished());

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use futures::{FutureExt, future::BoxFuture};
 use graftwork_proto::{
-    CoordinatorEnvelope, MAX_MESSAGE_BYTES, WorkerEnvelope, WorkerMessage, v1, v1::workers_client::WorkersClient,
+    ConnectError, CoordinatorEnvelope, MAX_MESSAGE_BYTES, Route, Token, WorkerEnvelope, WorkerMessage, v1,
+    v1::workers_client::WorkersClient,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
-
-use crate::channel::{Address, Token};
 
 /// Messages that may wait for the connection.
 const OUTBOUND: usize = 1024;
@@ -62,8 +61,8 @@ pub(super) struct Open {
 
 impl Link {
     /// Opens a link after `wait`. The greeting goes first, since a coordinator may answer only when it has read it.
-    pub(super) fn dial(address: Address, token: Token, greeting: WorkerEnvelope, wait: Duration) -> Self {
-        Self::Dialling(dial(address, token, greeting, wait).boxed())
+    pub(super) fn dial(route: Route, token: Token, greeting: WorkerEnvelope, wait: Duration) -> Self {
+        Self::Dialling(dial(route, token, greeting, wait).boxed())
     }
 
     /// Waits for the next event. Dropping the future loses nothing.
@@ -120,9 +119,12 @@ impl Link {
     }
 }
 
-async fn dial(address: Address, token: Token, greeting: WorkerEnvelope, wait: Duration) -> Result<Open, DialError> {
+async fn dial(route: Route, token: Token, greeting: WorkerEnvelope, wait: Duration) -> Result<Open, DialError> {
     tokio::time::sleep(wait).await;
-    let channel = address.connect().await.map_err(DialError::Unreachable)?;
+    let channel = route.connect().await.map_err(|error| match error {
+        ConnectError::Distrusted(_) => DialError::Refused(error.to_string()),
+        ConnectError::Unreachable(words) => DialError::Unreachable(words),
+    })?;
     let (outbound, messages) = mpsc::channel(OUTBOUND);
     outbound.try_send(greeting.into()).map_err(|_| DialError::Unreachable("the queue is closed".to_owned()))?;
     let mut client = WorkersClient::with_interceptor(channel, token)
@@ -131,7 +133,7 @@ async fn dial(address: Address, token: Token, greeting: WorkerEnvelope, wait: Du
     match client.session(ReceiverStream::new(messages)).await {
         Ok(reply) => Ok(Open { outbound, inbound: reply.into_inner() }),
         Err(status) if refuses(&status) => Err(DialError::Refused(status.message().to_owned())),
-        Err(status) => Err(DialError::Unreachable(describe(&status))),
+        Err(status) => Err(DialError::Unreachable(describe(&status) + route.hint())),
     }
 }
 

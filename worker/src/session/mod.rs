@@ -24,7 +24,7 @@ use std::{
 
 use anyhow::Context;
 use graftwork_engine::Device;
-use graftwork_proto::{Hello, WorkerEnvelope, WorkerMessage};
+use graftwork_proto::{Hello, Token, WorkerEnvelope, WorkerMessage};
 use graftwork_shared::{
     assignment::{Assignment, Blame, Failure},
     digest::Digest,
@@ -38,8 +38,8 @@ use tokio::{
 };
 
 use crate::{
+    backoff::Backoff,
     blobs::Blobs,
-    channel::{Backoff, Token},
     computer,
     coordinators::Coordinators,
     host::{self, Control, Shared},
@@ -166,7 +166,6 @@ fn hello(options: &Options) -> std::io::Result<Hello> {
         memory_bytes: computer::Memory::read().total_bytes,
         reached_on: if options.group_address.is_loopback() { computer::host_name() } else { String::new() },
         numeric_class: computer::numeric_class(options.device),
-        token: options.token.reveal().to_owned(),
         key: Digest::of(&random).to_string(),
         leases: Vec::new(),
     })
@@ -251,7 +250,7 @@ impl Session {
     fn on_lost(&mut self, problem: &str) -> Result<Event, SessionError> {
         if self.machine.is_welcome() {
             self.apart_since = Instant::now();
-            tracing::warn!(coordinator = %self.options.coordinators.current(), problem, "the session broke; work goes on");
+            tracing::warn!(coordinator = %self.options.coordinators.current().address(), problem, "the session broke; work goes on");
         }
         let apart = self.apart_since.elapsed();
         if self.options.patience.is_some_and(|patience| apart >= patience) && !self.machine.is_leaving() {
@@ -311,7 +310,7 @@ impl Session {
                 self.beat = Some(beat);
                 self.greeting = None;
                 self.backoff = Backoff::new();
-                tracing::info!(coordinator = %self.options.coordinators.current(), term = self.machine.term().0, "session open");
+                tracing::info!(coordinator = %self.options.coordinators.current().address(), term = self.machine.term().0, "session open");
                 return None;
             }
             Command::Start { lease, assignment, joining, trace } => {
@@ -340,7 +339,7 @@ impl Session {
     }
 
     fn hang_up(&mut self, reason: &str) -> Event {
-        tracing::warn!(coordinator = %self.options.coordinators.current(), reason, "hanging up");
+        tracing::warn!(coordinator = %self.options.coordinators.current().address(), reason, "hanging up");
         self.dial_next();
         Event::Lost
     }
@@ -370,7 +369,7 @@ impl Session {
     }
 
     fn refused(&self, reason: String) -> SessionError {
-        SessionError::Refused { address: self.options.coordinators.current().to_string(), reason }
+        SessionError::Refused { address: self.options.coordinators.current().address().to_string(), reason }
     }
 }
 

@@ -14,7 +14,7 @@ use graftwork_shared::{
 use tonic::{Code, Status, transport::Channel};
 
 use super::{
-    super::{Listen, Running},
+    super::{Auth, Listen, Running},
     Place,
     fixture::grouped,
     peer::{Peer, connect, submit, view, watch},
@@ -200,7 +200,7 @@ async fn a_stranger_without_the_token_meets_nobody() {
     let running = place
         .start_with(|options| {
             options.listen = vec![Listen::Tcp(([127, 0, 0, 1], 0).into())];
-            options.token = Some("a secret of some length".to_owned());
+            options.auth = Auth::Token("a secret of some length".to_owned());
         })
         .await;
     let channel = connect(&running).await;

@@ -1,5 +1,6 @@
 //! The server as its peers meet it: real sockets, a scripted worker, coordinators that end as kill -9 ends them.
 
+mod access;
 mod faults;
 #[path = "../../../scheduler/tests/fixture/mod.rs"]
 pub(super) mod fixture;

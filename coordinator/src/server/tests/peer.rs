@@ -22,17 +22,10 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{
-    super::{Listen, Running},
-    fixture,
-};
+use super::{super::Running, fixture};
 
 pub(super) async fn connect(running: &Running) -> Channel {
-    let address = match &running.addresses()[0] {
-        Listen::Unix(path) => format!("unix://{}", path.display()),
-        Listen::Tcp(address) => format!("http://{address}"),
-    };
-    Endpoint::from_shared(address).unwrap().connect().await.unwrap()
+    Endpoint::from_shared(running.addresses()[0].to_string()).unwrap().connect().await.unwrap()
 }
 
 pub(super) async fn submit(channel: &Channel, job: &Job) -> Result<(JobId, bool), Status> {
@@ -93,7 +86,6 @@ pub(super) fn hello() -> Hello {
         memory_bytes: 1 << 30,
         reached_on: String::new(),
         numeric_class: fixture::class("avx2"),
-        token: String::new(),
         key: String::new(),
         leases: Vec::new(),
     }

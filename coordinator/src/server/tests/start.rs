@@ -2,14 +2,11 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
-use graftwork_proto::{
-    CoordinatorMessage, Hello,
-    v1::{self, jobs_client::JobsClient},
-};
+use graftwork_proto::v1::{self, jobs_client::JobsClient};
 use tonic::Code;
 
 use super::{
-    super::{Listen, ServerError, holder, input::CoordinatorView, start},
+    super::{Auth, Listen, ServerError, holder, input::CoordinatorView, start},
     Place,
     fixture::{plan, stage},
     peer::{Peer, connect, hello},
@@ -22,7 +19,7 @@ fn place() -> Place {
 async fn refusal(place: &Place, listen: Vec<Listen>) -> ServerError {
     let mut options = place.options();
     options.listen = listen;
-    options.token = Some("a secret of some length".to_owned());
+    options.auth = Auth::Token("a secret of some length".to_owned());
     match start(options).await {
         Ok(_) => panic!("it started"),
         Err(error) => error,
@@ -33,7 +30,7 @@ async fn refusal(place: &Place, listen: Vec<Listen>) -> ServerError {
 async fn addresses_that_are_not_private_are_refused() {
     let place = place();
     let error = refusal(&place, vec![Listen::Tcp("0.0.0.0:0".parse().unwrap())]).await;
-    assert!(error.to_string().starts_with("listening on 0.0.0.0:0 would let everyone"), "{error}");
+    assert!(error.to_string().starts_with("plain text on 0.0.0.0:0 would show tokens"), "{error}");
     assert!(matches!(refusal(&place, Vec::new()).await, ServerError::NoAddress));
     let long = place.folder.path().join("x".repeat(120));
     assert!(matches!(refusal(&place, vec![Listen::Unix(long)]).await, ServerError::LongPath { limit: 107, .. }));
@@ -71,7 +68,7 @@ async fn a_port_in_use_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     let error = refusal(&place(), vec![Listen::Tcp(address)]).await;
-    assert!(error.to_string().starts_with(&format!("cannot listen on {address}: ")), "{error}");
+    assert!(error.to_string().starts_with(&format!("cannot listen on http://{address}: ")), "{error}");
 }
 
 #[tokio::test]
@@ -92,7 +89,7 @@ async fn on_tcp_everyone_must_show_the_token() {
     let running = place
         .start_with(|options| {
             options.listen = vec![Listen::Tcp("127.0.0.1:0".parse().unwrap())];
-            options.token = Some("a secret of some length".to_owned());
+            options.auth = Auth::Token("a secret of some length".to_owned());
         })
         .await;
     let channel = connect(&running).await;
@@ -106,13 +103,10 @@ async fn on_tcp_everyone_must_show_the_token() {
     };
     assert_eq!(ask(None).await.unwrap_err().code(), Code::Unauthenticated);
     assert_eq!(ask(Some("guess")).await.unwrap_err().code(), Code::Unauthenticated);
-    let (_, answer) = Peer::say(&channel, hello()).await.unwrap();
-    assert!(matches!(answer, CoordinatorMessage::Refused(reason) if reason.contains("token")));
-    let (_peer, answer) =
-        Peer::say(&channel, Hello { token: "a secret of some length".to_owned(), ..hello() }).await.unwrap();
-    assert!(matches!(answer, CoordinatorMessage::Welcome { heartbeat_ms: 1_000, .. }));
+    let refused = Peer::say(&channel, hello()).await.err().unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated);
     let seen: CoordinatorView = serde_json::from_str(&ask(Some("a secret of some length")).await.unwrap()).unwrap();
-    assert_eq!((seen.workers.len(), seen.pid), (1, std::process::id()));
+    assert_eq!((seen.workers.len(), seen.pid), (0, std::process::id()));
 }
 
 #[tokio::test]

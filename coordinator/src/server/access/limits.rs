@@ -1,0 +1,55 @@
+//! Every bound on what peers may ask, in one place. Whoever reaches one is refused with its words, and the others
+//! notice nothing.
+//!
+//! Sizes of messages stand in `graftwork_proto`, of blobs in `blobs.rs`, of meetings in `meet.rs`.
+
+use std::time::Duration;
+
+/// How fast a bucket fills, and how much it holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Rate {
+    /// Requests a second in the long run.
+    pub(crate) per_second: f64,
+    /// Requests at once.
+    pub(crate) burst: f64,
+}
+
+/// The bounds of a coordinator.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Limits {
+    /// Requests of one token of a person. A command makes a handful, and an upload two for each file.
+    pub(crate) of_people: Rate,
+    /// Requests of one token of workers, which a whole cluster may share, or over a private socket: 500 workers come
+    /// back at once after a restart, with a session and some blobs each.
+    pub(crate) of_workers: Rate,
+    /// Wrong tokens of one address: after so many it waits, and every right one on a new connection with it.
+    pub(crate) of_failures: Rate,
+    /// Addresses whose failures are remembered.
+    pub(crate) addresses: usize,
+    /// How long the answer to a wrong token takes.
+    pub(crate) failure_delay: Duration,
+    /// How long a new connection may take to show a token that counts, TLS included.
+    pub(crate) proof_wait: Duration,
+    /// Connections of one listener. A worker has three.
+    pub(crate) connections: usize,
+    /// Requests at once on one connection; a worker's wait for its group, and a watcher's watch, are such.
+    pub(crate) streams: u32,
+    /// Bytes of the headers of a request.
+    pub(crate) header_bytes: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            of_people: Rate { per_second: 100.0, burst: 1_000.0 },
+            of_workers: Rate { per_second: 2_000.0, burst: 20_000.0 },
+            of_failures: Rate { per_second: 1.0, burst: 20.0 },
+            addresses: 4_096,
+            failure_delay: Duration::from_millis(100),
+            proof_wait: Duration::from_secs(10),
+            connections: 8_192,
+            streams: 256,
+            header_bytes: 16 << 10,
+        }
+    }
+}

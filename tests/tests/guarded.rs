@@ -1,0 +1,87 @@
+//! Training over TLS with a token for each part, by the commands that a user types; and who is sent away.
+
+use std::{fs, path::Path, process::Output, time::Instant};
+
+use anyhow::{Result, ensure};
+use graftwork_tests::{Guarded, World};
+
+/// A job of the user that publishes into the cluster's folder.
+fn job(world: &World, cluster: &Guarded) -> Result<()> {
+    world.job("job.toml", &cluster.path().join("hub").display().to_string(), "").map(drop)
+}
+
+#[test]
+fn a_job_trains_over_tls_with_a_token_for_each_part() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Guarded::new("debug")?);
+    job(&world, &cluster)?;
+    cluster.start_worker("worker")?;
+    let (id, said) = cluster.ask(&world, "ann", &["submit", "job.toml"], 0)?;
+    ensure!(said.contains("uploaded 13 files"), "{said}");
+    cluster.ask(&world, "reader", &["watch", &id], 0)?;
+    let (status, _) = cluster.ask(&world, "reader", &["status", "--output", "json"], 0)?;
+    ensure!(status.contains("\"owner\": \"ann\""), "{status}");
+    ensure!(fs::read_dir(cluster.path().join("hub/tests"))?.count() >= 4, "three adapters and a fusion are published");
+
+    let (_, said) = cluster.ask(&world, "bob", &["cancel", &id], 1)?;
+    ensure!(said.contains("the job is \"ann\"'s, and token \"bob\" of the role submit"), "{said}");
+    let (_, said) = cluster.ask(&world, "reader", &["submit", "job.toml"], 1)?;
+    ensure!(said.contains("token \"reader\" has the role read, but Has needs submit or admin"), "{said}");
+    nothing_secret(&cluster, &[&said])
+}
+
+#[test]
+fn whoever_is_not_let_in_learns_why_and_ends_at_once() -> Result<()> {
+    let (world, cluster, stranger) = (World::new()?, Guarded::new("trace")?, Guarded::new("warn")?);
+    job(&world, &cluster)?;
+    let strange_ca = stranger.path().join("tls/ca.pem");
+    let began = Instant::now();
+    let mut said = Vec::new();
+    for (change, words) in [
+        (("GRAFTWORK_TOKEN", "graftwork-join-of-nobody"), "the token is none of this coordinator's"),
+        (("GRAFTWORK_TOKEN", ""), "this coordinator wants a token"),
+        (("GRAFTWORK_CA", strange_ca.to_str().unwrap_or_default()), "of a CA that is not trusted here"),
+    ] {
+        for mut command in [cluster.worker("worker")?, cluster.with("ann")?] {
+            if command.get_args().next().is_none() {
+                command.current_dir(world.path()).args(["submit", "job.toml", "--coordinator", cluster.address()]);
+            }
+            let Output { status, stderr, .. } =
+                command.env(change.0, change.1).env("GRAFTWORK_LOG", "trace").output()?;
+            let text = String::from_utf8(stderr)?;
+            ensure!(status.code() == Some(1) && text.contains(words), "{words}: {status}: {text}");
+            said.push(text);
+        }
+    }
+    let Output { status, stderr, .. } = cluster.worker("reader")?.env("GRAFTWORK_LOG", "trace").output()?;
+    let text = String::from_utf8(stderr)?;
+    ensure!(status.code() == Some(1), "{status}: {text}");
+    ensure!(text.contains("token \"reader\" has the role read, but Session needs join"), "{text}");
+    said.push(text);
+    ensure!(began.elapsed().as_secs() < 30, "nobody waits for what does not change: {:?}", began.elapsed());
+    nothing_secret(&cluster, &said.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// No token and no key stands in any log, in what commands said, or in the state folder.
+fn nothing_secret(cluster: &Guarded, said: &[&str]) -> Result<()> {
+    let logs = cluster.logs()?;
+    ensure!(logs.contains("listens on https://127.0.0.1:"), "there are logs: {logs}");
+    for secret in cluster.secrets()? {
+        ensure!(!logs.contains(&secret), "a log holds a secret");
+        ensure!(said.iter().all(|text| !text.contains(&secret)), "a message holds a secret");
+        no_file_holds(&cluster.path().join("state"), secret.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn no_file_holds(folder: &Path, secret: &[u8]) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            no_file_holds(&path, secret)?;
+        } else if path.is_file() {
+            let holds = fs::read(&path)?.windows(secret.len()).any(|window| window == secret);
+            ensure!(!holds, "{} holds a secret", path.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! Patience with a coordinator: waits between attempts that grow up to a bound.
+
+use std::time::Duration;
+
+/// Shortest and longest wait between two attempts.
+const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Growing waits between attempts.
+#[derive(Clone, Debug)]
+pub(crate) struct Backoff {
+    next: Duration,
+}
+
+impl Backoff {
+    /// Starts with the shortest wait.
+    pub(crate) fn new() -> Self {
+        Self { next: WAITS.0 }
+    }
+
+    /// The wait before the next attempt.
+    pub(crate) fn wait(&mut self) -> Duration {
+        let wait = self.next;
+        self.next = (wait * 2).min(WAITS.1);
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_their_bound() {
+        let mut backoff = Backoff::new();
+        let waits: Vec<_> = (0..8).map(|_| backoff.wait()).collect();
+        assert!(waits.is_sorted());
+        assert_eq!((waits[0], waits[7]), WAITS);
+    }
+}
