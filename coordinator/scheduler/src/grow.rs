@@ -74,6 +74,7 @@ impl Scheduler {
         quiet
             && steady
             && fits
+            && self.over_quota(job).is_none()
             && u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < most)
             && stage.total_steps.saturating_sub(done) >= self.policy.grow_steps
     }
@@ -117,12 +118,18 @@ impl Scheduler {
         let mut claimed = BTreeSet::new();
         for key in self.ready() {
             let Some((job, position)) = self.state.record(&key) else { continue };
-            if !matches!(self.choose(job, position), Err(Refusal::Busy { .. })) {
-                continue;
-            }
+            let owner = match self.choose(job, position) {
+                Err(Refusal::Busy { .. }) => None,
+                // Only what its owner gives back makes room for it.
+                Err(Refusal::Quota { owner, .. }) => Some(owner),
+                Ok(_) | Err(_) => continue,
+            };
             let memory_bytes = job.plan.stages[position].memory_bytes;
             let suited = self.suited(job, position).unwrap_or_default();
             let fit = |helper: WorkerId, lease: LeaseId| {
+                if owner.as_ref().is_some_and(|owner| self.owner_of(lease) != Some(owner)) {
+                    return false;
+                }
                 let worker = suited.iter().find(|(id, _)| *id == helper).map(|(_, worker)| worker);
                 worker.is_some_and(|worker| worker.has_room_without(lease, memory_bytes))
             };
@@ -143,6 +150,11 @@ impl Scheduler {
                 self.ask_back(helper, lease, reason);
             }
         }
+    }
+
+    fn owner_of(&self, lease: LeaseId) -> Option<&String> {
+        let key = self.state.live().get(&lease)?;
+        self.state.jobs().get(&key.job).map(|job| &job.plan.job.owner)
     }
 
     pub(crate) fn was_asked_back(&self, worker: WorkerId, lease: LeaseId) -> bool {

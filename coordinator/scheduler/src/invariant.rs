@@ -62,6 +62,7 @@ pub fn check(
     only_live_leases_commit(before, event, decision)?;
     acknowledged_survives(before, event, after, decision)?;
     classes_stay(before, event, decision)?;
+    quotas_hold(before, after)?;
     refusals_are_values(after)
 }
 
@@ -197,6 +198,15 @@ fn classes_stay(before: &Scheduler, event: &Event, decision: &Decision) -> Resul
         let checkpoint = record.and_then(|record| record.checkpoint.as_ref());
         let same = lost(event, decision, job, stage) || checkpoint.is_none_or(|checkpoint| checkpoint.class == *class);
         ensure(same, Invariant::BytesFollowRecipe, || format!("{key} went to {class}"))?;
+    }
+    Ok(())
+}
+
+/// An owner gets no place beyond its quota.
+fn quotas_hold(before: &Scheduler, after: &Scheduler) -> Result<(), Violation> {
+    for (owner, has, most) in after.bounded() {
+        let kept = has <= most.max(before.places_of(&owner));
+        ensure(kept, Invariant::RefusalIsValue, || format!("{owner} has {has} places, and may have {most}"))?;
     }
     Ok(())
 }

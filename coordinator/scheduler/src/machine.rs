@@ -22,6 +22,7 @@ use crate::{
     message::{Command, Decision, Event, StageKey},
     phase::Phase,
     plan::Plan,
+    share::Quota,
     state::{FoldError, JobState, State},
     worker::Worker,
 };
@@ -43,6 +44,8 @@ pub struct Policy {
     pub grow_steps: u64,
     /// How long the cause of a broken group may take to be seen before the same members try again.
     pub broken_wait_ms: u64,
+    /// What owners may have at a time; `*` stands for every owner that is not named.
+    pub quotas: BTreeMap<String, Quota>,
 }
 
 impl Default for Policy {
@@ -57,6 +60,7 @@ impl Default for Policy {
             backoff_most_ms: 60_000,
             grow_steps: 20,
             broken_wait_ms: 250,
+            quotas: BTreeMap::new(),
         }
     }
 }
@@ -257,6 +261,9 @@ impl Scheduler {
             Some(job) if job.ended.is_some() && job.reopens(&plan, &gone) => true,
             Some(_) => return,
         };
+        if self.too_many_jobs(&plan).is_some() {
+            return;
+        }
         let stages = u32::try_from(plan.stages.len()).unwrap_or(u32::MAX);
         let at_ms = self.now_ms;
         self.reuse.retain(|key, _| key.job != id);

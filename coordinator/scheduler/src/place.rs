@@ -1,11 +1,11 @@
 //! Which stage goes to which worker, or why none does.
 //!
-//! Jobs go by priority and then by submission; within a job the stage at the head of the longest remaining chain of
-//! work goes first, so that the tail is short. A worker takes a stage when it has a free place, the device, the memory
+//! Jobs go by priority, then by what their owners have had (`share.rs`), then by submission; within a job the stage at the
+//! head of the longest remaining chain of work goes first, so that the tail is short. A worker takes a stage when it has a free place, the device, the memory
 //! and, for a stage with a checkpoint, the numeric class; of those that do, the one with the fewest goes first. The
 //! order is total, so the same state gives the same placement (invariant 6), and a refusal is a value (invariant 7).
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use graftwork_shared::{
     assignment::Assignment,
@@ -71,22 +71,6 @@ impl Scheduler {
         refusals
     }
 
-    /// Stages that could run by what they need, in the order in which they are served.
-    pub(crate) fn ready(&self) -> Vec<StageKey> {
-        let mut ready = Vec::new();
-        for (id, job) in self.state.jobs().iter().filter(|(_, job)| job.ended.is_none()) {
-            let rank = (Reverse(job.plan.job.priority), job.order);
-            for (position, stage, record) in job.each() {
-                if record.phase == Phase::Pending && job.waits_for(position).is_empty() {
-                    let key = StageKey { job: id.clone(), stage: stage.name.clone() };
-                    ready.push(((rank, Reverse(job.remaining_chain(position)), position), key));
-                }
-            }
-        }
-        ready.sort();
-        ready.into_iter().map(|(_, key)| key).collect()
-    }
-
     /// The worker for a ready stage, or why there is none.
     pub(crate) fn choose(&self, job: &JobState, position: usize) -> Result<WorkerId, Refusal> {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
@@ -101,6 +85,9 @@ impl Scheduler {
         let key = StageKey { job: job.plan.id(), stage: stage.name.clone() };
         if untouched && self.reuse.get(&key) != Some(&Reuse::Answered) {
             return Err(Refusal::LookingForReuse);
+        }
+        if let Some(refusal) = self.over_quota(job) {
+            return Err(refusal);
         }
         let free = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes));
         // Whoever only helps is asked to leave its group once it has a stage of its own.

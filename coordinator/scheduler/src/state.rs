@@ -19,6 +19,7 @@ use crate::{
     message::StageKey,
     phase::{Change, Grant, Phase},
     plan::{FusedSource, Plan, PlannedStage},
+    share::Account,
 };
 
 /// A fact that does not fit the facts before it.
@@ -41,6 +42,9 @@ pub struct State {
     jobs: BTreeMap<JobId, JobState>,
     /// Stage of each live lease.
     live: BTreeMap<LeaseId, StageKey>,
+    /// What owners have had.
+    #[serde(default)]
+    pub(crate) accounts: BTreeMap<String, Account>,
 }
 
 /// One job.
@@ -98,6 +102,7 @@ impl Default for State {
             submissions: 0,
             jobs: BTreeMap::new(),
             live: BTreeMap::new(),
+            accounts: BTreeMap::new(),
         }
     }
 }
@@ -390,7 +395,10 @@ impl State {
                 let key = key(job, stage);
                 let record = match lease {
                     Some(lease) if self.live.get(lease) != Some(&key) => return Err(not_live(*lease)),
-                    Some(lease) => self.end_lease(*lease, *at_ms, Change::Train)?,
+                    Some(lease) => {
+                        self.charge(&key, &result.usage, *at_ms);
+                        self.end_lease(*lease, *at_ms, Change::Train)?
+                    }
                     None => self.change(&key, Change::Train)?,
                 };
                 dropped.extend(record.checkpoint.take().map(|checkpoint| checkpoint.blob));
@@ -464,6 +472,10 @@ impl State {
         let lost = change != Change::Train;
         let since_ms = self.stage(&key)?.phase.grant().map_or(at_ms, |grant| grant.since_ms);
         self.live.remove(&lease);
+        let spent = self.stage(&key)?.running;
+        if lost {
+            self.charge(&key, &spent, at_ms);
+        }
         let record = self.change(&key, change)?;
         record.end_attempt(lost, at_ms.saturating_sub(since_ms));
         Ok(record)

@@ -5,6 +5,7 @@ mod faults;
 pub(super) mod fixture;
 mod groups;
 mod peer;
+mod schedule;
 mod sessions;
 mod start;
 
