@@ -84,7 +84,8 @@ pub enum Fact {
         epoch: u64,
         /// The members in the order of their ranks; the first speaks for the stage.
         members: Vec<WorkerId>,
-        /// A loss that counts against the stage as a failed attempt does.
+        /// A loss that counts against the stage as a failed attempt does. Earlier versions decided this; now only the end of
+        /// the last member counts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lost: Option<Failure>,
         /// When.

@@ -14,7 +14,6 @@ use graftwork_shared::{
 };
 
 use crate::{
-    attempt::machine_failure,
     fact::Fact,
     machine::Scheduler,
     message::{Command, StageKey},
@@ -49,8 +48,8 @@ pub(crate) struct Group {
     breaking: Option<Breaking>,
     /// Who failed in it.
     barred: BTreeMap<WorkerId, Bar>,
-    /// When a loss counted against the stage; losses within one grace have one cause.
-    counted_ms: Option<u64>,
+    /// Members lost since the last accepted checkpoint.
+    pub(crate) lost: u32,
 }
 
 /// A worker that is on its way into the group.
@@ -79,7 +78,6 @@ struct Forming {
     members: Vec<WorkerId>,
     at_once: bool,
     reason: String,
-    lost: Option<Failure>,
 }
 
 impl Joiner {
@@ -100,7 +98,7 @@ impl Group {
     /// A checkpoint was accepted: whatever failed before did not keep the stage from moving on.
     pub(crate) fn progressed(&mut self) {
         self.broken = 0;
-        self.counted_ms = None;
+        self.lost = 0;
     }
 
     pub(crate) fn deadlines_ms(&self) -> impl Iterator<Item = u64> {
@@ -177,7 +175,7 @@ impl Scheduler {
             }
             self.groups.entry(lease).or_default().joiner = None;
             let reason = format!("{worker} joined");
-            self.form(&key, lease, Forming { members, at_once: false, reason, lost: None });
+            self.form(&key, lease, Forming { members, at_once: false, reason });
         }
     }
 
@@ -212,15 +210,11 @@ impl Scheduler {
             return;
         }
         let mut reason = format!("the group broke: {}", breaking.reason);
-        let mut lost = None;
-        if let Some(first) = apart.first() {
+        if !apart.is_empty() {
             reason = format!("{} cannot be reached, and {reason}", names(&apart));
-            match self.count(key, lease, machine_failure(reason.clone())) {
-                Ok(counted) => lost = counted,
-                Err(failure) => return self.fail_attempt(key, (*first, lease), failure),
-            }
         }
         let group = self.groups.entry(lease).or_default();
+        group.lost += u32::try_from(apart.len()).unwrap_or(u32::MAX);
         // A loss that is seen explains itself.
         group.broken += u32::from(apart.is_empty());
         if group.broken >= MOST_BROKEN && (here.len() > 1 || group.joiner.is_some()) {
@@ -234,7 +228,7 @@ impl Scheduler {
                 here[0]
             );
         }
-        self.form(key, lease, Forming { members: here, at_once: true, reason, lost });
+        self.form(key, lease, Forming { members: here, at_once: true, reason });
     }
 
     /// A worker that holds a lease failed, or did what it must not.
@@ -249,7 +243,9 @@ impl Scheduler {
         self.tell(&key.job, Some(&key.stage), EventKind::JoinFailed { worker, reason: failure.message });
     }
 
-    /// A member is lost: the others go on. The last one's end is the attempt's end, and so is the user's error.
+    /// A member is lost: the others go on, and nothing counts against the stage. The last one's end is the attempt's end,
+    /// and so is the user's error. A stage that kills its members one by one gets no further ones (`grow.rs`), so its last
+    /// one's end comes.
     pub(crate) fn lose_member(
         &mut self,
         key: &StageKey,
@@ -261,13 +257,9 @@ impl Scheduler {
         if members.is_empty() || failure.blame == Blame::User {
             return self.fail_attempt(key, (worker, lease), failure);
         }
-        match self.count(key, lease, failure) {
-            Err(failure) => self.fail_attempt(key, (worker, lease), failure),
-            Ok(lost) => {
-                self.bar(worker, lease);
-                self.form(key, lease, Forming { members, at_once: true, reason, lost });
-            }
-        }
+        self.groups.entry(lease).or_default().lost += 1;
+        self.bar(worker, lease);
+        self.form(key, lease, Forming { members, at_once: true, reason });
     }
 
     /// A holder leaves without blame.
@@ -286,7 +278,7 @@ impl Scheduler {
             self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
         } else {
             // Those that changed over with it wait already, and those that wait for it to come must not.
-            self.form(key, lease, Forming { members, at_once: true, reason, lost: None });
+            self.form(key, lease, Forming { members, at_once: true, reason });
         }
     }
 
@@ -322,9 +314,9 @@ impl Scheduler {
     }
 
     fn form(&mut self, key: &StageKey, lease: LeaseId, forming: Forming) {
-        let Forming { members, at_once, reason, lost } = forming;
+        let Forming { members, at_once, reason } = forming;
         let epoch = self.state.grant(lease).map_or(0, |grant| grant.epoch) + 1;
-        self.record(Fact::GroupFormed { lease, epoch, members: members.clone(), lost, at_ms: self.now_ms });
+        self.record(Fact::GroupFormed { lease, epoch, members: members.clone(), lost: None, at_ms: self.now_ms });
         let group = self.groups.entry(lease).or_default();
         group.breaking = None;
         let joiner = group.joiner.map(|joiner| joiner.worker);
@@ -333,19 +325,6 @@ impl Scheduler {
             self.say_place(*worker, lease, at_once);
         }
         self.tell(&key.job, Some(&key.stage), EventKind::GroupFormed { epoch, members, reason });
-    }
-
-    /// A loss as it counts against the stage; `Err` when it was one too many.
-    fn count(&mut self, key: &StageKey, lease: LeaseId, failure: Failure) -> Result<Option<Failure>, Failure> {
-        let counted_ms = self.groups.get(&lease).and_then(|group| group.counted_ms);
-        if counted_ms.is_some_and(|at| self.now_ms < at + self.policy.grace_ms) {
-            return Ok(None);
-        }
-        if self.judge(key, failure.clone()).0.is_none() {
-            return Err(failure);
-        }
-        self.groups.entry(lease).or_default().counted_ms = Some(self.now_ms);
-        Ok(Some(failure))
     }
 
     /// Who failed in a group is asked again after a wait that grows, as the next attempt of a stage does.

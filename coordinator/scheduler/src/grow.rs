@@ -60,6 +60,7 @@ impl Scheduler {
             group.joiner.is_none()
                 && group.asked_back.is_empty()
                 && group.broken < MOST_BROKEN
+                && group.lost < self.policy.attempts
                 && !group.bars(worker, self.now_ms)
         });
         let steady = grant.members().iter().all(|member| self.workers.get(member).is_some_and(Worker::takes_work));

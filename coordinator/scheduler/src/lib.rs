@@ -10,6 +10,7 @@ mod fact;
 mod group;
 mod grow;
 pub mod invariant;
+mod limit;
 mod loss;
 mod machine;
 mod message;

@@ -144,6 +144,7 @@ impl Scheduler {
         self.now_ms = self.now_ms.max(now_ms);
         self.on_event(event);
         self.expire();
+        self.enforce_limits();
         self.mend_groups();
         self.settle();
         self.admit_prepared();
@@ -158,7 +159,8 @@ impl Scheduler {
         let jobs = self.state.jobs().values().filter(|job| job.ended.is_none());
         let retries = jobs.flat_map(|job| job.stages.iter().filter_map(|record| record.retry_at_ms));
         let groups = self.groups.values().flat_map(Group::deadlines_ms);
-        workers.chain(retries.chain(groups).filter(|at| *at > self.now_ms)).min()
+        let moments = retries.chain(groups).chain(self.limits_ms());
+        workers.chain(moments.filter(|at| *at > self.now_ms)).min()
     }
 
     /// Whether nothing is under way: no live lease, no publication.

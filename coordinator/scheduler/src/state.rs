@@ -75,6 +75,9 @@ pub(crate) struct StageRecord {
     pub(crate) result: Option<StageResult>,
     /// The result is an earlier one.
     pub(crate) reused: bool,
+    /// Time that earlier attempts ran, in milliseconds, since the job was last submitted.
+    #[serde(default)]
+    pub(crate) ran_ms: u64,
     /// Wall time of attempts that gave no result, in milliseconds.
     pub(crate) lost_ms: u64,
     /// What else they cost.
@@ -117,6 +120,7 @@ impl StageRecord {
             retry_at_ms: None,
             result: None,
             reused: false,
+            ran_ms: 0,
             lost_ms: 0,
             lost: Usage::default(),
             running: Usage::default(),
@@ -130,7 +134,7 @@ impl StageRecord {
             _ if self.result.is_some() => Phase::Trained,
             _ => Phase::Pending,
         };
-        Self { phase, failures: Vec::new(), retry_at_ms: None, ..self.clone() }
+        Self { phase, failures: Vec::new(), retry_at_ms: None, ran_ms: 0, ..self.clone() }
     }
 
     pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
@@ -368,7 +372,9 @@ impl State {
         self.term = term;
         let leases: Vec<LeaseId> = self.live.keys().copied().collect();
         for lease in leases {
-            self.end_lease(lease, at_ms, Change::GiveBack)?;
+            let untold_ms = self.untold_ms(lease, at_ms);
+            let record = self.end_lease(lease, at_ms, Change::GiveBack)?;
+            record.ran_ms = record.ran_ms.saturating_sub(untold_ms);
         }
         // Clocks of two processes need not agree, so what waited for a time may go on at once.
         for record in self.jobs.values_mut().flat_map(|job| &mut job.stages) {
@@ -477,6 +483,7 @@ impl State {
             self.charge(&key, &spent, at_ms);
         }
         let record = self.change(&key, change)?;
+        record.ran_ms = record.ran_ms.saturating_add(at_ms.saturating_sub(since_ms));
         record.end_attempt(lost, at_ms.saturating_sub(since_ms));
         Ok(record)
     }
