@@ -82,8 +82,37 @@ pub struct StageView {
     /// What it cost so far: its result, where that was not taken from an earlier one, and all attempts that gave none.
     #[serde(default)]
     pub usage: Usage,
+    /// Its place went to stages of higher priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preempted: Option<Preempted>,
     /// The release, once published.
     pub release: Option<String>,
+}
+
+/// That a stage gave its place to others, and the last time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preempted {
+    /// How often.
+    pub times: u32,
+    /// The other stage's job.
+    pub by_job: JobId,
+    /// The other stage.
+    pub by: Name,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// Step of the checkpoint that it had, and goes on from; 0 for none.
+    pub step: u64,
+}
+
+impl std::fmt::Display for Preempted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let times = if self.times > 1 { format!(", {} times in all", self.times) } else { String::new() };
+        write!(
+            f,
+            "at step {} its place went to {} of job {}, which has a higher priority{times}",
+            self.step, self.by, self.by_job
+        )
+    }
 }
 
 /// What a stage trains.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::Plan;
 
 /// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
-pub const FACT_VERSION: u32 = 3;
+pub const FACT_VERSION: u32 = 4;
 
 /// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -84,6 +84,9 @@ pub enum Fact {
         epoch: u64,
         /// The members in the order of their ranks; the first speaks for the stage.
         members: Vec<WorkerId>,
+        /// Lanes of each by rank; empty: all the same.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        shares: Vec<u32>,
         /// A loss that counts against the stage as a failed attempt does. Earlier versions decided this; now only the end of
         /// the last member counts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,6 +135,17 @@ pub enum Fact {
         lease: LeaseId,
         /// Why.
         reason: String,
+        /// When.
+        at_ms: u64,
+    },
+    /// A lease ended without result and without blame: its place went to a stage of higher priority.
+    StagePreempted {
+        /// The lease.
+        lease: LeaseId,
+        /// The other stage's job.
+        by_job: JobId,
+        /// The other stage.
+        by_stage: Name,
         /// When.
         at_ms: u64,
     },
@@ -224,6 +238,7 @@ impl Fact {
             Self::ResultLost { .. } => "result_lost",
             Self::AttemptCost { .. } => "attempt_cost",
             Self::LeaseReleased { .. } => "lease_released",
+            Self::StagePreempted { .. } => "stage_preempted",
             Self::AttemptFailed { .. } => "attempt_failed",
             Self::StageTrained { .. } => "stage_trained",
             Self::StagePublished { .. } => "stage_published",

@@ -16,8 +16,11 @@ use graftwork_shared::{
 use crate::{
     fact::Fact,
     machine::Scheduler,
+    merit::Chosen,
     message::{Command, StageKey},
+    pace::Paces,
     phase::{Grant, Phase},
+    preempt::Giving,
     state::{State, grows, not_live},
 };
 
@@ -48,6 +51,12 @@ pub(crate) struct Group {
     breaking: Option<Breaking>,
     /// Who failed in it.
     barred: BTreeMap<WorkerId, Bar>,
+    /// Why the lease began where it did.
+    pub(crate) chosen: Option<Chosen>,
+    /// Its holders were asked to give it back for another stage.
+    pub(crate) giving: Option<Giving>,
+    /// What its holders last told of their pace.
+    pub(crate) paces: Paces,
     /// Members lost since the last accepted checkpoint.
     pub(crate) lost: u32,
 }
@@ -91,6 +100,10 @@ impl Group {
         self.joiner.is_some_and(|joiner| joiner.worker == worker)
     }
 
+    pub(crate) fn is_breaking(&self) -> bool {
+        self.breaking.is_some()
+    }
+
     pub(crate) fn bars(&self, worker: WorkerId, now_ms: u64) -> bool {
         self.barred.get(&worker).is_some_and(|bar| bar.until_ms > now_ms)
     }
@@ -103,7 +116,8 @@ impl Group {
 
     pub(crate) fn deadlines_ms(&self) -> impl Iterator<Item = u64> {
         let breaking = self.breaking.iter().map(|breaking| breaking.until_ms);
-        breaking.chain(self.barred.values().map(|bar| bar.until_ms))
+        let giving = self.giving.iter().map(Giving::until_ms);
+        breaking.chain(giving).chain(self.barred.values().map(|bar| bar.until_ms))
     }
 }
 
@@ -118,7 +132,7 @@ impl State {
         &mut self,
         lease: LeaseId,
         epoch: u64,
-        members: &[WorkerId],
+        (members, shares): (&[WorkerId], &[u32]),
         lost: Option<&Failure>,
     ) -> Result<(), String> {
         let key = self.live().get(&lease).cloned().ok_or_else(|| not_live(lease))?;
@@ -127,10 +141,14 @@ impl State {
         if distinct != members.len() || members.iter().any(|member| *member > newest) {
             return Err(format!("a group of workers that are not known, or twice: {members:?}"));
         }
+        if !shares.is_empty() && shares.len() != members.len() {
+            return Err(format!("shares {shares:?} of {} members", members.len()));
+        }
         let record = self.stage(&key)?;
         let Phase::Running(grant) = &mut record.phase else { return Err(not_live(lease)) };
         grows("epoch", epoch, grant.epoch)?;
         (grant.worker, grant.others, grant.epoch) = (*first, others.to_vec(), epoch);
+        grant.shares = shares.to_vec();
         record.failures.extend(lost.cloned());
         Ok(())
     }
@@ -274,6 +292,9 @@ impl Scheduler {
         let members = self.members_but(lease, worker);
         if members.is_empty() {
             self.keep_cost(lease);
+            if self.end_for_another(lease, Some(worker)) {
+                return;
+            }
             self.dismiss(lease, Some(worker));
             self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
         } else {
@@ -306,17 +327,20 @@ impl Scheduler {
         let Some((job, at)) = self.state.live().get(&lease).and_then(|key| self.state.record(key)) else { return };
         let checkpointed = job.stages[at].checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         let Some(grant) = job.stages[at].phase.grant() else { return };
-        let (epoch, members) = (grant.epoch, grant.members());
+        let (epoch, members, shares) = (grant.epoch, grant.members(), grant.shares.clone());
         let Some(rank) = members.iter().position(|member| *member == worker) else { return };
         let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let (rank, ranks) = (number(rank), number(members.len()));
-        self.out.commands.push(Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed });
+        self.out.commands.push(Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed, shares });
     }
 
     fn form(&mut self, key: &StageKey, lease: LeaseId, forming: Forming) {
         let Forming { members, at_once, reason } = forming;
         let epoch = self.state.grant(lease).map_or(0, |grant| grant.epoch) + 1;
-        self.record(Fact::GroupFormed { lease, epoch, members: members.clone(), lost: None, at_ms: self.now_ms });
+        let shape = self.shape(lease, &members);
+        let (shares, at_ms) = (shape.shares.clone(), self.now_ms);
+        self.record(Fact::GroupFormed { lease, epoch, members: members.clone(), shares, lost: None, at_ms });
+        self.shaped(lease, &members, &shape);
         let group = self.groups.entry(lease).or_default();
         group.breaking = None;
         let joiner = group.joiner.map(|joiner| joiner.worker);
@@ -325,6 +349,17 @@ impl Scheduler {
             self.say_place(*worker, lease, at_once);
         }
         self.tell(&key.job, Some(&key.stage), EventKind::GroupFormed { epoch, members, reason });
+    }
+
+    /// The same members with other lanes.
+    pub(crate) fn form_again(&mut self, key: &StageKey, lease: LeaseId, members: Vec<WorkerId>, reason: String) {
+        self.form(key, lease, Forming { members, at_once: false, reason });
+    }
+
+    /// A worker is not asked into the group for so long.
+    pub(crate) fn leave_out(&mut self, worker: WorkerId, lease: LeaseId, wait_ms: u64) {
+        let bar = self.groups.entry(lease).or_default().barred.entry(worker).or_default();
+        bar.until_ms = bar.until_ms.max(self.now_ms + wait_ms);
     }
 
     /// Who failed in a group is asked again after a wait that grows, as the next attempt of a stage does.

@@ -90,6 +90,7 @@ impl Scheduler {
         assignment.resume = None;
         let memory_bytes = job.plan.stages[position].memory_bytes;
         if let Some(known) = self.workers.get_mut(&worker) {
+            known.take_in(&job.plan.stages[position]);
             known.leases.insert(lease, memory_bytes);
         }
         self.groups.entry(lease).or_default().joiner = Some(Joiner::new(worker));
@@ -162,7 +163,7 @@ impl Scheduler {
         self.groups.get(&lease).is_some_and(|group| group.asked_back.contains(&worker))
     }
 
-    fn ask_back(&mut self, worker: WorkerId, lease: LeaseId, reason: String) {
+    pub(crate) fn ask_back(&mut self, worker: WorkerId, lease: LeaseId, reason: String) {
         if self.role(worker, lease) == Some(Role::Joins) {
             // It has nothing to hand over, and may still load for long.
             self.drop_joiner(worker, lease);

@@ -6,6 +6,7 @@
 
 mod attempt;
 mod cost;
+mod explain;
 mod fact;
 mod group;
 mod grow;
@@ -13,17 +14,23 @@ pub mod invariant;
 mod limit;
 mod loss;
 mod machine;
+mod merit;
 mod message;
+mod pace;
 mod phase;
 mod place;
 mod plan;
+mod preempt;
+mod reopen;
 mod share;
 mod state;
 mod view;
 mod worker;
 
+pub use explain::{Ahead, Free, Needs, Slow, Why};
 pub use fact::{FACT_VERSION, Fact};
 pub use machine::{Policy, Scheduler, Standing};
+pub use merit::Chosen;
 pub use message::{Command, Decision, Event, StageKey, WorkerInfo};
 pub use plan::{FusedSource, Plan, PlanError, PlannedStage};
 pub use share::Quota;

@@ -44,6 +44,10 @@ pub struct Policy {
     pub grow_steps: u64,
     /// How long the cause of a broken group may take to be seen before the same members try again.
     pub broken_wait_ms: u64,
+    /// How long those who are asked for their place may take to checkpoint and give it back.
+    pub release_ms: u64,
+    /// How long lanes stay after they moved from a straggler; doubles each time.
+    pub reshape_ms: u64,
     /// What owners may have at a time; `*` stands for every owner that is not named.
     pub quotas: BTreeMap<String, Quota>,
 }
@@ -60,6 +64,8 @@ impl Default for Policy {
             backoff_most_ms: 60_000,
             grow_steps: 20,
             broken_wait_ms: 250,
+            release_ms: 30_000,
+            reshape_ms: 30_000,
             quotas: BTreeMap::new(),
         }
     }
@@ -145,6 +151,7 @@ impl Scheduler {
         self.on_event(event);
         self.expire();
         self.enforce_limits();
+        self.take_places();
         self.mend_groups();
         self.settle();
         self.admit_prepared();
@@ -216,6 +223,7 @@ impl Scheduler {
             Event::Progress { worker, lease } => {
                 self.on_lease_message(worker, lease);
             }
+            Event::Stepped { worker, lease, report } => self.on_stepped((worker, lease), &report),
             Event::Checkpointed { worker, lease, step, blob } => {
                 if let Some(key) = self.on_leaders_message(worker, lease) {
                     self.on_checkpointed(&key, (worker, lease), step, blob);

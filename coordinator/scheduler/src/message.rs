@@ -3,7 +3,7 @@
 use graftwork_shared::{
     assignment::{Assignment, Failure, StageResult, Usage},
     digest::Digest,
-    event::EventKind,
+    event::{EventKind, StepReport},
     id::{JobId, LeaseId, Name, WorkerId},
     job::Resources,
     recipe::NumericClass,
@@ -117,6 +117,15 @@ pub enum Event {
         worker: WorkerId,
         /// The lease.
         lease: LeaseId,
+    },
+    /// A holder of a lease told how training goes. It is of the moment, and decides no byte.
+    Stepped {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// What it told.
+        report: StepReport,
     },
     /// A checkpoint lies in the blob store.
     Checkpointed {
@@ -260,6 +269,8 @@ pub enum Command {
         at_once: bool,
         /// Step of the accepted checkpoint; 0 for none.
         checkpointed: u64,
+        /// Lanes of each member by rank; empty: all the same.
+        shares: Vec<u32>,
     },
     /// A worker shall finish its step and give this lease back.
     Release {

@@ -11,6 +11,7 @@ use graftwork_shared::{
     event::Outcome,
     id::{JobId, LeaseId, Name, Term, WorkerId},
     recipe::NumericClass,
+    view::Preempted,
 };
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +76,9 @@ pub(crate) struct StageRecord {
     pub(crate) result: Option<StageResult>,
     /// The result is an earlier one.
     pub(crate) reused: bool,
+    /// Its place went to other stages.
+    #[serde(default)]
+    pub(crate) preempted: Option<Preempted>,
     /// Time that earlier attempts ran, in milliseconds, since the job was last submitted.
     #[serde(default)]
     pub(crate) ran_ms: u64,
@@ -120,21 +124,12 @@ impl StageRecord {
             retry_at_ms: None,
             result: None,
             reused: false,
+            preempted: None,
             ran_ms: 0,
             lost_ms: 0,
             lost: Usage::default(),
             running: Usage::default(),
         }
-    }
-
-    /// What is kept of it when its job is submitted again with the same recipe for it.
-    fn reopened(&self, gone: bool) -> Self {
-        let phase = match &self.phase {
-            Phase::Published { release } if !gone => Phase::Published { release: release.clone() },
-            _ if self.result.is_some() => Phase::Trained,
-            _ => Phase::Pending,
-        };
-        Self { phase, failures: Vec::new(), retry_at_ms: None, ran_ms: 0, ..self.clone() }
     }
 
     pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
@@ -202,45 +197,6 @@ impl JobState {
     fn blobs(&self) -> impl Iterator<Item = Digest> {
         let stages = self.each().flat_map(|(_, stage, record)| stage.blobs().chain(record.blobs()));
         stages.chain(self.plan.uploads.iter().copied())
-    }
-
-    /// Stages of a new plan whose earlier results say nothing: another recipe, files that were touched since (an edit can
-    /// keep a recipe; the hub's result is compared with the rows before it is used again), or a need of that kind.
-    fn changed<'p>(&self, plan: &'p Plan) -> Vec<&'p Name> {
-        let same =
-            |stage: &PlannedStage| self.position(&stage.name).is_some_and(|at| stage.is_still(&self.plan.stages[at]));
-        let mut changed: Vec<&Name> =
-            plan.stages.iter().filter(|stage| !same(stage)).map(|stage| &stage.name).collect();
-        loop {
-            let needs = |stage: &&PlannedStage| stage.needs.iter().any(|needs| changed.contains(&needs));
-            let more = plan.stages.iter().filter(needs).map(|stage| &stage.name);
-            let more: Vec<&Name> = more.filter(|name| !changed.contains(name)).collect();
-            if more.is_empty() {
-                return changed;
-            }
-            changed.extend(more);
-        }
-    }
-
-    fn reopen(&mut self, plan: &Plan, gone: &[Name]) {
-        let changed = self.changed(plan);
-        let stages = plan.stages.iter().map(|stage| {
-            match self.position(&stage.name).filter(|_| !changed.contains(&&stage.name)) {
-                Some(at) => self.stages[at].reopened(gone.contains(&stage.name)),
-                None => StageRecord::new(),
-            }
-        });
-        self.stages = stages.collect();
-        self.plan = plan.clone();
-        self.cancelled = None;
-        self.ended = None;
-    }
-
-    /// Whether submitting this plan after the job's end leaves something to do.
-    pub(crate) fn reopens(&self, plan: &Plan, gone: &[Name]) -> bool {
-        let mut again = self.clone();
-        again.reopen(plan, gone);
-        again.stages.iter().any(|record| !record.phase.is_final())
     }
 }
 
@@ -329,8 +285,8 @@ impl State {
                 self.live.insert(*lease, key);
                 Ok(())
             }
-            Fact::GroupFormed { lease, epoch, members, lost, .. } => {
-                self.fold_group(*lease, *epoch, members, lost.as_ref())
+            Fact::GroupFormed { lease, epoch, members, shares, lost, .. } => {
+                self.fold_group(*lease, *epoch, (members, shares), lost.as_ref())
             }
             Fact::CheckpointAccepted { lease, step, blob } => {
                 let key = self.live.get(lease).cloned().ok_or_else(|| not_live(*lease))?;
@@ -344,6 +300,10 @@ impl State {
             }
             Fact::AttemptCost { lease, usage } => self.fold_cost(*lease, *usage),
             Fact::LeaseReleased { lease, at_ms, .. } => self.end_lease(*lease, *at_ms, Change::GiveBack).map(drop),
+            Fact::StagePreempted { lease, by_job, by_stage, at_ms } => {
+                let by = StageKey { job: by_job.clone(), stage: by_stage.clone() };
+                self.fold_preemption(*lease, &by, *at_ms)
+            }
             Fact::AttemptFailed { lease, failure, retry_at_ms, at_ms } => {
                 let change = retry_at_ms.map_or_else(|| Change::Fail(failure.clone()), |_| Change::GiveBack);
                 let record = self.end_lease(*lease, *at_ms, change)?;
@@ -473,7 +433,7 @@ impl State {
     }
 
     /// Ends a live lease with this change of its stage.
-    fn end_lease(&mut self, lease: LeaseId, at_ms: u64, change: Change) -> Result<&mut StageRecord, String> {
+    pub(crate) fn end_lease(&mut self, lease: LeaseId, at_ms: u64, change: Change) -> Result<&mut StageRecord, String> {
         let key = self.live.get(&lease).cloned().ok_or_else(|| not_live(lease))?;
         let lost = change != Change::Train;
         let since_ms = self.stage(&key)?.phase.grant().map_or(at_ms, |grant| grant.since_ms);

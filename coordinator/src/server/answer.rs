@@ -142,8 +142,14 @@ impl Driver {
             WorkerMessage::Heartbeat(leases) => {
                 self.apply(Event::Heartbeat { worker, leases }, Vec::new());
             }
-            WorkerMessage::Step(lease, report) => self.on_progress(worker, lease, EventKind::Step(report)),
-            WorkerMessage::Evaluated(lease, scores) => self.on_progress(worker, lease, EventKind::Evaluated(scores)),
+            WorkerMessage::Step(lease, report) => {
+                self.tell_progress(worker, lease, EventKind::Step(report));
+                self.apply(Event::Stepped { worker, lease, report }, Vec::new());
+            }
+            WorkerMessage::Evaluated(lease, scores) => {
+                self.tell_progress(worker, lease, EventKind::Evaluated(scores));
+                self.apply(Event::Progress { worker, lease }, Vec::new());
+            }
             WorkerMessage::Checkpoint(lease, step, blob) => {
                 let spoken = vec![self.spoken_of(worker, blob)];
                 self.apply(Event::Checkpointed { worker, lease, step, blob }, spoken);
@@ -171,11 +177,10 @@ impl Driver {
     }
 
     /// Reports are for eyes: told if the lease is live and the worker speaks for its group, and not journalled.
-    fn on_progress(&mut self, worker: WorkerId, lease: LeaseId, kind: EventKind) {
+    fn tell_progress(&mut self, worker: WorkerId, lease: LeaseId, kind: EventKind) {
         if let Some(StageKey { job, stage }) = self.machine.leads(worker, lease).cloned() {
             self.tell(job, Some(stage), kind);
         }
-        self.apply(Event::Progress { worker, lease }, Vec::new());
     }
 
     fn view(&self, job: &JobId) -> Option<JobView> {

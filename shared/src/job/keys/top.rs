@@ -28,7 +28,8 @@ pub(crate) static TOP: Section = Section {
             Whole(-1000, 1000),
             Value("0"),
             "5",
-            "Jobs of a higher number get free workers first; running work is never taken from another job.",
+            "Jobs of a higher number go first, and where no place is free take that of running work of a lower number, which \
+             checkpoints and goes on later.",
         )
         .undigested(),
         Key::new(

@@ -1,0 +1,62 @@
+//! What is kept of an ended job that is submitted again: results and checkpoints of stages that are still the same.
+
+use graftwork_shared::id::Name;
+
+use crate::{
+    phase::Phase,
+    plan::{Plan, PlannedStage},
+    state::{JobState, StageRecord},
+};
+
+impl StageRecord {
+    /// What is kept of it when its job is submitted again with the same recipe for it.
+    fn reopened(&self, gone: bool) -> Self {
+        let phase = match &self.phase {
+            Phase::Published { release } if !gone => Phase::Published { release: release.clone() },
+            _ if self.result.is_some() => Phase::Trained,
+            _ => Phase::Pending,
+        };
+        Self { phase, failures: Vec::new(), retry_at_ms: None, preempted: None, ran_ms: 0, ..self.clone() }
+    }
+}
+
+impl JobState {
+    /// Stages of a new plan whose earlier results say nothing: another recipe, files that were touched since (an edit can
+    /// keep a recipe; the hub's result is compared with the rows before it is used again), or a need of that kind.
+    fn changed<'p>(&self, plan: &'p Plan) -> Vec<&'p Name> {
+        let same =
+            |stage: &PlannedStage| self.position(&stage.name).is_some_and(|at| stage.is_still(&self.plan.stages[at]));
+        let mut changed: Vec<&Name> =
+            plan.stages.iter().filter(|stage| !same(stage)).map(|stage| &stage.name).collect();
+        loop {
+            let needs = |stage: &&PlannedStage| stage.needs.iter().any(|needs| changed.contains(&needs));
+            let more = plan.stages.iter().filter(needs).map(|stage| &stage.name);
+            let more: Vec<&Name> = more.filter(|name| !changed.contains(name)).collect();
+            if more.is_empty() {
+                return changed;
+            }
+            changed.extend(more);
+        }
+    }
+
+    pub(crate) fn reopen(&mut self, plan: &Plan, gone: &[Name]) {
+        let changed = self.changed(plan);
+        let stages = plan.stages.iter().map(|stage| {
+            match self.position(&stage.name).filter(|_| !changed.contains(&&stage.name)) {
+                Some(at) => self.stages[at].reopened(gone.contains(&stage.name)),
+                None => StageRecord::new(),
+            }
+        });
+        self.stages = stages.collect();
+        self.plan = plan.clone();
+        self.cancelled = None;
+        self.ended = None;
+    }
+
+    /// Whether submitting this plan after the job's end leaves something to do.
+    pub(crate) fn reopens(&self, plan: &Plan, gone: &[Name]) -> bool {
+        let mut again = self.clone();
+        again.reopen(plan, gone);
+        again.stages.iter().any(|record| !record.phase.is_final())
+    }
+}
