@@ -163,7 +163,7 @@ pub enum Event {
         /// The lease.
         lease: LeaseId,
     },
-    /// What an attempt has cost so far, by its worker. Of it nothing is decided.
+    /// What an attempt has cost so far, by its worker. Once durable it counts in its owner's share.
     Spent {
         /// The worker.
         worker: WorkerId,
