@@ -82,7 +82,7 @@ pub enum WorkerMessage {
 }
 
 /// A member's place in the group that trains a lease's stage.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Formation {
     /// Grows with every change of the group; the single worker that a lease begins with is epoch 0.
     pub epoch: u64,
@@ -94,11 +94,13 @@ pub struct Formation {
     pub at_once: bool,
     /// Step of the accepted checkpoint; 0 for none.
     pub checkpointed: u64,
+    /// Weight of each rank's part of the lanes; empty: all the same.
+    pub shares: Vec<u32>,
 }
 
 impl Formation {
     /// The formation of a lease that one worker holds.
-    pub const ALONE: Self = Self { epoch: 0, rank: 0, ranks: 1, at_once: false, checkpointed: 0 };
+    pub const ALONE: Self = Self { epoch: 0, rank: 0, ranks: 1, at_once: false, checkpointed: 0, shares: Vec::new() };
 }
 
 /// What a coordinator says.
@@ -301,12 +303,16 @@ impl TryFrom<v1::Form> for Formation {
     type Error = WireError;
 
     fn try_from(wire: v1::Form) -> Result<Self, WireError> {
-        let v1::Form { epoch, rank, ranks, at_once, checkpointed, .. } = wire;
+        let v1::Form { epoch, rank, ranks, at_once, checkpointed, shares, .. } = wire;
         if rank >= ranks {
             let problem = format!("{rank}, but the group has {ranks} members");
             return Err(WireError::Wrong { field: "form.rank", problem });
         }
-        Ok(Self { epoch, rank, ranks, at_once, checkpointed })
+        if !shares.is_empty() && (shares.len() != ranks as usize || shares.iter().all(|share| *share == 0)) {
+            let problem = format!("{shares:?}, but the group has {ranks} members, and one of them has lanes");
+            return Err(WireError::Wrong { field: "form.shares", problem });
+        }
+        Ok(Self { epoch, rank, ranks, at_once, checkpointed, shares })
     }
 }
 
@@ -322,8 +328,8 @@ impl From<CoordinatorEnvelope> for v1::CoordinatorMessage {
                 Message::Assign(v1::Assign { lease: lease.0, assignment: to_document(&assignment), joining })
             }
             CoordinatorMessage::Form(lease, formation) => {
-                let Formation { epoch, rank, ranks, at_once, checkpointed } = formation;
-                Message::Form(v1::Form { lease: lease.0, epoch, rank, ranks, at_once, checkpointed })
+                let Formation { epoch, rank, ranks, at_once, checkpointed, shares } = formation;
+                Message::Form(v1::Form { lease: lease.0, epoch, rank, ranks, at_once, checkpointed, shares })
             }
             CoordinatorMessage::Accepted(lease, step) => Message::Accepted(v1::Accepted { lease: lease.0, step }),
             CoordinatorMessage::Fenced(lease) => Message::Fenced(v1::Fenced { lease: lease.0 }),
@@ -381,7 +387,7 @@ mod tests {
     #[test]
     fn a_rank_outside_its_group_is_refused() {
         let form = |rank| {
-            let formation = Formation { rank, ranks: 2, ..Formation::ALONE };
+            let formation = Formation { rank, ranks: 2, shares: vec![3, 1], ..Formation::ALONE };
             let message = CoordinatorMessage::Form(LeaseId(3), formation);
             CoordinatorEnvelope { term: Term(7), trace: String::new(), message }
         };
@@ -389,6 +395,13 @@ mod tests {
         assert_eq!(CoordinatorEnvelope::try_from(v1::CoordinatorMessage::from(known.clone())).unwrap(), known);
         let error = CoordinatorEnvelope::try_from(v1::CoordinatorMessage::from(form(2))).unwrap_err().to_string();
         assert_eq!(error, "form.rank: 2, but the group has 2 members");
+        for shares in [vec![1], vec![0, 0], vec![1, 2, 3]] {
+            let formation = Formation { ranks: 2, shares, ..Formation::ALONE };
+            let message = CoordinatorMessage::Form(LeaseId(3), formation);
+            let wire = CoordinatorEnvelope { term: Term(7), trace: String::new(), message };
+            let error = CoordinatorEnvelope::try_from(v1::CoordinatorMessage::from(wire)).unwrap_err().to_string();
+            assert!(error.starts_with("form.shares: ["), "{error}");
+        }
     }
 
     #[test]

@@ -80,6 +80,15 @@ pub enum EventKind {
         /// Why.
         reason: String,
     },
+    /// A stage gave its place to one of higher priority, and is ready again.
+    Preempted {
+        /// The other stage's job.
+        by_job: JobId,
+        /// The other stage.
+        by: Name,
+        /// Step of the checkpoint from which it goes on; 0 for none.
+        step: u64,
+    },
     /// Training moved on.
     Step(StepReport),
     /// Validation was scored.
@@ -152,6 +161,9 @@ pub struct StepReport {
     /// Bytes of gradients that this member sent for an update.
     #[serde(default)]
     pub sent_bytes: u64,
+    /// Lanes of an update that this member computes; 0: it does not say.
+    #[serde(default)]
+    pub lanes: u32,
 }
 
 /// How a job ended.

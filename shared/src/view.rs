@@ -82,8 +82,37 @@ pub struct StageView {
     /// What it cost so far: its result, where that was not taken from an earlier one, and all attempts that gave none.
     #[serde(default)]
     pub usage: Usage,
+    /// Its place went to stages of higher priority.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preempted: Option<Preempted>,
     /// The release, once published.
     pub release: Option<String>,
+}
+
+/// That a stage gave its place to others, and the last time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preempted {
+    /// How often.
+    pub times: u32,
+    /// The other stage's job.
+    pub by_job: JobId,
+    /// The other stage.
+    pub by: Name,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// Step of the checkpoint that it had, and goes on from; 0 for none.
+    pub step: u64,
+}
+
+impl std::fmt::Display for Preempted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let times = if self.times > 1 { format!(", {} times in all", self.times) } else { String::new() };
+        write!(
+            f,
+            "at step {} its place went to {} of job {}, which has a higher priority{times}",
+            self.step, self.by, self.by_job
+        )
+    }
 }
 
 /// What a stage trains.
@@ -179,6 +208,17 @@ pub enum Refusal {
         /// Ready stages that go first.
         ahead: Vec<Name>,
     },
+    /// Its owner has as much as it may have at a time.
+    Quota {
+        /// The owner.
+        owner: String,
+        /// Of what.
+        of: QuotaOf,
+        /// How many it has.
+        has: u32,
+        /// How many it may have.
+        most: u32,
+    },
     /// An attempt failed and the next one waits.
     BackingOff {
         /// The failure.
@@ -197,12 +237,26 @@ pub enum Refusal {
     },
 }
 
+/// What a quota bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuotaOf {
+    /// Places of workers.
+    Places,
+    /// Jobs that have not ended.
+    Jobs,
+}
+
 impl Refusal {
     /// Whether it stays until another worker comes or the job changes: no wait alone ends it.
     pub fn lasts(&self) -> bool {
         match self {
-            Self::Device { .. } | Self::Memory { .. } | Self::NumericClass { .. } => true,
-            Self::NoWorker | Self::LookingForReuse | Self::Busy { .. } | Self::BackingOff { .. } => false,
+            Self::Device { .. } | Self::Memory { .. } | Self::NumericClass { .. } | Self::Quota { most: 0, .. } => true,
+            Self::NoWorker
+            | Self::LookingForReuse
+            | Self::Busy { .. }
+            | Self::Quota { .. }
+            | Self::BackingOff { .. } => false,
         }
     }
 }
@@ -227,6 +281,12 @@ impl std::fmt::Display for Refusal {
                     [] => Ok(()),
                     names => write!(f, "; {} ready stage(s) go first: {}", names.len(), join(names)),
                 }
+            }
+            Self::Quota { owner, of: QuotaOf::Places, has, most } => {
+                write!(f, "{owner} has {has} places of workers, and its quota is {most}")
+            }
+            Self::Quota { owner, of: QuotaOf::Jobs, has, most } => {
+                write!(f, "{owner} has {has} jobs that have not ended, and its quota is {most}")
             }
             Self::BackingOff { failure, attempts, until_ms } => {
                 write!(f, "attempt {attempts} failed ({}); the next one starts at {until_ms} ms", failure.message)

@@ -101,16 +101,17 @@ impl Control {
 
     /// Tells of the stage's next formation.
     pub(crate) fn form(&self, formation: Formation) {
+        let (epoch, at_once) = (formation.epoch, formation.at_once);
         self.formation.send_if_modified(|known| {
-            let newer = formation.epoch > known.epoch;
+            let newer = epoch > known.epoch;
             if newer {
                 *known = formation;
             }
             newer
         });
         let mut group = self.group();
-        if formation.at_once {
-            group.at_once = group.at_once.max(formation.epoch);
+        if at_once {
+            group.at_once = group.at_once.max(epoch);
         }
         if group.epoch < group.at_once {
             group.aborter.abort();
@@ -298,7 +299,7 @@ impl stage::Host for StageHost<'_> {
     }
 
     fn formation(&self) -> Formation {
-        *self.control.formation.borrow()
+        self.control.formation.borrow().clone()
     }
 
     fn next_formation(&self, after: u64) -> Option<Formation> {
@@ -307,7 +308,7 @@ impl stage::Host for StageHost<'_> {
             tokio::select! {
                 () = self.control.interrupted.cancelled() => None,
                 // The sender lives in this host.
-                told = formation.wait_for(|formation| formation.epoch > after) => told.ok().map(|told| *told),
+                told = formation.wait_for(|formation| formation.epoch > after) => told.ok().map(|told| told.clone()),
             }
         })
     }

@@ -228,10 +228,14 @@ impl<R, M: Machine> Core<R, M> {
         if !self.is_open(worker, session) {
             return;
         }
+        let event = match &kind {
+            EventKind::Step(report) => Event::Stepped { worker, lease, report: *report },
+            _ => Event::Progress { worker, lease },
+        };
         if let Some(StageKey { job, stage }) = self.machine().leads(worker, lease).cloned() {
             self.tell(job, Some(stage), kind);
         }
-        self.on_event(now_ms, Event::Progress { worker, lease });
+        self.on_event(now_ms, event);
     }
 
     /// A session ended.

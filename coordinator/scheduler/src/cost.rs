@@ -1,6 +1,7 @@
 //! What stages cost: every attempt counts, whether it gave a result or not.
 //!
-//! Workers tell what an attempt has cost so far, and again with its last word; nothing is decided by it. The latest
+//! Workers tell what an attempt has cost so far, and again with its last word; fair shares (`share.rs`) go by what is
+//! durable of it, and nothing else does. The latest
 //! number is kept in memory and becomes a fact when a checkpoint counts and when the lease ends, so that of a killed
 //! worker all is counted that it told, and of a killed coordinator all up to the last checkpoint.
 

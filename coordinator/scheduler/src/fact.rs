@@ -105,7 +105,11 @@ pub enum Fact {
         epoch: u64,
         /// The members in the order of their ranks; the first speaks for the stage.
         members: Vec<WorkerId>,
-        /// A loss that counts against the stage as a failed attempt does.
+        /// Lanes of each by rank; empty: all the same.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        shares: Vec<u32>,
+        /// A loss that counts against the stage as a failed attempt does. Earlier versions decided this; now only the end of
+        /// the last member counts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lost: Option<Failure>,
         /// When.
@@ -152,6 +156,17 @@ pub enum Fact {
         lease: LeaseId,
         /// Why.
         reason: String,
+        /// When.
+        at_ms: u64,
+    },
+    /// A lease ended without result and without blame: its place went to a stage of higher priority.
+    StagePreempted {
+        /// The lease.
+        lease: LeaseId,
+        /// The other stage's job.
+        by_job: JobId,
+        /// The other stage.
+        by_stage: Name,
         /// When.
         at_ms: u64,
     },
@@ -247,6 +262,7 @@ impl Fact {
             Self::ResultLost { .. } => "result_lost",
             Self::AttemptCost { .. } => "attempt_cost",
             Self::LeaseReleased { .. } => "lease_released",
+            Self::StagePreempted { .. } => "stage_preempted",
             Self::AttemptFailed { .. } => "attempt_failed",
             Self::StageTrained { .. } => "stage_trained",
             Self::StagePublished { .. } => "stage_published",

@@ -14,11 +14,13 @@ use graftwork_shared::{
 };
 
 use crate::{
-    attempt::machine_failure,
     fact::Fact,
     machine::Scheduler,
+    merit::Chosen,
     message::{Command, StageKey},
+    pace::Paces,
     phase::{Grant, Phase},
+    preempt::Giving,
     state::{State, grows, not_live},
 };
 
@@ -49,8 +51,14 @@ pub(crate) struct Group {
     breaking: Option<Breaking>,
     /// Who failed in it.
     barred: BTreeMap<WorkerId, Bar>,
-    /// When a loss counted against the stage; losses within one grace have one cause.
-    counted_ms: Option<u64>,
+    /// Why the lease began where it did.
+    pub(crate) chosen: Option<Chosen>,
+    /// Its holders were asked to give it back for another stage.
+    pub(crate) giving: Option<Giving>,
+    /// What its holders last told of their pace.
+    pub(crate) paces: Paces,
+    /// Members lost since the last accepted checkpoint.
+    pub(crate) lost: u32,
 }
 
 /// A worker that is on its way into the group.
@@ -79,7 +87,6 @@ struct Forming {
     members: Vec<WorkerId>,
     at_once: bool,
     reason: String,
-    lost: Option<Failure>,
 }
 
 impl Joiner {
@@ -93,6 +100,10 @@ impl Group {
         self.joiner.is_some_and(|joiner| joiner.worker == worker)
     }
 
+    pub(crate) fn is_breaking(&self) -> bool {
+        self.breaking.is_some()
+    }
+
     pub(crate) fn bars(&self, worker: WorkerId, now_ms: u64) -> bool {
         self.barred.get(&worker).is_some_and(|bar| bar.until_ms > now_ms)
     }
@@ -100,12 +111,13 @@ impl Group {
     /// A checkpoint was accepted: whatever failed before did not keep the stage from moving on.
     pub(crate) fn progressed(&mut self) {
         self.broken = 0;
-        self.counted_ms = None;
+        self.lost = 0;
     }
 
     pub(crate) fn deadlines_ms(&self) -> impl Iterator<Item = u64> {
         let breaking = self.breaking.iter().map(|breaking| breaking.until_ms);
-        breaking.chain(self.barred.values().map(|bar| bar.until_ms))
+        let giving = self.giving.iter().map(Giving::until_ms);
+        breaking.chain(giving).chain(self.barred.values().map(|bar| bar.until_ms))
     }
 }
 
@@ -120,7 +132,7 @@ impl State {
         &mut self,
         lease: LeaseId,
         epoch: u64,
-        members: &[WorkerId],
+        (members, shares): (&[WorkerId], &[u32]),
         lost: Option<&Failure>,
     ) -> Result<(), String> {
         let key = self.live().get(&lease).cloned().ok_or_else(|| not_live(lease))?;
@@ -129,10 +141,14 @@ impl State {
         if distinct != members.len() || members.iter().any(|member| *member > newest) {
             return Err(format!("a group of workers that are not known, or twice: {members:?}"));
         }
+        if !shares.is_empty() && shares.len() != members.len() {
+            return Err(format!("shares {shares:?} of {} members", members.len()));
+        }
         let record = self.stage(&key)?;
         let Phase::Running(grant) = &mut record.phase else { return Err(not_live(lease)) };
         grows("epoch", epoch, grant.epoch)?;
         (grant.worker, grant.others, grant.epoch) = (*first, others.to_vec(), epoch);
+        grant.shares = shares.to_vec();
         record.failures.extend(lost.cloned());
         Ok(())
     }
@@ -177,7 +193,7 @@ impl Scheduler {
             }
             self.groups.entry(lease).or_default().joiner = None;
             let reason = format!("{worker} joined");
-            self.form(&key, lease, Forming { members, at_once: false, reason, lost: None });
+            self.form(&key, lease, Forming { members, at_once: false, reason });
         }
     }
 
@@ -212,15 +228,11 @@ impl Scheduler {
             return;
         }
         let mut reason = format!("the group broke: {}", breaking.reason);
-        let mut lost = None;
-        if let Some(first) = apart.first() {
+        if !apart.is_empty() {
             reason = format!("{} cannot be reached, and {reason}", names(&apart));
-            match self.count(key, lease, machine_failure(reason.clone())) {
-                Ok(counted) => lost = counted,
-                Err(failure) => return self.fail_attempt(key, (*first, lease), failure),
-            }
         }
         let group = self.groups.entry(lease).or_default();
+        group.lost += u32::try_from(apart.len()).unwrap_or(u32::MAX);
         // A loss that is seen explains itself.
         group.broken += u32::from(apart.is_empty());
         if group.broken >= MOST_BROKEN && (here.len() > 1 || group.joiner.is_some()) {
@@ -234,7 +246,7 @@ impl Scheduler {
                 here[0]
             );
         }
-        self.form(key, lease, Forming { members: here, at_once: true, reason, lost });
+        self.form(key, lease, Forming { members: here, at_once: true, reason });
     }
 
     /// A worker that holds a lease failed, or did what it must not.
@@ -249,7 +261,9 @@ impl Scheduler {
         self.tell(&key.job, Some(&key.stage), EventKind::JoinFailed { worker, reason: failure.message });
     }
 
-    /// A member is lost: the others go on. The last one's end is the attempt's end, and so is the user's error.
+    /// A member is lost: the others go on, and nothing counts against the stage. The last one's end is the attempt's end,
+    /// and so is the user's error. A stage that kills its members one by one gets no further ones (`grow.rs`), so its last
+    /// one's end comes.
     pub(crate) fn lose_member(
         &mut self,
         key: &StageKey,
@@ -261,13 +275,9 @@ impl Scheduler {
         if members.is_empty() || failure.blame == Blame::User {
             return self.fail_attempt(key, (worker, lease), failure);
         }
-        match self.count(key, lease, failure) {
-            Err(failure) => self.fail_attempt(key, (worker, lease), failure),
-            Ok(lost) => {
-                self.bar(worker, lease);
-                self.form(key, lease, Forming { members, at_once: true, reason, lost });
-            }
-        }
+        self.groups.entry(lease).or_default().lost += 1;
+        self.bar(worker, lease);
+        self.form(key, lease, Forming { members, at_once: true, reason });
     }
 
     /// A holder leaves without blame.
@@ -282,11 +292,14 @@ impl Scheduler {
         let members = self.members_but(lease, worker);
         if members.is_empty() {
             self.keep_cost(lease);
+            if self.end_for_another(lease, Some(worker)) {
+                return;
+            }
             self.dismiss(lease, Some(worker));
             self.record(Fact::LeaseReleased { lease, reason, at_ms: self.now_ms });
         } else {
             // Those that changed over with it wait already, and those that wait for it to come must not.
-            self.form(key, lease, Forming { members, at_once: true, reason, lost: None });
+            self.form(key, lease, Forming { members, at_once: true, reason });
         }
     }
 
@@ -314,17 +327,20 @@ impl Scheduler {
         let Some((job, at)) = self.state.live().get(&lease).and_then(|key| self.state.record(key)) else { return };
         let checkpointed = job.stages[at].checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         let Some(grant) = job.stages[at].phase.grant() else { return };
-        let (epoch, members) = (grant.epoch, grant.members());
+        let (epoch, members, shares) = (grant.epoch, grant.members(), grant.shares.clone());
         let Some(rank) = members.iter().position(|member| *member == worker) else { return };
         let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         let (rank, ranks) = (number(rank), number(members.len()));
-        self.out.commands.push(Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed });
+        self.out.commands.push(Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed, shares });
     }
 
     fn form(&mut self, key: &StageKey, lease: LeaseId, forming: Forming) {
-        let Forming { members, at_once, reason, lost } = forming;
+        let Forming { members, at_once, reason } = forming;
         let epoch = self.state.grant(lease).map_or(0, |grant| grant.epoch) + 1;
-        self.record(Fact::GroupFormed { lease, epoch, members: members.clone(), lost, at_ms: self.now_ms });
+        let shape = self.shape(lease, &members);
+        let (shares, at_ms) = (shape.shares.clone(), self.now_ms);
+        self.record(Fact::GroupFormed { lease, epoch, members: members.clone(), shares, lost: None, at_ms });
+        self.shaped(lease, &members, &shape);
         let group = self.groups.entry(lease).or_default();
         group.breaking = None;
         let joiner = group.joiner.map(|joiner| joiner.worker);
@@ -335,17 +351,15 @@ impl Scheduler {
         self.tell(&key.job, Some(&key.stage), EventKind::GroupFormed { epoch, members, reason });
     }
 
-    /// A loss as it counts against the stage; `Err` when it was one too many.
-    fn count(&mut self, key: &StageKey, lease: LeaseId, failure: Failure) -> Result<Option<Failure>, Failure> {
-        let counted_ms = self.groups.get(&lease).and_then(|group| group.counted_ms);
-        if counted_ms.is_some_and(|at| self.now_ms < at + self.policy.grace_ms) {
-            return Ok(None);
-        }
-        if self.judge(key, failure.clone()).0.is_none() {
-            return Err(failure);
-        }
-        self.groups.entry(lease).or_default().counted_ms = Some(self.now_ms);
-        Ok(Some(failure))
+    /// The same members with other lanes.
+    pub(crate) fn form_again(&mut self, key: &StageKey, lease: LeaseId, members: Vec<WorkerId>, reason: String) {
+        self.form(key, lease, Forming { members, at_once: false, reason });
+    }
+
+    /// A worker is not asked into the group for so long.
+    pub(crate) fn leave_out(&mut self, worker: WorkerId, lease: LeaseId, wait_ms: u64) {
+        let bar = self.groups.entry(lease).or_default().barred.entry(worker).or_default();
+        bar.until_ms = bar.until_ms.max(self.now_ms + wait_ms);
     }
 
     /// Who failed in a group is asked again after a wait that grows, as the next attempt of a stage does.

@@ -60,6 +60,7 @@ impl Scheduler {
             group.joiner.is_none()
                 && group.asked_back.is_empty()
                 && group.broken < MOST_BROKEN
+                && group.lost < self.policy.attempts
                 && !group.bars(worker, self.now_ms)
         });
         let steady = grant.members().iter().all(|member| self.workers.get(member).is_some_and(Worker::takes_work));
@@ -74,6 +75,7 @@ impl Scheduler {
         quiet
             && steady
             && fits
+            && self.over_quota(job).is_none()
             && u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < most)
             && stage.total_steps.saturating_sub(done) >= self.policy.grow_steps
     }
@@ -88,6 +90,7 @@ impl Scheduler {
         assignment.resume = None;
         let memory_bytes = job.plan.stages[position].memory_bytes;
         if let Some(known) = self.workers.get_mut(&worker) {
+            known.take_in(&job.plan.stages[position]);
             known.leases.insert(lease, memory_bytes);
         }
         self.groups.entry(lease).or_default().joiner = Some(Joiner::new(worker));
@@ -117,12 +120,18 @@ impl Scheduler {
         let mut claimed = BTreeSet::new();
         for key in self.ready() {
             let Some((job, position)) = self.state.record(&key) else { continue };
-            if !matches!(self.choose(job, position), Err(Refusal::Busy { .. })) {
-                continue;
-            }
+            let owner = match self.choose(job, position) {
+                Err(Refusal::Busy { .. }) => None,
+                // Only what its owner gives back makes room for it.
+                Err(Refusal::Quota { owner, .. }) => Some(owner),
+                Ok(_) | Err(_) => continue,
+            };
             let memory_bytes = job.plan.stages[position].memory_bytes;
             let suited = self.suited(job, position).unwrap_or_default();
             let fit = |helper: WorkerId, lease: LeaseId| {
+                if owner.as_ref().is_some_and(|owner| self.owner_of(lease) != Some(owner)) {
+                    return false;
+                }
                 let worker = suited.iter().find(|(id, _)| *id == helper).map(|(_, worker)| worker);
                 worker.is_some_and(|worker| worker.has_room_without(lease, memory_bytes))
             };
@@ -145,11 +154,16 @@ impl Scheduler {
         }
     }
 
+    fn owner_of(&self, lease: LeaseId) -> Option<&String> {
+        let key = self.state.live().get(&lease)?;
+        self.state.jobs().get(&key.job).map(|job| &job.plan.job.owner)
+    }
+
     pub(crate) fn was_asked_back(&self, worker: WorkerId, lease: LeaseId) -> bool {
         self.groups.get(&lease).is_some_and(|group| group.asked_back.contains(&worker))
     }
 
-    fn ask_back(&mut self, worker: WorkerId, lease: LeaseId, reason: String) {
+    pub(crate) fn ask_back(&mut self, worker: WorkerId, lease: LeaseId, reason: String) {
         if self.role(worker, lease) == Some(Role::Joins) {
             // It has nothing to hand over, and may still load for long.
             self.drop_joiner(worker, lease);

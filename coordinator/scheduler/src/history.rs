@@ -148,6 +148,7 @@ impl<'a> Reader<'a> {
             Fact::CheckpointLost { job, stage, .. } => self.stage(key(job, stage)).accepted = None,
             Fact::ResultLost { job, stage, .. } => *self.stage(key(job, stage)) = Stage::default(),
             Fact::LeaseReleased { lease, .. } => drop(self.end(*lease, "it was given back")),
+            Fact::StagePreempted { lease, .. } => drop(self.end(*lease, "another stage took its place")),
             Fact::AttemptFailed { lease, retry_at_ms, .. } => {
                 if let Some(live) = self.end(*lease, "its attempt failed") {
                     self.stage(live.key).is_final |= retry_at_ms.is_none();

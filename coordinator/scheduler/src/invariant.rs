@@ -62,6 +62,8 @@ pub fn check(
     only_live_leases_commit(before, event, decision)?;
     acknowledged_survives(before, event, after, decision)?;
     classes_stay(before, event, decision)?;
+    quotas_hold(before, after)?;
+    only_higher_priority_takes(before, after, decision)?;
     refusals_are_values(after)
 }
 
@@ -197,6 +199,31 @@ fn classes_stay(before: &Scheduler, event: &Event, decision: &Decision) -> Resul
         let checkpoint = record.and_then(|record| record.checkpoint.as_ref());
         let same = lost(event, decision, job, stage) || checkpoint.is_none_or(|checkpoint| checkpoint.class == *class);
         ensure(same, Invariant::BytesFollowRecipe, || format!("{key} went to {class}"))?;
+    }
+    Ok(())
+}
+
+/// A place goes to a strictly higher priority, and never twice from a stage that has not moved on between.
+fn only_higher_priority_takes(before: &Scheduler, after: &Scheduler, decision: &Decision) -> Result<(), Violation> {
+    for fact in &decision.facts {
+        let Fact::StagePreempted { lease, by_job, .. } = fact else { continue };
+        let Some((key, (job, position))) =
+            before.state.live().get(lease).and_then(|key| Some((key, before.state.record(key)?)))
+        else {
+            continue;
+        };
+        let higher = after.state.jobs().get(by_job).is_some_and(|by| by.plan.job.priority > job.plan.job.priority);
+        let safe = job.stages[position].is_safe();
+        ensure(higher && !safe, Invariant::RefusalIsValue, || format!("{key} gave its place: {fact:?}"))?;
+    }
+    Ok(())
+}
+
+/// An owner gets no place beyond its quota.
+fn quotas_hold(before: &Scheduler, after: &Scheduler) -> Result<(), Violation> {
+    for (owner, has, most) in after.bounded() {
+        let kept = has <= most.max(before.places_of(&owner));
+        ensure(kept, Invariant::RefusalIsValue, || format!("{owner} has {has} places, and may have {most}"))?;
     }
     Ok(())
 }

@@ -6,26 +6,35 @@
 
 mod attempt;
 mod cost;
+mod explain;
 mod fact;
 mod group;
 mod grow;
 pub mod history;
 pub mod invariant;
+mod limit;
 mod loss;
 mod machine;
+mod merit;
 mod message;
+mod pace;
 mod phase;
 mod place;
 mod plan;
+mod preempt;
 mod reopen;
+mod share;
 mod state;
 mod term;
 mod view;
 mod worker;
 
+pub use explain::{Ahead, Free, Needs, Slow, Why};
 pub use fact::{FACT_VERSION, Fact};
 pub use machine::{Policy, Scheduler, Standing};
+pub use merit::Chosen;
 pub use message::{Command, Decision, Event, StageKey, WorkerInfo};
 pub use plan::{FusedSource, Plan, PlanError, PlannedStage};
+pub use share::Quota;
 pub use state::{FoldError, State};
 pub use view::{Explanation, StageExplanation, WorkerView};

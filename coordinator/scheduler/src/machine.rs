@@ -22,6 +22,7 @@ use crate::{
     message::{Command, Decision, Event, StageKey},
     phase::Phase,
     plan::Plan,
+    share::Quota,
     state::{FoldError, JobState, State},
     worker::Worker,
 };
@@ -45,6 +46,12 @@ pub struct Policy {
     pub grow_steps: u64,
     /// How long the cause of a broken group may take to be seen before the same members try again.
     pub broken_wait_ms: u64,
+    /// How long those who are asked for their place may take to checkpoint and give it back.
+    pub release_ms: u64,
+    /// How long lanes stay after they moved from a straggler; doubles each time.
+    pub reshape_ms: u64,
+    /// What owners may have at a time; `*` stands for every owner that is not named.
+    pub quotas: BTreeMap<String, Quota>,
 }
 
 impl Default for Policy {
@@ -61,6 +68,9 @@ impl Default for Policy {
             backoff_most_ms: 60_000,
             grow_steps: 20,
             broken_wait_ms: 250,
+            release_ms: 30_000,
+            reshape_ms: 30_000,
+            quotas: BTreeMap::new(),
         }
     }
 }
@@ -149,6 +159,8 @@ impl Scheduler {
         self.now_ms = self.now_ms.max(now_ms);
         self.on_event(event);
         self.expire();
+        self.enforce_limits();
+        self.take_places();
         self.mend_groups();
         self.settle();
         self.admit_prepared();
@@ -163,7 +175,8 @@ impl Scheduler {
         let jobs = self.state.jobs().values().filter(|job| job.ended.is_none());
         let retries = jobs.flat_map(|job| job.stages.iter().filter_map(|record| record.retry_at_ms));
         let groups = self.groups.values().flat_map(Group::deadlines_ms);
-        workers.chain(retries.chain(groups).filter(|at| *at > self.now_ms)).min()
+        let moments = retries.chain(groups).chain(self.limits_ms());
+        workers.chain(moments.filter(|at| *at > self.now_ms)).min()
     }
 
     /// Whether nothing is under way: no live lease, no publication.
@@ -219,6 +232,7 @@ impl Scheduler {
             Event::Progress { worker, lease } => {
                 self.on_lease_message(worker, lease);
             }
+            Event::Stepped { worker, lease, report } => self.on_stepped((worker, lease), &report),
             Event::Checkpointed { worker, lease, step, blob } => {
                 if let Some(key) = self.on_leaders_message(worker, lease) {
                     self.on_checkpointed(&key, (worker, lease), step, blob);
@@ -266,6 +280,9 @@ impl Scheduler {
             Some(job) if job.ended.is_some() && job.reopens(&plan, &gone) => true,
             Some(_) => return,
         };
+        if self.too_many_jobs(&plan).is_some() {
+            return;
+        }
         let stages = u32::try_from(plan.stages.len()).unwrap_or(u32::MAX);
         let at_ms = self.now_ms;
         self.reuse.retain(|key, _| key.job != id);

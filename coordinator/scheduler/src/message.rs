@@ -3,7 +3,7 @@
 use graftwork_shared::{
     assignment::{Assignment, Failure, StageResult, Usage},
     digest::Digest,
-    event::EventKind,
+    event::{EventKind, StepReport},
     id::{JobId, LeaseId, Name, WorkerId},
     job::Resources,
     recipe::NumericClass,
@@ -118,6 +118,15 @@ pub enum Event {
         /// The lease.
         lease: LeaseId,
     },
+    /// A holder of a lease told how training goes. It is of the moment, and decides no byte.
+    Stepped {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// What it told.
+        report: StepReport,
+    },
     /// A checkpoint lies in the blob store.
     Checkpointed {
         /// The worker.
@@ -154,7 +163,7 @@ pub enum Event {
         /// The lease.
         lease: LeaseId,
     },
-    /// What an attempt has cost so far, by its worker. Of it nothing is decided.
+    /// What an attempt has cost so far, by its worker. Once durable it counts in its owner's share.
     Spent {
         /// The worker.
         worker: WorkerId,
@@ -260,6 +269,8 @@ pub enum Command {
         at_once: bool,
         /// Step of the accepted checkpoint; 0 for none.
         checkpointed: u64,
+        /// Lanes of each member by rank; empty: all the same.
+        shares: Vec<u32>,
     },
     /// A worker shall finish its step and give this lease back.
     Release {

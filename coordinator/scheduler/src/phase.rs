@@ -66,12 +66,15 @@ pub(crate) struct Grant {
     /// Of the group; 0 for the one worker that the lease began with.
     #[serde(default)]
     pub(crate) epoch: u64,
+    /// Lanes of each member by rank; empty: all the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) shares: Vec<u32>,
 }
 
 impl Grant {
     /// What a lease begins with.
     pub(crate) fn of_one(lease: LeaseId, worker: WorkerId, class: NumericClass, since_ms: u64) -> Self {
-        Self { lease, worker, class, since_ms, others: Vec::new(), epoch: 0 }
+        Self { lease, worker, class, since_ms, others: Vec::new(), epoch: 0, shares: Vec::new() }
     }
 
     /// All members in the order of their ranks.

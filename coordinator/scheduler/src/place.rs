@@ -1,8 +1,9 @@
 //! Which stage goes to which worker, or why none does.
 //!
-//! Jobs go by priority and then by submission; within a job the stage at the head of the longest remaining chain of
-//! work goes first, so that the tail is short. A worker takes a stage when it has a free place, the device, the memory
-//! and, for a stage with a checkpoint, the numeric class; of those that do, the one with the fewest goes first. The
+//! Jobs go by priority, then by what their owners have had (`share.rs`), then by submission; within a job the stage at the
+//! head of the longest remaining chain of work goes first, so that the tail is short. A worker takes a stage when it has a free place, the device, the memory
+//! and, for a stage with a checkpoint, the numeric class; of those that do, the one with the fewest goes first, then the
+//! fastest as far as speeds are known, then one that has the base model loaded, then one that has read the rows. The
 //! order is total, so the same state gives the same placement (invariant 6), and a refusal is a value (invariant 7).
 
 use std::{cmp::Reverse, collections::BTreeMap};
@@ -19,6 +20,7 @@ use graftwork_shared::{
 use crate::{
     fact::Fact,
     machine::{Reuse, Scheduler},
+    merit::usual_speed,
     message::{Command, StageKey},
     phase::Phase,
     state::JobState,
@@ -37,6 +39,7 @@ impl Scheduler {
             }
         }
         self.take_back();
+        self.preempt();
         self.grow();
     }
 
@@ -71,22 +74,6 @@ impl Scheduler {
         refusals
     }
 
-    /// Stages that could run by what they need, in the order in which they are served.
-    pub(crate) fn ready(&self) -> Vec<StageKey> {
-        let mut ready = Vec::new();
-        for (id, job) in self.state.jobs().iter().filter(|(_, job)| job.ended.is_none()) {
-            let rank = (Reverse(job.plan.job.priority), job.order);
-            for (position, stage, record) in job.each() {
-                if record.phase == Phase::Pending && job.waits_for(position).is_empty() {
-                    let key = StageKey { job: id.clone(), stage: stage.name.clone() };
-                    ready.push(((rank, Reverse(job.remaining_chain(position)), position), key));
-                }
-            }
-        }
-        ready.sort();
-        ready.into_iter().map(|(_, key)| key).collect()
-    }
-
     /// The worker for a ready stage, or why there is none.
     pub(crate) fn choose(&self, job: &JobState, position: usize) -> Result<WorkerId, Refusal> {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
@@ -102,10 +89,17 @@ impl Scheduler {
         if untouched && self.reuse.get(&key) != Some(&Reuse::Answered) {
             return Err(Refusal::LookingForReuse);
         }
+        if let Some(refusal) = self.over_quota(job) {
+            return Err(refusal);
+        }
         let free = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes));
         // Whoever only helps is asked to leave its group once it has a stage of its own.
         let own = |id: WorkerId, worker: &Worker| worker.leases.len() - self.helps_in(id);
-        let best = free.min_by_key(|(id, worker)| (own(*id, worker), worker.leases.len(), *id));
+        let usual = usual_speed(stage, &suited);
+        let best = free.min_by_key(|(id, worker)| {
+            let merit = worker.merit(stage, usual);
+            (own(*id, worker), worker.leases.len(), Reverse(merit), *id)
+        });
         best.map(|(id, _)| *id).ok_or_else(|| Refusal::Busy {
             workers: u32::try_from(suited.len()).unwrap_or(u32::MAX),
             slots: suited.iter().map(|(_, worker)| worker.info.slots).sum(),
@@ -160,11 +154,14 @@ impl Scheduler {
             EventKind::StageStarted { worker, from_step, total_steps: stage.total_steps, attempt: record.attempts };
         let memory_bytes = stage.memory_bytes;
         let lease = self.state.next_lease();
+        let chosen = self.why_here(key, worker);
         let known = self.workers.get_mut(&worker).expect("a worker is chosen among those there are");
         known.leases.insert(lease, memory_bytes);
+        known.take_in(stage);
         let class = known.info.class.clone();
         let (job, stage, at_ms) = (key.job.clone(), key.stage.clone(), self.now_ms);
         self.record(Fact::StageLeased { job, stage, lease, worker, class, at_ms });
+        self.groups.entry(lease).or_default().chosen = chosen;
         self.out.commands.push(Command::Assign { worker, lease, assignment, joining: false });
         self.tell(&key.job, Some(&key.stage), started);
     }
@@ -196,7 +193,7 @@ impl Worker {
         self.has_room_beside(others.map(|(_, bytes)| bytes), memory_bytes)
     }
 
-    fn has_room_beside<'a>(&self, leases: impl Iterator<Item = &'a u64>, memory_bytes: u64) -> bool {
+    pub(crate) fn has_room_beside<'a>(&self, leases: impl Iterator<Item = &'a u64>, memory_bytes: u64) -> bool {
         let (taken, used) =
             leases.fold((0, 0), |(taken, used): (u32, u64), bytes| (taken + 1, used.saturating_add(*bytes)));
         taken < self.info.slots && self.could_hold(used.saturating_add(memory_bytes))

@@ -16,7 +16,7 @@ impl StageRecord {
             _ if self.result.is_some() => Phase::Trained,
             _ => Phase::Pending,
         };
-        Self { phase, failures: Vec::new(), retry_at_ms: None, ..self.clone() }
+        Self { phase, failures: Vec::new(), retry_at_ms: None, preempted: None, ran_ms: 0, ..self.clone() }
     }
 }
 

@@ -11,6 +11,7 @@ use graftwork_shared::{
     event::Outcome,
     id::{JobId, LeaseId, Name, Term, WorkerId},
     recipe::NumericClass,
+    view::Preempted,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,7 @@ use crate::{
     message::StageKey,
     phase::{Change, Grant, Phase},
     plan::{FusedSource, Plan, PlannedStage},
+    share::Account,
     term::Holder,
 };
 
@@ -45,6 +47,9 @@ pub struct State {
     /// Workers of this term that can be known again in the next one.
     #[serde(default)]
     pub(crate) holders: BTreeMap<WorkerId, Holder>,
+    /// What owners have had.
+    #[serde(default)]
+    pub(crate) accounts: BTreeMap<String, Account>,
 }
 
 /// One job.
@@ -75,6 +80,12 @@ pub(crate) struct StageRecord {
     pub(crate) result: Option<StageResult>,
     /// The result is an earlier one.
     pub(crate) reused: bool,
+    /// Its place went to other stages.
+    #[serde(default)]
+    pub(crate) preempted: Option<Preempted>,
+    /// Time that earlier attempts ran, in milliseconds, since the job was last submitted.
+    #[serde(default)]
+    pub(crate) ran_ms: u64,
     /// Wall time of attempts that gave no result, in milliseconds.
     pub(crate) lost_ms: u64,
     /// What else they cost.
@@ -103,6 +114,7 @@ impl Default for State {
             jobs: BTreeMap::new(),
             live: BTreeMap::new(),
             holders: BTreeMap::new(),
+            accounts: BTreeMap::new(),
         }
     }
 }
@@ -117,6 +129,8 @@ impl StageRecord {
             retry_at_ms: None,
             result: None,
             reused: false,
+            preempted: None,
+            ran_ms: 0,
             lost_ms: 0,
             lost: Usage::default(),
             running: Usage::default(),
@@ -278,8 +292,8 @@ impl State {
                 self.live.insert(*lease, key);
                 Ok(())
             }
-            Fact::GroupFormed { lease, epoch, members, lost, .. } => {
-                self.fold_group(*lease, *epoch, members, lost.as_ref())
+            Fact::GroupFormed { lease, epoch, members, shares, lost, .. } => {
+                self.fold_group(*lease, *epoch, (members, shares), lost.as_ref())
             }
             Fact::CheckpointAccepted { lease, step, blob } => {
                 let key = self.live.get(lease).cloned().ok_or_else(|| not_live(*lease))?;
@@ -293,6 +307,10 @@ impl State {
             }
             Fact::AttemptCost { lease, usage } => self.fold_cost(*lease, *usage),
             Fact::LeaseReleased { lease, at_ms, .. } => self.end_lease(*lease, *at_ms, Change::GiveBack).map(drop),
+            Fact::StagePreempted { lease, by_job, by_stage, at_ms } => {
+                let by = StageKey { job: by_job.clone(), stage: by_stage.clone() };
+                self.fold_preemption(*lease, &by, *at_ms)
+            }
             Fact::AttemptFailed { lease, failure, retry_at_ms, at_ms } => {
                 let change = retry_at_ms.map_or_else(|| Change::Fail(failure.clone()), |_| Change::GiveBack);
                 let record = self.end_lease(*lease, *at_ms, change)?;
@@ -334,7 +352,10 @@ impl State {
                 let key = key(job, stage);
                 let record = match lease {
                     Some(lease) if self.live.get(lease) != Some(&key) => return Err(not_live(*lease)),
-                    Some(lease) => self.end_lease(*lease, *at_ms, Change::Train)?,
+                    Some(lease) => {
+                        self.charge(&key, &result.usage, *at_ms);
+                        self.end_lease(*lease, *at_ms, Change::Train)?
+                    }
                     None => self.change(&key, Change::Train)?,
                 };
                 dropped.extend(record.checkpoint.take().map(|checkpoint| checkpoint.blob));
@@ -408,7 +429,12 @@ impl State {
         let lost = change != Change::Train;
         let since_ms = self.stage(&key)?.phase.grant().map_or(at_ms, |grant| grant.since_ms);
         self.live.remove(&lease);
+        let spent = self.stage(&key)?.running;
+        if lost {
+            self.charge(&key, &spent, at_ms);
+        }
         let record = self.change(&key, change)?;
+        record.ran_ms = record.ran_ms.saturating_add(at_ms.saturating_sub(since_ms));
         record.end_attempt(lost, at_ms.saturating_sub(since_ms));
         Ok(record)
     }

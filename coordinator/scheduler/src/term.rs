@@ -46,7 +46,9 @@ impl State {
         };
         let over: Vec<LeaseId> = self.live().keys().copied().filter(|lease| !known(lease)).collect();
         for lease in over {
-            self.end_lease(lease, at_ms, Change::GiveBack)?;
+            let untold_ms = self.untold_ms(lease, at_ms);
+            let record = self.end_lease(lease, at_ms, Change::GiveBack)?;
+            record.ran_ms = record.ran_ms.saturating_sub(untold_ms);
         }
         let members: Vec<WorkerId> =
             self.live().keys().filter_map(|lease| self.grant(*lease)).flat_map(Grant::members).collect();
@@ -72,7 +74,7 @@ impl Scheduler {
         let holders = self.state.holders.iter().map(|(id, holder)| {
             let info = WorkerInfo { key: holder.key.clone(), ..holder.info.clone() };
             let apart = Some(Apart::since_restart(at_ms, reason));
-            (*id, Worker { info, seen_ms: at_ms, leases: BTreeMap::new(), draining: false, apart })
+            (*id, Worker { apart, ..Worker::new(info, at_ms) })
         });
         self.workers = holders.collect();
         for (lease, key) in self.state.live() {

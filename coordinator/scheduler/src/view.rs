@@ -12,6 +12,7 @@ use graftwork_shared::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    explain::Why,
     machine::Scheduler,
     message::{StageKey, WorkerInfo},
     phase::Phase,
@@ -47,6 +48,9 @@ pub struct StageExplanation {
     pub checkpoint_step: Option<u64>,
     /// Place among the ready stages, from 0.
     pub queue: Option<usize>,
+    /// What stands behind the sentence.
+    #[serde(default)]
+    pub why: Why,
 }
 
 /// A worker as it is now.
@@ -70,6 +74,10 @@ impl fmt::Display for Explanation {
         let width = self.stages.iter().map(|stage| stage.stage.as_str().len()).max().unwrap_or(0);
         for stage in &self.stages {
             writeln!(f, "  {:width$}  {}", stage.stage, stage.sentence)?;
+            let why = stage.why.to_string();
+            if !why.is_empty() {
+                writeln!(f, "  {:width$}  {why}", "")?;
+            }
             for failure in &stage.failures {
                 writeln!(f, "  {:width$}  earlier: {}", "", failure.message)?;
             }
@@ -142,6 +150,7 @@ impl Scheduler {
                 attempts: record.attempts,
                 failures: earlier(record),
                 checkpoint_step: record.checkpoint.as_ref().map(|checkpoint| checkpoint.step),
+                why: self.why(job, position),
                 queue: ready.iter().position(|other| *other == key),
             }
         });
@@ -247,6 +256,7 @@ impl Scheduler {
             validation: record.result.as_ref().map(|result| result.validation.clone()).unwrap_or_default(),
             result: record.result.clone(),
             usage: Usage::default(),
+            preempted: record.preempted.clone(),
             release,
         }
     }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
+    digest::Digest,
     event::EventKind,
     id::{LeaseId, WorkerId},
 };
@@ -18,6 +19,7 @@ use crate::{
     group::Role,
     machine::{Policy, Scheduler},
     message::{Command, StageKey, WorkerInfo},
+    pace::SpeedOf,
     term::entered,
 };
 
@@ -29,6 +31,12 @@ pub(crate) struct Worker {
     /// Leases that take a place on it: live ones, and fenced ones that it has not dropped yet. With their memory.
     pub(crate) leases: BTreeMap<LeaseId, u64>,
     pub(crate) draining: bool,
+    /// Measured speeds: of the moment.
+    pub(crate) speeds: Vec<(SpeedOf, f64)>,
+    /// Base models that it has loaded, and data that it has read: it was handed stages with them. A process forgets
+    /// neither.
+    pub(crate) trunks: BTreeSet<Digest>,
+    pub(crate) data: BTreeSet<Digest>,
     /// Its connection broke.
     pub(crate) apart: Option<Apart>,
 }
@@ -53,6 +61,19 @@ impl Apart {
 }
 
 impl Worker {
+    pub(crate) fn new(info: WorkerInfo, seen_ms: u64) -> Self {
+        Self {
+            info,
+            seen_ms,
+            leases: BTreeMap::new(),
+            draining: false,
+            speeds: Vec::new(),
+            trunks: BTreeSet::new(),
+            data: BTreeSet::new(),
+            apart: None,
+        }
+    }
+
     /// Whether new work may go to it.
     pub(crate) fn takes_work(&self) -> bool {
         !self.draining && self.apart.is_none()
@@ -82,7 +103,7 @@ impl Scheduler {
         self.out.commands.push(Command::Welcome { session, worker });
         let joined = EventKind::WorkerJoined { worker, place: info.place.clone(), threads: info.threads };
         let seen_ms = self.now_ms;
-        self.workers.insert(worker, Worker { info, seen_ms, leases: BTreeMap::new(), draining: false, apart: None });
+        self.workers.insert(worker, Worker::new(info, seen_ms));
         self.tell_all(&joined);
         if let Some(reason) = self.stopping.clone() {
             self.drain(worker, &reason);

@@ -192,7 +192,7 @@ fn groups_that_cannot_be_are_no_facts() {
         [(1, vec![first]), (2, Vec::new()), (2, vec![first, first]), (2, vec![first, WorkerId(second.0 + 1)])]
     {
         let mut state = world.machine.scheduler.state().clone();
-        let fact = Fact::GroupFormed { lease, epoch, members, lost: None, at_ms: 0 };
+        let fact = Fact::GroupFormed { lease, epoch, members, shares: Vec::new(), lost: None, at_ms: 0 };
         assert!(state.fold(&fact).is_err(), "{fact:?}");
     }
 }

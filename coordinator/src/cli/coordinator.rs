@@ -1,12 +1,14 @@
 //! `graftwork coordinator`: leads workers until it is stopped.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use anyhow::anyhow;
+use graftwork_scheduler::Quota;
 use graftwork_shared::address::{Address, Host};
 
 use super::{DONE, Failure, cache_folder, secret};
@@ -62,6 +64,32 @@ pub(crate) struct Arguments {
     /// Environment variable that holds one token for everything; on loopback alone.
     #[arg(long, value_name = "NAME")]
     token_env: Option<String>,
+    /// Places of workers that an owner's stages may have at a time, such as `nlp=4`; `*=4` is for every owner that is not
+    /// named. May be given again.
+    #[arg(long, value_name = "OWNER=PLACES", value_parser = bound)]
+    quota: Vec<(String, u32)>,
+    /// Jobs of an owner that may be there without having ended; one more is refused. As with --quota.
+    #[arg(long, value_name = "OWNER=JOBS", value_parser = bound)]
+    most_jobs: Vec<(String, u32)>,
+}
+
+fn bound(text: &str) -> Result<(String, u32), String> {
+    let parts = text.rsplit_once('=').filter(|(owner, _)| !owner.trim().is_empty());
+    let (owner, number) = parts.ok_or("write OWNER=NUMBER, such as nlp=4, or *=4 for every other owner")?;
+    let number = number.parse().map_err(|_| format!("{number:?} is not a whole number from 0 to {}", u32::MAX))?;
+    Ok((owner.to_owned(), number))
+}
+
+/// What the options say together. An owner that is named has the bounds of its own name alone.
+fn quotas(places: Vec<(String, u32)>, jobs: Vec<(String, u32)>) -> BTreeMap<String, Quota> {
+    let mut quotas: BTreeMap<String, Quota> = BTreeMap::new();
+    for (owner, places) in places {
+        quotas.entry(owner).or_default().places = Some(places);
+    }
+    for (owner, jobs) in jobs {
+        quotas.entry(owner).or_default().jobs = Some(jobs);
+    }
+    quotas
 }
 
 /// Where a coordinator keeps its things when nothing is said.
@@ -113,6 +141,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     if options.listen.is_empty() {
         options.listen.push(Listen::Unix(folder.join("door").join("socket")));
     }
+    options.quotas = quotas(arguments.quota, arguments.most_jobs);
     let mut signals = Signals::listen()?;
     let mut running = tokio::select! {
         started = server::start(options) => started.map_err(Failure::input)?,
@@ -167,5 +196,20 @@ fn bucket(arguments: &Arguments, needed: bool) -> Result<Option<Bucket>, Failure
              checkpoints and results there"
         ))),
         None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounds_of_owners_are_read_and_put_together() {
+        assert_eq!(bound("a=b=3"), Ok(("a=b".to_owned(), 3)));
+        assert!(bound("=3").unwrap_err().starts_with("write OWNER=NUMBER"));
+        assert_eq!(bound("nlp=-1").unwrap_err(), "\"-1\" is not a whole number from 0 to 4294967295");
+        let quotas = quotas(vec![bound("nlp=4").unwrap(), bound("*=2").unwrap()], vec![bound("nlp=9").unwrap()]);
+        assert_eq!(quotas["nlp"], Quota { places: Some(4), jobs: Some(9) });
+        assert_eq!(quotas["*"], Quota { places: Some(2), jobs: None });
     }
 }

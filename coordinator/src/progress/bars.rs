@@ -13,7 +13,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use super::{
     duration,
     pace::Pace,
-    plain::{group_words, stuck_words},
+    plain::{group_words, preempted_words, stuck_words},
 };
 
 pub(crate) struct Bars {
@@ -70,6 +70,12 @@ impl Bars {
             }
             EventKind::JoinFailed { worker, reason } => {
                 self.say(&format!("✗ {stage}: {worker} could not join: {reason}"));
+            }
+            EventKind::Preempted { by_job, by, step } => {
+                self.say(&format!("{stage} {}", preempted_words(by_job, by, *step)));
+                if let Some(bar) = self.running.remove(stage) {
+                    bar.finish_and_clear();
+                }
             }
             EventKind::CheckpointLost { .. } => self.say(&format!("✗ {stage}: its checkpoint is lost; it starts over")),
             EventKind::ResultLost => self.say(&format!("✗ {stage}: its result is lost; it is got again")),

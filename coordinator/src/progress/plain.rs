@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graftwork_shared::{
     event::{Event, EventKind, Outcome, StepReport},
-    id::{Name, WorkerId},
+    id::{JobId, Name, WorkerId},
     metric::Metric,
     view::{JobView, Refusal},
 };
@@ -69,6 +69,7 @@ impl Plain {
             }
             EventKind::GroupFormed { members, reason, .. } => group_words(members, reason),
             EventKind::JoinFailed { worker, reason } => format!("{worker} could not join: {reason}"),
+            EventKind::Preempted { by_job, by, step } => preempted_words(by_job, by, *step),
             EventKind::CheckpointLost { step } => {
                 format!("the checkpoint of step {step} is missing or damaged; it starts over")
             }
@@ -105,6 +106,11 @@ pub(super) fn group_words(members: &[WorkerId], reason: &str) -> String {
     let names: Vec<String> = members.iter().map(ToString::to_string).collect();
     let noun = if members.len() == 1 { "worker" } else { "workers" };
     format!("now on {} {noun}: {} ({reason})", members.len(), names.join(", "))
+}
+
+/// That a stage gave its place.
+pub(super) fn preempted_words(by_job: &JobId, by: &Name, step: u64) -> String {
+    format!("gives its place to {by} of job {by_job}, which has a higher priority; goes on from step {step} later")
 }
 
 /// That nothing can run, and why, in one line.

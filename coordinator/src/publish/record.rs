@@ -25,7 +25,7 @@ pub(crate) fn job_of_stage(job: &Job, stage: &Name) -> Job {
             })
     };
     let tasks = job.tasks.iter().filter(|task| needed(&task.name)).cloned().collect();
-    let resources = Resources { workers: 1, threads: None, device: job.resources.device, workers_per_task: None };
+    let resources = Resources::of_device(job.resources.device);
     Job { priority: 0, resources, tasks, fusions, ..job.clone() }
 }
 

@@ -33,6 +33,9 @@ pub(crate) fn table(view: &JobView, rests: bool, color: bool) -> String {
             StageState::Cancelled { reason } => text.push_str(&format!("\n{} was cancelled: {reason}", stage.name)),
             _ => {}
         }
+        if let Some(preempted) = &stage.preempted {
+            text.push_str(&format!("\n{}: {preempted}", stage.name));
+        }
     }
     let usage = &view.usage;
     text.push_str(&format!(

@@ -90,6 +90,10 @@ impl Driver {
 
     fn on_submit(&mut self, submission: Submission) {
         let Submission { plan, gone, trace, attached } = submission;
+        if let Some(refusal) = self.machine().too_many_jobs(&plan) {
+            tracing::info!(job = %plan.id(), %refusal, "a job is not taken");
+            return self.reply(attached, Err(refusal));
+        }
         let id = plan.id();
         if self.machine().standing(&id) != Standing::Active {
             let trace = if trace.is_empty() { id.to_string() } else { trace };
@@ -98,7 +102,7 @@ impl Driver {
             self.forget_old_stories();
         }
         let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone });
-        self.reply(attached, !taken);
+        self.reply(attached, Ok(!taken));
     }
 
     fn forget_old_stories(&mut self) {

@@ -9,7 +9,7 @@ use graftwork_shared::{
     event::Event,
     id::{JobId, Name, Term, WorkerId},
     job::Resources,
-    view::JobView,
+    view::{JobView, Refusal},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -64,7 +64,8 @@ pub(super) struct Submission {
     pub(super) plan: Plan,
     pub(super) gone: Vec<Name>,
     pub(super) trace: String,
-    pub(super) attached: oneshot::Sender<bool>,
+    /// Whether it was there already, or why it is not taken.
+    pub(super) attached: oneshot::Sender<Result<bool, Refusal>>,
 }
 
 /// A worker on its way in.

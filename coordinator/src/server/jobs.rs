@@ -154,6 +154,10 @@ impl v1::jobs_server::Jobs for Jobs {
         let submission = |attached| Input::Submit(Box::new(Submission { plan, gone, trace, attached }));
         let attached = self.ask(submission).await?;
         drop(pinned);
+        let attached = attached.map_err(|refusal| {
+            let help = "wait until one has ended, or cancel one";
+            Status::failed_precondition(format!("the job is not taken: {refusal}; {help}"))
+        })?;
         reply(attached)
     }
 

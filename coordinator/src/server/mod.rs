@@ -47,7 +47,7 @@ use std::{
 };
 
 use graftwork_driver::{Core, Timing};
-use graftwork_scheduler::{Policy, Scheduler};
+use graftwork_scheduler::{Policy, Quota, Scheduler};
 use graftwork_shared::{digest::Digest, id::Term};
 use tokio::{
     sync::{mpsc, watch},
@@ -98,6 +98,8 @@ pub(crate) struct Options {
     pub(crate) grace_ms: u64,
     /// How long [`Running::stop`] waits for workers to checkpoint and leave. Default 10,000.
     pub(crate) stop_ms: u64,
+    /// What owners may have at a time; `*` is every owner that is not named. Default: no bounds.
+    pub(crate) quotas: BTreeMap<String, Quota>,
     /// Plans jobs.
     pub(crate) planner: Arc<dyn Planner>,
     /// Publishes stages.
@@ -119,6 +121,7 @@ impl Options {
             silence_ms: 10_000,
             grace_ms: 1_500,
             stop_ms: 10_000,
+            quotas: BTreeMap::new(),
             planner,
             publisher,
         }
@@ -232,7 +235,12 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     lock.tell(addresses.clone()).map_err(folder_error)?;
 
     let clock = driver::Clock::start();
-    let policy = Policy { silence_ms: options.silence_ms, grace_ms: options.grace_ms, ..Policy::default() };
+    let policy = Policy {
+        silence_ms: options.silence_ms,
+        grace_ms: options.grace_ms,
+        quotas: options.quotas,
+        ..Policy::default()
+    };
     let (machine, first) = Scheduler::start(policy, opened.state.clone(), clock.now_ms());
     tracing::info!(term = machine.state().term().0, facts = opened.number, "the coordinator starts");
     let core = Core::new(machine, first, opened.number, Timing { stop_ms: options.stop_ms });

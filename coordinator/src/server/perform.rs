@@ -57,8 +57,8 @@ impl Driver {
                 let trace = self.trace(&assignment.job);
                 self.send(worker, trace, CoordinatorMessage::Assign { lease, assignment, joining });
             }
-            Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed } => {
-                let formation = Formation { epoch, rank, ranks, at_once, checkpointed };
+            Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed, shares } => {
+                let formation = Formation { epoch, rank, ranks, at_once, checkpointed, shares };
                 self.send(worker, String::new(), CoordinatorMessage::Form(lease, formation));
             }
             Command::Release { worker, lease, reason } => {

@@ -86,6 +86,7 @@ fn stage(name: &str, kind: StageKind, metric: Metric, score: f64, expect: f64) -
         validation: [(100, 0.6), (200, score + 0.01), (300, score)].map(|(s, v)| evaluation(metric, s, v)).to_vec(),
         usage: result.usage,
         result: Some(result),
+        preempted: None,
         release: Some(format!("quickstart/{name}")),
     }
 }

@@ -10,7 +10,7 @@ use toml::{
 };
 
 use super::{
-    Spans,
+    Spans, duration,
     found::{self, accepts, found, unquoted},
     keys::{Key, Missing, Section, Shape, TOP, quoted},
     place, secret,
@@ -123,6 +123,10 @@ impl Check {
             (Shape::Place(schemes), DeValue::String(text)) => self.place(text, schemes, span),
             (Shape::Adapter, DeValue::String(text)) if text.contains('/') => self.place(text, &["hf"], span),
             (Shape::Name | Shape::Adapter, DeValue::String(text)) => self.name(text, span, at),
+            (Shape::Duration, DeValue::String(text)) => match duration::seconds(text) {
+                Some(seconds) => Value::Whole(seconds),
+                None => self.out_of_range(shape, value, at),
+            },
             (Shape::Choice(words), DeValue::String(text)) => self.choice(text, words, span, at),
             (Shape::List(element, least, most), DeValue::Array(array)) => {
                 if array.len() < *least || array.len() > *most {

@@ -34,9 +34,13 @@ pub(crate) fn accepts(shape: &Shape, value: &DeValue<'_>) -> bool {
         Shape::Flag => value.is_bool(),
         Shape::Whole(..) => value.is_integer(),
         Shape::Number(_) => value.is_integer() || value.is_float(),
-        Shape::Text | Shape::Name | Shape::Variable | Shape::Place(_) | Shape::Adapter | Shape::Choice(_) => {
-            value.is_str()
-        }
+        Shape::Text
+        | Shape::Name
+        | Shape::Variable
+        | Shape::Place(_)
+        | Shape::Adapter
+        | Shape::Duration
+        | Shape::Choice(_) => value.is_str(),
         Shape::List(..) => value.is_array(),
         Shape::Either(shapes) => shapes.iter().any(|shape| accepts(shape, value)),
         Shape::ByLayer(_) | Shape::Table(_) | Shape::Named(_) => value.is_table(),

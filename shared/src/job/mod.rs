@@ -5,6 +5,7 @@
 //! they report with the same [`Diagnostic`](crate::diagnostic::Diagnostic) and the spans kept in [`Spans`].
 
 mod check;
+mod duration;
 mod found;
 mod keys;
 mod parse;
@@ -95,6 +96,16 @@ pub struct Resources {
     /// Most workers that train one task together; `None` for no bound but the lanes, 1 for never more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers_per_task: Option<u32>,
+    /// Seconds that each task and fusion may train; one that needs more fails. `None` for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_limit_s: Option<u64>,
+}
+
+impl Resources {
+    /// What decides no byte left out: what stands in a release's record.
+    pub fn of_device(device: Device) -> Self {
+        Self { workers: 1, threads: None, device, workers_per_task: None, time_limit_s: None }
+    }
 }
 
 /// A kind of device.

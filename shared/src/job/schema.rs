@@ -5,7 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{Bounds, Key, Missing, Section, Shape, TOP};
+use super::{
+    duration,
+    keys::{Bounds, Key, Missing, Section, Shape, TOP},
+};
 
 /// The pattern of [`crate::id::Name`].
 const NAME: &str = "^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$";
@@ -73,6 +76,7 @@ fn shape(shape_of: &Shape) -> Value {
         Shape::Text | Shape::Place(_) | Shape::Adapter => json!({"type": "string", "pattern": "\\S"}),
         Shape::Name => json!({"type": "string", "pattern": NAME}),
         Shape::Variable => json!({"type": "string", "pattern": "^[A-Z_][A-Z0-9_]{0,63}$"}),
+        Shape::Duration => json!({"type": "string", "pattern": duration::PATTERN}),
         Shape::Choice(words) => json!({"enum": words}),
         Shape::List(element, least, most) => {
             let mut list = json!({"type": "array", "items": shape(element), "minItems": least});

@@ -305,7 +305,8 @@ fn a_formation_reaches_its_stage_and_words_about_a_group_are_said_until_it_comes
     let mut machine = working(1);
     let form = |epoch| {
         let formation = Formation { epoch, rank: 1, ranks: 2, ..Formation::ALONE };
-        (from_coordinator(3, CoordinatorMessage::Form(LeaseId(1), formation)), Command::Form(LeaseId(1), formation))
+        let told = CoordinatorMessage::Form(LeaseId(1), formation.clone());
+        (from_coordinator(3, told), Command::Form(LeaseId(1), formation))
     };
     let (told, passed) = form(1);
     assert_eq!(machine.apply(told), [passed]);

@@ -13,7 +13,7 @@
 //! undisturbed run does. The controller thread never computes with libtorch: lanes and updates are device tasks.
 //!
 //! Members of a group ([`Membership`]) all run this loop over the same state. They leave it together, form anew, compare
-//! states and enter it again; only rank 0 reports, uploads and has a result.
+//! states and enter it again; only rank 0 uploads and has a result.
 
 use std::{
     collections::BTreeMap,
@@ -31,6 +31,7 @@ use graftwork_shared::{
     assignment::{Assignment, Failure, StageResult, Usage},
     data::{Split, SplitManifest},
     digest::Digest,
+    event::StepReport,
     recipe::{Method, NumericClass},
     training::Reduction,
 };
@@ -229,6 +230,7 @@ impl<H: Host> Driver<'_, H> {
         self.state.input_cost = consumed.cost;
         let (length, options) = (self.trainer().parameters().len(), self.trainer().step_options(rows));
         let own = self.membership.lanes(lanes.len());
+        let computed = u32::try_from(own.len()).unwrap_or(u32::MAX);
         let (first, lanes) = (own.start, lanes.into_iter().skip(own.start).take(own.len()).collect());
         let outputs = self.compute(lanes, options)?;
         let outcome = match self.membership.plan().cloned() {
@@ -251,9 +253,8 @@ impl<H: Host> Driver<'_, H> {
         };
         let waited = self.membership.waits(self.state.input.as_ref().map_or(Duration::ZERO, Input::waited));
         if let Some(report) = self.meter.report(outcome, [rows, tokens], waited, place) {
-            if self.membership.leads() {
-                self.host.on_step(report);
-            }
+            // Of a group all say how fast they are; rank 0's report is the stage's.
+            self.host.on_step(StepReport { lanes: computed, ..report });
             self.host.on_cost(self.cost());
         }
         Ok(())

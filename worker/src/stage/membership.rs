@@ -225,11 +225,16 @@ impl Membership {
         self.place = if self.ranks == 1 {
             Place::Alone
         } else {
-            let group = host.form(formation)?;
-            let plan = ExchangePlan::new(lanes, self.ranks);
+            let group = host.form(formation.clone())?;
+            let plan = match formation.shares.as_slice() {
+                [] => ExchangePlan::new(lanes, self.ranks),
+                shares => ExchangePlan::weighted(lanes, shares),
+            };
             Place::Formed(Box::new(Formed { group, plan, changes: false }))
         };
-        tracing::info!(epoch = self.epoch, rank = self.rank, ranks = self.ranks, "formed");
+        tracing::info!(
+            epoch = self.epoch, rank = self.rank, ranks = self.ranks, shares = ?formation.shares, "formed"
+        );
         Ok(Some(formation))
     }
 

@@ -154,6 +154,7 @@ impl Meter {
             input_wait: share(waited.rows, since.waited.rows),
             exchange_wait: share(waited.members, since.waited.members),
             sent_bytes: waited.sent_bytes.saturating_sub(since.waited.sent_bytes) / u64::from(since.updates),
+            lanes: 0,
         })
     }
 

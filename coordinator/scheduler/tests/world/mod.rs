@@ -6,6 +6,7 @@ use graftwork_scheduler::{Command, Event, Fact, Plan, PlannedStage, WorkerInfo};
 use graftwork_shared::{
     assignment::{Blame, Failure},
     digest::Digest,
+    event::StepReport,
     id::{JobId, LeaseId, WorkerId},
     recipe::NumericClass,
 };
@@ -53,6 +54,7 @@ pub(crate) struct World {
 fn sender(event: &Event) -> Option<WorkerId> {
     match event {
         Event::Heartbeat { worker, .. }
+        | Event::Stepped { worker, .. }
         | Event::Checkpointed { worker, .. }
         | Event::Finished { worker, .. }
         | Event::Failed { worker, .. }
@@ -211,8 +213,15 @@ impl World {
         for (lease, work) in &mut peer.work {
             if work.joining {
                 self.late.push_back(Event::Prepared { worker, lease: *lease });
+                continue;
             }
-            if work.joining || work.rank > 0 {
+            // Some are slow, for a while.
+            let exchange_wait = if (worker.0 + self.machine.now_ms / 40_000).is_multiple_of(3) { 0.1 } else { 0.8 };
+            let step = work.step + steps;
+            let report =
+                StepReport { step, lanes: 2, exchange_wait, examples_per_second: 9.0, ..StepReport::default() };
+            self.late.push_back(Event::Stepped { worker, lease: *lease, report });
+            if work.rank > 0 {
                 continue;
             }
             let Work { step, total, stage, .. } = work;

@@ -46,7 +46,7 @@ async fn pair(place: &Place) -> Pair {
     second.send(WorkerMessage::Prepared(lease)).await;
     for (rank, peer) in [&mut first, &mut second].into_iter().enumerate() {
         let rank = u32::try_from(rank).unwrap();
-        let formation = Formation { epoch: 1, rank, ranks: 2, at_once: false, checkpointed: 5 };
+        let formation = Formation { epoch: 1, rank, ranks: 2, at_once: false, checkpointed: 5, shares: Vec::new() };
         assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Form(lease, formation));
     }
     Pair { running, channel, job, lease, first, second }
@@ -102,7 +102,7 @@ async fn a_member_that_dies_is_left_out_and_the_other_goes_on() {
     let place = Place::new(grouped(4, 100));
     let Pair { channel, job, lease, first, mut second, running: _running } = pair(&place).await;
     drop(first);
-    let formation = Formation { epoch: 2, rank: 0, ranks: 1, at_once: true, checkpointed: 5 };
+    let formation = Formation { epoch: 2, rank: 0, ranks: 1, at_once: true, checkpointed: 5, shares: Vec::new() };
     assert_eq!(second.next().await.unwrap(), CoordinatorMessage::Form(lease, formation));
     second.checkpoint(lease, 60).await;
     let result = second.result("a").await;
@@ -119,13 +119,13 @@ async fn a_broken_group_is_told_to_form_again_and_a_follower_cannot_commit() {
     second.send(WorkerMessage::Broken(lease, 0, "of an older group".to_owned())).await;
     second.send(WorkerMessage::Broken(lease, 1, "rank 0 closed".to_owned())).await;
     for (rank, peer) in [(0, &mut first), (1, &mut second)] {
-        let formation = Formation { epoch: 2, rank, ranks: 2, at_once: true, checkpointed: 5 };
+        let formation = Formation { epoch: 2, rank, ranks: 2, at_once: true, checkpointed: 5, shares: Vec::new() };
         assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Form(lease, formation));
     }
     let result = second.result("a").await;
     second.send(WorkerMessage::Finished(lease, result)).await;
     assert_eq!(second.next().await.unwrap(), CoordinatorMessage::Fenced(lease));
-    let formation = Formation { epoch: 3, rank: 0, ranks: 1, at_once: true, checkpointed: 5 };
+    let formation = Formation { epoch: 3, rank: 0, ranks: 1, at_once: true, checkpointed: 5, shares: Vec::new() };
     assert_eq!(first.next().await.unwrap(), CoordinatorMessage::Form(lease, formation));
 }
 

@@ -6,6 +6,7 @@ mod faults;
 pub(super) mod fixture;
 mod groups;
 mod peer;
+mod schedule;
 pub(super) mod servers;
 mod sessions;
 mod standby;

@@ -13,6 +13,8 @@ mod training;
 pub(crate) use adapter::{ADAPTER, BOTTLENECK, LORA};
 pub(crate) use top::TOP;
 
+use super::duration;
+
 /// What a value must look like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Shape {
@@ -32,6 +34,8 @@ pub(crate) enum Shape {
     Place(&'static [&'static str]),
     /// What a fusion reads: a task's name, a path or address with a `/`.
     Adapter,
+    /// A duration such as `2h`; checked, it is a whole number of seconds.
+    Duration,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A list of a least and a most number of elements.
@@ -196,6 +200,7 @@ impl Shape {
             Self::Place([]) => "a path".to_owned(),
             Self::Place(schemes) => format!("a path or an address ({}://)", schemes.join("://, ")),
             Self::Adapter => "a task's name, a path with a `/`, or hf://ORGANISATION/NAME@REVISION".to_owned(),
+            Self::Duration => duration::ALLOWED.to_owned(),
             Self::Choice([word]) => format!("{word:?}"),
             Self::Choice(words) => format!("one of {}", quoted(words)),
             Self::List(element, 0, usize::MAX) => format!("a list, each {}", element.allowed()),

@@ -4,7 +4,7 @@ use super::{
     Key,
     Missing::{Means, Required, Value},
     Section,
-    Shape::{Choice, Either, Name, Named, Place, Table, Text, Variable, Whole},
+    Shape::{Choice, Duration, Either, Name, Named, Place, Table, Text, Variable, Whole},
     adapter::ADAPTER,
     fusion::{FUSION, FUSION_LAYER},
     task::{DEFAULT_HEAD, TASK},
@@ -28,7 +28,8 @@ pub(crate) static TOP: Section = Section {
             Whole(-1000, 1000),
             Value("0"),
             "5",
-            "Jobs of a higher number get free workers first; running work is never taken from another job.",
+            "Jobs of a higher number go first, and where no place is free take that of running work of a lower number, which \
+             checkpoints and goes on later.",
         )
         .undigested(),
         Key::new(
@@ -130,6 +131,15 @@ static RESOURCES: Section = Section {
             Means("no bound but the lanes"),
             "1",
             "Most workers that train one task together; never more than its lanes. 1 keeps each task on one worker.",
+        )
+        .undigested(),
+        Key::new(
+            "time_limit",
+            Duration,
+            Means("no limit"),
+            "\"2h\"",
+            "How long each task and each fusion may train, waiting not counted; one that needs longer fails. Training is \
+             never cut short to publish what there is.",
         )
         .undigested(),
     ],

@@ -245,6 +245,7 @@ fn resources(table: Option<&Table>) -> Resources {
         threads: value("threads").and_then(Value::whole),
         device: value("device").and_then(Value::word).unwrap_or(Device::Cpu),
         workers_per_task: value("workers_per_task").and_then(Value::whole),
+        time_limit_s: value("time_limit").and_then(Value::whole),
     }
 }
 

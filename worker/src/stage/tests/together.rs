@@ -58,7 +58,11 @@ impl State {
         self.epoch += 1;
         let ranks = u32::try_from(self.members.len()).unwrap();
         for (rank, &member) in (0..).zip(&self.members) {
-            let formation = Formation { epoch: self.epoch, rank, ranks, at_once, checkpointed: 0 };
+            // Whoever is slower gets fewer lanes; here that is another one with every epoch, and some get none.
+            let weight = |rank: u32| (u32::try_from(self.epoch).unwrap() + 3 * rank) % 4;
+            let weights: Vec<u32> = (0..ranks).map(weight).collect();
+            let shares = if weights.iter().all(|weight| *weight == 0) { Vec::new() } else { weights };
+            let formation = Formation { epoch: self.epoch, rank, ranks, at_once, checkpointed: 0, shares };
             self.told.insert(member, formation);
             if let Some((epoch, aborter)) = self.aborters.get(&member).filter(|_| at_once) {
                 assert!(*epoch < self.epoch);
@@ -92,7 +96,7 @@ pub(super) struct Seat {
 
 impl Seat {
     pub(super) fn formation(&self) -> Formation {
-        self.circle.state().told.get(&self.member).copied().unwrap_or(Formation::ALONE)
+        self.circle.state().told.get(&self.member).cloned().unwrap_or(Formation::ALONE)
     }
 
     pub(super) fn next_formation(&self, after: u64) -> Option<Formation> {
@@ -103,7 +107,7 @@ impl Seat {
                 resume_unwind(Box::new(Gone));
             }
             if let Some(told) = state.told.get(&self.member).filter(|told| told.epoch > after) {
-                return Some(*told);
+                return Some(told.clone());
             }
             state = self.circle.changed.wait(state).unwrap();
         }
@@ -265,7 +269,7 @@ fn a_newcomer_that_is_left_alone_does_not_train_again_what_was_trained() {
     let (data, host) = (Data::write(), LocalHost::new(2));
     let of = stage(&data, &host);
     let circle = Arc::new(Circle::default());
-    let formation = Formation { epoch: 3, rank: 0, ranks: 1, at_once: true, checkpointed: 6 };
+    let formation = Formation { epoch: 3, at_once: true, checkpointed: 6, ..Formation::ALONE };
     circle.state().told.insert(0, formation);
     let host = LocalHost::seated(&host, Seat { circle, member: 0, questions: AtomicU32::new(0), fate: None });
     let failure = run_stage(&of, true, &host).unwrap_err();

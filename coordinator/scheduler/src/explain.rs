@@ -1,0 +1,248 @@
+//! What stands behind a stage's sentence: what it needs and what is free, who is ahead and when it may start, why it
+//! runs where it runs, and why it is slow. One value for `explain`, its JSON and the tests.
+
+use std::fmt;
+
+use graftwork_shared::{
+    id::{JobId, LeaseId, Name, WorkerId},
+    job::Device,
+    view::Preempted,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    machine::Scheduler,
+    merit::Chosen,
+    message::StageKey,
+    phase::{Grant, Phase},
+    state::JobState,
+    worker::Worker,
+};
+
+/// Stages ahead that are named; their number is whole.
+const NAMED_AHEAD: usize = 5;
+
+/// Of the time of an update, what must be waiting before that is why it is slow.
+const MUCH_WAITING: f64 = 0.25;
+
+/// What stands behind a stage's sentence.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Why {
+    /// What it asks of a worker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Needs>,
+    /// What there is of that, for a stage that waits for a place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free: Option<Free>,
+    /// Stages that are served before it: how many, and the first of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead: Option<Ahead>,
+    /// Milliseconds since 1970 when it may start at the earliest, as far as that can be said: estimated from measured
+    /// rates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earliest_ms: Option<u64>,
+    /// The same, in milliseconds from now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earliest_in_ms: Option<u64>,
+    /// Why it runs where it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub here: Option<Chosen>,
+    /// That its place went to others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preempted: Option<Preempted>,
+    /// Why it is slower than it could be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub slow: Vec<Slow>,
+}
+
+/// What a stage asks of a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// Bytes that it is expected to need beside the base model.
+    pub memory_bytes: u64,
+    /// The numeric class of its checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+}
+
+/// What there is of what a stage needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Free {
+    /// Workers that could run it.
+    pub workers: u32,
+    /// Their places.
+    pub places: u32,
+    /// Those that are free.
+    pub free_places: u32,
+    /// The most memory that one of them has left; 0 where none says.
+    pub memory_bytes: u64,
+}
+
+/// Who is served before a stage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ahead {
+    /// How many stages.
+    pub stages: usize,
+    /// The first of them, in their order.
+    pub first: Vec<(JobId, Name)>,
+}
+
+/// Why training is slower than it could be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "slow", rename_all = "snake_case")]
+pub enum Slow {
+    /// It waits for rows.
+    Input {
+        /// Share of the time.
+        share: f64,
+    },
+    /// Members of its group exchange gradients, or wait for each other.
+    Communication {
+        /// Share of the time that rank 0 spends so.
+        share: f64,
+    },
+    /// A member takes longer than the others.
+    Straggler {
+        /// Which.
+        worker: WorkerId,
+        /// How many times as long as the median member it takes for the same lanes.
+        times: f64,
+        /// Lanes that it has now, and of how many.
+        lanes: (u32, u32),
+    },
+}
+
+impl fmt::Display for Slow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Input { share } => write!(f, "it waits for rows {:.0} % of the time", share * 100.0),
+            Self::Communication { share } => {
+                write!(f, "exchanges with the other workers take {:.0} % of the time", share * 100.0)
+            }
+            Self::Straggler { worker, times, lanes: (lanes, of) } => {
+                write!(f, "{worker} takes {times:.1} times as long as the others, and has {lanes} of {of} lanes")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    /// What is worth saying behind the stage's sentence, `; ` between; nothing for most stages.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words = Vec::new();
+        if let (Some(needs), Some(free)) = (&self.needs, &self.free) {
+            let mebibytes = needs.memory_bytes.div_ceil(1 << 20);
+            words.push(format!(
+                "it needs {} and {mebibytes} MiB, and {} of {} places are free",
+                needs.device, free.free_places, free.places
+            ));
+        }
+        words.extend(self.earliest_in_ms.map(|ms| format!("it may start in {} s", ms.div_ceil(1000))));
+        words.extend(self.preempted.as_ref().map(ToString::to_string));
+        words.extend(self.here.as_ref().map(ToString::to_string));
+        words.extend(self.slow.iter().map(|slow| format!("slow: {slow}")));
+        f.write_str(&words.join("; "))
+    }
+}
+
+impl Scheduler {
+    /// What stands behind a stage's sentence.
+    pub(crate) fn why(&self, job: &JobState, position: usize) -> Why {
+        let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
+        let why = Why { preempted: record.preempted.clone(), ..Why::default() };
+        match &record.phase {
+            Phase::Pending if job.waits_for(position).is_empty() => {
+                let key = StageKey { job: job.plan.id(), stage: stage.name.clone() };
+                let ahead: Vec<StageKey> = self.ready().into_iter().take_while(|other| *other != key).collect();
+                let until_ms = record.retry_at_ms.filter(|at| *at > self.now_ms);
+                let earliest_ms = until_ms.or_else(|| self.earliest(job, position, ahead.len()));
+                Why {
+                    needs: Some(needs(job, position)),
+                    free: self.free_for(job, position),
+                    earliest_in_ms: earliest_ms.map(|at| at.saturating_sub(self.now_ms)),
+                    earliest_ms,
+                    ahead: (!ahead.is_empty()).then(|| Ahead {
+                        stages: ahead.len(),
+                        first: ahead.into_iter().take(NAMED_AHEAD).map(|key| (key.job, key.stage)).collect(),
+                    }),
+                    ..why
+                }
+            }
+            Phase::Running(grant) => {
+                let here = self.groups.get(&grant.lease).and_then(|group| group.chosen.clone());
+                Why { needs: Some(needs(job, position)), here, slow: self.slow(job, position, grant), ..why }
+            }
+            _ => why,
+        }
+    }
+
+    fn free_for(&self, job: &JobState, position: usize) -> Option<Free> {
+        let suited = self.suited(job, position).ok()?;
+        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let taken = |worker: &Worker| number(worker.leases.len());
+        let left = |worker: &Worker| worker.info.memory_bytes.saturating_sub(worker.leases.values().sum());
+        Some(Free {
+            workers: number(suited.len()),
+            places: suited.iter().map(|(_, worker)| worker.info.slots).sum(),
+            free_places: suited.iter().map(|(_, worker)| worker.info.slots.saturating_sub(taken(worker))).sum(),
+            memory_bytes: suited.iter().map(|(_, worker)| left(worker)).max().unwrap_or(0),
+        })
+    }
+
+    /// When a place is free for a stage with so many ahead, if all that runs goes on at its rate of now.
+    fn earliest(&self, job: &JobState, position: usize, ahead: usize) -> Option<u64> {
+        let suited = self.suited(job, position).ok()?;
+        let leases = suited.iter().flat_map(|(id, worker)| worker.leases.keys().map(|lease| (*id, *lease)));
+        let led = leases.filter(|(id, lease)| self.leads(*id, *lease).is_some());
+        let mut ends: Vec<u64> = led.map(|(_, lease)| self.end_of(lease)).collect::<Option<_>>()?;
+        ends.sort_unstable();
+        ends.get(ahead.min(ends.len().saturating_sub(1))).copied()
+    }
+
+    /// When a stage has its result at the rate of now; `None` while no rate is known.
+    fn end_of(&self, lease: LeaseId) -> Option<u64> {
+        let (job, position) = self.state.record(self.state.live().get(&lease)?)?;
+        let stage = &job.plan.stages[position];
+        let leader = self.state.grant(lease)?.worker;
+        let report = self.groups.get(&lease)?.paces.report(leader)?;
+        let rows = f64::from(stage.recipe.training.batch_size) * f64::from(stage.recipe.training.accumulation.max(1));
+        let steps = stage.total_steps.saturating_sub(report.step) as f64;
+        let seconds = steps * rows / report.examples_per_second;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time of less than a year")]
+        let left_ms = (seconds.is_finite() && seconds < 3.2e7).then_some((seconds * 1000.0) as u64)?;
+        Some(self.now_ms + left_ms)
+    }
+
+    fn slow(&self, job: &JobState, position: usize, grant: &Grant) -> Vec<Slow> {
+        let Some(group) = self.groups.get(&grant.lease) else { return Vec::new() };
+        let Some(report) = group.paces.report(grant.worker) else { return Vec::new() };
+        let mut slow = Vec::new();
+        if report.input_wait > MUCH_WAITING {
+            slow.push(Slow::Input { share: report.input_wait });
+        }
+        if report.exchange_wait > MUCH_WAITING {
+            slow.push(Slow::Communication { share: report.exchange_wait });
+        }
+        let training = &job.plan.stages[position].recipe.training;
+        let of = training.lanes.saturating_mul(training.accumulation.max(1));
+        for (worker, times) in self.shape(grant.lease, &grant.members()).stragglers {
+            let lanes = group.paces.report(worker).map_or(0, |report| report.lanes);
+            slow.push(Slow::Straggler { worker, times, lanes: (lanes, of) });
+        }
+        slow
+    }
+}
+
+fn needs(job: &JobState, position: usize) -> Needs {
+    let device = match job.plan.job.resources.device {
+        Device::Cpu => "cpu",
+        Device::Cuda => "cuda",
+    };
+    Needs {
+        device: device.to_owned(),
+        memory_bytes: job.plan.stages[position].memory_bytes,
+        class: job.stages[position].checkpoint.as_ref().map(|checkpoint| checkpoint.class.to_string()),
+    }
+}

@@ -1,0 +1,110 @@
+//! What speaks for one worker rather than another that stands equal otherwise: speed, the base model, the rows.
+//!
+//! All of it is of the moment. A worker of which no speed is known counts as the middle one of those that are, so a new one
+//! is neither preferred nor avoided.
+
+use std::fmt;
+
+use graftwork_shared::{digest::Digest, id::WorkerId};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    machine::Scheduler,
+    message::StageKey,
+    pace::{SpeedOf, speed_step},
+    plan::PlannedStage,
+    worker::Worker,
+};
+
+/// Why a stage runs where it runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Chosen {
+    /// The worker that it was handed to.
+    pub worker: WorkerId,
+    /// Stages that the worker had then.
+    pub stages: u32,
+    /// Workers that had room for it, this one included.
+    pub of: u32,
+    /// Measured tokens a second of one of the worker's cores, on this base model and kind of stage.
+    pub speed: Option<f64>,
+    /// It had the base model loaded.
+    pub base_model_loaded: bool,
+    /// It had read the rows before.
+    pub rows_read: bool,
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.of {
+            0 | 1 => write!(f, "{} was the only worker with room", self.worker)?,
+            of => write!(f, "{} was chosen of {of} workers with room", self.worker)?,
+        }
+        let mut reasons = vec![match self.stages {
+            0 => "it had nothing else to do".to_owned(),
+            1 => "it had 1 other stage".to_owned(),
+            stages => format!("it had {stages} other stages"),
+        }];
+        reasons.extend(self.speed.map(|speed| format!("{speed:.0} tokens a second on a core")));
+        reasons.extend(self.base_model_loaded.then(|| "the base model was loaded".to_owned()));
+        reasons.extend(self.rows_read.then(|| "the rows were there".to_owned()));
+        write!(f, ": {}", reasons.join(", "))
+    }
+}
+
+/// What speaks for a worker, the most important first.
+pub(crate) type Merit = (i64, bool, bool);
+
+impl PlannedStage {
+    pub(crate) fn speed_of(&self) -> SpeedOf {
+        (self.recipe.base_model, self.kind)
+    }
+
+    /// What its rows are known by: the footer of their first file.
+    pub(crate) fn rows_id(&self) -> Option<Digest> {
+        self.train.files.first().map(|file| file.content.footer)
+    }
+}
+
+impl Worker {
+    pub(crate) fn merit(&self, stage: &PlannedStage, usual: i64) -> Merit {
+        let speed = self.speed(&stage.speed_of()).map_or(usual, speed_step);
+        (speed, self.trunks.contains(&stage.recipe.base_model), self.has_rows(stage))
+    }
+
+    fn has_rows(&self, stage: &PlannedStage) -> bool {
+        stage.rows_id().is_some_and(|rows| self.data.contains(&rows))
+    }
+
+    /// It has the stage's base model and rows from now on.
+    pub(crate) fn take_in(&mut self, stage: &PlannedStage) {
+        self.trunks.insert(stage.recipe.base_model);
+        self.data.extend(stage.rows_id());
+    }
+}
+
+/// The speed that a worker counts with of which none is known.
+pub(crate) fn usual_speed(stage: &PlannedStage, workers: &[(WorkerId, &Worker)]) -> i64 {
+    let of = stage.speed_of();
+    let mut known: Vec<i64> = workers.iter().filter_map(|(_, worker)| worker.speed(&of)).map(speed_step).collect();
+    known.sort_unstable();
+    known.get(known.len() / 2).copied().unwrap_or(0)
+}
+
+impl Scheduler {
+    /// Why a stage goes to this worker, before it does.
+    pub(crate) fn why_here(&self, key: &StageKey, worker: WorkerId) -> Option<Chosen> {
+        let (job, position) = self.state.record(key)?;
+        let stage = &job.plan.stages[position];
+        let suited = self.suited(job, position).ok()?;
+        let roomy = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes)).count();
+        let known = self.workers.get(&worker)?;
+        Some(Chosen {
+            worker,
+            stages: u32::try_from(known.leases.len()).unwrap_or(u32::MAX),
+            of: u32::try_from(roomy).unwrap_or(u32::MAX),
+            speed: known.speed(&stage.speed_of()),
+            base_model_loaded: known.trunks.contains(&stage.recipe.base_model),
+            rows_read: known.has_rows(stage),
+        })
+    }
+}

@@ -1,0 +1,219 @@
+//! Measured rates: where stages go, whose lanes move, and what explain says of it; one promise a test.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
+mod fixture;
+mod group;
+
+use std::time::Duration;
+
+use fixture::{Machine, assigned, grouped, info, invited, name, plan, result, stage};
+use graftwork_scheduler::{Command, Event, Slow, StageExplanation, WorkerInfo};
+use graftwork_shared::{
+    event::StepReport,
+    id::{JobId, LeaseId, WorkerId},
+};
+use group::{World, keyed, places, reasons, released};
+
+fn report(step: u64, lanes: u32, computing: f64) -> StepReport {
+    StepReport {
+        step,
+        lanes,
+        exchange_wait: 1.0 - computing,
+        examples_per_second: 16.0,
+        tokens_per_second: 320.0,
+        ..StepReport::default()
+    }
+}
+
+fn tell(machine: &mut Machine, (worker, lease): (WorkerId, LeaseId), report: StepReport) -> Vec<Command> {
+    machine.apply(Event::Stepped { worker, lease, report })
+}
+
+fn explained(machine: &Machine, job: &JobId, stage: &str) -> StageExplanation {
+    let stages = machine.scheduler.explain(job).unwrap().stages;
+    stages.into_iter().find(|explained| explained.stage == name(stage)).unwrap()
+}
+
+fn shares(commands: &[Command]) -> Vec<Vec<u32>> {
+    let shares = commands.iter().filter_map(|command| match command {
+        Command::Form { shares, .. } => Some(shares.clone()),
+        _ => None,
+    });
+    shares.collect()
+}
+
+/// All members tell, step by step, how long they compute; gives what was commanded.
+fn run(world: &mut World, steps: std::ops::Range<u64>, members: &[(u32, f64)]) -> Vec<Command> {
+    let mut all = Vec::new();
+    for step in steps {
+        world.machine.now_ms += 100;
+        for (worker, (lanes, computing)) in world.members.clone().into_iter().zip(members) {
+            all.extend(tell(&mut world.machine, (worker, world.lease), report(step, *lanes, *computing)));
+        }
+    }
+    all
+}
+
+#[test]
+fn a_straggler_gets_fewer_lanes_once_it_was_slow_for_long_enough() {
+    let mut world = World::of(&grouped(8, 1_000), 2);
+    let [first, second] = world.members[..] else { panic!() };
+    assert!(places(&run(&mut world, 1..20, &[(4, 0.2), (4, 0.5)])).is_empty(), "not after a few updates");
+    let commands = run(&mut world, 20..40, &[(4, 0.2), (4, 0.5)]);
+    assert_eq!(places(&commands), [(first, 2, 0, 2, false), (second, 2, 1, 2, false)], "between two updates");
+    assert_eq!(shares(&commands), [[6, 2], [6, 2]], "lanes in proportion to their rates, in waves of two threads");
+    assert_eq!(reasons(&commands), [format!("lanes move: {second} takes 2.5 times as long")]);
+    assert_eq!((world.failures(), world.now()), (0, vec![first, second]));
+    // Now both compute as long, and the slow one is known to be slow: nothing changes.
+    assert!(places(&run(&mut world, 40..500, &[(6, 0.6), (2, 0.5)])).is_empty());
+    let slow = explained(&world.machine, &world.job, "a").why.slow;
+    let Some(Slow::Straggler { worker, times, lanes: (2, 8) }) = slow.last().cloned() else { panic!("{slow:?}") };
+    assert!(worker == second && (2.4..2.6).contains(&times), "{times}");
+    // A member that comes back hears the same shares.
+    world.lose_link(1);
+    assert_eq!(shares(&world.come_back(1)), [[6, 2]]);
+}
+
+#[test]
+fn lanes_go_back_when_nobody_is_slow_any_more_but_not_in_turns() {
+    let mut world = World::of(&grouped(8, 10_000), 2);
+    run(&mut world, 1..30, &[(4, 0.2), (4, 0.5)]);
+    assert_eq!(world.epoch(), 2);
+    assert!(places(&run(&mut world, 30..200, &[(6, 0.8), (2, 0.3)])).is_empty(), "not within 30 s");
+    let commands = run(&mut world, 200..400, &[(6, 0.8), (2, 0.3)]);
+    assert_eq!((shares(&commands), world.epoch()), (vec![Vec::new(); 2], 3));
+    assert_eq!(reasons(&commands), ["lanes move: none is slow any more"]);
+    let mut formed = 0;
+    for round in 0..40_u64 {
+        let slow = if round % 2 == 0 { 0.5 } else { 0.2 };
+        let commands = run(&mut world, 400 + round * 100..500 + round * 100, &[(4, 0.2), (4, slow)]);
+        formed += places(&commands).len() / 2;
+    }
+    assert!(formed <= 4, "400 s of whims moved lanes {formed} times");
+}
+
+#[test]
+fn a_member_without_which_the_group_is_faster_gives_the_lease_back() {
+    let mut world = World::of(&grouped(2, 1_000), 2);
+    let [first, second] = world.members[..] else { panic!() };
+    let commands = run(&mut world, 1..30, &[(1, 0.2), (1, 0.95)]);
+    assert_eq!(released(&commands), [(second, world.lease)]);
+    let commands = world.machine.apply(Event::Released { worker: second, lease: world.lease });
+    assert_eq!(places(&commands), [(first, 2, 0, 1, true)]);
+    assert!(invited(&commands).is_empty(), "nor is it asked again at once");
+    assert_eq!(world.failures(), 0);
+}
+
+#[test]
+fn members_of_equal_speed_and_unequal_shares_are_no_stragglers() {
+    let mut world = World::of(&grouped(8, 1_000), 3);
+    // 8 lanes on 3 members of 2 threads: one wave, or two.
+    assert!(places(&run(&mut world, 1..100, &[(2, 0.4), (3, 0.8), (3, 0.8)])).is_empty());
+    // What waits for rows, or for others, does not compute.
+    let mut world = World::of(&grouped(8, 1_000), 2);
+    for step in 1..100 {
+        let [first, second] = world.members[..] else { panic!() };
+        let lease = world.lease;
+        tell(&mut world.machine, (first, lease), report(step, 4, 0.3));
+        let waits = StepReport { input_wait: 0.6, ..report(step, 4, 0.9) };
+        assert!(places(&tell(&mut world.machine, (second, lease), waits)).is_empty());
+    }
+}
+
+#[test]
+fn a_stage_goes_to_the_faster_of_two_workers_that_stand_equal() {
+    let mut machine = Machine::new();
+    machine.submit(&plan("first", vec![stage("a", &[], 100), stage("b", &[], 100)]));
+    let (slow, commands) = machine.join(keyed(0));
+    let (stage_of_slow, _, slow_lease) = assigned(&commands)[0].clone();
+    let (fast, commands) = machine.join(keyed(1));
+    let (stage_of_fast, _, fast_lease) = assigned(&commands)[0].clone();
+    let rate = |tokens_per_second| StepReport { tokens_per_second, ..report(10, 2, 1.0) };
+    tell(&mut machine, (slow, slow_lease), rate(100.0));
+    tell(&mut machine, (fast, fast_lease), rate(300.0));
+    machine.finish((slow, slow_lease), result(&stage_of_slow, 100, 0.9));
+    machine.finish((fast, fast_lease), result(&stage_of_fast, 100, 0.9));
+    let second = plan("second", vec![stage("long", &[], 900), stage("short", &[], 9)]);
+    let commands = machine.apply(Event::Submitted { plan: Box::new(second.clone()), gone: Vec::new() });
+    let work = assigned(&machine.nothing_to_reuse(commands));
+    let to = |stage: &str| work.iter().find(|(name, ..)| name == stage).unwrap().1;
+    assert_eq!((to("long"), to("short")), (fast, slow), "the longest chain has the first choice");
+    let here = explained(&machine, &second.id(), "long").why.here.unwrap();
+    assert_eq!((here.worker, here.of, here.speed.map(f64::round)), (fast, 2, Some(150.0)));
+    let words = format!(
+        "{fast} was chosen of 2 workers with room: it had nothing else to do, 150 tokens a second on a core, the base \
+         model was loaded, the rows were there"
+    );
+    assert_eq!(here.to_string(), words);
+}
+
+#[test]
+fn among_workers_of_equal_speed_the_base_model_counts_and_then_the_rows() {
+    let mut machine = Machine::new();
+    machine.submit(&plan("first", vec![stage("a", &[], 100)]));
+    let (_, commands) = machine.join(keyed(0));
+    let held = assigned(&commands)[0].2;
+    // The one that has it is not the first by number.
+    let (second, _) = machine.join(keyed(1));
+    let (third, _) = machine.join(keyed(2));
+    machine.finish((WorkerId(1), held), result("a", 100, 0.9));
+    machine.apply(Event::WorkerLeft { worker: WorkerId(1), reason: "stopped".to_owned() });
+    let mut other = stage("b", &[], 100);
+    other.recipe.base_model = graftwork_shared::digest::Digest::of(b"another");
+    let commands = machine.apply(Event::Submitted {
+        plan: Box::new(plan("other", vec![other.clone(), stage("c", &[], 90)])),
+        gone: Vec::new(),
+    });
+    let work = assigned(&machine.nothing_to_reuse(commands));
+    assert_eq!(work.iter().map(|(_, worker, _)| *worker).collect::<Vec<_>>(), [second, third]);
+    for (stage, worker, lease) in work {
+        machine.finish((worker, lease), result(&stage, 100, 0.9));
+    }
+    let commands =
+        machine.apply(Event::Submitted { plan: Box::new(plan("again", vec![stage("d", &[], 100)])), gone: Vec::new() });
+    let work = assigned(&machine.nothing_to_reuse(commands));
+    assert_eq!(work[0].1, third, "it has the base model of this one");
+}
+
+#[test]
+fn explain_says_what_is_needed_what_is_free_who_is_ahead_and_when_it_may_start() {
+    let mut machine = Machine::new();
+    machine.submit(&plan("running", vec![stage("a", &[], 100)]));
+    let (worker, commands) = machine.join(WorkerInfo { memory_bytes: 5 << 20, ..info(1) });
+    let lease = assigned(&commands)[0].2;
+    let waiting = machine.submit(&plan("waiting", vec![stage("b", &[], 200), stage("c", &[], 100)]));
+    let why = explained(&machine, &waiting, "c").why;
+    assert_eq!(why.earliest_ms, None, "no rate is known");
+    // 10 of 100 updates of 16 rows, 16 rows a second.
+    tell(&mut machine, (worker, lease), report(10, 2, 1.0));
+    let why = explained(&machine, &waiting, "b").why;
+    let rows = f64::from(stage("b", &[], 1).recipe.training.batch_size);
+    let expected = Duration::from_secs_f64(90.0 * rows / 16.0);
+    assert_eq!(why.earliest_in_ms.map(Duration::from_millis), Some(expected));
+    let ahead = explained(&machine, &waiting, "c").why.ahead.unwrap();
+    assert_eq!((ahead.stages, ahead.first), (1, vec![(waiting.clone(), name("b"))]));
+    let free = why.free.unwrap();
+    assert_eq!((free.workers, free.places, free.free_places, free.memory_bytes), (1, 1, 0, 4 << 20));
+    let needs = why.needs.unwrap();
+    assert_eq!((needs.device.as_str(), needs.memory_bytes, needs.class), ("cpu", 1 << 20, None));
+    let text = machine.scheduler.explain(&waiting).unwrap().to_string();
+    assert!(text.contains("it needs cpu and 1 MiB, and 0 of 1 places are free; it may start in "), "{text}");
+    let json = serde_json::to_string(&machine.scheduler.explain(&waiting).unwrap()).unwrap();
+    let back: graftwork_scheduler::Explanation = serde_json::from_str(&json).unwrap();
+    assert_eq!(back, machine.scheduler.explain(&waiting).unwrap());
+}
+
+#[test]
+fn explain_says_that_a_stage_waits_for_rows_or_for_the_other_workers() {
+    let mut world = World::of(&grouped(8, 1_000), 2);
+    let (first, lease) = (world.members[0], world.lease);
+    tell(&mut world.machine, (first, lease), StepReport { input_wait: 0.5, ..report(5, 4, 0.6) });
+    let why = explained(&world.machine, &world.job, "a").why;
+    assert_eq!(why.slow[0], Slow::Input { share: 0.5 });
+    assert!(matches!(why.slow[1], Slow::Communication { share } if (share - 0.4).abs() < 1e-9));
+    let text = why.to_string();
+    let words =
+        "slow: it waits for rows 50 % of the time; slow: exchanges with the other workers take 40 % of the time";
+    assert!(text.ends_with(words), "{text}");
+}
