@@ -16,7 +16,9 @@ mod message;
 mod phase;
 mod place;
 mod plan;
+mod reopen;
 mod state;
+mod sweep;
 mod view;
 mod worker;
 
@@ -25,4 +27,5 @@ pub use machine::{Policy, Scheduler, Standing};
 pub use message::{Command, Decision, Event, StageKey, WorkerInfo};
 pub use plan::{FusedSource, Plan, PlanError, PlannedStage};
 pub use state::{FoldError, State};
+pub use sweep::{PlannedSweep, PlannedTrial};
 pub use view::{Explanation, StageExplanation, WorkerView};

@@ -19,6 +19,7 @@ use crate::{
     message::StageKey,
     phase::{Change, Grant, Phase},
     plan::{FusedSource, Plan, PlannedStage},
+    sweep::SweepState,
 };
 
 /// A fact that does not fit the facts before it.
@@ -54,6 +55,9 @@ pub(crate) struct JobState {
     pub(crate) ended: Option<(u64, Outcome)>,
     /// In the plan's order.
     pub(crate) stages: Vec<StageRecord>,
+    /// By the swept task.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) sweeps: BTreeMap<Name, SweepState>,
 }
 
 /// One stage of a job.
@@ -118,16 +122,6 @@ impl StageRecord {
         }
     }
 
-    /// What is kept of it when its job is submitted again with the same recipe for it.
-    fn reopened(&self, gone: bool) -> Self {
-        let phase = match &self.phase {
-            Phase::Published { release } if !gone => Phase::Published { release: release.clone() },
-            _ if self.result.is_some() => Phase::Trained,
-            _ => Phase::Pending,
-        };
-        Self { phase, failures: Vec::new(), retry_at_ms: None, ..self.clone() }
-    }
-
     pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
         self.checkpoint.iter().map(|checkpoint| checkpoint.blob).chain(self.result_blobs())
     }
@@ -153,7 +147,8 @@ impl PlannedStage {
 impl JobState {
     fn new(plan: Plan, order: u64, submitted_ms: u64) -> Self {
         let stages = plan.stages.iter().map(|_| StageRecord::new()).collect();
-        Self { plan, order, submitted_ms, cancelled: None, ended: None, stages }
+        let sweeps = SweepState::all(&plan);
+        Self { plan, order, submitted_ms, cancelled: None, ended: None, stages, sweeps }
     }
 
     /// The position of a stage.
@@ -168,12 +163,18 @@ impl JobState {
 
     /// Stages that the stage at this position waits for.
     pub(crate) fn waits_for(&self, position: usize) -> Vec<Name> {
+        if let Some(trials) = self.waits_in_sweep(position) {
+            return trials;
+        }
         let needs = &self.plan.stages[position].needs;
         needs.iter().filter(|needs| self.result(needs).is_none()).cloned().collect()
     }
 
     /// A stage that it waits for and that will never have a result.
     pub(crate) fn hopeless_need(&self, position: usize) -> Option<(&Name, &Phase)> {
+        if self.plan.stages[position].sweep.is_some() {
+            return None; // what comes of trials without a result is the sweep's affair
+        }
         self.plan.stages[position].needs.iter().find_map(|needs| {
             let record = &self.stages[self.position(needs)?];
             (record.result.is_none() && record.phase.is_final()).then_some((needs, &record.phase))
@@ -193,45 +194,6 @@ impl JobState {
     fn blobs(&self) -> impl Iterator<Item = Digest> {
         let stages = self.each().flat_map(|(_, stage, record)| stage.blobs().chain(record.blobs()));
         stages.chain(self.plan.uploads.iter().copied())
-    }
-
-    /// Stages of a new plan whose earlier results say nothing: another recipe, files that were touched since (an edit can
-    /// keep a recipe; the hub's result is compared with the rows before it is used again), or a need of that kind.
-    fn changed<'p>(&self, plan: &'p Plan) -> Vec<&'p Name> {
-        let same =
-            |stage: &PlannedStage| self.position(&stage.name).is_some_and(|at| stage.is_still(&self.plan.stages[at]));
-        let mut changed: Vec<&Name> =
-            plan.stages.iter().filter(|stage| !same(stage)).map(|stage| &stage.name).collect();
-        loop {
-            let needs = |stage: &&PlannedStage| stage.needs.iter().any(|needs| changed.contains(&needs));
-            let more = plan.stages.iter().filter(needs).map(|stage| &stage.name);
-            let more: Vec<&Name> = more.filter(|name| !changed.contains(name)).collect();
-            if more.is_empty() {
-                return changed;
-            }
-            changed.extend(more);
-        }
-    }
-
-    fn reopen(&mut self, plan: &Plan, gone: &[Name]) {
-        let changed = self.changed(plan);
-        let stages = plan.stages.iter().map(|stage| {
-            match self.position(&stage.name).filter(|_| !changed.contains(&&stage.name)) {
-                Some(at) => self.stages[at].reopened(gone.contains(&stage.name)),
-                None => StageRecord::new(),
-            }
-        });
-        self.stages = stages.collect();
-        self.plan = plan.clone();
-        self.cancelled = None;
-        self.ended = None;
-    }
-
-    /// Whether submitting this plan after the job's end leaves something to do.
-    pub(crate) fn reopens(&self, plan: &Plan, gone: &[Name]) -> bool {
-        let mut again = self.clone();
-        again.reopen(plan, gone);
-        again.stages.iter().any(|record| !record.phase.is_final())
     }
 }
 
@@ -342,6 +304,10 @@ impl State {
                 record.retry_at_ms = *retry_at_ms;
                 Ok(())
             }
+            Fact::TrialScored { .. }
+            | Fact::RungDecided { .. }
+            | Fact::TrialChosen { .. }
+            | Fact::SweepFailed { .. } => self.fold_sweep(fact, dropped),
             Fact::StageTrained { .. }
             | Fact::StagePublished { .. }
             | Fact::PublishFailed { .. }
@@ -433,13 +399,17 @@ impl State {
             match self.stage(&key)?.phase.clone() {
                 Phase::Running(grant) => self.end_lease(grant.lease, at_ms, change).map(drop)?,
                 Phase::Pending => self.change(&key, change).map(drop)?,
-                Phase::Trained | Phase::Published { .. } | Phase::Failed { .. } | Phase::Cancelled { .. } => {}
+                Phase::Trained
+                | Phase::Published { .. }
+                | Phase::Failed { .. }
+                | Phase::Cancelled { .. }
+                | Phase::Compared => {}
             }
         }
         Ok(())
     }
 
-    fn job(&mut self, id: &JobId) -> Result<&mut JobState, String> {
+    pub(crate) fn job(&mut self, id: &JobId) -> Result<&mut JobState, String> {
         self.jobs.get_mut(id).ok_or_else(|| format!("there is no job {id}"))
     }
 
@@ -459,7 +429,7 @@ impl State {
     }
 
     /// Ends a live lease with this change of its stage.
-    fn end_lease(&mut self, lease: LeaseId, at_ms: u64, change: Change) -> Result<&mut StageRecord, String> {
+    pub(crate) fn end_lease(&mut self, lease: LeaseId, at_ms: u64, change: Change) -> Result<&mut StageRecord, String> {
         let key = self.live.get(&lease).cloned().ok_or_else(|| not_live(lease))?;
         let lost = change != Change::Train;
         let since_ms = self.stage(&key)?.phase.grant().map_or(at_ms, |grant| grant.since_ms);

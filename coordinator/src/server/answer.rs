@@ -5,13 +5,13 @@ use graftwork_scheduler::{Event, Scheduler, StageKey, Standing, WorkerInfo};
 use graftwork_shared::{
     VERSION,
     event::{Event as Told, EventKind},
-    id::{JobId, LeaseId, Name, WorkerId},
-    view::JobView,
+    id::{JobId, LeaseId, WorkerId},
+    view::{JobView, StageView},
 };
 
 use super::{
     driver::Driver,
-    input::{CoordinatorView, Gone, Input, Join, Submission, Watched},
+    input::{CoordinatorView, Gone, Input, Join, Released, Submission, Watched},
     story::Story,
 };
 
@@ -148,6 +148,9 @@ impl Driver {
                 let spoken = result_blobs(&result).map(|blob| self.spoken_of(worker, blob)).collect();
                 self.apply(Event::Finished { worker, lease, result: Box::new(result) }, spoken);
             }
+            WorkerMessage::Paused(lease, evaluation, finished) => {
+                self.apply(Event::Paused { worker, lease, evaluation, finished }, Vec::new());
+            }
             WorkerMessage::Failed(lease, failure) => {
                 self.apply(Event::Failed { worker, lease, failure }, Vec::new());
             }
@@ -212,9 +215,13 @@ impl Driver {
     }
 }
 
-fn releases(machine: &Scheduler, job: &JobId) -> Vec<(Name, String)> {
+fn releases(machine: &Scheduler, job: &JobId) -> Vec<Released> {
     let stages = machine.view(job).map(|view| view.stages).unwrap_or_default();
-    stages.into_iter().filter_map(|stage| Some((stage.name, stage.release?))).collect()
+    let released = |stage: StageView| {
+        let trial = stage.sweep.and_then(|sweep| sweep.chosen);
+        Some(Released { stage: stage.name, place: stage.release?, trial })
+    };
+    stages.into_iter().filter_map(released).collect()
 }
 
 pub(super) fn result_blobs(

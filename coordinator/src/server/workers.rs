@@ -133,6 +133,7 @@ impl Workers {
             WorkerMessage::Heartbeat(_)
             | WorkerMessage::Step(..)
             | WorkerMessage::Evaluated(..)
+            | WorkerMessage::Paused(..)
             | WorkerMessage::Failed(..)
             | WorkerMessage::Released(_)
             | WorkerMessage::Spent(..)
