@@ -16,8 +16,11 @@ pub(super) fn tables(view: &JobView, color: bool) -> String {
 
 fn table(view: &JobView, task: &StageView, sweep: &SweepView, color: bool) -> String {
     let mut table = new_table(&["trial", "values", "rung", "step", "validation", "", "core-s"], color);
-    let trials =
-        || view.stages.iter().filter(|stage| stage.trial.as_ref().is_some_and(|trial| trial.task == task.name));
+    let name = &task.name;
+    let trials = || {
+        let of_task = move |stage: &&StageView| stage.trial.as_ref().is_some_and(|trial| trial.task == *name);
+        view.stages.iter().filter(of_task)
+    };
     for stage in trials() {
         let Some(trial) = &stage.trial else { continue };
         let last = trial.scores.last();
