@@ -111,7 +111,7 @@ mod tests {
         let fusion = "[fusions.both]\nadapters = [\"other\", \"mood\"]\ntask = \"mood\"\n";
         let planned = plan(&world, &format!("{TASK}{SWEEP}{other}{fusion}")).await.unwrap();
         let both = planned.plan.stages.last().unwrap();
-        assert_eq!(both.needs.iter().map(|needs| needs.as_str()).collect::<Vec<_>>(), ["other", "mood"]);
+        assert_eq!(both.needs.iter().map(graftwork_shared::id::Name::as_str).collect::<Vec<_>>(), ["other", "mood"]);
         let chosen = |number| {
             let mut plan = planned.plan.clone();
             plan.choose_trial(&"mood".parse().unwrap(), number).unwrap();
