@@ -69,6 +69,8 @@ pub enum WorkerMessage {
     Checkpoint(LeaseId, u64, Digest),
     /// The result; it counts once it is accepted.
     Finished(LeaseId, StageResult),
+    /// A trial paused with these validation scores; whether its training is over.
+    Paused(LeaseId, Evaluation, bool),
     /// The attempt ended without a result.
     Failed(LeaseId, Failure),
     /// Stopped after its last accepted checkpoint, or left a group that goes on.
@@ -194,6 +196,10 @@ impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
             Message::Finished(m) => {
                 WorkerMessage::Finished(LeaseId(m.lease), from_document("finished.result", &m.result)?)
             }
+            Message::Paused(m) => {
+                let evaluation = from_document("paused.evaluation", &m.evaluation)?;
+                WorkerMessage::Paused(LeaseId(m.lease), evaluation, m.finished)
+            }
             Message::Failed(m) => WorkerMessage::Failed(LeaseId(m.lease), from_document("failed.failure", &m.failure)?),
             Message::Released(m) => WorkerMessage::Released(LeaseId(m.lease)),
             Message::Prepared(m) => WorkerMessage::Prepared(LeaseId(m.lease)),
@@ -258,6 +264,10 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
             }
             WorkerMessage::Finished(lease, result) => {
                 Message::Finished(v1::Finished { lease: lease.0, result: to_document(&result) })
+            }
+            WorkerMessage::Paused(lease, evaluation, finished) => {
+                let evaluation = to_document(&evaluation);
+                Message::Paused(v1::Paused { lease: lease.0, evaluation, finished })
             }
             WorkerMessage::Failed(lease, failure) => {
                 Message::Failed(v1::Failed { lease: lease.0, failure: to_document(&failure) })
@@ -367,12 +377,14 @@ mod tests {
     #[test]
     fn messages_survive_the_wire() {
         let failure = Failure { blame: graftwork_shared::assignment::Blame::User, message: "no".to_owned() };
+        let scores = Evaluation { step: 7, loss: 0.25, metrics: [(graftwork_shared::metric::Metric::F1, 0.5)].into() };
         let messages = [
             WorkerMessage::Hello(hello()),
             WorkerMessage::Heartbeat(vec![LeaseId(3), LeaseId(4)]),
             WorkerMessage::Checkpoint(LeaseId(3), 50, Digest::of(b"x")),
             WorkerMessage::Failed(LeaseId(3), failure),
             WorkerMessage::Released(LeaseId(3)),
+            WorkerMessage::Paused(LeaseId(3), scores, true),
             WorkerMessage::Prepared(LeaseId(3)),
             WorkerMessage::Broken(LeaseId(3), 2, "rank 1 is gone".to_owned()),
             WorkerMessage::Spent(LeaseId(3), Usage { core_seconds: 1.5, tokens: 7, ..Usage::default() }),

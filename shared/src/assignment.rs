@@ -35,6 +35,10 @@ pub struct Assignment {
     pub adapters: Vec<Digest>,
     /// Blob of the checkpoint to go on from.
     pub resume: Option<Digest>,
+    /// The update after which it pauses: it scores validation, makes its state durable and gives the lease back. `None`
+    /// goes on to the result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<u64>,
     /// Name of the environment variable on the worker that holds the credentials for the rows, and for nothing else.
     pub data_credentials: Option<String>,
     /// The same for the base model. Two places have two secrets: neither is ever shown to the other's host.

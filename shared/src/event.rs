@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     assignment::{Evaluation, Failure},
     id::{JobId, Name, WorkerId},
+    sweep::RungScore,
     view::Refusal,
 };
 
@@ -122,6 +123,35 @@ pub enum EventKind {
     },
     /// The result of a stage is missing or damaged while it is needed: it is taken from the hub or trained again.
     ResultLost,
+    /// A trial has its score at a rung.
+    TrialScored {
+        /// The score.
+        score: RungScore,
+        /// Taken from an earlier result of the same recipe.
+        reused: bool,
+    },
+    /// The trials of a task were compared.
+    RungDecided {
+        /// At which rung, from 0.
+        rung: u32,
+        /// The rung to which some go on.
+        to: u32,
+        /// Numbers of those.
+        promoted: Vec<u32>,
+        /// Numbers of those that stop.
+        stopped: Vec<u32>,
+        /// Before all of the rung were there.
+        asynchronous: bool,
+    },
+    /// The best trial became its task.
+    TrialChosen {
+        /// Its number.
+        trial: u32,
+        /// Its validation score.
+        score: Option<f64>,
+        /// Which it is depended on timing.
+        asynchronous: bool,
+    },
     /// A stage was published.
     Published {
         /// Where.

@@ -20,6 +20,7 @@ pub mod metric;
 pub mod random;
 pub mod recipe;
 pub mod record;
+pub mod sweep;
 pub mod training;
 pub mod upload;
 pub mod view;

@@ -19,6 +19,8 @@ pub enum Purpose {
     AdapterDrop = 5,
     /// Which split a row belongs to. Position: row or group.
     Split = 6,
+    /// Which combinations of a sweep are tried. Position: draw.
+    Sweep = 7,
     /// What happens in a simulation; nothing that is trained. Position: 0, draw.
     Simulation = 1_000,
 }

@@ -12,6 +12,7 @@ use crate::{
     id::Name,
     job::Job,
     recipe::{NumericClass, Recipe},
+    sweep::SweepRecord,
 };
 
 /// `graftwork.json` in every release. Holds no secret, no clock and no rate, so equal results of one resolved job give
@@ -40,6 +41,9 @@ pub struct Record {
     /// Digests of the rows by split: SHA-256 over the sums, row group by row group, of the digests of the rows. What of
     /// a training split was trained on, where that was less than an epoch.
     pub data_digests: BTreeMap<Split, Digest>,
+    /// Of which sweep it is the best trial. The job in the record is then the one that trains this trial alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<SweepRecord>,
     /// The rows behind each adapter that a fusion reads, in the order of attention; nothing for one from outside the
     /// job, whose bytes are in the recipe.
     #[serde(default)]

@@ -11,6 +11,7 @@ use crate::{
     event::{Outcome, StepReport},
     id::{JobId, Name, WorkerId},
     metric::Metric,
+    sweep::{SweepView, TrialView},
 };
 
 /// A job at one moment.
@@ -71,6 +72,12 @@ pub struct StageView {
     pub metric: Metric,
     /// What the user expects of it.
     pub expect: Option<f64>,
+    /// For a task that is swept: its trials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<SweepView>,
+    /// For a trial: of which task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialView>,
     /// Where it stands.
     pub state: StageState,
     /// Step reports so far, oldest first, thinned to at most 500.
@@ -175,6 +182,13 @@ pub enum StageState {
         /// Why.
         reason: String,
     },
+    /// A trial that does not go on.
+    Stopped {
+        /// The rung that it reached, from 0.
+        rung: u32,
+    },
+    /// A trial that became its task.
+    Chosen,
 }
 
 /// Why a ready stage does not run: the same value in the log, `explain`, the page and the tests (invariant 7).

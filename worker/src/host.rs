@@ -182,6 +182,7 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
             result.usage = host.spent();
             StageEvent::Finished(Box::new(result))
         }
+        Ok(Ok(StageEnd::Paused { scores, finished })) => StageEvent::Paused(Box::new(scores), finished),
         Ok(Ok(StageEnd::Interrupted)) => StageEvent::Stopped,
         Ok(Err(failure)) => StageEvent::Failed(failure),
         Err(payload) => match payload.downcast::<Failure>() {

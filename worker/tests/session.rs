@@ -52,6 +52,7 @@ fn impossible() -> Box<Assignment> {
         test: None,
         adapters: Vec::new(),
         resume: None,
+        until: None,
         data_credentials: None,
         base_model_credentials: None,
     })

@@ -59,6 +59,13 @@ impl Scheduler {
         mut result: Box<StageResult>,
     ) {
         let (job, position) = self.state.record(key).expect("a live lease is one of a known stage");
+        if job.trial(position).is_some() {
+            return self.give_up(
+                key,
+                (worker, lease),
+                "a result came of a trial, which pauses at its rungs".to_owned(),
+            );
+        }
         let granted = job.stages[position].phase.grant().map(|grant| grant.class.clone());
         if granted.as_ref() != Some(&result.numeric_class) {
             let class = granted.map(|class| class.to_string()).unwrap_or_default();
@@ -77,7 +84,7 @@ impl Scheduler {
     }
 
     /// Ends a lease whose worker says what cannot be.
-    fn give_up(&mut self, key: &StageKey, (worker, lease): (WorkerId, LeaseId), message: String) {
+    pub(crate) fn give_up(&mut self, key: &StageKey, (worker, lease): (WorkerId, LeaseId), message: String) {
         self.fail_attempt(key, (worker, lease), machine_failure(message));
         self.out.commands.push(Command::Fence { worker, lease });
     }

@@ -10,6 +10,7 @@ use graftwork_shared::{
     id::{JobId, LeaseId, Name, Term, WorkerId},
     job::Resources,
     recipe::NumericClass,
+    sweep::RungScore,
 };
 use serde::{Deserialize, Serialize};
 
@@ -194,6 +195,60 @@ pub enum Fact {
         /// When.
         at_ms: u64,
     },
+    /// A trial of a sweep has its scores at these rungs, the first of which is the one to which it may train.
+    TrialScored {
+        /// The job.
+        job: JobId,
+        /// The trial's stage.
+        stage: Name,
+        /// The live lease that ends with it; `None` for scores of an earlier result.
+        lease: Option<LeaseId>,
+        /// The scores.
+        scores: Vec<RungScore>,
+        /// When.
+        at_ms: u64,
+    },
+    /// Trials of a sweep were compared.
+    RungDecided {
+        /// The job.
+        job: JobId,
+        /// The swept task.
+        task: Name,
+        /// The rung at which they were compared, from 0.
+        rung: u32,
+        /// The rung to which those that go on may train.
+        to: u32,
+        /// Numbers of those that go on.
+        promoted: Vec<u32>,
+        /// Numbers of those that do not, from now on.
+        stopped: Vec<u32>,
+        /// Not all that will reach the rung were there.
+        asynchronous: bool,
+        /// When.
+        at_ms: u64,
+    },
+    /// A sweep is over: this trial becomes its task.
+    TrialChosen {
+        /// The job.
+        job: JobId,
+        /// The swept task.
+        task: Name,
+        /// The trial's number.
+        trial: u32,
+        /// When.
+        at_ms: u64,
+    },
+    /// A sweep is over without a trial to choose.
+    SweepFailed {
+        /// The job.
+        job: JobId,
+        /// The swept task.
+        task: Name,
+        /// Why.
+        failure: Failure,
+        /// When.
+        at_ms: u64,
+    },
     /// A stage is in the hub.
     StagePublished {
         /// The job.
@@ -265,6 +320,10 @@ impl Fact {
             Self::StagePreempted { .. } => "stage_preempted",
             Self::AttemptFailed { .. } => "attempt_failed",
             Self::StageTrained { .. } => "stage_trained",
+            Self::TrialScored { .. } => "trial_scored",
+            Self::RungDecided { .. } => "rung_decided",
+            Self::TrialChosen { .. } => "trial_chosen",
+            Self::SweepFailed { .. } => "sweep_failed",
             Self::StagePublished { .. } => "stage_published",
             Self::PublishFailed { .. } => "publish_failed",
             Self::StageCancelled { .. } => "stage_cancelled",

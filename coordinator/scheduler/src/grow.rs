@@ -77,7 +77,7 @@ impl Scheduler {
             && fits
             && self.over_quota(job).is_none()
             && u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < most)
-            && stage.total_steps.saturating_sub(done) >= self.policy.grow_steps
+            && job.pause_step(position).unwrap_or(stage.total_steps).saturating_sub(done) >= self.policy.grow_steps
     }
 
     fn invite(&mut self, worker: WorkerId, lease: LeaseId) {

@@ -155,6 +155,13 @@ impl<'a> Reader<'a> {
                 }
             }
             Fact::StageTrained { job, stage, lease, result, .. } => self.on_trained(key(job, stage), *lease, result),
+            Fact::TrialScored { lease, .. } => {
+                if let Some(lease) = lease {
+                    self.end(*lease, "its trial pauses at a rung");
+                }
+            }
+            Fact::TrialChosen { job, task, trial, .. } => self.on_swept(job, task, Some(*trial)),
+            Fact::SweepFailed { job, task, .. } => self.on_swept(job, task, None),
             Fact::StagePublished { job, stage, release } => {
                 let key = key(job, stage);
                 if !self.stage(key.clone()).trained {
@@ -164,7 +171,10 @@ impl<'a> Reader<'a> {
                 self.finish(key, "published");
             }
             Fact::PublishFailed { job, stage, retry_at_ms: None, .. } => self.finish(key(job, stage), "failed"),
-            Fact::PublishFailed { .. } | Fact::ResourcesChanged { .. } | Fact::AttemptCost { .. } => {}
+            Fact::PublishFailed { .. }
+            | Fact::ResourcesChanged { .. }
+            | Fact::AttemptCost { .. }
+            | Fact::RungDecided { .. } => {}
             Fact::StageCancelled { job, stage, .. } => self.finish(key(job, stage), "cancelled"),
             Fact::JobCancelled { job, .. } => self.on_cancelled(job),
             Fact::JobEnded { job, outcome, .. } => {
@@ -190,6 +200,20 @@ impl<'a> Reader<'a> {
         self.last_worker = worker;
         if known_again {
             self.known.insert(worker);
+        }
+    }
+
+    /// The trials of a task are over; the task goes on as the chosen one.
+    fn on_swept(&mut self, job: &JobId, task: &Name, chosen: Option<u32>) {
+        let Some(plan) = self.plans.get_mut(job) else {
+            return self.find(Broken::AcknowledgedLost, format!("a sweep of {job} ended, which was never submitted"));
+        };
+        let sweep = plan.stage(task).and_then(|stage| stage.sweep.as_ref());
+        let trials: Vec<Name> = sweep.map(|sweep| sweep.trials.clone()).unwrap_or_default();
+        let fits = chosen.is_none_or(|chosen| plan.choose_trial(task, chosen).is_ok());
+        self.live.retain(|_, live| live.key.job != *job || !trials.contains(&live.key.stage));
+        if !fits {
+            self.find(Broken::FinalChanged, format!("{task} of {job} has no trial {chosen:?} to choose"));
         }
     }
 

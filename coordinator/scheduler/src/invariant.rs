@@ -116,7 +116,9 @@ fn groups_follow(before: &Scheduler, decision: &Decision) -> Result<(), Violatio
 
 fn sender(event: &Event) -> Option<(WorkerId, LeaseId)> {
     match event {
-        Event::Checkpointed { worker, lease, .. } | Event::Finished { worker, lease, .. } => Some((*worker, *lease)),
+        Event::Checkpointed { worker, lease, .. }
+        | Event::Finished { worker, lease, .. }
+        | Event::Paused { worker, lease, .. } => Some((*worker, *lease)),
         _ => None,
     }
 }
@@ -130,7 +132,9 @@ fn is_granted(before: &Scheduler, worker: WorkerId, lease: LeaseId) -> bool {
 fn only_live_leases_commit(before: &Scheduler, event: &Event, decision: &Decision) -> Result<(), Violation> {
     let sender = sender(event);
     let committed = decision.facts.iter().filter_map(|fact| match fact {
-        Fact::CheckpointAccepted { lease, .. } | Fact::StageTrained { lease: Some(lease), .. } => Some(*lease),
+        Fact::CheckpointAccepted { lease, .. }
+        | Fact::StageTrained { lease: Some(lease), .. }
+        | Fact::TrialScored { lease: Some(lease), .. } => Some(*lease),
         _ => None,
     });
     let accepted = decision.commands.iter().filter_map(|command| match command {
@@ -183,7 +187,8 @@ fn acknowledged_survives(
             let is_final = !record.phase.is_final() || record.phase == later.phase;
             let result = record.result.is_none() || record.result == later.result;
             let step = |record: &crate::state::StageRecord| record.checkpoint.as_ref().map(|c| c.step);
-            let progress = later.result.is_some() || step(record) <= step(later);
+            let stopped = now.position(&stage.name).is_some_and(|at| now.is_stopped(at));
+            let progress = later.result.is_some() || stopped || step(record) <= step(later);
             let kept = is_final && result && progress;
             ensure(kept, Invariant::AcknowledgedSurvives, || format!("stage {} of job {id}", stage.name))?;
         }

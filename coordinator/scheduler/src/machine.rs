@@ -244,6 +244,12 @@ impl Scheduler {
                 }
                 self.free(worker, lease);
             }
+            Event::Paused { worker, lease, evaluation, finished } => {
+                if let Some(key) = self.on_leaders_message(worker, lease) {
+                    self.on_paused(&key, (worker, lease), &evaluation, finished);
+                }
+                self.free(worker, lease);
+            }
             Event::Failed { worker, lease, failure } => {
                 if let Some(key) = self.on_lease_message(worker, lease) {
                     self.lose_holder(&key, (worker, lease), failure);
@@ -345,6 +351,9 @@ impl Scheduler {
         let Some((job, position)) = self.state.record(key) else { return };
         let untouched = job.ended.is_none() && job.stages[position].phase == Phase::Pending;
         if let Some(result) = result.filter(|_| untouched) {
+            if job.trial(position).is_some() {
+                return self.on_trial_known(key, &result);
+            }
             let (job, stage, at_ms) = (key.job.clone(), key.stage.clone(), self.now_ms);
             self.record(Fact::StageTrained { job, stage, lease: None, result, at_ms });
             self.tell(&key.job, Some(&key.stage), EventKind::StageFinished { reused: true });
@@ -362,6 +371,7 @@ impl Scheduler {
     /// Carries on what follows from the state alone: hopeless stages, publications, ends of jobs.
     fn settle(&mut self) {
         for (id, _) in self.active_jobs() {
+            self.compare_trials(&id);
             while let Some((stage, reason)) = self.hopeless(&id) {
                 self.give_up_stage(StageKey { job: id.clone(), stage }, reason);
             }
@@ -389,7 +399,9 @@ impl Scheduler {
                 // Why is told of the stage itself.
                 Phase::Failed { .. } => "which failed".to_owned(),
                 Phase::Cancelled { reason } => format!("which was cancelled: {reason}"),
-                Phase::Pending | Phase::Running(_) | Phase::Trained | Phase::Published { .. } => return None,
+                Phase::Pending | Phase::Running(_) | Phase::Trained | Phase::Published { .. } | Phase::Compared => {
+                    return None;
+                }
             };
             Some((stage.name.clone(), format!("it needs {needs}, {why}")))
         })
@@ -424,11 +436,12 @@ impl Scheduler {
     }
 
     fn outcome(job: &JobState) -> Outcome {
-        let failed = |record: &crate::state::StageRecord| matches!(record.phase, Phase::Failed { .. });
+        // A trial that failed is the worst one, and no failure of the job.
+        let mut own = job.each().filter(|(_, stage, _)| stage.trial.is_none()).map(|(_, _, record)| record);
         let view = |position| Self::stage_view(job, position, StageState::Published { reused: false });
         if job.cancelled.is_some() {
             Outcome::Cancelled
-        } else if job.stages.iter().any(failed) {
+        } else if own.any(|record| matches!(record.phase, Phase::Failed { .. })) {
             Outcome::Failed
         } else if (0..job.stages.len()).any(|position| view(position).missed() == Some(true)) {
             Outcome::ExpectationMissed

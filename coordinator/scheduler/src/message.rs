@@ -1,7 +1,7 @@
 //! What goes into the machine and what comes out of it: events, commands, and the facts that must be durable first.
 
 use graftwork_shared::{
-    assignment::{Assignment, Failure, StageResult, Usage},
+    assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
     digest::Digest,
     event::{EventKind, StepReport},
     id::{JobId, LeaseId, Name, WorkerId},
@@ -146,6 +146,18 @@ pub enum Event {
         lease: LeaseId,
         /// The result.
         result: Box<StageResult>,
+    },
+    /// A trial came to the update at which it was told to pause, or finished its training before; its checkpoint of
+    /// then was accepted.
+    Paused {
+        /// The worker.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// Validation scores: of the weights of the update, or of those kept by a training that is over.
+        evaluation: Evaluation,
+        /// Its training is over.
+        finished: bool,
     },
     /// An attempt failed.
     Failed {

@@ -21,7 +21,9 @@ use serde::{Deserialize, Serialize};
 ///  │  └ (submitted again: a job that ended; stages that are left to do start from what is kept)
 ///  │  └ Lose (from Trained and Published: the result's blob is gone while it is needed)
 ///  ├─── Train (an earlier result is reused) ──► Trained
-///  └─── Cancel (also from Running) ───────────► Cancelled
+///  ├─── Cancel (also from Running) ───────────► Cancelled
+///  ├─── Compare (a trial, also from Running) ─► Compared
+///  └─── Exhaust (a task without a trial left) ► Failed
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "phase", rename_all = "snake_case")]
@@ -47,6 +49,8 @@ pub(crate) enum Phase {
         /// Why.
         reason: String,
     },
+    /// A trial that trains no more: its sweep is over.
+    Compared,
 }
 
 /// One stage, on one worker or on a group of them, under one lease.
@@ -100,27 +104,34 @@ pub(crate) enum Change {
     Fail(Failure),
     /// It will not be trained.
     Cancel(String),
+    /// Its sweep is over.
+    Compare,
+    /// None of its trials can become it.
+    Exhaust(Failure),
 }
 
 impl Phase {
     /// The table. `None` for a change that the phase does not know.
     pub(crate) fn after(&self, change: Change) -> Option<Self> {
-        use Change::{Cancel, Fail, GiveBack, Lease, Lose, Publish, Train};
+        use Change::{Cancel, Compare, Exhaust, Fail, GiveBack, Lease, Lose, Publish, Train};
         match (self, change) {
             (Self::Pending, Lease(grant)) => Some(Self::Running(grant)),
             (Self::Pending | Self::Running(_), Train) => Some(Self::Trained),
             (Self::Pending | Self::Running(_), Cancel(reason)) => Some(Self::Cancelled { reason }),
             (Self::Running(_), GiveBack) | (Self::Trained | Self::Published { .. }, Lose) => Some(Self::Pending),
-            (Self::Running(_) | Self::Trained, Fail(failure)) => Some(Self::Failed { failure }),
+            (Self::Running(_) | Self::Trained, Fail(failure)) | (Self::Pending, Exhaust(failure)) => {
+                Some(Self::Failed { failure })
+            }
+            (Self::Pending | Self::Running(_), Compare) => Some(Self::Compared),
             (Self::Trained, Publish(release)) => Some(Self::Published { release }),
             (Self::Pending, GiveBack | Lose | Publish(_) | Fail(_))
-            | (Self::Running(_), Lease(_) | Lose | Publish(_))
-            | (Self::Trained, Lease(_) | GiveBack | Train | Cancel(_))
+            | (Self::Running(_), Lease(_) | Lose | Publish(_) | Exhaust(_))
+            | (Self::Trained, Lease(_) | GiveBack | Train | Cancel(_) | Compare | Exhaust(_))
             | (
-                Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. },
-                Lease(_) | GiveBack | Train | Publish(_) | Fail(_) | Cancel(_),
+                Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. } | Self::Compared,
+                Lease(_) | GiveBack | Train | Publish(_) | Fail(_) | Cancel(_) | Compare | Exhaust(_),
             )
-            | (Self::Failed { .. } | Self::Cancelled { .. }, Lose) => None,
+            | (Self::Failed { .. } | Self::Cancelled { .. } | Self::Compared, Lose) => None,
         }
     }
 
@@ -128,7 +139,7 @@ impl Phase {
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::Pending | Self::Running(_) | Self::Trained => false,
-            Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. } => true,
+            Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. } | Self::Compared => true,
         }
     }
 
@@ -136,9 +147,12 @@ impl Phase {
     pub(crate) fn grant(&self) -> Option<&Grant> {
         match self {
             Self::Running(grant) => Some(grant),
-            Self::Pending | Self::Trained | Self::Published { .. } | Self::Failed { .. } | Self::Cancelled { .. } => {
-                None
-            }
+            Self::Pending
+            | Self::Trained
+            | Self::Published { .. }
+            | Self::Failed { .. }
+            | Self::Cancelled { .. }
+            | Self::Compared => None,
         }
     }
 
@@ -151,6 +165,7 @@ impl Phase {
             Self::Published { .. } => "published",
             Self::Failed { .. } => "failed",
             Self::Cancelled { .. } => "cancelled",
+            Self::Compared => "compared",
         }
     }
 }

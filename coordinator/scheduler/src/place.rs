@@ -207,6 +207,7 @@ impl JobState {
         Assignment {
             attempt: record.attempts,
             resume: record.checkpoint.as_ref().map(|checkpoint| checkpoint.blob),
+            until: self.pause_step(position),
             adapters: self.fused_blobs(position),
             ..stage.assignment(self.plan.id())
         }
@@ -215,6 +216,9 @@ impl JobState {
     /// Work that is left in a stage, in tokens.
     fn remaining(&self, position: usize) -> u64 {
         let (stage, record) = (&self.plan.stages[position], &self.stages[position]);
+        if self.is_swept(position) {
+            return 0; // its trials are what is left of it
+        }
         let done = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         stage.total_steps.saturating_sub(done).saturating_mul(stage.tokens_per_step())
     }

@@ -14,6 +14,8 @@ use graftwork_shared::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::sweep::{PlannedSweep, PlannedTrial};
+
 /// A planned job.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -67,6 +69,12 @@ pub struct PlannedStage {
     pub publish_as: Name,
     /// The method, in one line for people.
     pub method: String,
+    /// For a task that is swept: its trials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<PlannedSweep>,
+    /// For a trial: of which task. It is compared and never published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<PlannedTrial>,
     /// Name of the environment variable on the worker that holds the credentials for the rows.
     pub data_credentials: Option<String>,
     /// The same for the base model.
@@ -108,6 +116,9 @@ pub enum PlanError {
     /// Stages that wait for each other.
     #[error("stages wait for each other in a circle: {}", .0.iter().map(Name::as_str).collect::<Vec<_>>().join(", "))]
     Circle(Vec<Name>),
+    /// A task whose trials are not stages that know it.
+    #[error("the trials of stage {0} are not stages of the plan that it needs")]
+    Trials(Name),
     /// A fused stage that is not waited for.
     #[error("stage {stage} fuses {fused} but does not need it")]
     NotNeeded {
@@ -140,6 +151,9 @@ impl Plan {
             }
             if let Some(needs) = stage.needs.iter().find(|needs| self.stage(needs).is_none()) {
                 return Err(PlanError::Unknown { stage: stage.name.clone(), needs: needs.clone() });
+            }
+            if !self.check_sweep(stage) {
+                return Err(PlanError::Trials(stage.name.clone()));
             }
             if let Some(fused) = stage.fused_stages().find(|fused| !stage.needs.contains(fused)) {
                 return Err(PlanError::NotNeeded { stage: stage.name.clone(), fused: fused.clone() });
@@ -191,7 +205,7 @@ impl PlannedStage {
         })
     }
 
-    /// Its assignment, but for what only the moment knows: attempt, adapters and checkpoint.
+    /// Its assignment, but for what only the moment knows: attempt, adapters, checkpoint and pause.
     pub(crate) fn assignment(&self, job: JobId) -> Assignment {
         Assignment {
             job,
@@ -204,6 +218,7 @@ impl PlannedStage {
             test: self.test.clone(),
             adapters: Vec::new(),
             resume: None,
+            until: None,
             data_credentials: self.data_credentials.clone(),
             base_model_credentials: self.base_model_credentials.clone(),
         }

@@ -40,15 +40,22 @@ impl JobState {
     }
 
     pub(crate) fn reopen(&mut self, plan: &Plan, gone: &[Name]) {
-        let changed = self.changed(plan);
+        let mut plan = plan.clone();
+        let (sweeps, fresh) = self.keep_sweeps(&mut plan);
+        let changed = self.changed(&plan);
+        let decided =
+            |stage: &PlannedStage| stage.trial.as_ref().is_some_and(|trial| sweeps[&trial.task].chosen.is_some());
         let stages = plan.stages.iter().map(|stage| {
-            match self.position(&stage.name).filter(|_| !changed.contains(&&stage.name)) {
+            let known = self.position(&stage.name).filter(|_| !fresh.contains(&stage.name));
+            match known.filter(|_| !changed.contains(&&stage.name)) {
+                Some(at) if decided(stage) => self.stages[at].clone(),
                 Some(at) => self.stages[at].reopened(gone.contains(&stage.name)),
                 None => StageRecord::new(),
             }
         });
         self.stages = stages.collect();
-        self.plan = plan.clone();
+        self.sweeps = sweeps;
+        self.plan = plan;
         self.cancelled = None;
         self.ended = None;
     }

@@ -21,6 +21,7 @@ use crate::{
     phase::{Change, Grant, Phase},
     plan::{FusedSource, Plan, PlannedStage},
     share::Account,
+    sweep::SweepState,
     term::Holder,
 };
 
@@ -63,6 +64,9 @@ pub(crate) struct JobState {
     pub(crate) ended: Option<(u64, Outcome)>,
     /// In the plan's order.
     pub(crate) stages: Vec<StageRecord>,
+    /// By the swept task.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) sweeps: BTreeMap<Name, SweepState>,
 }
 
 /// One stage of a job.
@@ -162,7 +166,8 @@ impl PlannedStage {
 impl JobState {
     fn new(plan: Plan, order: u64, submitted_ms: u64) -> Self {
         let stages = plan.stages.iter().map(|_| StageRecord::new()).collect();
-        Self { plan, order, submitted_ms, cancelled: None, ended: None, stages }
+        let sweeps = SweepState::all(&plan);
+        Self { plan, order, submitted_ms, cancelled: None, ended: None, stages, sweeps }
     }
 
     /// The position of a stage.
@@ -177,12 +182,18 @@ impl JobState {
 
     /// Stages that the stage at this position waits for.
     pub(crate) fn waits_for(&self, position: usize) -> Vec<Name> {
+        if let Some(trials) = self.waits_in_sweep(position) {
+            return trials;
+        }
         let needs = &self.plan.stages[position].needs;
         needs.iter().filter(|needs| self.result(needs).is_none()).cloned().collect()
     }
 
     /// A stage that it waits for and that will never have a result.
     pub(crate) fn hopeless_need(&self, position: usize) -> Option<(&Name, &Phase)> {
+        if self.plan.stages[position].sweep.is_some() {
+            return None; // what comes of trials without a result is the sweep's affair
+        }
         self.plan.stages[position].needs.iter().find_map(|needs| {
             let record = &self.stages[self.position(needs)?];
             (record.result.is_none() && record.phase.is_final()).then_some((needs, &record.phase))
@@ -318,6 +329,10 @@ impl State {
                 record.retry_at_ms = *retry_at_ms;
                 Ok(())
             }
+            Fact::TrialScored { .. }
+            | Fact::RungDecided { .. }
+            | Fact::TrialChosen { .. }
+            | Fact::SweepFailed { .. } => self.fold_sweep(fact, dropped),
             Fact::StageTrained { .. }
             | Fact::StagePublished { .. }
             | Fact::PublishFailed { .. }
@@ -398,13 +413,17 @@ impl State {
             match self.stage(&key)?.phase.clone() {
                 Phase::Running(grant) => self.end_lease(grant.lease, at_ms, change).map(drop)?,
                 Phase::Pending => self.change(&key, change).map(drop)?,
-                Phase::Trained | Phase::Published { .. } | Phase::Failed { .. } | Phase::Cancelled { .. } => {}
+                Phase::Trained
+                | Phase::Published { .. }
+                | Phase::Failed { .. }
+                | Phase::Cancelled { .. }
+                | Phase::Compared => {}
             }
         }
         Ok(())
     }
 
-    fn job(&mut self, id: &JobId) -> Result<&mut JobState, String> {
+    pub(crate) fn job(&mut self, id: &JobId) -> Result<&mut JobState, String> {
         self.jobs.get_mut(id).ok_or_else(|| format!("there is no job {id}"))
     }
 

@@ -162,6 +162,7 @@ impl Scheduler {
         let record = &job.stages[position];
         let checkpoint_step = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         match &record.phase {
+            Phase::Pending if job.is_stopped(position) => Self::ended(job, position),
             Phase::Pending => {
                 let for_stages = job.waits_for(position);
                 if for_stages.is_empty() {
@@ -177,7 +178,12 @@ impl Scheduler {
             Phase::Published { .. } => StageState::Published { reused: record.reused },
             Phase::Failed { failure } => StageState::Failed { failure: failure.clone() },
             Phase::Cancelled { reason } => StageState::Cancelled { reason: reason.clone() },
+            Phase::Compared => Self::ended(job, position),
         }
+    }
+
+    fn ended(job: &JobState, position: usize) -> StageState {
+        job.trial_end(position).unwrap_or(StageState::Stopped { rung: 0 })
     }
 
     /// Why a ready stage does not run.
@@ -193,6 +199,9 @@ impl Scheduler {
 
     fn sentence(&self, job: &JobState, position: usize, state: &StageState) -> String {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
+        if let Some(sentence) = job.sweep_sentence(position, state) {
+            return sentence;
+        }
         let from_hub = |reused: &bool| if *reused { ", taken from an earlier result of the same recipe" } else { "" };
         match state {
             StageState::Waiting { for_stages } => {
@@ -214,12 +223,15 @@ impl Scheduler {
             StageState::Published { reused } => format!("published{}", from_hub(reused)),
             StageState::Failed { failure } => format!("failed: {}", failure.message),
             StageState::Cancelled { reason } => format!("cancelled: {reason}"),
+            StageState::Stopped { rung } => format!("stopped at rung {}: others scored better", rung + 1),
+            StageState::Chosen => "chosen: it became its task".to_owned(),
         }
     }
 
     fn costly_view(&self, job: &JobState, position: usize) -> StageView {
         let usage = self.stage_cost(&job.stages[position]);
-        StageView { usage, ..Self::stage_view(job, position, self.stage_state(job, position)) }
+        let (sweep, trial) = (self.sweep_view(job, position), job.trial_view(position));
+        StageView { usage, sweep, trial, ..Self::stage_view(job, position, self.stage_state(job, position)) }
     }
 
     /// Without what it cost.
@@ -251,6 +263,8 @@ impl Scheduler {
             trained_parameters: stage.trained_parameters,
             metric: stage.recipe.metric,
             expect: stage.expect,
+            sweep: None,
+            trial: None,
             state,
             curve: Vec::new(),
             validation: record.result.as_ref().map(|result| result.validation.clone()).unwrap_or_default(),

@@ -182,5 +182,8 @@ fn show(planned: &Planned) -> String {
 }
 
 fn waits_for(stage: &PlannedStage) -> String {
+    if let Some(sweep) = &stage.sweep {
+        return format!("its {} trials", sweep.trials.len());
+    }
     stage.needs.iter().map(graftwork_shared::id::Name::as_str).collect::<Vec<_>>().join(", ")
 }

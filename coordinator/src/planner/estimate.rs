@@ -97,7 +97,7 @@ pub(super) fn estimate(stages: &[PlannedStage], trunk: &TrunkDescription, job: &
         let tokens = (trained + scored) * tokens_per_row(&stage.train, training);
         tokens * weights * OPERATIONS_PER_WEIGHT / (OPERATIONS_PER_SECOND * used)
     };
-    let stage_seconds: Vec<f64> = stages.iter().map(seconds).collect();
+    let stage_seconds: Vec<f64> = stages.iter().map(|stage| seconds(stage) * sweep_share(stage, stages)).collect();
     // The largest stages may run at the same time, one on each thread.
     let mut memory: Vec<u64> = stages.iter().map(|stage| stage.memory_bytes).collect();
     memory.sort_unstable_by(|a, b| b.cmp(a));
@@ -111,6 +111,17 @@ pub(super) fn estimate(stages: &[PlannedStage], trunk: &TrunkDescription, job: &
         seconds: stage_seconds.iter().sum(),
         stage_seconds,
         threads,
+    }
+}
+
+/// Which share of a stage's training is expected to be done: of trials those are stopped that are worse, and a swept task
+/// goes on from the end of its best trial.
+fn sweep_share(stage: &PlannedStage, stages: &[PlannedStage]) -> f64 {
+    let task = stage.trial.as_ref().and_then(|trial| stages.iter().find(|stage| stage.name == trial.task));
+    match task.and_then(|task| task.sweep.as_ref()) {
+        Some(sweep) => sweep.trained_share(),
+        None if stage.sweep.is_some() => 0.0,
+        None => 1.0,
     }
 }
 

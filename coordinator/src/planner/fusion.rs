@@ -17,6 +17,7 @@ use super::{
     Base, estimate, method,
     outside::Outside,
     problems::Problems,
+    sweep,
     task::{self, PlannedTask},
 };
 
@@ -43,11 +44,14 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
     let dropped = fusion.training.adapter_drop.fixed();
     let mut adapters = Vec::new();
     let mut fused = Vec::new();
+    let mut tasks = Vec::new();
     let mut needs: Vec<Name> = Vec::new();
     for adapter in &fusion.adapters {
         let (source, part) = match adapter {
             AdapterRef::Task(name) => {
-                let stage = parts.task(job, name)?.stage.as_ref()?;
+                let task = parts.task(job, name)?;
+                let stage = task.stage.as_ref()?;
+                tasks.push(Some(task));
                 let config = job.task(name)?.adapter.clone().without(dropped);
                 if !needs.contains(name) {
                     needs.push(name.clone());
@@ -56,6 +60,7 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
             }
             AdapterRef::Folder(location) | AdapterRef::Hub(location) => {
                 let found = parts.outside.get(location)?;
+                tasks.push(None);
                 let source = FusedSource::External { blob: found.blob, name: found.name.clone() };
                 (source, FusedAdapter { config: found.config.clone().without(dropped), origin: found.blob })
             }
@@ -65,29 +70,17 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
     }
     let target = parts.task(job, &fusion.task)?;
     let (task, metric) = (job.task(&fusion.task)?, target.metric?);
-    let method = Method::Fusion { config: fusion.config.clone(), adapters };
     if !task::check_warmup(&at, &fusion.training, target.rows.train.rows, problems) || !fits {
         return None;
     }
-    let Method::Fusion { adapters, .. } = &method else { return None };
-    let configs: Vec<_> = adapters.iter().map(|adapter| &adapter.config).collect();
-    if !task::check_sites(&at, &format!("fusion {}", fusion.name), &configs, &fusion.training, base, problems) {
-        return None;
+    let mut footprints = Vec::new();
+    for variant in sweep::variants(&adapters, &tasks, dropped) {
+        footprints.push(footprint(fusion, &variant, target, base, problems)?);
     }
-    if portable_order(&configs, base.model.description.layers).is_none() {
-        let message = format!(
-            "fusion {}: AdapterHub's Python library will not be able to use it: there the last adapter decides for all, so \
-             one of them must stand in every layer in which another one does, and stand alike",
-            fusion.name
-        );
-        let problem = Diagnostic::warning("not-for-python", message);
-        let help = "graftwork itself uses it all the same; for the library, let one adapter leave out no layer that another \
-                    one has";
-        problems.add(&format!("{at}.adapters"), problem.help(help));
-    }
-    let footprint = Footprint::of(&method, &target.head, &base.model.description)
-        .map_err(|error| problems.error(&at, "fusion", format!("fusion {}: {error}", fusion.name)))
-        .ok()?;
+    let method = Method::Fusion { config: fusion.config.clone(), adapters };
+    let memory = |footprint: &Footprint| {
+        estimate::stage_memory(footprint, &fusion.training, &target.rows.train, &base.model.description)
+    };
     let rows = &target.rows;
     let recipe = Recipe {
         numerics_version: NUMERICS_VERSION,
@@ -115,14 +108,46 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
         validation: rows.validation.clone(),
         test: rows.test.clone(),
         total_steps: fusion.training.total_steps(rows.train.rows),
-        trained_parameters: footprint.trained_parameters,
-        memory_bytes: estimate::stage_memory(&footprint, &fusion.training, &rows.train, &base.model.description),
+        trained_parameters: footprints.first().map_or(0, |footprint| footprint.trained_parameters),
+        memory_bytes: footprints.iter().map(memory).max().unwrap_or_default(),
+        sweep: None,
+        trial: None,
         expect: fusion.expect,
         publish_as: fusion.publish_as.clone(),
         data_credentials: task.data.credentials.clone(),
         base_model_credentials: job.base_model.credentials.clone(),
         recipe,
     })
+}
+
+/// What a fusion of these adapters needs; `None` when they cannot be fused, which is told.
+fn footprint(
+    fusion: &Fusion,
+    adapters: &[FusedAdapter],
+    target: &PlannedTask,
+    base: &Base,
+    problems: &Problems<'_>,
+) -> Option<Footprint> {
+    let at = format!("fusions.{}", fusion.name);
+    let configs: Vec<_> = adapters.iter().map(|adapter| &adapter.config).collect();
+    if !task::check_sites(&at, &format!("fusion {}", fusion.name), &configs, &fusion.training, base, problems) {
+        return None;
+    }
+    if portable_order(&configs, base.model.description.layers).is_none() {
+        let message = format!(
+            "fusion {}: AdapterHub's Python library will not be able to use it: there the last adapter decides for all, so \
+             one of them must stand in every layer in which another one does, and stand alike",
+            fusion.name
+        );
+        let problem = Diagnostic::warning("not-for-python", message);
+        let help = "graftwork itself uses it all the same; for the library, let one adapter leave out no layer that another \
+                    one has";
+        problems.add(&format!("{at}.adapters"), problem.help(help));
+    }
+    let method = Method::Fusion { config: fusion.config.clone(), adapters: adapters.to_vec() };
+    Footprint::of(&method, &target.head, &base.model.description)
+        .map_err(|error| problems.error(&at, "fusion", format!("fusion {}: {error}", fusion.name)))
+        .ok()
 }
 
 /// Layer numbers of both, in order, each once.

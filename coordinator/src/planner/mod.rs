@@ -14,6 +14,7 @@ mod method;
 mod outside;
 mod problems;
 mod rows;
+mod sweep;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -92,7 +93,8 @@ pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result
         .map(|(rows, task)| task::plan(&job, task, rows?, base.as_ref(), &problems))
         .collect();
     let outside = outside::fetch(&job, base.as_ref(), planning, &problems).await;
-    let mut stages: Vec<_> = tasks.iter().flatten().filter_map(|task| task.stage.clone()).collect();
+    let mut stages: Vec<_> =
+        tasks.iter().flatten().flat_map(|task| task.stage.iter().chain(&task.trials).cloned()).collect();
     for fusion in &job.fusions {
         let parts = fusion::Parts { tasks: &tasks, outside: &outside, base: base.as_ref() };
         stages.extend(fusion::plan(&job, fusion, &parts, &problems));

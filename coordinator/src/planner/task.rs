@@ -14,7 +14,7 @@ use graftwork_shared::{
     view::StageKind,
 };
 
-use super::{Base, estimate, head, method, problems::Problems, rows::Rows};
+use super::{Base, estimate, head, method, problems::Problems, rows::Rows, sweep};
 
 /// What fusions need of a task, even when its own stage has a problem.
 pub(super) struct PlannedTask {
@@ -22,6 +22,8 @@ pub(super) struct PlannedTask {
     pub(super) head: Head,
     pub(super) metric: Option<Metric>,
     pub(super) stage: Option<PlannedStage>,
+    /// Of a task that is swept.
+    pub(super) trials: Vec<PlannedStage>,
 }
 
 pub(super) fn plan(
@@ -33,19 +35,33 @@ pub(super) fn plan(
 ) -> Option<PlannedTask> {
     let head = head::head(task, rows.output.clone());
     let metric = head::metric(task, &head, problems);
-    let stage = base.zip(metric).and_then(|(base, metric)| stage(job, task, &rows, &head, metric, base, problems));
-    Some(PlannedTask { rows, head, metric, stage })
+    let (mut planned, mut trials) = (None, Vec::new());
+    if let Some((base, metric)) = base.zip(metric) {
+        let of = Of { job, rows: &rows, head: &head, metric, base };
+        match &task.sweep {
+            None => planned = stage(task, &of, problems),
+            Some(swept) => {
+                if let Some((own, of_trials)) = sweep::plan(task, swept, &of, problems) {
+                    (planned, trials) = (Some(own), of_trials);
+                }
+            }
+        }
+    }
+    Some(PlannedTask { rows, head, metric, stage: planned, trials })
 }
 
-fn stage(
-    job: &Job,
-    task: &Task,
-    rows: &Rows,
-    head: &Head,
-    metric: Metric,
-    base: &Base,
-    problems: &Problems<'_>,
-) -> Option<PlannedStage> {
+/// What the stages of one task have in common.
+pub(super) struct Of<'a> {
+    pub(super) job: &'a Job,
+    pub(super) rows: &'a Rows,
+    pub(super) head: &'a Head,
+    pub(super) metric: Metric,
+    pub(super) base: &'a Base,
+}
+
+/// The stage of a task, or of one of its trials.
+pub(super) fn stage(task: &Task, of: &Of<'_>, problems: &Problems<'_>) -> Option<PlannedStage> {
+    let Of { job, rows, head, metric, base } = *of;
     let at = format!("tasks.{}", task.name);
     let fits = check_training(&at, &task.training, &task.skip_layers, base, problems);
     let warms_up = check_warmup(&at, &task.training, rows.train.rows, problems);
@@ -89,6 +105,8 @@ fn stage(
         expect: task.expect,
         publish_as: task.publish_as.clone(),
         method: method::adapter_line(&task.adapter),
+        sweep: None,
+        trial: None,
         data_credentials: task.data.credentials.clone(),
         base_model_credentials: job.base_model.credentials.clone(),
         recipe,

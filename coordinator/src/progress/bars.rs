@@ -14,6 +14,7 @@ use super::{
     duration,
     pace::Pace,
     plain::{group_words, preempted_words, stuck_words},
+    sweep::sweep_words,
 };
 
 pub(crate) struct Bars {
@@ -86,7 +87,20 @@ impl Bars {
                     bar.finish_and_clear();
                 }
             }
+            EventKind::TrialScored { .. } | EventKind::RungDecided { .. } | EventKind::TrialChosen { .. } => {
+                self.on_sweep_event(stage, &event.kind);
+            }
             _ => {}
+        }
+    }
+
+    fn on_sweep_event(&mut self, stage: &Name, kind: &EventKind) {
+        // A trial gives up its place with its score.
+        if let Some(bar) = self.running.remove(stage) {
+            bar.finish_and_clear();
+        }
+        if let Some(words) = sweep_words(kind, self.metrics.get(stage).copied()) {
+            self.say(&format!("{stage:width$}  {words}", width = self.width));
         }
     }
 

@@ -5,6 +5,7 @@
 mod bars;
 mod pace;
 mod plain;
+mod sweep;
 
 use std::io::IsTerminal as _;
 

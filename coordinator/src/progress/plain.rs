@@ -9,7 +9,7 @@ use graftwork_shared::{
     view::{JobView, Refusal},
 };
 
-use super::{duration, pace::Pace};
+use super::{duration, pace::Pace, sweep::sweep_words};
 
 /// Milliseconds between two step lines of one stage.
 const BETWEEN_LINES_MS: u64 = 5_000;
@@ -75,6 +75,9 @@ impl Plain {
             }
             EventKind::ResultLost => {
                 "the result is missing or damaged; it is found again in the hub, or trained".to_owned()
+            }
+            EventKind::TrialScored { .. } | EventKind::RungDecided { .. } | EventKind::TrialChosen { .. } => {
+                return sweep_words(kind, self.metrics.get(stage).copied());
             }
             EventKind::Published { release } => format!("published {release}"),
             EventKind::Checkpointed { .. }

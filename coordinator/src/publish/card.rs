@@ -9,6 +9,7 @@ use graftwork_shared::{
     head::HeadOutput,
     recipe::Method,
     record::Record,
+    sweep::values_line,
     training::{AdapterDrop, Length, Reduction, Schedule, Warmup},
     view::StageKind,
 };
@@ -29,6 +30,7 @@ pub(super) fn card(card: &Card<'_>) -> String {
     card.usage(&mut text);
     card.training(&mut text);
     card.results(&mut text);
+    card.sweep(&mut text);
     card.data(&mut text);
     text
 }
@@ -213,6 +215,42 @@ impl Card<'_> {
             "The weights are those of the last step.".to_owned()
         };
         line(text, &format!("\n{chosen} Each prediction is kept in `predictions/`.\n"));
+    }
+
+    /// The other trials, and where each of them stopped.
+    fn sweep(&self, text: &mut String) {
+        let Some(sweep) = &self.record.sweep else { return };
+        line(text, "## Sweep\n");
+        let of = if sweep.combinations > sweep.trials.len() as u64 {
+            format!(" of {} combinations", sweep.combinations)
+        } else {
+            String::new()
+        };
+        let metric = self.record.recipe.metric;
+        line(
+            text,
+            &format!(
+                "Trial {} of {} trials{of}, the best by {metric} on validation rows.",
+                sweep.trial,
+                sweep.trials.len()
+            ),
+        );
+        if sweep.asynchronous {
+            line(text, "Trials were halved asynchronously, so which of them went on depended on timing.");
+        }
+        let rungs: Vec<String> = sweep.rungs.iter().map(|step| format!(" at step {step} |")).collect();
+        line(text, &format!("\n| trial | values |{}", rungs.concat()));
+        line(text, &format!("|---|---|{}", "---|".repeat(rungs.len())));
+        for (trial, number) in sweep.trials.iter().zip(1..) {
+            let scores = (0..).take(rungs.len()).map(|rung| {
+                let score = trial.scores.iter().find(|score| score.rung == rung);
+                score.map_or_else(|| " – |".to_owned(), |score| format!(" {score} |"))
+            });
+            let failed = trial.failed.as_ref().map(|reason| format!(" (failed: {reason})")).unwrap_or_default();
+            let values = cell(&(values_line(&trial.values) + &failed));
+            line(text, &format!("| {number} | {values} |{}", scores.collect::<String>()));
+        }
+        line(text, "");
     }
 
     fn data(&self, text: &mut String) {

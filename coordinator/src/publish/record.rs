@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use graftwork_scheduler::PlannedStage;
+use graftwork_scheduler::{Plan, PlannedStage};
 use graftwork_shared::{
     VERSION,
     assignment::StageResult,
@@ -10,6 +10,7 @@ use graftwork_shared::{
     data::{Split, SplitManifest},
     id::Name,
     job::{AdapterRef, Job, Resources},
+    recipe::Method,
     record::{RECORD_VERSION, Record},
 };
 
@@ -27,6 +28,19 @@ pub(crate) fn job_of_stage(job: &Job, stage: &Name) -> Job {
     let tasks = job.tasks.iter().filter(|task| needed(&task.name)).cloned().collect();
     let resources = Resources::of_device(job.resources.device);
     Job { priority: 0, resources, tasks, fusions, ..job.clone() }
+}
+
+/// The job in which each swept task is the trial that it became, so that training from the record trains that one alone.
+pub(super) fn without_sweeps(mut job: Job, plan: &Plan) -> Job {
+    for task in job.tasks.iter_mut().filter(|task| task.sweep.is_some()) {
+        let Some(stage) = plan.stage(&task.name) else { continue };
+        if let Method::Adapter(adapter) = &stage.recipe.method {
+            task.adapter = adapter.clone();
+            task.training = stage.recipe.training.clone();
+            task.sweep = None;
+        }
+    }
+    job
 }
 
 /// The record, but for the digests of the files.
@@ -48,6 +62,7 @@ pub(super) fn record(job: &Job, stage: &PlannedStage, result: &StageResult, comp
         base_model: stage.base_model.clone(),
         data,
         data_digests: BTreeMap::new(),
+        sweep: None,
         fused: Vec::new(),
         epochs: Vec::new(),
         numeric_class: result.numeric_class.clone(),

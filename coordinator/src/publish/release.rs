@@ -37,6 +37,8 @@ pub(super) fn build(publication: &Publication, trunk: &TrunkDescription) -> Resu
     }
     let mut record = record::record(job, stage, &publication.result, composition);
     record.fused = parts.fused_rows();
+    record.job = record::without_sweeps(record.job, &publication.stage.plan);
+    record.sweep.clone_from(&publication.sweep);
     let card = card::card(&card::Card { record: &record, stage, trunk, base_name: &base_name });
     release.files.insert("README.md".to_owned(), card.into_bytes());
     record.files = release.files.iter().map(|(path, bytes)| (path.clone(), Digest::of(bytes))).collect();

@@ -109,7 +109,7 @@ impl Trained {
         let stage = self.stage(name);
         let needed = stage.stage().needs.iter().map(|name| (name.clone(), self.results[name].clone())).collect();
         let result = self.results[&stage.name].clone();
-        Publication { stage, result, needed }
+        Publication { stage, result, needed, sweep: None }
     }
 
     fn folder(&self, name: &str) -> std::path::PathBuf {

@@ -2,6 +2,7 @@
 //!
 //! All three are drawn from one [`JobView`]; nothing here computes a score.
 
+mod sweep;
 mod table;
 
 use std::path::{Path, PathBuf};

@@ -10,6 +10,7 @@ use graftwork_shared::{
     view::{JobView, StageKind, StageState, StageView},
 };
 
+use super::sweep;
 use crate::progress::duration;
 
 /// How tables of the command line look: one rule under the header.
@@ -27,7 +28,8 @@ pub(crate) fn table(view: &JobView, rests: bool, color: bool) -> String {
         text.push_str(&fusions);
         text.push('\n');
     }
-    for stage in &view.stages {
+    text.push_str(&sweep::tables(view, color));
+    for stage in view.stages.iter().filter(|stage| stage.trial.is_none()) {
         match &stage.state {
             StageState::Failed { failure } => text.push_str(&format!("\n{} failed: {}", stage.name, failure.message)),
             StageState::Cancelled { reason } => text.push_str(&format!("\n{} was cancelled: {reason}", stage.name)),
@@ -70,7 +72,7 @@ fn outcome(view: &JobView) -> String {
     }
 }
 
-fn new_table(header: &[&str], color: bool) -> Table {
+pub(super) fn new_table(header: &[&str], color: bool) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::MAX);
     if color {
@@ -82,7 +84,7 @@ fn new_table(header: &[&str], color: bool) -> Table {
     table
 }
 
-fn right(text: impl ToString) -> Cell {
+pub(super) fn right(text: impl ToString) -> Cell {
     Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
@@ -102,10 +104,10 @@ fn stages(view: &JobView, color: bool) -> String {
         "read",
     ];
     let mut table = new_table(&header, color);
-    for stage in &view.stages {
+    for stage in view.stages.iter().filter(|stage| stage.trial.is_none()) {
         let result = stage.result.as_ref();
         let or_dash = |text: Option<String>| right(text.unwrap_or_else(|| "–".to_owned()));
-        let rate = result.map(|result| result.usage).filter(|usage| usage.wall_seconds > 0.0);
+        let rate = result.map(|result| result.usage).filter(|usage| usage.wall_seconds > 0.0 && usage.examples > 0);
         // Attempts that gave no result cost something too.
         let usage = Some(stage.usage).filter(|usage| result.is_some() || *usage != Usage::default());
         table.add_row([
@@ -153,7 +155,7 @@ fn verdict(stage: &StageView) -> String {
     if reused { format!("{verdict} reused").trim().to_owned() } else { verdict.to_owned() }
 }
 
-fn state_word(state: &StageState) -> &'static str {
+pub(super) fn state_word(state: &StageState) -> &'static str {
     match state {
         StageState::Waiting { .. } => "waits",
         StageState::Ready { .. } => "ready",
@@ -162,6 +164,8 @@ fn state_word(state: &StageState) -> &'static str {
         StageState::Published { .. } => "published",
         StageState::Failed { .. } => "✗ failed",
         StageState::Cancelled { .. } => "cancelled",
+        StageState::Stopped { .. } => "stopped",
+        StageState::Chosen => "✓ chosen",
     }
 }
 
@@ -189,8 +193,9 @@ pub(crate) const RESTS: &str = "interrupted; `graftwork run` with its file goes 
 
 /// One line for `status`; `rests` says that nobody leads the job.
 pub(crate) fn status_line(view: &JobView, rests: bool) -> String {
-    let done = view.stages.iter().filter(|stage| matches!(stage.state, StageState::Published { .. })).count();
-    format!("{}  {:<20}  {:>3}/{} published  {}", view.id, view.name, done, view.stages.len(), standing(view, rests))
+    let own = || view.stages.iter().filter(|stage| stage.trial.is_none());
+    let done = own().filter(|stage| matches!(stage.state, StageState::Published { .. })).count();
+    format!("{}  {:<20}  {:>3}/{} published  {}", view.id, view.name, done, own().count(), standing(view, rests))
 }
 
 fn count(number: u64) -> String {

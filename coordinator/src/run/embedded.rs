@@ -237,6 +237,13 @@ fn still_stuck(view: &JobView, told: &BTreeMap<Name, Refusal>) -> bool {
 
 /// A stage that would be planned otherwise today.
 fn changed_stage(view: &JobView, plan: &Plan) -> Option<Name> {
+    let mut plan = plan.clone();
+    for stage in &view.stages {
+        if let Some(trial) = stage.sweep.as_ref().and_then(|sweep| sweep.chosen) {
+            // A plan without that trial differs in the stages of trials too.
+            let _ = plan.choose_trial(&stage.name, trial);
+        }
+    }
     let same = |stage: &&graftwork_shared::view::StageView| {
         plan.stage(&stage.name).is_some_and(|planned| planned.recipe_digest == stage.recipe)
     };

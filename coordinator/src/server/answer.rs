@@ -5,14 +5,14 @@ use graftwork_scheduler::{Event, Scheduler, Standing, WorkerInfo};
 use graftwork_shared::{
     VERSION,
     event::{Event as Told, EventKind},
-    id::{JobId, Name, WorkerId},
-    view::JobView,
+    id::{JobId, WorkerId},
+    view::{JobView, StageView},
 };
 use tokio::sync::oneshot;
 
 use super::{
     driver::Driver,
-    input::{CoordinatorView, Input, Join, Session, Submission, Watched},
+    input::{CoordinatorView, Input, Join, Released, Session, Submission, Watched},
     pins,
     story::Story,
 };
@@ -145,6 +145,7 @@ impl Driver {
             WorkerMessage::Heartbeat(leases) => Event::Heartbeat { worker, leases },
             WorkerMessage::Checkpoint(lease, step, blob) => Event::Checkpointed { worker, lease, step, blob },
             WorkerMessage::Finished(lease, result) => Event::Finished { worker, lease, result: Box::new(result) },
+            WorkerMessage::Paused(lease, evaluation, finished) => Event::Paused { worker, lease, evaluation, finished },
             WorkerMessage::Failed(lease, failure) => Event::Failed { worker, lease, failure },
             WorkerMessage::Released(lease) => Event::Released { worker, lease },
             WorkerMessage::Spent(lease, usage) => Event::Spent { worker, lease, usage },
@@ -192,9 +193,13 @@ impl Driver {
     }
 }
 
-fn releases(machine: &Scheduler, job: &JobId) -> Vec<(Name, String)> {
+fn releases(machine: &Scheduler, job: &JobId) -> Vec<Released> {
     let stages = machine.view(job).map(|view| view.stages).unwrap_or_default();
-    stages.into_iter().filter_map(|stage| Some((stage.name, stage.release?))).collect()
+    let released = |stage: StageView| {
+        let trial = stage.sweep.and_then(|sweep| sweep.chosen);
+        Some(Released { stage: stage.name, place: stage.release?, trial })
+    };
+    stages.into_iter().filter_map(released).collect()
 }
 
 pub(super) fn result_blobs(

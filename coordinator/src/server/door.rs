@@ -14,6 +14,7 @@ use graftwork_shared::{
     id::Name,
     job::{Job, Spans},
     recipe::NumericClass,
+    sweep::SweepRecord,
 };
 
 use super::BlobStore;
@@ -60,6 +61,8 @@ pub(crate) struct Publication {
     pub(crate) result: StageResult,
     /// Results of the stages that it needs, by name.
     pub(crate) needed: BTreeMap<Name, StageResult>,
+    /// Of which sweep it is the best trial.
+    pub(crate) sweep: Option<SweepRecord>,
 }
 
 impl StageOfPlan {

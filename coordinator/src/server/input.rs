@@ -18,10 +18,19 @@ use tonic::Status;
 /// The coordinator's end of a worker's stream.
 pub(super) type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
 
+/// The release of a published stage.
+pub(super) struct Released {
+    pub(super) stage: Name,
+    /// Where it is in the hub.
+    pub(super) place: String,
+    /// For a swept task: the number of the trial that it became.
+    pub(super) trial: Option<u32>,
+}
+
 /// What happens to the driver.
 pub(super) enum Input {
     /// Where a job stands, and the releases of its published stages.
-    Standing(JobId, oneshot::Sender<(Standing, Vec<(Name, String)>)>),
+    Standing(JobId, oneshot::Sender<(Standing, Vec<Released>)>),
     /// Takes a planned job; answered with whether it was there already.
     Submit(Box<Submission>),
     /// Views of one job or of all.

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use super::{
     BlobStore, Planner, Publisher, StageOfPlan,
     access::Caller,
-    input::{Input, Submission},
+    input::{Input, Released, Submission},
     pins,
     workers::stopped,
 };
@@ -107,12 +107,17 @@ impl Jobs {
     }
 
     /// Published stages that the hub has no longer, or no longer whole.
-    async fn gone(&self, plan: &Plan, releases: Vec<(Name, String)>) -> Vec<Name> {
-        let plan = Arc::new(plan.clone());
+    async fn gone(&self, plan: &Plan, releases: Vec<Released>) -> Vec<Name> {
+        let mut plan = plan.clone();
+        for Released { stage, trial, .. } in &releases {
+            // A trial that the plan lacks now was trained for another plan, of which nothing is kept anyway.
+            let _ = trial.map(|trial| plan.choose_trial(stage, trial));
+        }
+        let plan = Arc::new(plan);
         let mut gone = Vec::new();
-        for (name, release) in releases {
+        for Released { stage: name, place, .. } in releases {
             let stage = StageOfPlan { plan: Arc::clone(&plan), name: name.clone(), blobs: self.blobs.clone() };
-            if plan.stage(&name).is_some() && !self.publisher.holds(stage, release).await {
+            if plan.stage(&name).is_some() && !self.publisher.holds(stage, place).await {
                 gone.push(name);
             }
         }

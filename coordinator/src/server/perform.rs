@@ -174,9 +174,10 @@ impl Driver {
             Some((name.clone(), self.machine().result(&key)?.clone()))
         };
         let needed: BTreeMap<_, _> = stage.stage().needs.iter().filter_map(needed).collect();
+        let sweep = self.machine().sweep_record(&key);
         let (publisher, sender, blobs) = (Arc::clone(&self.publisher), self.sender.clone(), self.blobs.clone());
         tokio::spawn(async move {
-            let publication = Publication { stage, result, needed };
+            let publication = Publication { stage, result, needed, sweep };
             let read: Vec<Digest> = result_blobs(&publication.result).chain(publication.fused_weights()).collect();
             let published = tokio::spawn(async move { publisher.publish(publication).await }).await;
             let ended = published.unwrap_or_else(|error| {

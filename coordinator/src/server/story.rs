@@ -95,7 +95,11 @@ impl Story {
     /// Puts the curves into a view. Scores of a result are whole and stay.
     pub(super) fn draw(&self, view: &mut JobView) {
         for stage in &mut view.stages {
-            let Some(curve) = self.stages.get(&stage.name) else { continue };
+            let own = self.stages.get(&stage.name).filter(|curve| !curve.points.is_empty());
+            // A swept task was trained as the trial that became it.
+            let chosen =
+                stage.sweep.as_ref().and_then(|sweep| sweep.trials.get(sweep.chosen?.checked_sub(1)? as usize));
+            let Some(curve) = own.or_else(|| self.stages.get(chosen.unwrap_or(&stage.name))) else { continue };
             stage.curve.clone_from(&curve.points);
             if stage.result.is_none() {
                 stage.validation.clone_from(&curve.validation);

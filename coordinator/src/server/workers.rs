@@ -127,6 +127,7 @@ impl Workers {
             WorkerMessage::Heartbeat(_)
             | WorkerMessage::Step(..)
             | WorkerMessage::Evaluated(..)
+            | WorkerMessage::Paused(..)
             | WorkerMessage::Failed(..)
             | WorkerMessage::Released(_)
             | WorkerMessage::Spent(..)

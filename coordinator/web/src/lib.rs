@@ -7,5 +7,6 @@ mod chart;
 mod number;
 mod report;
 mod stage;
+mod sweep;
 
 pub use report::report_page;

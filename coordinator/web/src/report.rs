@@ -9,7 +9,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::{
     chart::{self, Bar},
-    number, stage,
+    number, stage, sweep,
 };
 
 /// The whole page, self-contained: style inside, no script, nothing fetched.
@@ -29,6 +29,9 @@ pub fn report_page(job: &JobView) -> String {
                     section #results { h2 { "Results" } (results(job)) }
                     @if job.stages.iter().any(|stage| stage.kind == StageKind::Fusion) {
                         section #fusions { h2 { "Fusions against single adapters" } (fusions(job)) }
+                    }
+                    @if job.stages.iter().any(|stage| stage.sweep.is_some()) {
+                        section #sweeps { h2 { "Trials" } (sweep::sweeps(job)) }
                     }
                     section #stages {
                         h2 { "Learning curves" }
@@ -52,13 +55,17 @@ fn header(job: &JobView) -> Markup {
         Some(Outcome::Cancelled) => ("warn", "cancelled"),
     };
     let wall = job.ended_ms.map(|ended| ended.saturating_sub(job.submitted_ms) as f64 / 1000.0);
-    let tasks = job.stages.iter().filter(|stage| stage.kind == StageKind::Adapter).count();
+    let of = |kind| job.stages.iter().filter(|stage| stage.kind == kind && stage.trial.is_none()).count();
+    let (tasks, fusions) = (of(StageKind::Adapter), of(StageKind::Fusion));
+    let trials = job.stages.len() - tasks - fusions;
     html! {
         p.kind { "Graftwork report" }
         h1 { (job.name) }
         p { span class=(format!("badge {class}")) { (words) } }
         dl.facts {
-            div { dt { "stages" } dd { (tasks) " adapters, " (job.stages.len() - tasks) " fusions" } }
+            div { dt { "stages" } dd {
+                (tasks) " adapters, " (fusions) " fusions" @if trials > 0 { ", " (trials) " trials" }
+            } }
             @if let Some(wall) = wall { div { dt { "wall time" } dd { (number::duration(wall)) } } }
             div { dt { "examples trained" } dd { (number::count(job.usage.examples)) } }
             div { dt { "core time" } dd { (number::duration(job.usage.core_seconds)) } }
@@ -74,7 +81,7 @@ fn results(job: &JobView) -> Markup {
                 th { "task" } th { "method" } th.n { "rows" } th { "metric" } th.n { "validation" } th.n { "held out" }
                 th.n { "expected" } th { "verdict" } th.n { "trained numbers" } th { "release" }
             } }
-            tbody { @for view in &job.stages { tr {
+            tbody { @for view in job.stages.iter().filter(|view| view.trial.is_none()) { tr {
                 th scope="row" { (view.name) @if view.kind == StageKind::Fusion { " " span.tag { "fusion" } } }
                 td { (view.method) }
                 td.n { (number::count(view.rows[0])) }
@@ -99,7 +106,7 @@ fn optional(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), number::score)
 }
 
-fn verdict(view: &StageView) -> Markup {
+pub(crate) fn verdict(view: &StageView) -> Markup {
     match (&view.state, view.missed()) {
         (_, Some(true)) => html! { span.badge.warn { "missed" } },
         (_, Some(false)) => html! { span.badge.good { "met" } },
@@ -111,6 +118,8 @@ fn verdict(view: &StageView) -> Markup {
             html! { span.badge.running { "running" } " on " (others.len() + 1) " workers" }
         }
         (StageState::Running { .. }, None) => html! { span.badge.running { "running" } },
+        (StageState::Stopped { .. }, None) => html! { span.badge { "stopped" } },
+        (StageState::Chosen, None) => html! { span.badge.good { "chosen" } },
     }
 }
 
@@ -151,7 +160,7 @@ fn cost(job: &JobView) -> Markup {
                 @let usage = &view.usage;
                 @let result = view.result.as_ref();
                 @let or_dash = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
-                @let rate = result.map(|result| result.usage).filter(|usage| usage.wall_seconds > 0.0);
+                @let rate = result.map(|result| result.usage).filter(|usage| usage.wall_seconds > 0.0 && usage.examples > 0);
                 tr {
                     th scope="row" { (view.name) }
                     td.n { (or_dash(result.map(|result| result.steps.to_string()))) }

@@ -8,6 +8,7 @@ use graftwork_shared::{
     id::JobId,
     metric::Metric,
     recipe::NumericClass,
+    sweep::{Halving, RungScore, SweepView, TrialView, Values},
     view::{JobView, StageKind, StageState, StageView},
 };
 use graftwork_web::report_page;
@@ -81,6 +82,8 @@ fn stage(name: &str, kind: StageKind, metric: Metric, score: f64, expect: f64) -
         trained_parameters: 110_000,
         metric,
         expect: Some(expect),
+        sweep: None,
+        trial: None,
         state: StageState::Published { reused: false },
         curve: (1..=30).map(|i| step(i * 10)).collect(),
         validation: [(100, 0.6), (200, score + 0.01), (300, score)].map(|(s, v)| evaluation(metric, s, v)).to_vec(),
@@ -147,4 +150,51 @@ fn a_job_that_just_began_has_a_page_too() {
     }
     let page = report_page(&job);
     assert!(page.contains("no points yet") && !page.contains("NaN"));
+}
+
+/// A task whose second trial was chosen; the first one stopped at its first rung.
+fn swept(asynchronous: bool) -> JobView {
+    let mut job = job();
+    let halving = Some(Halving { factor: 2, first: 0.5, asynchronous });
+    let name = |number: u32| format!("movie-trial-{number}").parse().expect("a name");
+    job.stages[1].sweep = Some(SweepView {
+        halving,
+        combinations: 12,
+        rungs: vec![150, 300],
+        trials: vec![name(1), name(2)],
+        chosen: Some(2),
+        saved_steps: 150,
+        saved_core_seconds: 20.5,
+    });
+    for (number, scores, state) in
+        [(1, vec![0.6171], StageState::Stopped { rung: 0 }), (2, vec![0.6544, 0.7233], StageState::Chosen)]
+    {
+        let mut trial = stage("movie", StageKind::Adapter, Metric::Accuracy, 0.1, 0.1);
+        trial.name = name(number);
+        trial.expect = None;
+        trial.result = None;
+        trial.release = None;
+        let scores = (0..).zip(scores).map(|(rung, score)| RungScore::new(rung, 150, Some(score))).collect();
+        let values = Values::from([("learning_rate".to_owned(), (0.001 * f64::from(number)).into())]);
+        trial.trial = Some(TrialView { task: "movie".parse().expect("a name"), number, values, rung: 0, scores });
+        trial.state = state;
+        job.stages.push(trial);
+    }
+    job
+}
+
+#[test]
+fn trials_are_shown_with_values_rungs_scores_and_what_was_saved() {
+    let page = report_page(&swept(false));
+    for shown in
+        ["learning_rate 0.002", "0.7233", "0.6171", "1/2", "2/2", ">stopped<", ">chosen<", "Trial 2 became the task"]
+    {
+        assert!(page.contains(shown), "{shown}");
+    }
+    assert!(page.contains("2 of 12 combinations, compared at steps 150, 300"));
+    assert!(page.contains("150 of 600 updates were saved"), "{page}");
+    assert!(page.contains("3 adapters, 1 fusions, 2 trials"));
+    assert!(!page.contains(">asynchronous<"));
+    assert!(report_page(&swept(true)).contains(">asynchronous<"), "what timing had a part in is marked");
+    assert!(!report_page(&job()).contains("id=\"sweeps\""), "a job without sweeps has no such section");
 }

@@ -33,6 +33,7 @@ use crate::{
     head::HeadActivation,
     id::Name,
     metric::Metric,
+    sweep::Sweep,
     training::Training,
     upload,
 };
@@ -135,6 +136,9 @@ pub struct Task {
     pub adapter: AdapterConfig,
     /// Optimisation.
     pub training: Training,
+    /// What is tried; adapter and training above are then those of the first trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweep: Option<Sweep>,
     /// Layers without adapters at evaluation and inference.
     pub skip_layers: Vec<u32>,
     /// Its name in the hub.

@@ -11,7 +11,7 @@
 //! | (none)          | Assign           | Training        | Start; or Released is said, when leaving         |
 //! | Training        | Uploaded(step)   | Checkpointing   | Checkpoint is said                               |
 //! | Checkpointing   | Accepted(≥ step) | Training        | Acknowledge                                      |
-//! | Training        | Ended(result)    | Finishing       | Finished is said                                 |
+//! | Training        | Ended(result)    | Finishing       | Finished, or Paused of a trial, is said          |
 //! | Finishing       | Accepted(≥ step) | (none)          |                                                  |
 //! | Training, Ch.   | Form             | the same        | Form                                             |
 //! | Training, Ch.   | Prepared, Broken | the same        | it is said, and again on new links until Form    |
@@ -66,6 +66,8 @@ pub(crate) enum StageEvent {
     Broken(u64, String),
     /// The stage ended with its result.
     Finished(Box<StageResult>),
+    /// A trial paused with these validation scores; whether its training is over.
+    Paused(Box<Evaluation>, bool),
     /// The stage ended because it was interrupted; its last checkpoint is accepted.
     Stopped,
     /// The stage ended without a result.
@@ -140,13 +142,19 @@ struct Lease {
 enum State {
     Training,
     Checkpointing { step: u64, blob: Digest },
-    Finishing { result: Box<StageResult> },
+    Finishing { word: Box<WorkerMessage>, step: u64 },
     Parting { word: Box<WorkerMessage> },
 }
 
 impl Lease {
     fn new(trace: String, state: State) -> Self {
         Self { trace, state, spent: None, unheard: false, kept: Vec::new() }
+    }
+
+    /// The last word of its work, which is to be accepted with this step.
+    fn finish(&mut self, word: WorkerMessage, step: u64) -> WorkerMessage {
+        self.state = State::Finishing { word: Box::new(word.clone()), step };
+        word
     }
 }
 
@@ -273,7 +281,7 @@ impl Machine {
         match &lease.state {
             State::Training => {}
             State::Checkpointing { step, blob } => messages.push(WorkerMessage::Checkpoint(id, *step, *blob)),
-            State::Finishing { result } => messages.push(WorkerMessage::Finished(id, (**result).clone())),
+            State::Finishing { word, .. } => messages.push((**word).clone()),
             // Nobody heard the cost either.
             State::Parting { word } => {
                 messages.extend(spent.map(|spent| WorkerMessage::Spent(id, spent)));
@@ -316,7 +324,7 @@ impl Machine {
                 lease.state = State::Training;
                 vec![Command::Acknowledge(id, step)]
             }
-            State::Finishing { result } if accepted >= result.steps => {
+            State::Finishing { step, .. } if accepted >= *step => {
                 self.leases.remove(&id);
                 Vec::new()
             }
@@ -393,9 +401,12 @@ impl Machine {
             StageEvent::Prepared => WorkerMessage::Prepared(id),
             StageEvent::Broken(epoch, reason) => WorkerMessage::Broken(id, epoch, reason),
             StageEvent::Finished(result) => {
-                let message = WorkerMessage::Finished(id, (*result).clone());
-                lease.state = State::Finishing { result };
-                message
+                let step = result.steps;
+                lease.finish(WorkerMessage::Finished(id, *result), step)
+            }
+            StageEvent::Paused(scores, finished) => {
+                let step = scores.step;
+                lease.finish(WorkerMessage::Paused(id, *scores, finished), step)
             }
             StageEvent::Stopped => return self.part(id, &trace, WorkerMessage::Released(id)),
             StageEvent::Failed(failure) => return self.part(id, &trace, WorkerMessage::Failed(id, failure)),

@@ -330,9 +330,9 @@ impl Session {
     }
 
     fn say(&mut self, envelope: WorkerEnvelope) {
-        use WorkerMessage::{Failed, Finished, Released};
+        use WorkerMessage::{Failed, Finished, Paused, Released};
         // After its last word a stage has no thread any more.
-        if let Finished(lease, _) | Failed(lease, _) | Released(lease) = &envelope.message {
+        if let Finished(lease, _) | Paused(lease, ..) | Failed(lease, _) | Released(lease) = &envelope.message {
             self.stages.remove(lease);
         }
         self.link.say(envelope);

@@ -3,7 +3,7 @@
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, WorkerMessage};
 use graftwork_shared::{
     adapter::AdapterConfig,
-    assignment::{Assignment, Blame, Failure, StageResult, Usage},
+    assignment::{Assignment, Blame, Evaluation, Failure, StageResult, Usage},
     data::{Columns, SplitManifest, TextColumns},
     digest::Digest,
     head::{Head, HeadOutput},
@@ -44,6 +44,7 @@ pub(super) fn assignment() -> Box<Assignment> {
         test: None,
         adapters: Vec::new(),
         resume: None,
+        until: None,
         data_credentials: None,
         base_model_credentials: None,
     })
@@ -145,6 +146,22 @@ fn a_result_is_held_until_it_is_accepted() {
     assert!(matches!(said.as_slice(), [(3, WorkerMessage::Finished(LeaseId(1), _))]));
     assert_eq!(machine.leases(), [LeaseId(1)]);
     assert_eq!(machine.apply(accepted(3, 1, 90)), []);
+    assert!(machine.leases().is_empty());
+}
+
+#[test]
+fn the_scores_of_a_paused_trial_are_held_until_they_are_accepted() {
+    let mut machine = working(1);
+    let scores = Evaluation { step: 25, loss: 0.5, metrics: [(Metric::F1, 0.75)].into() };
+    machine.apply(Event::Lost);
+    let paused = StageEvent::Paused(Box::new(scores.clone()), false);
+    assert_eq!(machine.apply(Event::Stage(LeaseId(1), paused)), []);
+    machine.apply(welcome(3));
+    let (said, _) = split(machine.apply(Event::Beat));
+    assert_eq!(said[1..], [(3, WorkerMessage::Paused(LeaseId(1), scores, false))]);
+    assert_eq!(machine.apply(accepted(3, 1, 24)), []);
+    assert_eq!(machine.leases(), [LeaseId(1)]);
+    assert_eq!(machine.apply(accepted(3, 1, 25)), []);
     assert!(machine.leases().is_empty());
 }
 

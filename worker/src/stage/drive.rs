@@ -9,6 +9,8 @@
 //!    └── the group changes: from anywhere                  (or a new formation)
 //! ```
 //!
+//! A trial of a sweep leaves the loop at its rung (`pause.rs`).
+//!
 //! What is due follows from the trainer's state alone, so a run that goes on from any checkpoint does what the
 //! undisturbed run does. The controller thread never computes with libtorch: lanes and updates are device tasks.
 //!
@@ -28,7 +30,7 @@ use graftwork_engine::{
     TrainError, Trainer, Update,
 };
 use graftwork_shared::{
-    assignment::{Assignment, Failure, StageResult, Usage},
+    assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
     data::{Split, SplitManifest},
     digest::Digest,
     event::StepReport,
@@ -90,7 +92,7 @@ impl<H: Host> Driver<'_, H> {
     pub(super) fn drive(mut self) -> Result<StageEnd, Failure> {
         loop {
             match self.train() {
-                Ok(Some(result)) => return Ok(StageEnd::Finished(result)),
+                Ok(Some(end)) => return Ok(end),
                 // Whoever does not lead stays until it is dismissed, to take the lead if that is lost.
                 Ok(None) | Err(Halt::Regroup) => self.membership.dissolve(None),
                 Err(Halt::Broken(reason)) => {
@@ -105,12 +107,15 @@ impl<H: Host> Driver<'_, H> {
         }
     }
 
-    /// From wherever the state stands to the result, which rank 0 has.
-    fn train(&mut self) -> Result<Option<StageResult>, Halt> {
+    /// From wherever the state stands to the end, which rank 0 has: the result, or a trial's scores at its rung.
+    fn train(&mut self) -> Result<Option<StageEnd>, Halt> {
         self.assemble()?;
         loop {
             if self.trainer().evaluation_is_due() {
                 self.evaluate()?;
+            }
+            if self.pauses() {
+                return self.pause();
             }
             if self.trainer().is_finished() {
                 break;
@@ -123,7 +128,7 @@ impl<H: Host> Driver<'_, H> {
         }
         self.state.input = None;
         self.report_rest();
-        self.finish()
+        Ok(self.finish()?.map(StageEnd::Finished))
     }
 
     pub(super) fn trainer(&self) -> &Trainer {
@@ -168,7 +173,7 @@ impl<H: Host> Driver<'_, H> {
     }
 
     /// Reading goes on from the trainer's place with the next update.
-    fn drop_input(&mut self) {
+    pub(super) fn drop_input(&mut self) {
         self.state.input = None;
         self.meter.add_input(std::mem::take(&mut self.state.input_cost));
     }
@@ -208,14 +213,14 @@ impl<H: Host> Driver<'_, H> {
     }
 
     /// What this attempt has cost so far, the host's own part aside.
-    fn cost(&self) -> Usage {
+    pub(super) fn cost(&self) -> Usage {
         let progress = self.trainer().progress();
         let cost = self.meter.cost(self.state.input_cost, [progress.examples, progress.tokens]);
         // The stage's examples, tokens and time are counted once.
         if self.membership.leads() { cost } else { Usage { wall_seconds: 0.0, examples: 0, tokens: 0, ..cost } }
     }
 
-    fn report_rest(&mut self) {
+    pub(super) fn report_rest(&mut self) {
         if let Some(report) = self.meter.last_report()
             && self.membership.leads()
         {
@@ -332,7 +337,7 @@ impl<H: Host> Driver<'_, H> {
     }
 
     /// Makes the state durable, unless it is already. Of a group rank 0 does it; the others take its word.
-    fn checkpoint(&mut self) -> Result<(), Failure> {
+    pub(super) fn checkpoint(&mut self) -> Result<(), Failure> {
         let step = self.trainer().progress().step;
         if step <= self.state.checkpointed {
             return Ok(());
@@ -356,10 +361,7 @@ impl<H: Host> Driver<'_, H> {
         let Some(scored) = self.score(Split::Validation)? else { return Ok(()) };
         let step = self.trainer().progress().step;
         let evaluation = scored.evaluation(step);
-        if !evaluation.loss.is_finite() {
-            let message = format!("training diverged: the validation loss after update {step} is {}", evaluation.loss);
-            return Err(failure::user(format!("{message}; lower learning_rate or set clip_norm")).into());
-        }
+        check_loss(&evaluation)?;
         if self.membership.leads() {
             self.host.on_evaluation(&evaluation);
         }
@@ -382,7 +384,7 @@ impl<H: Host> Driver<'_, H> {
     }
 
     /// Scores a split with the network's weights, every member its share; `None` for a split that there is not.
-    fn score(&mut self, split: Split) -> Result<Option<Scored>, Halt> {
+    pub(super) fn score(&mut self, split: Split) -> Result<Option<Scored>, Halt> {
         let Some(manifest) = self.manifest(split).cloned() else { return Ok(None) };
         let known = self.state.groups.get(&split).cloned().unwrap_or_default();
         let scorer = Scorer {
@@ -451,6 +453,16 @@ impl<H: Host> Driver<'_, H> {
         };
         (0..self.layers).map(row).collect()
     }
+}
+
+/// Scores without a finite loss are those of a training that came apart.
+pub(super) fn check_loss(evaluation: &Evaluation) -> Result<(), Failure> {
+    if evaluation.loss.is_finite() {
+        return Ok(());
+    }
+    let Evaluation { step, loss, .. } = evaluation;
+    let message = format!("training diverged: the validation loss after update {step} is {loss}");
+    Err(failure::user(format!("{message}; lower learning_rate or set clip_norm")))
 }
 
 type LaneTask = Box<dyn FnOnce() -> (Result<LaneOutput, EngineError>, TaskCost) + Send>;

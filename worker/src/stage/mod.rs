@@ -11,6 +11,7 @@ mod failure;
 mod membership;
 mod meter;
 mod network;
+mod pause;
 mod score;
 #[cfg(test)]
 mod tests;
@@ -94,6 +95,14 @@ pub(crate) trait Host {
 pub(crate) enum StageEnd {
     /// Trained, scored, and uploaded.
     Finished(StageResult),
+    /// A trial came to the update after which it pauses, or to the end of its training before; its checkpoint is
+    /// acknowledged.
+    Paused {
+        /// Validation scores: of the weights of the update, or of those kept by a training that is over.
+        scores: Evaluation,
+        /// Its training is over.
+        finished: bool,
+    },
     /// The host asked to stop; the last checkpoint is acknowledged.
     Interrupted,
 }

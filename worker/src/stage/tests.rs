@@ -1,6 +1,7 @@
 //! Stages from rows in Parquet files to uploaded blobs, on a tiny random BERT, with real device threads.
 
 mod local;
+mod pausing;
 mod together;
 
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ fn finish_with_interruptions(assignment: &Assignment, host: &LocalHost, patience
                 return (result, interruptions, spent);
             }
             StageEnd::Interrupted => interruptions += 1,
+            paused @ StageEnd::Paused { .. } => panic!("{paused:?}"),
         }
         spent.add(&host.last_cost());
         assignment.resume = host.last_checkpoint();

@@ -6,6 +6,7 @@ use super::{
     Section,
     Shape::{self, Choice, Either, Flag, List, Name, Number, Place, Table, Text, Variable, Whole},
     adapter::{ADAPTER, LAYERS},
+    sweep::SWEEP,
     training::{MANY, TRAINING},
 };
 
@@ -104,6 +105,13 @@ pub(crate) static TASK: Section = Section {
         ),
         Key::table("adapter", &ADAPTER, "The task's own adapter options."),
         Key::table("training", &TRAINING, "The task's own training options."),
+        Key::new(
+            "sweep",
+            Table(&SWEEP),
+            Means("one training"),
+            "{ learning_rate = [1e-4, 1e-3] }",
+            "Trains the task with several values and keeps the best.",
+        ),
         Key::new(
             "skip_layers",
             LAYERS,

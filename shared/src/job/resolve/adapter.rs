@@ -41,6 +41,15 @@ impl<'t> Resolver<'t> {
         }
     }
 
+    /// The method of a task that tries no other; `None` where it was refused.
+    pub(super) fn method_of(&self, task: &Table) -> Option<String> {
+        let own = task.table("adapter").filter(|table| table.has("method"));
+        match own.or_else(|| self.default_table("adapter").filter(|table| table.has("method"))) {
+            Some(table) => table.text("method"),
+            None => Some(DEFAULT_METHOD.to_owned()),
+        }
+    }
+
     /// Options in `[defaults.adapter]` must be those of its own method.
     pub(super) fn check_default_adapter(&mut self) {
         // Looks without `get`, which would count as reading the defaults.

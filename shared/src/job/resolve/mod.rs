@@ -6,6 +6,7 @@
 mod adapter;
 mod fusion;
 mod layers;
+mod sweep;
 mod task;
 mod training;
 
@@ -71,6 +72,7 @@ impl<'t> Resolver<'t> {
         let resolved_fusions: Vec<_> =
             fusions.iter().map(|(name, table)| self.fusion(name, table, &tasks, &fusions)).collect();
         self.shared_names(&tasks, &fusions);
+        self.trial_names(&resolved_tasks, &tasks, &fusions);
         if !tasks.is_empty() {
             self.unused_defaults();
         }

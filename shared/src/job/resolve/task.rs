@@ -28,8 +28,15 @@ impl<'t> Resolver<'t> {
             self.check_metric(head, metric, &path);
             self.check_expectation(expect, metric_of(head, metric), &path);
         }
-        let adapter = self.adapter(table.table("adapter"), &path);
-        let training = self.training(table.table("training"), &path, data.rows);
+        let sweep = table.table("sweep").and_then(|own| self.sweep(own, table, &path, data.rows));
+        let (adapter, training) = match sweep.as_ref().and_then(|sweep| sweep.trials.first()) {
+            Some(first) => (first.adapter.clone(), first.training.clone()),
+            None => {
+                let adapter = self.adapter(table.table("adapter"), &path);
+                let training = self.training(table.table("training"), &path, data.rows);
+                (adapter, training)
+            }
+        };
         let skip_layers = layers.get("skip_layers").and_then(layer_set).unwrap_or_default();
         self.check_skipped(&skip_layers, Some(&adapter), &training, &path);
         let adapter = adapter.without(training.adapter_drop.fixed());
@@ -42,6 +49,7 @@ impl<'t> Resolver<'t> {
             expect,
             adapter,
             training,
+            sweep,
             skip_layers,
             publish_as: Self::name(publish_as)?,
         })

@@ -4,6 +4,7 @@ mod digests;
 mod fuzz;
 mod inheritance;
 mod problems;
+mod sweeps;
 mod table;
 
 use std::path::Path;

@@ -36,6 +36,7 @@ impl Case {
                 text.extend(["[", table, "]\n"]);
             }
             let here = table == self.place;
+            let below_sweep = self.path.contains("sweep.sample.") || self.path.contains("sweep.halving.");
             let split = table == "tasks.spam" && (self.path.contains("split.") || (here && self.key.name == "split"));
             for base in lines.lines() {
                 let replaced = here && value.is_some() && base.starts_with(&format!("{} =", self.key.name));
@@ -43,6 +44,9 @@ impl Case {
                 if !replaced && !beside_split {
                     text.extend([base, "\n"]);
                 }
+            }
+            if table == "tasks.spam" && below_sweep {
+                text.push_str("sweep.seed = [1, 2, 3, 4, 5, 6, 7, 8]\n");
             }
             if split && here && value.is_none() {
                 text.push_str("split = {}\n");
@@ -80,6 +84,10 @@ fn case(section: &'static Section, place: &'static str, key: &'static Key) -> Ca
         ("adapter", "output_adapter") => "mh_adapter = true\n",
         ("early_stopping", "min_delta") => "patience = 2\n",
         ("split", "test") => "seed = 3\n",
+        ("sweep", "r" | "alpha") => "seed = [1, 2]\nmethod = [\"seq_bn\", \"lora\"]\n",
+        ("sweep", "seed") => "learning_rate = [1e-3, 2e-3]\n",
+        ("sweep", _) => "seed = [1, 2]\n",
+        ("sample", "seed") => "trials = 2\n",
         _ => "",
     };
     let beside =

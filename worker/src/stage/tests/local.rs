@@ -306,6 +306,7 @@ pub(super) fn assignment(data: &Data, host: &LocalHost, recipe: Recipe) -> Assig
         test: Some(data.manifest(host, "test")),
         adapters: Vec::new(),
         resume: None,
+        until: None,
         data_credentials: None,
         base_model_credentials: None,
     };

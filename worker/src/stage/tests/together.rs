@@ -193,6 +193,7 @@ fn together(of: &Assignment, blobs: &LocalHost, members: &[Member]) -> StageResu
                         state.lose(number);
                         None
                     }
+                    Ok(Ok(paused @ StageEnd::Paused { .. })) => panic!("{paused:?}"),
                     Err(payload) if payload.is::<Gone>() => {
                         if !state.dismissed {
                             state.lose(number);

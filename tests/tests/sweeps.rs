@@ -1,0 +1,134 @@
+//! A sweep through the real programs: one worker, two, and two of which one is killed choose the same trial and publish
+//! the same bytes; so does a coordinator that was killed.
+
+use std::{
+    collections::BTreeMap,
+    process::{Command, Output},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_shared::{
+    digest::Digest,
+    event::{Event, EventKind},
+    recipe::Method,
+    record::Record,
+};
+use graftwork_tests::{Run, World, kill, program, tree_digests};
+
+/// Six trials of `mood`, compared at updates 6, 12 and 24; the fusion of the world reads the best of them.
+const SWEEP: &str = "[tasks.mood.sweep]\nlearning_rate = [1e-4, 1e-3, 5e-3]\nseed = [1, 2]\n\
+                     [tasks.mood.sweep.halving]\nfactor = 2\nfirst = 0.25\n";
+
+fn start(world: &World, state: &str, workers: u32) -> Result<Run> {
+    let more = format!("{SWEEP}[resources]\nworkers = {workers}\n");
+    let job = world.job("job.toml", "hub", &more)?;
+    Run::start(&job, &["--state", state, "--threads", "2"])
+}
+
+fn of_trial(event: &Event) -> bool {
+    event.stage.as_ref().is_some_and(|stage| stage.as_str().starts_with("mood-trial-"))
+}
+
+/// What was published, and the decisions on the way there, as every run must have them.
+fn outcome(world: &World, mut run: Run, mut decisions: Vec<String>) -> Result<(BTreeMap<String, Digest>, Vec<String>)> {
+    while let Some(event) = run.next_event()? {
+        note(&mut decisions, &event);
+    }
+    run.finish(0)?;
+    let mut published = tree_digests(&world.path().join("hub"))?;
+    published.retain(|name, _| !name.contains("report"));
+    std::fs::remove_dir_all(world.path().join("hub"))?;
+    Ok((published, decisions))
+}
+
+fn note(decisions: &mut Vec<String>, event: &Event) {
+    match &event.kind {
+        EventKind::RungDecided { rung, promoted, stopped, .. } => {
+            decisions.push(format!("rung {rung}: {promoted:?} go on, {stopped:?} stop"));
+        }
+        EventKind::TrialChosen { trial, .. } => decisions.push(format!("trial {trial}")),
+        _ => {}
+    }
+}
+
+fn record(world: &World, stage: &str) -> Result<Record> {
+    let path = world.path().join("hub/tests").join(stage).join("graftwork.json");
+    serde_json::from_slice(&std::fs::read(&path)?).with_context(|| path.display().to_string())
+}
+
+/// The release of the best trial says of which sweep it is, is trained again from its record alone, and is what the
+/// fusion reads; trials are in no hub.
+fn check_releases(world: &World) -> Result<()> {
+    let (mood, fused) = (record(world, "mood")?, record(world, "mood_fused")?);
+    let sweep = mood.sweep.as_ref().context("the record tells of the sweep")?;
+    ensure!(sweep.rungs == [6, 12, 24] && sweep.trials.len() == 6 && !sweep.asynchronous, "{sweep:?}");
+    let reached: Vec<usize> = sweep.trials.iter().map(|trial| trial.scores.len()).collect();
+    ensure!(
+        reached.iter().filter(|rungs| **rungs == 1).count() == 3,
+        "three trials stop at the first rung: {reached:?}"
+    );
+    let best = &sweep.trials[sweep.trial as usize - 1];
+    ensure!(best.recipe == mood.recipe_digest && best.values == sweep.values, "{best:?}");
+    let Method::Fusion { adapters, .. } = &fused.recipe.method else { anyhow::bail!("a fusion") };
+    ensure!(adapters[1].origin == mood.recipe_digest, "the fusion reads the best trial");
+    let trials = std::fs::read_dir(world.path().join("hub/tests"))?.flatten();
+    ensure!(
+        !trials.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().contains("trial")),
+        "no trial is published"
+    );
+    for release in ["mood", "mood_fused"] {
+        let mut verify = Command::new(program());
+        verify.current_dir(world.path()).args(["verify", "--retrain", "--progress", "none"]);
+        let Output { status, stdout, stderr } = verify.arg(format!("hub/tests/{release}")).output()?;
+        ensure!(status.success(), "{release}: {}", String::from_utf8([stdout, stderr].concat())?);
+    }
+    Ok(())
+}
+
+#[test]
+fn workers_and_kills_change_neither_the_choice_nor_a_byte() -> Result<()> {
+    let world = World::new()?;
+    let mut alone = start(&world, "one", 1)?;
+    let mut decisions = Vec::new();
+    while let Some(event) = alone.next_event()? {
+        note(&mut decisions, &event);
+    }
+    alone.finish(0)?;
+    ensure!(decisions.len() == 3 && decisions[0].starts_with("rung 0: ["), "{decisions:?}");
+    check_releases(&world)?;
+    let mut published = tree_digests(&world.path().join("hub"))?;
+    published.retain(|name, _| !name.contains("report"));
+    std::fs::remove_dir_all(world.path().join("hub"))?;
+    let expected = (published, decisions);
+
+    assert_eq!(outcome(&world, start(&world, "two", 2)?, Vec::new())?, expected, "two workers");
+
+    // A worker is killed while trials train, behind a checkpoint.
+    let mut run = start(&world, "killed", 2)?;
+    let mut decisions = Vec::new();
+    while let Some(event) = run.next_event()? {
+        note(&mut decisions, &event);
+        if of_trial(&event) && matches!(event.kind, EventKind::Checkpointed { step } if step > 6) {
+            kill(*run.workers()?.first().context("a worker")?)?;
+            break;
+        }
+    }
+    assert_eq!(outcome(&world, run, decisions)?, expected, "a killed worker");
+
+    // The coordinator is killed between two rungs, or once a trial is chosen; the same command goes on.
+    for chosen in [false, true] {
+        let state = format!("restarted-{chosen}");
+        let mut run = start(&world, &state, 2)?;
+        run.wait_for("a decision", |event| match event.kind {
+            EventKind::RungDecided { .. } => !chosen,
+            EventKind::TrialChosen { .. } => chosen,
+            _ => false,
+        })?;
+        run.kill()?;
+        // What it decided before it died is in its journal and in the record, and is not told again.
+        let (published, told) = outcome(&world, start(&world, &state, 2)?, Vec::new())?;
+        assert_eq!(published, expected.0, "a coordinator killed once a trial is chosen: {chosen}");
+        ensure!(told.len() < expected.1.len(), "nothing is decided again: {told:?}");
+    }
+    Ok(())
+}
