@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::{World, program};
 
 /// How long a program may take to say or do what is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Where the servers are.
 struct Servers {

@@ -42,7 +42,7 @@ fn spoil(store: &BlobStore, digest: Digest, bytes: &'static [u8]) {
         super::Place::Folder(folder) => fs::write(folder.path(digest), bytes).unwrap(),
         super::Place::Objects(objects) => {
             let (bucket, key) = objects.object(digest);
-            objects.wait(async move { Ok(bucket.store.put(&key, bytes.into()).await.unwrap()) }).unwrap();
+            objects.wait(async move { Ok(bucket.store.put(&key, bytes.into()).await) }).unwrap().unwrap();
         }
     }
 }
@@ -249,11 +249,11 @@ fn an_object_that_vanished_is_missing_and_can_be_put_again() {
         let digest = store.put(b"bytes").unwrap();
         let super::Place::Objects(objects) = &store.shared.place else { panic!() };
         let (bucket, key) = objects.object(digest);
-        objects.wait(async move { Ok(bucket.store.delete(&key).await.unwrap()) }).unwrap();
+        objects.wait(async move { Ok(bucket.store.delete(&key).await) }).unwrap().unwrap();
         assert_eq!(store.put(b"bytes").unwrap(), digest);
         assert_eq!(store.read(digest).unwrap(), b"bytes");
         let (bucket, key) = objects.object(digest);
-        objects.wait(async move { Ok(bucket.store.delete(&key).await.unwrap()) }).unwrap();
+        objects.wait(async move { Ok(bucket.store.delete(&key).await) }).unwrap().unwrap();
         assert!(matches!(store.read(digest), Err(BlobError::Missing(_))));
         assert!(!store.has(digest));
     }
