@@ -33,7 +33,7 @@ async fn a_coordinator_that_waits_goes_on_with_jobs_and_checkpoints() {
     tokio::time::sleep(Duration::from_millis(servers::PLACE_LEASE_MS * 4 / 3)).await;
     assert!(!waiting.is_finished(), "the leader renews its lead while nothing happens");
     drop(leader);
-    let running = tokio::time::timeout(Duration::from_secs(5), waiting).await.unwrap().unwrap().unwrap();
+    let running = tokio::time::timeout(Duration::from_secs(30), waiting).await.unwrap().unwrap().unwrap();
     let channel = connect(&running).await;
     assert_eq!(view(&channel, &job).await.id, job);
     assert_eq!(get(&channel, &blob.to_string()).await.unwrap(), format!("checkpoint {lease} 5").into_bytes());
