@@ -55,7 +55,7 @@ test: $(LIBTORCH) $(NCCL) $(BASE) data
 
 # The suites of the coordinator again, over PostgreSQL and an object store, and what only those can show. Without one of
 # the servers nothing of it runs, and the script says why.
-test-servers: $(LIBTORCH) $(WEED)
+test-servers: $(WEED) build
 	@$(PYTHON) scripts/setup.py postgres
 	@scripts/servers.py cargo test --release --locked --workspace --bin graftwork --test standby -- --include-ignored; \
 		code=$$?; [ $$code -eq 75 ] || exit $$code

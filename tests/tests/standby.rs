@@ -16,7 +16,7 @@ use graftwork_tests::{Cluster, Pair, Run, World, servers_run, tensor_digests};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// What the row leads for by default, and what starting, finding the new leader and the first update may take on top.
-const TAKEOVER: Duration = Duration::from_secs(6 + 8);
+const TAKEOVER: Duration = Duration::from_secs(6 + 12);
 
 /// What one coordinator and one worker publish undisturbed.
 fn undisturbed() -> Result<&'static BTreeMap<String, Digest>> {
