@@ -205,10 +205,12 @@ fn new_key() -> Result<KeyPair, CertError> {
 }
 
 fn params(name: &str, now: OffsetDateTime, days: i64) -> CertificateParams {
-    let mut distinguished_name = DistinguishedName::new();
-    distinguished_name.push(DnType::CommonName, name);
-    let (not_before, not_after) = (now - BEFORE, now + Duration::days(days));
-    CertificateParams { distinguished_name, not_before, not_after, ..CertificateParams::default() }
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = now - BEFORE;
+    params.not_after = now + Duration::days(days);
+    params
 }
 
 /// Whether the certificate's key is this one.
