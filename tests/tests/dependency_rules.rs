@@ -44,7 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "graftwork-engine",
         ],
     ),
-    ("graftwork-tests", &["graftwork-shared"]),
+    ("graftwork-tests", &["graftwork-shared", "graftwork-scheduler"]),
 ];
 
 /// Packages that only the named crates may use directly.
@@ -52,7 +52,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("tch", &["graftwork-engine"]),
     ("torch-sys", &[]),
     ("tonic", &["graftwork-proto", "graftwork", "graftwork-worker"]),
-    ("rusqlite", &["graftwork"]),
+    ("rusqlite", &["graftwork", "graftwork-tests"]),
 ];
 
 fn direct_uses() -> BTreeMap<String, BTreeSet<String>> {
