@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{World, program};
+use crate::{World, history, program};
 
 /// The processes of a cluster on one machine; all are killed with the value.
 pub struct Cluster {
@@ -74,6 +74,8 @@ impl Cluster {
     /// kill -9 of everything, and a coordinator that knows nothing and an empty hub in its place.
     pub fn begin_anew(&mut self) -> Result<()> {
         self.kill();
+        history::check(self.path())?;
+        history::forget(&self.path().join("state"));
         for folder in ["state", "hub"].map(|name| self.path().join(name)) {
             if folder.exists() {
                 fs::remove_dir_all(folder)?;
@@ -122,6 +124,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill();
+        history::check_at_the_end(self.path());
     }
 }
 

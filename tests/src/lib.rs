@@ -1,10 +1,12 @@
 //! The harness of the tests that cross crates: a tiny world (base model, data, job file) and real processes in it.
 //!
 //! Nothing of Graftwork is replaced here: tests start the programs that users start, read what users read, and kill
-//! with SIGKILL. Faults are placed by what the programs report (a checkpoint of a stage), never by a clock.
+//! with SIGKILL. Faults are placed by what the programs report (a checkpoint of a stage), never by a clock. Whatever ran in a
+//! world or a cluster has its history read when that ends.
 
 mod cluster;
 mod guarded;
+mod history;
 mod hosts;
 mod pair;
 mod process;

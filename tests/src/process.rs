@@ -9,6 +9,8 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_shared::event::{Event, EventKind};
 
+use crate::history;
+
 /// The `graftwork` program that lies beside the test binaries.
 ///
 /// # Panics
@@ -31,6 +33,8 @@ pub struct Run {
     child: Child,
     events: std::io::Lines<BufReader<Box<dyn Read + Send>>>,
     seen: Vec<String>,
+    /// The state folder of which it tells.
+    state: PathBuf,
 }
 
 /// How a program ended, and what it said.
@@ -47,6 +51,11 @@ impl Run {
     /// Starts `graftwork run JOB --progress json MORE…` in the job's folder.
     pub fn start(job: &Path, more: &[&str]) -> Result<Self> {
         let folder = job.parent().context("a job file lies in a folder")?;
+        let named = more.iter().position(|word| *word == "--state").and_then(|at| more.get(at + 1));
+        let state = folder.join(named.copied().unwrap_or(".graftwork/state"));
+        if more.contains(&"--again") {
+            history::forget(&state);
+        }
         let mut child = Command::new(program())
             .current_dir(folder)
             .args(["run", "--progress", "json"])
@@ -57,7 +66,7 @@ impl Run {
             .stderr(Stdio::piped())
             .spawn()?;
         let stderr = child.stderr.take().context("stderr is piped")?;
-        Ok(Self::of(child, Box::new(stderr)))
+        Ok(Self::of(child, Box::new(stderr), state))
     }
 
     /// Starts `graftwork watch JOB --progress json` at a coordinator.
@@ -71,11 +80,13 @@ impl Run {
     pub fn watching(mut command: Command) -> Result<Self> {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let stdout = child.stdout.take().context("stdout is piped")?;
-        Ok(Self::of(child, Box::new(stdout)))
+        let socket = Path::new(coordinator.trim_start_matches("unix://"));
+        let folder = socket.ancestors().nth(2).context("a cluster's socket lies two folders deep")?;
+        Ok(Self::of(child, Box::new(stdout), folder.join("state")))
     }
 
-    fn of(child: Child, events: Box<dyn Read + Send>) -> Self {
-        Self { child, events: BufReader::new(events).lines(), seen: Vec::new() }
+    fn of(child: Child, events: Box<dyn Read + Send>, state: PathBuf) -> Self {
+        Self { child, events: BufReader::new(events).lines(), seen: Vec::new(), state }
     }
 
     /// Reads on to the next event; `None` when the program closed its standard error.
@@ -154,7 +165,8 @@ impl Run {
         if let Some(mut piped) = self.child.stdout.take() {
             piped.read_to_string(&mut stdout)?;
         }
-        Ok(Finished { status: self.child.wait()?, stdout, stderr: self.seen.join("\n") })
+        let status = self.child.wait()?;
+        Ok(Finished { status, stdout, stderr: self.seen.join("\n") })
     }
 }
 
@@ -169,6 +181,7 @@ impl Drop for Run {
         // A test that fails must not leave processes behind; one that ended is reaped already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        history::heard(&self.state, self.seen.iter().filter_map(|line| serde_json::from_str(line).ok()).collect());
     }
 }
 

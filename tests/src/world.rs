@@ -16,6 +16,8 @@ use graftwork_shared::{
 use parquet::arrow::ArrowWriter;
 use serde_json::json;
 
+use crate::history;
+
 const HIDDEN: usize = 32;
 const INTERMEDIATE: usize = 64;
 const LAYERS: usize = 2;
@@ -78,6 +80,12 @@ impl World {
         let path = self.path().join(file);
         fs::write(&path, text)?;
         Ok(path)
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        history::check_at_the_end(self.path());
     }
 }
 

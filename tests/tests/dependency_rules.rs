@@ -44,7 +44,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "graftwork-engine",
         ],
     ),
-    ("graftwork-tests", &["graftwork-shared"]),
+    ("graftwork-tests", &["graftwork-shared", "graftwork-scheduler"]),
 ];
 
 /// Packages that only the named crates may use directly.
@@ -54,7 +54,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("tonic", &["graftwork-proto", "graftwork", "graftwork-worker"]),
     ("tokio-rustls", &["graftwork-proto", "graftwork"]),
     ("rcgen", &["graftwork"]),
-    ("rusqlite", &["graftwork"]),
+    ("rusqlite", &["graftwork", "graftwork-tests"]),
     ("tokio-postgres", &["graftwork", "graftwork-tests"]),
 ];
 

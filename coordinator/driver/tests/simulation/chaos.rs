@@ -1,7 +1,11 @@
 //! Faults as they strike.
 
 use graftwork_scheduler::StageKey;
-use graftwork_shared::{digest::Digest, id::LeaseId};
+use graftwork_shared::{
+    assignment::{Blame, Failure},
+    digest::Digest,
+    id::LeaseId,
+};
 
 use crate::{
     faults::Fault,
@@ -89,15 +93,19 @@ impl World {
             .collect();
         let index: Vec<usize> = (0..held.len()).collect();
         let Some((lease, key)) = self.dice.pick(&index).map(|index| held[index].clone()) else { return };
-        let leads = self.processes[&process].leases.get(&lease).is_some_and(|work| work.rank == 0 && !work.joining);
-        if leads {
+        // What a holder says of its own lease is no lie about another's, but for speaking in its leader's place.
+        let work = self.processes[&process].leases.get(&lease);
+        if work.is_some_and(|work| work.rank == 0 && !work.joining) {
             return;
         }
         let result = fixture::result(key.stage.as_str(), 1, 0.9);
-        let word = if self.dice.chance(500) {
-            Word::Finished(lease, Box::new(result))
-        } else {
-            Word::Checkpoint(lease, self.dice.between(1, 10), result.weights)
+        let failure = Failure { blame: Blame::Machine, message: "not mine".to_owned() };
+        let word = match self.dice.below(6) {
+            0 => Word::Failed(lease, failure),
+            1 => Word::Released(lease),
+            2 => Word::Broken(lease, self.dice.below(4)),
+            3 => Word::Checkpoint(lease, self.dice.between(1, 10), result.weights),
+            _ => Word::Finished(lease, Box::new(result)),
         };
         for blob in word.blobs() {
             self.reach_coordinator(Deed::Put(process, self.starts, lease, blob));

@@ -267,6 +267,8 @@ impl World {
             core.on_left(now_ms, (worker, link), Gone::Wrong("a blob was not uploaded".to_owned()));
             return self.close(link);
         }
+        let replaced = coordinator.sessions.get(&worker) != Some(&link);
+        let before = replaced.then(|| core.machine().clone());
         match word {
             Word::Step(lease, step) => {
                 let report = StepReport { step, ..StepReport::default() };
@@ -277,6 +279,8 @@ impl World {
                 core.on_worker(now_ms, (worker, link), event);
             }
         }
+        let unchanged = before.is_none_or(|before| before == *core.machine());
+        assert!(unchanged, "{worker} was heard over a session that was replaced or has ended");
     }
 
     fn on_put(&mut self, process: usize, lease: LeaseId, blob: Digest) {

@@ -24,7 +24,48 @@ impl Machine for Checked {
         let before = self.0.clone();
         let decision = self.0.apply(now_ms, event.clone());
         invariant::check(&before, (now_ms, &event), &self.0, &decision).unwrap();
+        strangers_change_nothing(&before, (now_ms, &event), &decision);
         decision
+    }
+}
+
+/// What a worker says of a lease that it does not hold changes nothing about the lease: facts about it are those that
+/// time alone would have brought.
+fn strangers_change_nothing(before: &Scheduler, (now_ms, event): (u64, &Event), decision: &Decision) {
+    let Some((worker, lease)) = speaker(event).filter(|(worker, lease)| before.holds(*worker, *lease).is_none()) else {
+        return;
+    };
+    let quiet = before.clone().apply(now_ms, Event::Tick);
+    let about = |decision: &Decision| -> Vec<Fact> {
+        decision.facts.iter().filter(|fact| lease_of(fact) == Some(lease)).cloned().collect()
+    };
+    assert_eq!(about(decision), about(&quiet), "{worker} does not hold {lease}, and changed it: {event:?}");
+}
+
+fn speaker(event: &Event) -> Option<(WorkerId, LeaseId)> {
+    match event {
+        Event::Progress { worker, lease }
+        | Event::Checkpointed { worker, lease, .. }
+        | Event::Finished { worker, lease, .. }
+        | Event::Failed { worker, lease, .. }
+        | Event::Released { worker, lease }
+        | Event::Spent { worker, lease, .. }
+        | Event::Prepared { worker, lease }
+        | Event::Broken { worker, lease, .. } => Some((*worker, *lease)),
+        _ => None,
+    }
+}
+
+/// The lease that a fact changes.
+fn lease_of(fact: &Fact) -> Option<LeaseId> {
+    match fact {
+        Fact::GroupFormed { lease, .. }
+        | Fact::CheckpointAccepted { lease, .. }
+        | Fact::AttemptCost { lease, .. }
+        | Fact::LeaseReleased { lease, .. }
+        | Fact::AttemptFailed { lease, .. } => Some(*lease),
+        Fact::StageTrained { lease, .. } => *lease,
+        _ => None,
     }
 }
 

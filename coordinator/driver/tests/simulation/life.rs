@@ -25,6 +25,13 @@ impl World {
             let read = self.checkpoints.get(&accepted).copied().filter(|_| work.checkpointed > 0);
             (work.fresh, work.trained) = (false, furthest.or(read).unwrap_or_default());
         }
+        // Whoever had just come when those that trained were lost never had their state.
+        let Some(process) = self.processes.get_mut(&index) else { return };
+        let behind = process.leases.iter().filter(|(_, work)| work.has_state() && work.is_behind());
+        let behind: Vec<LeaseId> = behind.map(|(lease, _)| *lease).collect();
+        let words: Vec<Word> =
+            behind.into_iter().flat_map(|lease| process.fail(lease, "whoever trained this stage is gone")).collect();
+        self.say(index, words);
     }
 
     /// A worker says these over its connection.

@@ -330,6 +330,11 @@ impl Work {
         !self.joining && !self.fresh && !matches!(self.doing, Doing::Loading | Doing::Parting(_))
     }
 
+    /// Whether what is safe is further than it could be as a member of the group that trained.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.trained.step + 1 < self.checkpointed
+    }
+
     /// Whether it waits in the group of this epoch.
     pub(crate) fn is_member(&self, epoch: u64) -> bool {
         self.epoch == epoch && !self.joining && !matches!(self.doing, Doing::Loading | Doing::Parting(_))

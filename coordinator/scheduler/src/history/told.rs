@@ -50,12 +50,13 @@ fn promise(kind: &EventKind) -> Option<String> {
     }
 }
 
-/// Updates go on one by one: each attempt begins at a state that was accepted, and within it none is reported again.
+/// Updates go on one by one: each attempt begins at a state that was accepted, and its reports grow.
 fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &EventKind) -> Option<Finding> {
     let found = |broken, what: String| Some(Finding { broken, what: format!("{key}: {what}") });
     match kind {
         EventKind::StageStarted { from_step, total_steps, .. } => {
-            (watched.step, watched.safe) = (*from_step, *from_step);
+            // What it finds changed makes it start over, so its first report may be of any step.
+            (watched.step, watched.safe) = (0, *from_step);
             let known = reader.happened.contains(&(key.clone(), format!("checkpoint {from_step}")));
             if *from_step > *total_steps || (*from_step > 0 && !known) {
                 let what =
@@ -63,8 +64,8 @@ fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &Eve
                 return found(Broken::StepMissed, what);
             }
         }
-        // Those that go on may stand one update back, where the lost one alone made it; nothing that is safe is lost.
-        EventKind::GroupFormed { .. } => watched.step = watched.safe,
+        // Those that go on may stand behind what the lost one reported, but at most one update behind what is safe.
+        EventKind::GroupFormed { .. } => watched.step = watched.step.min(watched.safe.saturating_sub(1)),
         EventKind::Checkpointed { step } => {
             watched.safe = *step;
             if *step < watched.step {

@@ -1,0 +1,114 @@
+//! Every run's history is read when its world ends: journals, what was told while it ran, and the rows behind its results.
+//!
+//! Nobody has to ask for it. A world, and a cluster, look for the journals in their folders when they go; whoever watched
+//! has left here what they heard, by the state folder in which it came about. A history that cannot be fails the test
+//! that made it.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_scheduler::{
+    Fact,
+    history::{self, History},
+};
+use graftwork_shared::{digest::Digest, event::Event};
+use rusqlite::{Connection, OptionalExtension as _};
+
+/// What was heard of each state folder, listener by listener.
+static HEARD: Mutex<BTreeMap<PathBuf, Vec<Vec<Event>>>> = Mutex::new(BTreeMap::new());
+
+/// Leaves what one listener heard of the jobs in a state folder.
+pub(crate) fn heard(state: &Path, events: Vec<Event>) {
+    HEARD.lock().unwrap_or_else(PoisonError::into_inner).entry(state.to_owned()).or_default().push(events);
+}
+
+/// Forgets what was heard of a state folder that is removed, or begun anew.
+pub(crate) fn forget(state: &Path) {
+    HEARD.lock().unwrap_or_else(PoisonError::into_inner).remove(state);
+}
+
+/// Fails the test if anything below this folder cannot be, unless it has failed already.
+pub(crate) fn check_at_the_end(folder: &Path) {
+    if !std::thread::panicking() {
+        check(folder).expect("a sound history");
+    }
+}
+
+/// Reads the histories of all state folders below this one. Results of one recipe have the same rows in all of them,
+/// those of undisturbed runs among them.
+pub(crate) fn check(folder: &Path) -> Result<()> {
+    let mut rows = BTreeMap::new();
+    for journal in journals(folder)? {
+        let facts = facts(&journal).with_context(|| format!("cannot read {}", journal.display()))?;
+        note_rows(&facts, &mut rows);
+        let state = journal.parent().context("a journal lies in a folder")?;
+        let heard = HEARD.lock().unwrap_or_else(PoisonError::into_inner);
+        // A run's own folder lies below the one that its command names.
+        let of_state = heard.iter().filter(|(of, _)| state.starts_with(of)).flat_map(|(_, listeners)| listeners);
+        let nothing = Vec::new();
+        for told in of_state.chain([&nothing]) {
+            let found = history::check(&History { facts: &facts, told, rows: &rows });
+            ensure!(found.is_empty(), "the history in {} cannot be: {found:#?}", state.display());
+        }
+    }
+    Ok(())
+}
+
+/// The rows of the first result of each recipe.
+fn note_rows(facts: &[Fact], rows: &mut BTreeMap<Digest, Vec<Digest>>) {
+    let mut recipes = BTreeMap::new();
+    for fact in facts {
+        match fact {
+            Fact::JobSubmitted { plan, .. } | Fact::JobReopened { plan, .. } => {
+                let stages = plan.stages.iter().map(|stage| ((plan.id(), stage.name.clone()), stage.recipe_digest));
+                recipes.extend(stages);
+            }
+            Fact::StageTrained { job, stage, result, .. } => {
+                if let Some(recipe) = recipes.get(&(job.clone(), stage.clone())) {
+                    rows.entry(*recipe).or_insert_with(|| result.epochs.clone());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Journals below a folder, oldest first, so that the first run of a test gives the rows that the others are held to.
+fn journals(folder: &Path) -> Result<Vec<PathBuf>> {
+    let (mut found, mut open) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(next) = open.pop() {
+        for entry in fs::read_dir(&next).with_context(|| format!("cannot list {}", next.display()))? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                open.push(entry.path());
+            } else if entry.file_name() == "journal.sqlite" {
+                found.push((entry.metadata()?.modified()?, entry.path()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
+}
+
+/// All facts of a journal. It is read in a copy, since its owner may have been killed and reading mends what is left.
+fn facts(journal: &Path) -> Result<Vec<Fact>> {
+    let copy = tempfile::tempdir()?;
+    for ending in ["", "-wal"] {
+        let from = PathBuf::from(format!("{}{ending}", journal.display()));
+        if from.exists() {
+            fs::copy(&from, copy.path().join(format!("journal.sqlite{ending}")))?;
+        }
+    }
+    let connection = Connection::open(copy.path().join("journal.sqlite"))?;
+    let snapshot = connection.query_row("SELECT number FROM snapshot", [], |row| row.get::<_, i64>(0)).optional()?;
+    ensure!(snapshot.is_none(), "a snapshot took the place of the facts up to {snapshot:?}: the run was too long");
+    let mut query = connection.prepare("SELECT fact FROM facts ORDER BY number")?;
+    let texts = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
+    ensure!(!texts.is_empty(), "a journal without facts");
+    texts.iter().map(|text| Ok(serde_json::from_str(text)?)).collect()
+}
