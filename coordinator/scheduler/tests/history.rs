@@ -123,7 +123,7 @@ fn a_result_without_all_updates_misses_steps() {
 #[test]
 fn rows_that_are_not_those_of_an_undisturbed_run_differ() {
     assert_eq!(forged(|facts| result_of(facts).epochs[1] = Digest::of(b"a row twice")), [Broken::RowsDiffer]);
-    assert_eq!(forged(|facts| assert!(result_of(facts).epochs.pop().is_some())), [Broken::RowsDiffer]);
+    assert_eq!(forged(|facts| result_of(facts).epochs.truncate(1)), [Broken::RowsDiffer]);
     assert_eq!(forged(|facts| result_of(facts).epochs.push(Digest::of(b"more"))), [Broken::RowsDiffer]);
 }
 
