@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use crate::{Run, World, program};
+use crate::{Run, World, history, program};
 
 /// Where the coordinator listens: the first host.
 const ADDRESS: &str = "https://10.77.0.1:7070";
@@ -182,7 +182,7 @@ impl Hosts {
     pub fn watch(&self, job: &str) -> Result<Run> {
         let mut command = self.with(1, "person")?;
         command.args(["watch", job, "--progress", "json", "--coordinator", ADDRESS]);
-        Run::watching(command)
+        Run::watching(command, self.path().join("state"))
     }
 
     /// The folder: `state`, logs, and what jobs publish into.
@@ -198,6 +198,7 @@ impl Drop for Hosts {
         // Its end of stdin takes the namespaces down.
         drop(self.orders.take());
         let _ = self.switch.wait();
+        history::check_at_the_end(self.path());
     }
 }
 

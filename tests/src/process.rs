@@ -73,16 +73,16 @@ impl Run {
     pub fn watch(coordinator: &str, job: &str) -> Result<Self> {
         let mut command = Command::new(program());
         command.args(["watch", job, "--progress", "json", "--coordinator", coordinator]);
-        Self::watching(command)
-    }
-
-    /// Starts a command that watches a job with JSON lines.
-    pub fn watching(mut command: Command) -> Result<Self> {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let stdout = child.stdout.take().context("stdout is piped")?;
         let socket = Path::new(coordinator.trim_start_matches("unix://"));
         let folder = socket.ancestors().nth(2).context("a cluster's socket lies two folders deep")?;
-        Ok(Self::of(child, Box::new(stdout), folder.join("state")))
+        Self::watching(command, folder.join("state"))
+    }
+
+    /// Starts a command that watches a job with JSON lines; the coordinator's state lies in this folder.
+    pub fn watching(mut command: Command, state: PathBuf) -> Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let stdout = child.stdout.take().context("stdout is piped")?;
+        Ok(Self::of(child, Box::new(stdout), state))
     }
 
     fn of(child: Child, events: Box<dyn Read + Send>, state: PathBuf) -> Self {
