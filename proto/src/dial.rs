@@ -153,7 +153,8 @@ impl Route {
         use rustls::Error::{InvalidCertificate, InvalidMessage};
         let host = if let Address::Https(host) = &self.address { host.name() } else { "" };
         match error {
-            InvalidCertificate(CertificateError::UnknownIssuer) => ConnectError::Distrusted(format!(
+            // Another CA of the same name made a signature that this one did not.
+            InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => ConnectError::Distrusted(format!(
                 "its certificate is of a CA that is not trusted here; give that CA's ca.pem with --tls-ca or {CA_VARIABLE}"
             )),
             InvalidCertificate(CertificateError::NotValidForName) => {

@@ -5,7 +5,7 @@
 //! that made it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -59,9 +59,22 @@ pub(crate) fn check(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The rows of the first result of each recipe.
+/// The rows of the first result of each recipe. Of files that were touched between two submissions they say nothing: an
+/// edit can keep a recipe.
 fn note_rows(facts: &[Fact], rows: &mut BTreeMap<Digest, Vec<Digest>>) {
     let mut recipes = BTreeMap::new();
+    let mut files = BTreeMap::new();
+    let mut touched = BTreeSet::new();
+    for fact in facts {
+        if let Fact::JobSubmitted { plan, .. } | Fact::JobReopened { plan, .. } = fact {
+            for stage in &plan.stages {
+                let versions: Vec<&str> = stage.train.files.iter().map(|file| file.version.as_str()).collect();
+                if files.insert(stage.recipe_digest, versions.clone()).is_some_and(|earlier| earlier != versions) {
+                    touched.insert(stage.recipe_digest);
+                }
+            }
+        }
+    }
     for fact in facts {
         match fact {
             Fact::JobSubmitted { plan, .. } | Fact::JobReopened { plan, .. } => {
@@ -76,6 +89,7 @@ fn note_rows(facts: &[Fact], rows: &mut BTreeMap<Digest, Vec<Digest>>) {
             _ => {}
         }
     }
+    rows.retain(|recipe, _| !touched.contains(recipe));
 }
 
 /// Journals below a folder, oldest first, so that the first run of a test gives the rows that the others are held to.
@@ -109,6 +123,5 @@ fn facts(journal: &Path) -> Result<Vec<Fact>> {
     ensure!(snapshot.is_none(), "a snapshot took the place of the facts up to {snapshot:?}: the run was too long");
     let mut query = connection.prepare("SELECT fact FROM facts ORDER BY number")?;
     let texts = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
-    ensure!(!texts.is_empty(), "a journal without facts");
     texts.iter().map(|text| Ok(serde_json::from_str(text)?)).collect()
 }

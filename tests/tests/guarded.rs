@@ -25,7 +25,10 @@ fn a_job_trains_over_tls_with_a_token_for_each_part() -> Result<()> {
     let (_, said) = cluster.ask(&world, "bob", &["cancel", &id], 1)?;
     ensure!(said.contains("the job is \"ann\"'s, and token \"bob\" of the role submit"), "{said}");
     let (_, said) = cluster.ask(&world, "reader", &["submit", "job.toml"], 1)?;
-    ensure!(said.contains("token \"reader\" has the role read, but Has needs submit or admin"), "{said}");
+    ensure!(
+        said.contains("token \"reader\" has the role read, but asking what is uploaded needs submit or admin"),
+        "{said}"
+    );
     nothing_secret(&cluster, &[&said])
 }
 
@@ -55,7 +58,7 @@ fn whoever_is_not_let_in_learns_why_and_ends_at_once() -> Result<()> {
     let Output { status, stderr, .. } = cluster.worker("reader")?.env("GRAFTWORK_LOG", "trace").output()?;
     let text = String::from_utf8(stderr)?;
     ensure!(status.code() == Some(1), "{status}: {text}");
-    ensure!(text.contains("token \"reader\" has the role read, but Session needs join"), "{text}");
+    ensure!(text.contains("token \"reader\" has the role read, but working needs join"), "{text}");
     said.push(text);
     ensure!(began.elapsed().as_secs() < 30, "nobody waits for what does not change: {:?}", began.elapsed());
     nothing_secret(&cluster, &said.iter().map(String::as_str).collect::<Vec<_>>())

@@ -77,6 +77,8 @@ struct Stage {
     /// Step of the accepted checkpoint.
     accepted: Option<u64>,
     trained: bool,
+    /// It had its result when its job came again, so it may be published with that.
+    kept: bool,
     /// It is published, failed or cancelled.
     is_final: bool,
 }
@@ -164,7 +166,8 @@ impl<'a> Reader<'a> {
             Fact::SweepFailed { job, task, .. } => self.on_swept(job, task, None),
             Fact::StagePublished { job, stage, release } => {
                 let key = key(job, stage);
-                if !self.stage(key.clone()).trained {
+                let stage = self.stage(key.clone());
+                if !stage.trained && !stage.kept {
                     self.find(Broken::CommitOutsideLease, format!("{key} was published without a result"));
                 }
                 self.happened.insert((key.clone(), format!("published {release}")));
@@ -212,6 +215,12 @@ impl<'a> Reader<'a> {
         let trials: Vec<Name> = sweep.map(|sweep| sweep.trials.clone()).unwrap_or_default();
         let fits = chosen.is_none_or(|chosen| plan.choose_trial(task, chosen).is_ok());
         self.live.retain(|_, live| live.key.job != *job || !trials.contains(&live.key.stage));
+        // The task goes on from where the trial stands.
+        let chosen_trial = chosen.and_then(|chosen| trials.get(usize::try_from(chosen).ok()?.checked_sub(1)?));
+        if let Some(step) = chosen_trial.and_then(|trial| self.stage(key(job, trial)).accepted) {
+            self.stage(key(job, task)).accepted = Some(step);
+            self.happened.insert((key(job, task), format!("checkpoint {step}")));
+        }
         if !fits {
             self.find(Broken::FinalChanged, format!("{task} of {job} has no trial {chosen:?} to choose"));
         }
@@ -225,13 +234,18 @@ impl<'a> Reader<'a> {
     fn on_submitted(&mut self, plan: &Plan, gone: &[Name]) {
         let id = plan.id();
         let earlier = self.plans.insert(id.clone(), plan.clone());
+        let mut changed: BTreeSet<&Name> = BTreeSet::new();
+        // Stages that need others stand behind them in the plan.
         for stage in &plan.stages {
-            let key = key(&id, &stage.name);
             let same = earlier.as_ref().and_then(|plan| plan.stage(&stage.name)).is_some_and(|of| of == stage);
-            let record = self.stage(key);
-            let published = record.is_final && record.trained && same && !gone.contains(&stage.name);
+            if !same || stage.needs.iter().any(|needs| changed.contains(needs)) {
+                changed.insert(&stage.name);
+            }
+            let record = self.stage(key(&id, &stage.name));
+            let kept = (record.trained || record.kept) && !changed.contains(&stage.name);
+            let published = kept && record.is_final && !gone.contains(&stage.name);
             // Whether its results still say something is the scheduler's to judge; here they may come a second time.
-            *record = Stage { is_final: false, trained: published, accepted: None };
+            *record = Stage { is_final: false, trained: published, accepted: None, kept };
         }
     }
 

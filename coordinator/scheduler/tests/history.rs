@@ -167,7 +167,7 @@ fn two_leases_of_a_stage_and_numbers_given_twice_are_named() {
     assert!(lease_again(next).contains(&Broken::TwoLeases));
     assert!(lease_again(|_| ()).contains(&Broken::TwoLeases));
     let found = forged(|facts| {
-        let at = facts.iter().rposition(|fact| matches!(fact, Fact::WorkerJoined { .. })).unwrap();
+        let at = facts.iter().rposition(|fact| matches!(fact, Fact::WorkerEntered { .. })).unwrap();
         let again = facts[at].clone();
         facts.insert(at, again);
     });

@@ -22,7 +22,7 @@ use crate::{
     client::{Client, ClientError},
     progress::{Mode, Progress},
     report, run, server,
-    upload::{self, Upload},
+    upload::{self, Upload, UploadError},
 };
 
 #[derive(Debug, clap::Args)]
@@ -133,7 +133,10 @@ pub(super) async fn submit(arguments: Submit) -> Result<u8, Failure> {
         Ok(upload) => upload,
         Err(problems) => return refuse(&problems),
     };
-    upload::send(&upload, &mut client).await?;
+    upload::send(&upload, &mut client).await.map_err(|error| match error {
+        UploadError::Client(error) => Failure::from(error),
+        other => Failure::from(other),
+    })?;
     let (id, attached) = match client.submit(&upload.job, &spans).await {
         Err(ClientError::Plan(problems)) => return refuse(&upload.with_paths(problems)),
         submitted => submitted?,

@@ -21,7 +21,7 @@ use graftwork_shared::{
     job::{Job, Spans},
     upload::UploadedFile,
 };
-pub(crate) use send::send;
+pub(crate) use send::{UploadError, send};
 
 /// A job whose local files have been read and named by their digests.
 pub(crate) struct Upload {

@@ -93,9 +93,8 @@ impl World {
             .collect();
         let index: Vec<usize> = (0..held.len()).collect();
         let Some((lease, key)) = self.dice.pick(&index).map(|index| held[index].clone()) else { return };
-        // What a holder says of its own lease is no lie about another's, but for speaking in its leader's place.
-        let work = self.processes[&process].leases.get(&lease);
-        if work.is_some_and(|work| work.rank == 0 && !work.joining) {
+        // What a holder says of its own lease is no lie about another's, and a member may lead by the time it is heard.
+        if self.processes[&process].leases.contains_key(&lease) {
             return;
         }
         let result = fixture::result(key.stage.as_str(), 1, 0.9);

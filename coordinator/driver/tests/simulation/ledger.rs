@@ -63,8 +63,9 @@ fn lease_of(fact: &Fact) -> Option<LeaseId> {
         | Fact::CheckpointAccepted { lease, .. }
         | Fact::AttemptCost { lease, .. }
         | Fact::LeaseReleased { lease, .. }
+        | Fact::StagePreempted { lease, .. }
         | Fact::AttemptFailed { lease, .. } => Some(*lease),
-        Fact::StageTrained { lease, .. } => *lease,
+        Fact::StageTrained { lease, .. } | Fact::TrialScored { lease, .. } => *lease,
         _ => None,
     }
 }
@@ -136,7 +137,10 @@ impl Ledger {
 
     /// A worker heard of a term.
     pub(crate) fn on_term(&mut self, disk: &Disk, term: Term) {
-        let durable = disk.has(|fact| matches!(fact, Fact::TermStarted { term: on_disk, .. } if *on_disk == term));
+        let durable = disk.has(|fact| match fact {
+            Fact::TermStarted { term: on_disk, .. } | Fact::TermContinued { term: on_disk, .. } => *on_disk == term,
+            _ => false,
+        });
         assert!(durable, "{term} is told but not on the disk");
         self.terms.insert(term);
     }
@@ -153,7 +157,7 @@ impl Ledger {
         let durable = match command {
             Command::Welcome { worker, .. } => {
                 self.workers.insert(*worker);
-                disk.has(|fact| matches!(fact, Fact::WorkerJoined { worker: on_disk, .. } if on_disk == worker))
+                disk.has(|fact| matches!(fact, Fact::WorkerEntered { worker: on_disk, .. } if on_disk == worker))
             }
             Command::Assign { worker, lease, joining, .. } => {
                 if !joining {

@@ -96,15 +96,15 @@ impl Gate {
             Refusal::for_now(words, wait)
         })?;
         let path = request.uri().path();
-        let wanted = role::wanted(path);
+        let (deed, wanted) = role::wanted(path);
         if let Some(role) = caller.role
             && !wanted.contains(&role)
         {
-            let (name, role, what) = (&caller.name, role.name(), path.rsplit('/').next().unwrap_or(path));
+            let (name, role) = (&caller.name, role.name());
             let wanted: Vec<&str> = wanted.iter().map(|role| role.name()).collect();
             let wanted = wanted.join(" or ");
             let words = format!(
-                "token {name:?} has the role {role}, but {what} needs {wanted}; `graftwork token` makes one for it"
+                "token {name:?} has the role {role}, but {deed} needs {wanted}; `graftwork token` makes one for it"
             );
             return Err(Refusal { status: Status::permission_denied(words), delay: Duration::ZERO });
         }

@@ -30,28 +30,28 @@ impl Role {
 
 use Role::{Admin, Join, Read, Submit};
 
-/// Every request of the protocol, and the roles that may make it.
-const REQUESTS: &[(&str, &[Role])] = &[
-    ("/graftwork.v1.Jobs/Submit", &[Submit, Admin]),
-    ("/graftwork.v1.Jobs/View", &[Read, Submit, Admin]),
-    ("/graftwork.v1.Jobs/Watch", &[Read, Submit, Admin]),
-    ("/graftwork.v1.Jobs/Explain", &[Read, Submit, Admin]),
+/// Every request of the protocol, what it does in words, and the roles that may make it.
+const REQUESTS: &[(&str, &str, &[Role])] = &[
+    ("/graftwork.v1.Jobs/Submit", "submitting a job", &[Submit, Admin]),
+    ("/graftwork.v1.Jobs/View", "looking at jobs", &[Read, Submit, Admin]),
+    ("/graftwork.v1.Jobs/Watch", "watching a job", &[Read, Submit, Admin]),
+    ("/graftwork.v1.Jobs/Explain", "asking why a job waits", &[Read, Submit, Admin]),
     // Of another owner's job: admin, as the service finds.
-    ("/graftwork.v1.Jobs/Cancel", &[Submit, Admin]),
-    ("/graftwork.v1.Jobs/Coordinator", &[Read, Submit, Admin]),
-    ("/graftwork.v1.Workers/Session", &[Join]),
-    ("/graftwork.v1.Groups/Meet", &[Join]),
-    ("/graftwork.v1.Blobs/Put", &[Join, Submit, Admin]),
-    ("/graftwork.v1.Blobs/Get", &[Join]),
-    ("/graftwork.v1.Blobs/Has", &[Submit, Admin]),
+    ("/graftwork.v1.Jobs/Cancel", "cancelling a job", &[Submit, Admin]),
+    ("/graftwork.v1.Jobs/Coordinator", "looking at the coordinator", &[Read, Submit, Admin]),
+    ("/graftwork.v1.Workers/Session", "working", &[Join]),
+    ("/graftwork.v1.Groups/Meet", "meeting a group", &[Join]),
+    ("/graftwork.v1.Blobs/Put", "uploading", &[Join, Submit, Admin]),
+    ("/graftwork.v1.Blobs/Get", "fetching blobs", &[Join]),
+    ("/graftwork.v1.Blobs/Has", "asking what is uploaded", &[Submit, Admin]),
 ];
 
-/// Who may make any other request.
-const OTHERS: &[Role] = &[Admin];
+/// Any other request, and who may make it.
+const OTHERS: (&str, &[Role]) = ("this request", &[Admin]);
 
-/// Who may make the request of this path.
-pub(super) fn wanted(path: &str) -> &'static [Role] {
-    REQUESTS.iter().find(|(known, _)| *known == path).map_or(OTHERS, |(_, roles)| *roles)
+/// What the request of this path does, and who may make it.
+pub(super) fn wanted(path: &str) -> (&'static str, &'static [Role]) {
+    REQUESTS.iter().find(|(known, ..)| *known == path).map_or(OTHERS, |(_, deed, roles)| (*deed, *roles))
 }
 
 #[cfg(test)]
@@ -70,8 +70,8 @@ mod tests {
                 paths.push(format!("/graftwork.v1.{service}/{name}"));
             }
         }
-        let rows: Vec<&str> = REQUESTS.iter().map(|(path, _)| *path).collect();
+        let rows: Vec<&str> = REQUESTS.iter().map(|(path, ..)| *path).collect();
         assert_eq!(rows, paths);
-        assert_eq!(wanted("/graftwork.v1.Jobs/Burn"), [Admin]);
+        assert_eq!(wanted("/graftwork.v1.Jobs/Burn").1, [Admin]);
     }
 }

@@ -136,20 +136,20 @@ async fn each_role_does_what_it_is_for_and_is_told_what_it_lacks() {
     let (guard, place) = (Guard::new("127.0.0.1"), place());
     let running = guard.start(&place, Limits::default()).await;
     let channel = guard.route(&running).connect().await.unwrap();
-    let table: [(&str, &[&str], &str); 11] = [
-        ("Submit", &["ann", "root"], "submit or admin"),
-        ("View", &["reader", "ann", "root"], "read or submit or admin"),
-        ("Watch", &["reader", "ann", "root"], "read or submit or admin"),
-        ("Explain", &["reader", "ann", "root"], "read or submit or admin"),
-        ("Cancel", &["ann", "root"], "submit or admin"),
-        ("Coordinator", &["reader", "ann", "root"], "read or submit or admin"),
-        ("Session", &["worker"], "join"),
-        ("Meet", &["worker"], "join"),
-        ("Put", &["worker", "ann", "root"], "join or submit or admin"),
-        ("Get", &["worker"], "join"),
-        ("Has", &["ann", "root"], "submit or admin"),
+    let table: [(&str, &str, &[&str], &str); 11] = [
+        ("Submit", "submitting a job", &["ann", "root"], "submit or admin"),
+        ("View", "looking at jobs", &["reader", "ann", "root"], "read or submit or admin"),
+        ("Watch", "watching a job", &["reader", "ann", "root"], "read or submit or admin"),
+        ("Explain", "asking why a job waits", &["reader", "ann", "root"], "read or submit or admin"),
+        ("Cancel", "cancelling a job", &["ann", "root"], "submit or admin"),
+        ("Coordinator", "looking at the coordinator", &["reader", "ann", "root"], "read or submit or admin"),
+        ("Session", "working", &["worker"], "join"),
+        ("Meet", "meeting a group", &["worker"], "join"),
+        ("Put", "uploading", &["worker", "ann", "root"], "join or submit or admin"),
+        ("Get", "fetching blobs", &["worker"], "join"),
+        ("Has", "asking what is uploaded", &["ann", "root"], "submit or admin"),
     ];
-    for (name, may, wanted) in table {
+    for (name, deed, may, wanted) in table {
         for (token, role) in [("worker", "join"), ("reader", "read"), ("ann", "submit"), ("root", "admin")] {
             let answer = request(&channel, guard.token(token), name).await;
             let code = answer.as_ref().err().map(Status::code);
@@ -157,7 +157,7 @@ async fn each_role_does_what_it_is_for_and_is_told_what_it_lacks() {
                 let refused = matches!(code, Some(Code::PermissionDenied | Code::Unauthenticated));
                 assert!(!refused, "{token} {name}: {answer:?}");
             } else {
-                let words = format!("token {token:?} has the role {role}, but {name} needs {wanted}; ");
+                let words = format!("token {token:?} has the role {role}, but {deed} needs {wanted}; ");
                 let status = answer.unwrap_err();
                 assert_eq!(status.code(), Code::PermissionDenied);
                 assert!(status.message().starts_with(&words), "{status:?}");
@@ -343,7 +343,8 @@ async fn whoever_shows_no_token_in_time_is_cut_off() {
 
     // Whoever has shown one stays as long as it likes.
     let channel = guard.route(&secured).connect().await.unwrap();
-    let job = submit(&channel, guard.token("ann"), &places[0].plan.job).await.unwrap();
+    let of_ann = Job { owner: "ann".to_owned(), ..places[0].plan.job.clone() };
+    let job = submit(&channel, guard.token("ann"), &of_ann).await.unwrap();
     let watch = v1::JobRequest { job: job.to_string() };
     let mut events = jobs(&channel, guard.token("reader")).watch(watch).await.unwrap().into_inner();
     tokio::time::sleep(limits.proof_wait * 3).await;
