@@ -17,8 +17,8 @@ export OMP_WAIT_POLICY := PASSIVE
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
 	@echo "make test         set up, then run all tests"
-	@echo "make test-servers  those over PostgreSQL and an object store alone (make test does them too)"
-	@echo "make test-all     and the tests that need the Python peer or take long"
+	@echo "make test-servers  the coordinator over PostgreSQL and an object store (make test-all does it too)"
+	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
 	@echo "make check        formatting, lints and docs, warnings as errors"
 	@echo "make nccl         fetch NCCL, which workers with GPUs need (make test does it too)"
 	@echo "make golden GOLDEN=DIR          compare the engine with golden numerics"
@@ -51,7 +51,6 @@ $(HOME_FOLDER)/data/%/import.json: $(WHEELS)/.data jobs/data.toml | build
 
 test: $(LIBTORCH) $(NCCL) $(BASE) data
 	cargo test --release --locked --workspace
-	@$(MAKE) --no-print-directory test-servers
 
 # The suites of the coordinator again, over PostgreSQL and an object store, and what only those can show. Without one of
 # the servers nothing of it runs, and the script says why.
@@ -63,7 +62,7 @@ test-servers: $(WEED) build
 $(WEED): | $(LIBTORCH)
 	@$(PYTHON) scripts/setup.py seaweedfs
 
-test-all: test
+test-all: test test-servers
 	@scripts/peer.sh
 	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts
 

@@ -105,7 +105,7 @@ fn a_leader_that_is_stopped_is_followed_at_once() -> Result<()> {
 fn main() -> ExitCode {
     let lacking = !servers_run();
     if lacking {
-        eprintln!("ignored: these need PostgreSQL and an object store (make test, or scripts/servers.py)");
+        eprintln!("ignored: these need PostgreSQL and an object store (make test-servers, or scripts/servers.py)");
     }
     let trial = |name: &str, test: fn() -> Result<()>| {
         let run = move || test().map_err(|error| Failed::from(format!("{error:#}")));

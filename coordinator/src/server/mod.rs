@@ -221,6 +221,9 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
             drop(listen::open(address, tls.as_ref()).await?);
         }
     }
+    if let Some(bucket) = &options.bucket {
+        bucket.prove().await?;
+    }
     let opened = {
         let addresses = options.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let (leadership, folder) = (options.leadership.clone(), options.state_folder.clone());

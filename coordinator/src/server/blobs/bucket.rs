@@ -3,7 +3,11 @@
 //! A store is believed only after it was seen to keep its word: of writers that race to create one object, exactly one
 //! may win, and nobody may overwrite it. Some stores ignore the condition silently, and some lose the race.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use futures::future::join_all;
 use graftwork_shared::cause::told;
@@ -107,8 +111,12 @@ impl Bucket {
         self.store.put_opts(key, bytes, options).await.map(drop)
     }
 
-    /// Races for a few objects, and sees whether the store keeps its word. `mark` is this coordinator's alone.
-    pub(super) async fn probe(&self, mark: &str) -> Result<(), BlobError> {
+    /// Races for a few objects, and sees whether the store keeps its word. It takes seconds where a store answers losers
+    /// with a request to come again, so it is done before the lead is waited for and not after it was taken.
+    pub(crate) async fn prove(&self) -> Result<(), BlobError> {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        // This coordinator's alone.
+        let mark = format!("{}-{}", std::process::id(), since.as_nanos());
         let (objects, writers) = RACES;
         for number in 0..objects {
             let key = self.prefix.clone().join(format!("probe-{mark}-{number}"));

@@ -70,7 +70,7 @@ fn parse(key: &Path) -> Option<(Digest, (u64, u64))> {
 }
 
 impl Objects {
-    /// Probes the store and lists what is there.
+    /// Lists what is there; the store was proved before ([`Bucket::prove`]).
     pub(super) fn open(bucket: Bucket, copies: PathBuf, term: Term) -> Result<Self, BlobError> {
         let io = |error| BlobError::Io { path: copies.clone(), error };
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -81,9 +81,6 @@ impl Objects {
             .map_err(io)?;
         let (next, index, doubles) = (AtomicU64::new(0), Arc::default(), Mutex::default());
         let objects = Self { bucket, copies, term, next, index, doubles, runtime: Some(runtime) };
-        let bucket = objects.bucket.clone();
-        let mark = format!("{}-{}", term.0, std::process::id());
-        objects.wait(async move { bucket.probe(&mark).await })?;
         objects.list()?;
         Ok(objects)
     }

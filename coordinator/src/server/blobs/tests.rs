@@ -283,14 +283,13 @@ fn a_large_blob_travels_in_parts() {
     }
 }
 
-#[test]
-fn a_store_that_does_not_keep_its_word_is_refused() {
+#[tokio::test]
+async fn a_store_that_does_not_keep_its_word_is_refused() {
     for (store, expected) in [
         (Arc::new(careless::Careless::forgetful()), "8 of 8 writers created the same object"),
         (Arc::new(careless::Careless::hasty()), "writers created the same object"),
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        let error = BlobStore::open_bucket(Bucket::of(store, "s3://it/blobs"), folder.path(), Term(1)).unwrap_err();
+        let error = Bucket::of(store, "s3://it/blobs").prove().await.unwrap_err();
         assert!(matches!(error, BlobError::Unfit { .. }), "{error}");
         let error = error.to_string();
         assert!(error.starts_with("s3://it/blobs does not keep its word") && error.contains(expected), "{error}");
