@@ -17,7 +17,6 @@ use graftwork_proto::{
 use graftwork_scheduler::Explanation;
 use graftwork_shared::{
     address::Address,
-    cause::told,
     diagnostic::Diagnostic,
     digest::Digest,
     event::Event,
@@ -66,7 +65,10 @@ pub(crate) enum ClientError {
         /// When it is worth asking again.
         wait: Duration,
     },
-    /// Anything else: the connection, or a defect.
+    /// The connection broke under a request.
+    #[error("the connection to the coordinator broke: {0}")]
+    Broken(String),
+    /// Anything else: a defect.
     #[error("the coordinator's answer: {0}")]
     Other(String),
 }
@@ -74,7 +76,7 @@ pub(crate) enum ClientError {
 impl ClientError {
     /// Whether the user's input is at fault: exit 1 and not 2.
     pub(crate) fn is_input(&self) -> bool {
-        !matches!(self, Self::Other(_) | Self::Unreachable { .. } | Self::Busy { .. })
+        !matches!(self, Self::Broken(_) | Self::Other(_) | Self::Unreachable { .. } | Self::Busy { .. })
     }
 }
 
@@ -258,7 +260,7 @@ impl Client {
         if let Some(wait) = pushback(&status) {
             return ClientError::Busy { words, wait };
         }
-        let cause = std::error::Error::source(&status).map(told);
+        let cause = std::error::Error::source(&status).map(why_it_broke);
         match status.code() {
             Code::InvalidArgument
             | Code::NotFound
@@ -267,7 +269,7 @@ impl Client {
             | Code::PermissionDenied
             | Code::Unauthenticated
             | Code::OutOfRange => ClientError::Refused(words),
-            _ if cause.is_some() => ClientError::Other(format!("{words}: {}{}", cause.unwrap_or_default(), self.hint)),
+            _ if cause.is_some() => ClientError::Broken(cause.unwrap_or_default() + self.hint),
             _ if words.is_empty() => ClientError::Other(status.code().to_string()),
             _ => ClientError::Other(words),
         }
@@ -280,4 +282,15 @@ fn of(job: &JobId) -> v1::JobRequest {
 
 fn other(error: graftwork_proto::WireError) -> ClientError {
     ClientError::Other(error.to_string())
+}
+
+/// The innermost cause: the layers around it only say where it came through.
+fn why_it_broke(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    let words = cause.to_string();
+    // TLS says so of every process that ends without a word, and adds an address of its manual.
+    if words.contains("close_notify") { "it was closed without a word".to_owned() } else { words }
 }
