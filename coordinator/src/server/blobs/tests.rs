@@ -248,22 +248,15 @@ fn an_object_that_vanished_is_missing_and_can_be_put_again() {
         let store = place.open(1);
         let digest = store.put(b"bytes").unwrap();
         let super::Place::Objects(objects) = &store.shared.place else { panic!() };
-        let (bucket, key) = objects.object(digest);
-        objects
-            .wait(async move {
-                bucket.store.delete(&key).await.unwrap();
-                Ok(())
-            })
-            .unwrap();
+        let vanish = || {
+            let (bucket, key) = objects.object(digest);
+            let deleted = async move { bucket.store.delete(&key).await.map_err(|error| bucket.error(&key, &error)) };
+            objects.wait(deleted).unwrap();
+        };
+        vanish();
         assert_eq!(store.put(b"bytes").unwrap(), digest);
         assert_eq!(store.read(digest).unwrap(), b"bytes");
-        let (bucket, key) = objects.object(digest);
-        objects
-            .wait(async move {
-                bucket.store.delete(&key).await.unwrap();
-                Ok(())
-            })
-            .unwrap();
+        vanish();
         assert!(matches!(store.read(digest), Err(BlobError::Missing(_))));
         assert!(!store.has(digest));
     }
