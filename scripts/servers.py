@@ -4,9 +4,11 @@
     scripts/servers.py COMMAND...
 
 The command finds them in GRAFTWORK_TEST_POSTGRES (an address without a password), GRAFTWORK_TEST_PASSWORD and
-GRAFTWORK_TEST_S3 (an endpoint; the keys stand in GRAFTWORK_TEST_S3_KEYS). PostgreSQL is the machine's own, or the one
-that `scripts/setup.py postgres` fetched; a server of another folder is named by GRAFTWORK_POSTGRES_BIN. As root it runs
-as user postgres or nobody, since it refuses root. Without one of the servers, this says so and exits with 75.
+GRAFTWORK_TEST_S3 (an endpoint; the keys stand in GRAFTWORK_TEST_S3_KEYS); GRAFTWORK_TEST_POSTGRES_CA names the CA of the
+database's certificate, which `graftwork cert` makes. They listen on 127.0.0.1, or on the address in
+GRAFTWORK_SERVERS_ADDRESS. PostgreSQL is the machine's own, or the one that `scripts/setup.py postgres` fetched; a server
+of another folder is named by GRAFTWORK_POSTGRES_BIN. As root it runs as user postgres or nobody, since it refuses root.
+Without one of the servers, this says so and exits with 75.
 """
 import glob
 import json
@@ -23,6 +25,8 @@ import time
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent / ".graftwork"
+ADDRESS = os.environ.get("GRAFTWORK_SERVERS_ADDRESS", "127.0.0.1")
+GRAFTWORK = HOME.parent / "target" / "release" / "graftwork"
 MISSING = 75
 
 
@@ -33,7 +37,7 @@ def lacking(text):
 
 def free_port():
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((ADDRESS, 0))
         return probe.getsockname()[1]
 
 
@@ -46,7 +50,7 @@ def free_ports_of_weed():
         try:
             for port in [*range(base, base + 4), *range(base + 10_000, base + 10_004)]:
                 with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", port))
+                    probe.bind((ADDRESS, port))
             return base
         except OSError:
             continue
@@ -89,7 +93,7 @@ def wait_for(port, process, log, what):
         if process.poll() is not None:
             sys.exit(f"servers: {what} ended at once:\n{log.read_text()[-2000:]}")
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+            if probe.connect_ex((ADDRESS, port)) == 0:
                 return
         time.sleep(0.05)
     sys.exit(f"servers: {what} does not listen after 30 s:\n{log.read_text()[-2000:]}")
@@ -106,8 +110,14 @@ def start_postgres(folder, environment):
     home, password = folder / "database", secrets.token_hex(16)
     home.mkdir()
     (home / "password").write_text(password)
+    tls = home / "tls"
+    made = subprocess.run([GRAFTWORK, "cert", tls, "--host", ADDRESS], capture_output=True, text=True)
+    if made.returncode != 0:
+        sys.exit(f"servers: graftwork cert failed: {made.stderr}")
+    # The authority stays with whoever runs this; the server has its own certificate and key.
+    shutil.copy(tls / "ca.pem", folder / "postgres-ca.pem")
     if user:
-        for path in (home, home / "password"):
+        for path in (home, home / "password", tls, tls / "coordinator.pem", tls / "coordinator.key"):
             os.chown(path, user.pw_uid, user.pw_gid)
     log = home / "log"
     made = subprocess.run(
@@ -116,13 +126,17 @@ def start_postgres(folder, environment):
         preexec_fn=become(user), cwd=home, capture_output=True, text=True)
     if made.returncode != 0:
         sys.exit(f"servers: initdb failed: {made.stderr}")
+    with open(home / "data" / "pg_hba.conf", "a") as rules:
+        rules.write("hostssl all all all scram-sha-256\n")
     port = free_port()
     with open(log, "w") as output:
         process = subprocess.Popen(
-            [f"{programs}/postgres", "-D", str(home / "data"), "-p", str(port), "-c", "listen_addresses=127.0.0.1",
-             "-c", f"unix_socket_directories={home}", "-c", "max_connections=200"],
+            [f"{programs}/postgres", "-D", str(home / "data"), "-p", str(port), "-c", f"listen_addresses={ADDRESS}",
+             "-c", f"unix_socket_directories={home}", "-c", "max_connections=200", "-c", "ssl=on",
+             "-c", f"ssl_cert_file={tls / 'coordinator.pem'}", "-c", f"ssl_key_file={tls / 'coordinator.key'}"],
             preexec_fn=become(user), cwd=home, stdout=output, stderr=output)
-    environment["GRAFTWORK_TEST_POSTGRES"] = f"postgres://graftwork@127.0.0.1:{port}/postgres"
+    environment["GRAFTWORK_TEST_POSTGRES"] = f"postgres://graftwork@{ADDRESS}:{port}/postgres"
+    environment["GRAFTWORK_TEST_POSTGRES_CA"] = str(folder / "postgres-ca.pem")
     environment["GRAFTWORK_TEST_PASSWORD"] = password
     return process, port, log, "PostgreSQL"
 
@@ -139,12 +153,12 @@ def start_weed(folder, environment):
     log, port = home / "log", free_ports_of_weed()
     with open(log, "w") as output:
         process = subprocess.Popen(
-            [weed, "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={home / 'data'}", "-filer", "-s3",
-             "-s3.ip.bind=127.0.0.1", f"-s3.port={port}", f"-s3.config={home / 's3.json'}", "-s3.port.iceberg=0",
+            [weed, "server", f"-ip={ADDRESS}", f"-ip.bind={ADDRESS}", f"-dir={home / 'data'}", "-filer", "-s3",
+             f"-s3.ip.bind={ADDRESS}", f"-s3.port={port}", f"-s3.config={home / 's3.json'}", "-s3.port.iceberg=0",
              f"-master.port={port + 1}", f"-volume.port={port + 2}", f"-filer.port={port + 3}", "-volume.max=0",
              "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0", "-master.telemetry=false"],
             preexec_fn=os.setsid, cwd=home, stdout=output, stderr=output)
-    environment["GRAFTWORK_TEST_S3"] = f"http://127.0.0.1:{port}"
+    environment["GRAFTWORK_TEST_S3"] = f"http://{ADDRESS}:{port}"
     environment["GRAFTWORK_TEST_S3_KEYS"] = f"{key}:{secret}"
     return process, port, log, "SeaweedFS"
 

@@ -75,6 +75,8 @@ pub enum WorkerMessage {
     Failed(LeaseId, Failure),
     /// Stopped after its last accepted checkpoint, or left a group that goes on.
     Released(LeaseId),
+    /// It was told to end, for this reason: it takes no more work, and gives back what it holds.
+    Leaving(String),
     /// It has loaded what it joins, and waits for [`CoordinatorMessage::Form`].
     Prepared(LeaseId),
     /// The group of this epoch failed for it; with the reason.
@@ -202,6 +204,7 @@ impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
             }
             Message::Failed(m) => WorkerMessage::Failed(LeaseId(m.lease), from_document("failed.failure", &m.failure)?),
             Message::Released(m) => WorkerMessage::Released(LeaseId(m.lease)),
+            Message::Leaving(m) => WorkerMessage::Leaving(m.reason),
             Message::Prepared(m) => WorkerMessage::Prepared(LeaseId(m.lease)),
             Message::Broken(m) => WorkerMessage::Broken(LeaseId(m.lease), m.epoch, m.reason),
             Message::Spent(m) => WorkerMessage::Spent(LeaseId(m.lease), from_document("spent.usage", &m.usage)?),
@@ -273,6 +276,7 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
                 Message::Failed(v1::Failed { lease: lease.0, failure: to_document(&failure) })
             }
             WorkerMessage::Released(lease) => Message::Released(v1::Released { lease: lease.0 }),
+            WorkerMessage::Leaving(reason) => Message::Leaving(v1::Leaving { reason }),
             WorkerMessage::Spent(lease, usage) => {
                 Message::Spent(v1::Spent { lease: lease.0, usage: to_document(&usage) })
             }
@@ -384,6 +388,7 @@ mod tests {
             WorkerMessage::Checkpoint(LeaseId(3), 50, Digest::of(b"x")),
             WorkerMessage::Failed(LeaseId(3), failure),
             WorkerMessage::Released(LeaseId(3)),
+            WorkerMessage::Leaving("SIGTERM".to_owned()),
             WorkerMessage::Paused(LeaseId(3), scores, true),
             WorkerMessage::Prepared(LeaseId(3)),
             WorkerMessage::Broken(LeaseId(3), 2, "rank 1 is gone".to_owned()),

@@ -9,6 +9,7 @@ pub mod address;
 pub mod assignment;
 pub mod cause;
 pub mod composition;
+pub mod credentials;
 pub mod data;
 pub mod diagnostic;
 pub mod digest;
@@ -23,6 +24,7 @@ pub mod record;
 pub mod sweep;
 pub mod training;
 pub mod upload;
+pub mod version;
 pub mod view;
 
 /// Version of everything that decides published bytes: arithmetic, order of rows, random numbers, file layout.

@@ -40,7 +40,7 @@ impl Guarded {
         }
         let mut start = command(folder.path());
         start.args(["coordinator", "--state", "state", "--listen", "https://127.0.0.1:0"]);
-        start.args(["--tls", "tls", "--tokens", "tokens.toml"]).env("GRAFTWORK_LOG", log);
+        start.args(["--tls", "tls", "--tokens", "tokens.toml", "--hub-root", "hub"]).env("GRAFTWORK_LOG", log);
         start.env("XDG_CACHE_HOME", folder.path().join("cache"));
         let mut coordinator = start.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let mut lines = BufReader::new(coordinator.stderr.take().context("stderr is piped")?).lines();

@@ -39,29 +39,49 @@ pub(crate) fn check_at_the_end(folder: &Path) {
     }
 }
 
+/// The same of facts that lay in a database.
+pub(crate) fn check_facts_at_the_end(facts: Result<Vec<Fact>>, state: &Path) {
+    if !std::thread::panicking() {
+        let facts = facts.expect("the facts of the database");
+        let rows = expected_rows(&facts);
+        check_one(&facts, state, &rows).expect("a sound history");
+    }
+}
+
 /// Reads the histories of all state folders below this one. Results of one recipe have the same rows in all of them,
 /// those of undisturbed runs among them.
 pub(crate) fn check(folder: &Path) -> Result<()> {
-    let mut rows = BTreeMap::new();
     for journal in journals(folder)? {
         let facts = facts(&journal).with_context(|| format!("cannot read {}", journal.display()))?;
-        note_rows(&facts, &mut rows);
+        let rows = expected_rows(&facts);
         let state = journal.parent().context("a journal lies in a folder")?;
-        let heard = HEARD.lock().unwrap_or_else(PoisonError::into_inner);
-        // A run's own folder lies below the one that its command names.
-        let of_state = heard.iter().filter(|(of, _)| state.starts_with(of)).flat_map(|(_, listeners)| listeners);
-        let nothing = Vec::new();
-        for told in of_state.chain([&nothing]) {
-            let found = history::check(&History { facts: &facts, told, rows: &rows });
-            ensure!(found.is_empty(), "the history in {} cannot be: {found:#?}", state.display());
-        }
+        check_one(&facts, state, &rows)?;
     }
     Ok(())
 }
 
-/// The rows of the first result of each recipe. Of files that were touched between two submissions they say nothing: an
-/// edit can keep a recipe.
-fn note_rows(facts: &[Fact], rows: &mut BTreeMap<Digest, Vec<Digest>>) {
+/// Reads one history, with what was heard of it.
+fn check_one(facts: &[Fact], state: &Path, rows: &BTreeMap<Digest, Vec<Digest>>) -> Result<()> {
+    let heard = HEARD.lock().unwrap_or_else(PoisonError::into_inner);
+    // A run's own folder lies below the one that its command names.
+    let of_state = heard.iter().filter(|(of, _)| state.starts_with(of)).flat_map(|(_, listeners)| listeners);
+    let nothing = Vec::new();
+    for told in of_state.chain([&nothing]) {
+        let found = history::check(&History { facts, told, rows });
+        ensure!(found.is_empty(), "the history in {} cannot be: {found:#?}", state.display());
+    }
+    Ok(())
+}
+
+/// Rows of the first result of each recipe, in whatever world of this process that was: each world is held to the others,
+/// undisturbed ones among them.
+static ROWS: Mutex<BTreeMap<Digest, Vec<Digest>>> = Mutex::new(BTreeMap::new());
+
+/// The rows that each recipe must have been trained on. Of files that were touched between two submissions nothing is
+/// said: an edit can keep a recipe.
+fn expected_rows(facts: &[Fact]) -> BTreeMap<Digest, Vec<Digest>> {
+    let mut rows = BTreeMap::new();
+    let mut known = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut recipes = BTreeMap::new();
     let mut files = BTreeMap::new();
     let mut touched = BTreeSet::new();
@@ -82,14 +102,15 @@ fn note_rows(facts: &[Fact], rows: &mut BTreeMap<Digest, Vec<Digest>>) {
                 recipes.extend(stages);
             }
             Fact::StageTrained { job, stage, result, .. } => {
-                if let Some(recipe) = recipes.get(&(job.clone(), stage.clone())) {
-                    rows.entry(*recipe).or_insert_with(|| result.epochs.clone());
+                let recipe = recipes.get(&(job.clone(), stage.clone())).filter(|recipe| !touched.contains(*recipe));
+                if let Some(recipe) = recipe {
+                    rows.insert(*recipe, known.entry(*recipe).or_insert_with(|| result.epochs.clone()).clone());
                 }
             }
             _ => {}
         }
     }
-    rows.retain(|recipe, _| !touched.contains(recipe));
+    rows
 }
 
 /// Journals below a folder, oldest first, so that the first run of a test gives the rows that the others are held to.
@@ -124,4 +145,18 @@ fn facts(journal: &Path) -> Result<Vec<Fact>> {
     let mut query = connection.prepare("SELECT fact FROM facts ORDER BY number")?;
     let texts = query.query_map([], |row| row.get::<_, String>(0))?.collect::<Result<Vec<_>, _>>()?;
     texts.iter().map(|text| Ok(serde_json::from_str(text)?)).collect()
+}
+
+/// All facts in a database.
+pub(crate) fn facts_in(config: &tokio_postgres::Config) -> Result<Vec<Fact>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        let snapshots = client.query("SELECT number FROM graftwork.snapshot", &[]).await?;
+        ensure!(snapshots.is_empty(), "a snapshot took the place of the first facts: the run was too long");
+        let rows = client.query("SELECT fact FROM graftwork.facts ORDER BY number", &[]).await?;
+        ensure!(!rows.is_empty(), "the database holds no facts");
+        rows.iter().map(|row| Ok(serde_json::from_str(row.get(0))?)).collect()
+    })
 }

@@ -3,19 +3,30 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use graftwork_scheduler::Fact;
 use serde_json::json;
 
 use crate::{Run, World, history, program};
 
-/// Where the coordinator listens: the first host.
+/// Where the coordinator listens, on the first host, and where one listens that takes over from it.
 const ADDRESS: &str = "https://10.77.0.1:7070";
+const BOTH: &str = "https://10.77.0.1:7070,https://10.77.0.6:7070";
+
+/// Six seconds of the row, and what a slow machine adds.
+const TAKEOVER: Duration = Duration::from_secs(20);
+
+/// Hosts of the database with the object store, and of the coordinator that waits.
+const SERVERS: usize = 5;
+const STANDBY: usize = 6;
 
 /// Why hosts cannot be made here; `None` when they can.
 pub fn no_hosts() -> Option<String> {
@@ -43,7 +54,14 @@ pub struct Weather {
     pub cut: Vec<(usize, usize)>,
 }
 
-/// A coordinator on the first host and workers on others; all are killed with the value.
+/// PostgreSQL and SeaweedFS on a host of their own; the end of its stdin ends them.
+struct Servers {
+    script: Child,
+    settings: BTreeMap<String, String>,
+}
+
+/// A coordinator on the first host and workers on others, and where asked for a second coordinator with a database and an
+/// object store; all are killed with the value.
 pub struct Hosts {
     folder: tempfile::TempDir,
     name: String,
@@ -51,8 +69,9 @@ pub struct Hosts {
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
     tokens: BTreeMap<&'static str, String>,
-    coordinator: Option<Child>,
+    coordinators: BTreeMap<usize, Child>,
     workers: BTreeMap<usize, Child>,
+    servers: Option<Servers>,
     preload: Option<PathBuf>,
 }
 
@@ -71,11 +90,11 @@ impl Hosts {
             .context("python3 runs the switch")?;
         let orders = switch.stdin.take();
         let answers = BufReader::new(switch.stdout.take().context("stdout is piped")?);
-        let (tokens, workers) = (BTreeMap::new(), BTreeMap::new());
-        let mut hosts =
-            Self { folder, name, switch, orders, answers, tokens, coordinator: None, workers, preload: None };
+        let (tokens, workers, coordinators) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let (servers, preload) = (None, None);
+        let mut hosts = Self { folder, name, switch, orders, answers, tokens, coordinators, workers, servers, preload };
         hosts.expect("ready")?;
-        finish(hosts.plain(1).args(["cert", "tls", "--host", "10.77.0.1"]), 0)?;
+        finish(hosts.plain(1).args(["cert", "tls", "--host", "10.77.0.1", "--host", "10.77.0.6"]), 0)?;
         for (token, role) in [("worker", "join"), ("person", "admin")] {
             let text = finish(hosts.plain(1).args(["token", "tokens.toml", token, "--role", role]), 0)?;
             hosts.tokens.insert(token, text);
@@ -98,10 +117,16 @@ impl Hosts {
         self.expect("done")
     }
 
+    /// Something that runs on a host.
+    fn on(&self, host: usize, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &format!("{}-{host}", self.name)]).arg(program);
+        command
+    }
+
     /// A command on a host, as whoever has no token.
     fn plain(&self, host: usize) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &format!("{}-{host}", self.name)]).arg(program());
+        let mut command = self.on(host, &program());
         command.current_dir(self.path()).env("GRAFTWORK_CA", self.path().join("tls/ca.pem")).stdin(Stdio::null());
         command
     }
@@ -127,26 +152,95 @@ impl Hosts {
         Ok(())
     }
 
+    /// Starts a database and an object store; coordinators that start later keep their state there.
+    fn start_servers(&mut self) -> Result<()> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/servers.py");
+        let mut command = self.on(SERVERS, &script);
+        command.args(["sh", "-c", "env | grep ^GRAFTWORK_TEST_; echo; exec cat"]);
+        command.env("GRAFTWORK_SERVERS_ADDRESS", format!("10.77.0.{SERVERS}"));
+        let mut script = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let lines = BufReader::new(script.stdout.take().context("stdout is piped")?).lines();
+        let lines = lines.map_while(Result::ok).take_while(|line| !line.is_empty());
+        let settings =
+            lines.filter_map(|line| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let settings: BTreeMap<String, String> = settings.collect();
+        ensure!(settings.len() == 5, "the servers do not run: {:?}", settings.keys());
+        self.servers = Some(Servers { script, settings });
+        Ok(())
+    }
+
     /// Starts the coordinator on the first host, over the state that it left.
     pub fn start_coordinator(&mut self) -> Result<()> {
-        let mut command = self.plain(1);
-        command.args(["coordinator", "--state", "state", "--listen", "10.77.0.1:7070"]);
-        command.args(["--tls", "tls", "--tokens", "tokens.toml"]).env("XDG_CACHE_HOME", self.path().join("cache"));
+        self.start_coordinator_on(1, "listens on")
+    }
+
+    /// Starts a database, an object store, and two coordinators of which the first leads and the second waits.
+    pub fn start_pair(&mut self) -> Result<()> {
+        self.start_servers()?;
+        self.start_coordinator_on(1, "listens on")?;
+        self.start_coordinator_on(STANDBY, "waits to take over")
+    }
+
+    fn start_coordinator_on(&mut self, host: usize, until: &str) -> Result<()> {
+        let mut command = self.plain(host);
+        let address = format!("10.77.0.{host}:7070");
+        command.args(["coordinator", "--listen", &address, "--tls", "tls", "--tokens", "tokens.toml"]);
+        match &self.servers {
+            None => command.args(["--state", "state"]),
+            Some(Servers { settings, .. }) => {
+                command.args(["--state", &settings["GRAFTWORK_TEST_POSTGRES"]]);
+                command.args(["--database-ca", &settings["GRAFTWORK_TEST_POSTGRES_CA"]]);
+                command.args(["--database-password-env", "GRAFTWORK_TEST_PASSWORD"]);
+                command.args(["--blobs", "s3://graftwork/hosts", "--blobs-credentials-env", "GRAFTWORK_TEST_S3_KEYS"]);
+                command.args(["--folder", &format!("coordinator-{host}")]).envs(settings);
+                command.env("AWS_ENDPOINT_URL_S3", &settings["GRAFTWORK_TEST_S3"])
+            }
+        };
+        command.env("XDG_CACHE_HOME", self.path().join("cache"));
         command.envs(self.preload.iter().map(|library| ("LD_PRELOAD", library)));
         let mut coordinator = command.stderr(Stdio::piped()).spawn()?;
         let lines = BufReader::new(coordinator.stderr.take().context("stderr is piped")?).lines();
-        self.coordinator = Some(coordinator);
+        self.coordinators.insert(host, coordinator);
+        let mut log = File::options().create(true).append(true).open(self.log(host))?;
         let mut lines = lines.map_while(Result::ok);
-        lines.find(|line| line.contains("listens on")).context("the coordinator says where it listens")?;
-        let mut log = File::options().create(true).append(true).open(self.path().join("coordinator.log"))?;
-        std::thread::spawn(move || lines.try_for_each(|line| writeln!(log, "{line}")));
+        loop {
+            let line =
+                lines.next().with_context(|| format!("the coordinator on host {host} does not say {until:?}"))?;
+            writeln!(log, "{line}")?;
+            if line.contains(until) {
+                break;
+            }
+        }
+        thread::spawn(move || lines.try_for_each(|line| writeln!(log, "{line}")));
+        Ok(())
+    }
+
+    fn log(&self, host: usize) -> PathBuf {
+        self.path().join(format!("coordinator-{host}.log"))
+    }
+
+    /// Waits until the coordinator that waited leads.
+    pub fn wait_for_standby(&self) -> Result<()> {
+        let began = Instant::now();
+        while !fs::read_to_string(self.log(STANDBY))?.contains("listens on") {
+            ensure!(began.elapsed() < TAKEOVER, "nobody has taken over after {TAKEOVER:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
         Ok(())
     }
 
     /// Starts a worker of two threads on a host.
     pub fn start_worker(&mut self, host: usize) -> Result<()> {
         let mut command = self.with(host, "worker")?;
-        command.args(["worker", "--coordinator", ADDRESS, "--threads", "2", "--cache", &format!("cache-{host}")]);
+        command.args([
+            "worker",
+            "--coordinator",
+            self.addresses(),
+            "--threads",
+            "2",
+            "--cache",
+            &format!("cache-{host}"),
+        ]);
         command.args(["--group-address", &format!("10.77.0.{host}")]);
         let log = File::options().create(true).append(true).open(self.path().join(format!("worker-{host}.log")))?;
         let worker = command.stderr(log).spawn()?;
@@ -159,14 +253,15 @@ impl Hosts {
         self.workers.remove(&host).into_iter().for_each(end);
     }
 
-    /// kill -9 of the coordinator.
+    /// kill -9 of the coordinator on the first host.
     pub fn kill_coordinator(&mut self) {
-        self.coordinator.take().into_iter().for_each(end);
+        self.coordinators.remove(&1).into_iter().for_each(end);
     }
 
-    /// Sends a signal, such as STOP or CONT, to the worker on a host.
-    pub fn signal_worker(&self, host: usize, signal: &str) -> Result<()> {
-        let pid = self.workers.get(&host).context("a worker on that host")?.id();
+    /// Sends a signal, such as STOP or CONT, to the worker, or else the coordinator, on a host.
+    pub fn signal(&self, host: usize, signal: &str) -> Result<()> {
+        let process = self.workers.get(&host).or_else(|| self.coordinators.get(&host));
+        let pid = process.context("somebody on that host")?.id();
         let sent = Command::new("kill").args([&format!("-{signal}"), &pid.to_string()]).status()?;
         ensure!(sent.success(), "cannot send {signal} to {pid}");
         Ok(())
@@ -175,13 +270,17 @@ impl Hosts {
     /// Runs a command of the user on a host, in the user's folder; gives stdout.
     pub fn ask(&self, world: &World, host: usize, arguments: &[&str]) -> Result<String> {
         let mut command = self.with(host, "person")?;
-        finish(command.current_dir(world.path()).args(arguments).args(["--coordinator", ADDRESS]), 0)
+        finish(command.current_dir(world.path()).args(arguments).args(["--coordinator", self.addresses()]), 0)
     }
 
-    /// Watches a job from the coordinator's host.
+    fn addresses(&self) -> &'static str {
+        if self.servers.is_some() { BOTH } else { ADDRESS }
+    }
+
+    /// Watches a job from the host of the coordinator, or of the one that waits.
     pub fn watch(&self, job: &str) -> Result<Run> {
-        let mut command = self.with(1, "person")?;
-        command.args(["watch", job, "--progress", "json", "--coordinator", ADDRESS]);
+        let mut command = self.with(if self.servers.is_some() { STANDBY } else { 1 }, "person")?;
+        command.args(["watch", job, "--progress", "json", "--coordinator", self.addresses()]);
         Run::watching(command, self.path().join("state"))
     }
 
@@ -194,11 +293,31 @@ impl Hosts {
 impl Drop for Hosts {
     fn drop(&mut self) {
         std::mem::take(&mut self.workers).into_values().for_each(end);
-        self.kill_coordinator();
+        std::mem::take(&mut self.coordinators).into_values().for_each(end);
+        let facts = self.servers.take().map(Servers::end);
         // Its end of stdin takes the namespaces down.
         drop(self.orders.take());
         let _ = self.switch.wait();
-        history::check_at_the_end(self.path());
+        match facts {
+            None => history::check_at_the_end(self.path()),
+            Some(facts) => history::check_facts_at_the_end(facts, &self.path().join("state")),
+        }
+    }
+}
+
+impl Servers {
+    /// What the coordinators wrote, read through the database's socket, which no namespace hides.
+    fn end(mut self) -> Result<Vec<Fact>> {
+        let folder = Path::new(&self.settings["GRAFTWORK_TEST_POSTGRES_CA"]).parent().context("a folder")?;
+        let (_, port) = self.settings["GRAFTWORK_TEST_POSTGRES"].rsplit_once(':').context("a port")?;
+        let port = port.split('/').next().unwrap_or_default().parse()?;
+        let mut config = tokio_postgres::Config::new();
+        config.host_path(folder.join("database")).port(port).user("graftwork").dbname("postgres");
+        config.password(&self.settings["GRAFTWORK_TEST_PASSWORD"]);
+        let facts = history::facts_in(&config);
+        drop(self.script.stdin.take());
+        let _ = self.script.wait();
+        facts
     }
 }
 

@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{World, program};
+use crate::{World, history, program};
 
 /// How long a program may take to say or do what is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -46,10 +46,15 @@ impl Servers {
         Ok(Self { user: user.to_owned(), port, password, endpoint, keys })
     }
 
-    /// An answer of the database of this name.
-    fn ask(&self, name: &str, sql: &str) -> Result<Option<i64>> {
+    fn config(&self, name: &str) -> tokio_postgres::Config {
         let mut config = tokio_postgres::Config::new();
         config.host("127.0.0.1").port(self.port).user(&self.user).password(&self.password).dbname(name);
+        config
+    }
+
+    /// An answer of the database of this name.
+    fn ask(&self, name: &str, sql: &str) -> Result<Option<i64>> {
+        let config = self.config(name);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
@@ -142,11 +147,14 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
+        self.coordinators.clear();
         if let Some(mut worker) = self.worker.take() {
             // One that has ended already is reaped all the same.
             let _ = worker.kill();
             let _ = worker.wait();
         }
+        let facts = history::facts_in(&self.servers.config(&self.database));
+        history::check_facts_at_the_end(facts, &self.path().join("b/state"));
     }
 }
 

@@ -73,7 +73,9 @@ impl Run {
     pub fn watch(coordinator: &str, job: &str) -> Result<Self> {
         let mut command = Command::new(program());
         command.args(["watch", job, "--progress", "json", "--coordinator", coordinator]);
-        let socket = Path::new(coordinator.trim_start_matches("unix://"));
+        // Of a pair, the one that takes over.
+        let last = coordinator.rsplit(',').next().unwrap_or_default();
+        let socket = Path::new(last.trim_start_matches("unix://"));
         let folder = socket.ancestors().nth(2).context("a cluster's socket lies two folders deep")?;
         Self::watching(command, folder.join("state"))
     }

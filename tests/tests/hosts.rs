@@ -35,22 +35,27 @@ fn undisturbed(world: &World) -> Result<BTreeMap<String, Digest>> {
 /// A job under way on three workers, two of which are one group at least.
 struct UnderWay {
     hosts: Hosts,
-    job: String,
     watch: Run,
 }
 
 impl UnderWay {
-    fn start(world: &World, slow_sync_ms: Option<u32>) -> Result<Self> {
-        let mut hosts = Hosts::new(4)?;
-        slow_sync_ms.map_or(Ok(()), |milliseconds| hosts.slow_disk(milliseconds))?;
-        hosts.start_coordinator()?;
+    fn start(world: &World, stage: Stage) -> Result<Self> {
+        let mut hosts = Hosts::new(if stage == Stage::Pair { 6 } else { 4 })?;
+        match stage {
+            Stage::Plain => hosts.start_coordinator()?,
+            Stage::SlowDisk => {
+                hosts.slow_disk(300)?;
+                hosts.start_coordinator()?;
+            }
+            Stage::Pair => hosts.start_pair()?,
+        }
         world.long_job("job.toml", &hosts.path().join("hub").display().to_string(), "")?;
         let job = hosts.ask(world, 1, &["submit", "job.toml"])?;
         let mut watch = hosts.watch(&job)?;
         (2..=4).try_for_each(|host| hosts.start_worker(host))?;
         let formed = |event: &Event| matches!(&event.kind, EventKind::GroupFormed { members, .. } if members.len() > 1);
         watch.wait_for("a group", formed)?;
-        Ok(Self { hosts, job, watch })
+        Ok(Self { hosts, watch })
     }
 
     fn step(&mut self, stage_step: u64) -> Result<()> {
@@ -85,9 +90,9 @@ fn a_worker_is_killed(run: &mut UnderWay) -> Result<()> {
 }
 
 fn a_worker_freezes_and_thaws(run: &mut UnderWay) -> Result<()> {
-    run.hosts.signal_worker(2, "STOP")?;
+    run.hosts.signal(2, "STOP")?;
     sleep(LONG);
-    run.hosts.signal_worker(2, "CONT")
+    run.hosts.signal(2, "CONT")
 }
 
 fn a_worker_is_not_heard(run: &mut UnderWay) -> Result<()> {
@@ -119,14 +124,46 @@ fn one_frame_in_twenty_is_lost(run: &mut UnderWay) -> Result<()> {
 fn the_coordinator_is_killed_and_started_again(run: &mut UnderWay) -> Result<()> {
     run.hosts.kill_coordinator();
     sleep(Duration::from_secs(2));
-    run.hosts.start_coordinator()?;
-    let watch = run.hosts.watch(&run.job)?;
-    run.watch = watch;
-    Ok(())
+    run.hosts.start_coordinator()
 }
 
-/// What happens, and how slow the coordinator's disk is.
-type Trouble = (fn(&mut UnderWay) -> Result<()>, Option<u32>);
+fn the_leader_is_killed(run: &mut UnderWay) -> Result<()> {
+    run.hosts.kill_coordinator();
+    run.hosts.wait_for_standby()
+}
+
+fn the_leader_freezes_and_thaws(run: &mut UnderWay) -> Result<()> {
+    run.hosts.signal(1, "STOP")?;
+    run.hosts.wait_for_standby()?;
+    run.hosts.signal(1, "CONT")
+}
+
+fn the_leader_is_cut_off_from_all(run: &mut UnderWay) -> Result<()> {
+    let cut = (2..=6).flat_map(|other| [(1, other), (other, 1)]).collect();
+    run.hosts.weather(&Weather { cut, ..Weather::default() })?;
+    run.hosts.wait_for_standby()?;
+    run.hosts.weather(&Weather::default())
+}
+
+fn the_leader_is_cut_off_from_the_database(run: &mut UnderWay) -> Result<()> {
+    run.hosts.weather(&Weather { cut: vec![(1, 5), (5, 1)], ..Weather::default() })?;
+    run.hosts.wait_for_standby()?;
+    run.hosts.weather(&Weather::default())
+}
+
+/// What the hosts are at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// One coordinator.
+    Plain,
+    /// One whose disk takes 300 ms for each sync.
+    SlowDisk,
+    /// One that leads and one that waits, on a database and an object store.
+    Pair,
+}
+
+/// What happens, and on what.
+type Trouble = (fn(&mut UnderWay) -> Result<()>, Stage);
 
 fn main() -> ExitCode {
     let asked = std::env::var_os("GRAFTWORK_LONG_TESTS").is_some();
@@ -134,18 +171,22 @@ fn main() -> ExitCode {
     if let Some(reason) = &missing {
         eprintln!("skipped: {reason}");
     }
-    let troubles: [(&str, Trouble); 11] = [
-        ("nothing_happens", (nothing_happens, None)),
-        ("a_worker_is_killed", (a_worker_is_killed, None)),
-        ("a_worker_freezes_and_thaws", (a_worker_freezes_and_thaws, None)),
-        ("a_worker_is_not_heard", (a_worker_is_not_heard, None)),
-        ("a_worker_does_not_hear", (a_worker_does_not_hear, None)),
-        ("a_worker_is_cut_off_from_all", (a_worker_is_cut_off_from_all, None)),
-        ("two_members_cannot_reach_each_other", (two_members_cannot_reach_each_other, None)),
-        ("frames_take_200_ms", (frames_take_200_ms, None)),
-        ("one_frame_in_twenty_is_lost", (one_frame_in_twenty_is_lost, None)),
-        ("each_sync_of_the_disk_takes_300_ms", (nothing_happens, Some(300))),
-        ("the_coordinator_is_killed_and_started_again", (the_coordinator_is_killed_and_started_again, None)),
+    let troubles: [(&str, Trouble); 15] = [
+        ("nothing_happens", (nothing_happens, Stage::Plain)),
+        ("a_worker_is_killed", (a_worker_is_killed, Stage::Plain)),
+        ("a_worker_freezes_and_thaws", (a_worker_freezes_and_thaws, Stage::Plain)),
+        ("a_worker_is_not_heard", (a_worker_is_not_heard, Stage::Plain)),
+        ("a_worker_does_not_hear", (a_worker_does_not_hear, Stage::Plain)),
+        ("a_worker_is_cut_off_from_all", (a_worker_is_cut_off_from_all, Stage::Plain)),
+        ("two_members_cannot_reach_each_other", (two_members_cannot_reach_each_other, Stage::Plain)),
+        ("frames_take_200_ms", (frames_take_200_ms, Stage::Plain)),
+        ("one_frame_in_twenty_is_lost", (one_frame_in_twenty_is_lost, Stage::Plain)),
+        ("each_sync_of_the_disk_takes_300_ms", (nothing_happens, Stage::SlowDisk)),
+        ("the_coordinator_is_killed_and_started_again", (the_coordinator_is_killed_and_started_again, Stage::Plain)),
+        ("the_leader_is_killed", (the_leader_is_killed, Stage::Pair)),
+        ("the_leader_freezes_and_thaws", (the_leader_freezes_and_thaws, Stage::Pair)),
+        ("the_leader_is_cut_off_from_all", (the_leader_is_cut_off_from_all, Stage::Pair)),
+        ("the_leader_is_cut_off_from_the_database", (the_leader_is_cut_off_from_the_database, Stage::Pair)),
     ];
     let trials = troubles.map(|(name, trouble)| {
         let run = move || run(trouble).map_err(|error| Failed::from(format!("{error:#}")));
@@ -156,10 +197,10 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials.into()).exit_code()
 }
 
-fn run((happens, slow_sync_ms): Trouble) -> Result<()> {
+fn run((happens, stage): Trouble) -> Result<()> {
     let world = World::new()?;
     let expected = undisturbed(&world).context("undisturbed")?;
-    let mut run = UnderWay::start(&world, slow_sync_ms)?;
+    let mut run = UnderWay::start(&world, stage)?;
     run.step(30)?;
     happens(&mut run)?;
     run.finish(&expected)

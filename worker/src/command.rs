@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, sync::LazyLock, time::Duration};
 
 use clap::{Parser, Subcommand};
 use graftwork_proto::{CA_VARIABLE, DialError, Token};
-use graftwork_shared::{address::Address, job::MOST_THREADS};
+use graftwork_shared::{address::Address, credentials, job::MOST_THREADS};
 use tokio::runtime::Runtime;
 
 use crate::{
@@ -126,6 +126,10 @@ pub(crate) struct SessionArguments {
     /// The CA that made the coordinator's certificate: its ca.pem. Without it, the CAs of this machine are trusted.
     #[arg(long, value_name = "FILE", env = CA_VARIABLE)]
     tls_ca: Option<PathBuf>,
+    /// Environment variable of this process that jobs may name as `credentials`; may be given again. They may name no
+    /// other where the coordinator is not on a socket of this machine.
+    #[arg(long, value_name = "NAME")]
+    job_credentials: Vec<String>,
     /// Folder for fetched base models; by default ~/.cache/graftwork.
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
@@ -185,6 +189,10 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
             address = %arguments.group_address,
             "what members of a group exchange is not encrypted: keep this address on a private network"
         );
+    }
+    let serves_others = arguments.coordinator.iter().any(|address| !matches!(address, Address::Unix(_)));
+    if serves_others || !arguments.job_credentials.is_empty() {
+        credentials::allow_only(arguments.job_credentials);
     }
     let options = session::Options {
         coordinators: Coordinators::new(arguments.coordinator, arguments.tls_ca.as_deref())?,

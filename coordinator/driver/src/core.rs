@@ -14,6 +14,12 @@ use crate::MOST_WAITING;
 /// Number of a session; a worker that comes back has another one.
 type Session = u64;
 
+/// How often the core wants to be told the time while there are workers, in milliseconds.
+const TURN_MS: u64 = 500;
+
+/// Whoever was told nothing for longer than this stood still.
+const STOOD_STILL_MS: u64 = 1_500;
+
 /// Why a session ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gone {
@@ -104,12 +110,12 @@ pub struct Core<R, M = Scheduler> {
 }
 
 impl<R, M: Machine> Core<R, M> {
-    /// Over a scheduler that has just started with this decision, behind a journal of so many facts.
-    pub fn new(machine: M, first: Decision, facts: u64, timing: Timing) -> Self {
+    /// Over a scheduler that has just started with this decision at this time, behind a journal of so many facts.
+    pub fn new((machine, first): (M, Decision), now_ms: u64, facts: u64, timing: Timing) -> Self {
         let mut core = Self {
             machine,
             timing,
-            now_ms: 0,
+            now_ms,
             decided: facts,
             durable: facts,
             unwritten: Vec::new(),
@@ -138,7 +144,8 @@ impl<R, M: Machine> Core<R, M> {
 
     /// Whether another input may be taken; what waits is bounded.
     pub fn has_room(&self) -> bool {
-        self.waiting.len() < MOST_WAITING
+        let unheard = usize::try_from(self.decided - self.durable).unwrap_or(usize::MAX);
+        self.waiting.len() < MOST_WAITING && unheard < MOST_WAITING
     }
 
     /// Whether it was asked to stop.
@@ -146,16 +153,19 @@ impl<R, M: Machine> Core<R, M> {
         self.stop_at_ms.is_some()
     }
 
-    /// Whether it may stop now: all have left and all is said, or they took too long.
+    /// Whether it may stop now: all is said and nothing is being published, and workers that were sent home have left; or
+    /// it took too long.
     pub fn has_stopped(&self, now_ms: u64) -> bool {
         let Some(at_ms) = self.stop_at_ms else { return false };
-        let done = self.machine().is_idle() && self.sessions.is_empty() && self.waiting.is_empty();
-        done || now_ms >= at_ms
+        let machine = self.machine();
+        let gone = !machine.policy().sends_home || (machine.is_idle() && self.sessions.is_empty());
+        now_ms >= at_ms || (gone && !machine.is_publishing() && self.waiting.is_empty())
     }
 
     /// When [`tick`](Self::tick) is due if nothing else happens before.
     pub fn next_deadline(&self) -> Option<u64> {
-        [self.machine().next_deadline(), self.stop_at_ms].into_iter().flatten().min()
+        let turn = self.machine().infos().next().map(|_| self.now_ms + TURN_MS);
+        [self.machine().next_deadline(), self.stop_at_ms, turn].into_iter().flatten().min()
     }
 
     /// Whether this is the open session of a worker.
@@ -271,7 +281,12 @@ impl<R, M: Machine> Core<R, M> {
 
     /// Applies an event; `after` is done once its facts are durable, behind its commands.
     fn apply(&mut self, now_ms: u64, event: Event, after: Vec<Act<R>>) -> bool {
+        let gap_ms = now_ms.saturating_sub(self.now_ms);
         self.now_ms = now_ms;
+        if gap_ms > STOOD_STILL_MS {
+            let decision = self.machine.apply(now_ms, Event::StoodStill { gap_ms });
+            self.take(decision, Vec::new());
+        }
         let decision = self.machine.apply(now_ms, event);
         let decided = !decision.facts.is_empty();
         self.take(decision, after);

@@ -8,6 +8,9 @@ use graftwork_shared::{assignment::StageResult, digest::Digest, id::WorkerId};
 
 use crate::core::{Act, Core, Machine};
 
+/// Blobs that a worker may have put without having spoken of them; a result has a handful for each of its leases.
+const MOST_UNSPOKEN: usize = 1_024;
+
 /// The blobs of a result.
 pub(crate) fn result_blobs(result: &StageResult) -> impl Iterator<Item = Digest> + '_ {
     std::iter::once(result.weights).chain(result.predictions.values().copied())
@@ -17,7 +20,11 @@ impl<R, M: Machine> Core<R, M> {
     /// A worker of this key has put a blob, which is pinned for what the worker will say of it.
     pub fn on_put(&mut self, key: String, blob: Digest) {
         if self.machine().infos().any(|(_, info)| info.key == key) {
-            self.uploads.entry(key).or_default().push(blob);
+            let uploads = self.uploads.entry(key).or_default();
+            uploads.push(blob);
+            // A worker speaks of what it has put before it puts much more.
+            let forgotten = (uploads.len() > MOST_UNSPOKEN).then(|| uploads.remove(0));
+            self.settle(forgotten);
         } else {
             // Of a user who is about to submit a job that names it, or of a worker that is not here yet, as after a
             // restart: it stays until the next start sweeps away what nothing refers to.

@@ -23,7 +23,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let (machine, first) = Scheduler::start(Policy::default(), State::default(), 0);
-        Self { core: Core::new(machine, first, 0, Timing { stop_ms: 1_000 }), written: 0, now_ms: 1 }
+        Self { core: Core::new((machine, first), 1, 0, Timing { stop_ms: 1_000 }), written: 0, now_ms: 1 }
     }
 
     /// What goes out with the journal as it is; facts are counted.
@@ -152,4 +152,46 @@ fn pins_end_with_a_worker_that_never_spoke_of_its_blobs() {
     let outputs = bench.settled();
     assert!(outputs.iter().any(|output| matches!(output, Output::Unpin(of) if *of == blob)), "{outputs:?}");
     assert!(discarded(&outputs, blob));
+}
+
+fn gives_up(outputs: &[Output<&'static str>]) -> bool {
+    outputs.iter().any(|output| matches!(output, Output::Command(Command::Disconnect { .. })))
+}
+
+#[test]
+fn a_core_that_heard_nothing_blames_itself_and_silence_counts_from_then_on() {
+    let (mut bench, worker) = Bench::training();
+    bench.now_ms += 60_000;
+    bench.core.tick(bench.now_ms);
+    assert!(!gives_up(&bench.settled()), "nobody listened for a minute");
+    for _ in 0..9 {
+        bench.now_ms += 1_000;
+        bench.core.tick(bench.now_ms);
+    }
+    assert!(!gives_up(&bench.settled()));
+    bench.core.on_worker(bench.now_ms, (worker, 1), Event::Heartbeat { worker, leases: vec![LeaseId(1)] });
+    for _ in 0..11 {
+        assert!(!gives_up(&bench.settled()));
+        bench.now_ms += 1_000;
+        bench.core.tick(bench.now_ms);
+    }
+    assert!(gives_up(&bench.settled()), "it was silent, and somebody listened");
+}
+
+#[test]
+fn a_core_wants_to_know_the_time_while_there_are_workers() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.core.next_deadline(), None);
+    bench.join(1);
+    assert_eq!(bench.core.next_deadline(), Some(bench.now_ms + 500));
+}
+
+#[test]
+fn a_core_that_stops_leaves_workers_their_work_and_waits_for_none() {
+    let (mut bench, worker) = Bench::training();
+    bench.core.stop(bench.now_ms, "stopped".to_owned());
+    let outputs = bench.settled();
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Command(Command::Drain { .. }))), "{outputs:?}");
+    assert!(bench.core.has_stopped(bench.now_ms));
+    assert!(bench.core.machine().holds(worker, LeaseId(1)).is_some());
 }

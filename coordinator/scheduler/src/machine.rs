@@ -52,6 +52,9 @@ pub struct Policy {
     pub reshape_ms: u64,
     /// What owners may have at a time; `*` stands for every owner that is not named.
     pub quotas: BTreeMap<String, Quota>,
+    /// Workers are sent home when the coordinator stops. Otherwise they work on under their leases, and the next coordinator
+    /// takes them up.
+    pub sends_home: bool,
 }
 
 impl Default for Policy {
@@ -71,6 +74,7 @@ impl Default for Policy {
             release_ms: 30_000,
             reshape_ms: 30_000,
             quotas: BTreeMap::new(),
+            sends_home: false,
         }
     }
 }
@@ -184,6 +188,11 @@ impl Scheduler {
         self.state.live().is_empty() && self.publishing.is_empty()
     }
 
+    /// Whether a publication is under way.
+    pub fn is_publishing(&self) -> bool {
+        !self.publishing.is_empty()
+    }
+
     /// Where a job stands.
     pub fn standing(&self, job: &JobId) -> Standing {
         match self.state.jobs().get(job) {
@@ -265,9 +274,13 @@ impl Scheduler {
             Event::Prepared { worker, lease } => self.on_prepared(worker, lease),
             Event::Broken { worker, lease, epoch, reason } => self.on_broken((worker, lease), epoch, &reason),
             Event::DrainWorker { worker, reason } => self.drain(worker, &reason),
+            Event::Leaving { worker } => self.on_leaving(worker),
+            Event::StoodStill { gap_ms } => self.on_stood_still(gap_ms),
             Event::Stop { reason } => {
-                for worker in self.workers.keys().copied().collect::<Vec<_>>() {
-                    self.drain(worker, &reason);
+                if self.policy.sends_home {
+                    for worker in self.workers.keys().copied().collect::<Vec<_>>() {
+                        self.drain(worker, &reason);
+                    }
                 }
                 self.stopping = Some(reason);
             }
@@ -420,6 +433,9 @@ impl Scheduler {
     }
 
     fn publish_trained(&mut self, id: &JobId) {
+        if self.stopping.is_some() && !self.policy.sends_home {
+            return; // the next coordinator does
+        }
         let job = &self.state.jobs()[id];
         let due = job.each().filter(|(position, _, record)| {
             // A release of a fusion holds its adapters, and one of them may be lost and on its way again.

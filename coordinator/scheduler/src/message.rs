@@ -209,6 +209,16 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A worker was told to end by somebody else, as by its machine: it takes no more work.
+    Leaving {
+        /// The worker.
+        worker: WorkerId,
+    },
+    /// Nothing was read for so long, since the coordinator's process or its disk stood still.
+    StoodStill {
+        /// Milliseconds.
+        gap_ms: u64,
+    },
     /// The coordinator shall stop: all workers are drained and nothing is handed out any more.
     Stop {
         /// Why.

@@ -30,6 +30,9 @@ use crate::{
 impl Scheduler {
     /// Hands out what can run.
     pub(crate) fn place(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
         for key in self.ready() {
             let Some((job, position)) = self.state.record(&key) else { continue };
             match self.choose(job, position) {

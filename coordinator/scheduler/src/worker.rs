@@ -105,7 +105,7 @@ impl Scheduler {
         let seen_ms = self.now_ms;
         self.workers.insert(worker, Worker::new(info, seen_ms));
         self.tell_all(&joined);
-        if let Some(reason) = self.stopping.clone() {
+        if let Some(reason) = self.stopping.clone().filter(|_| self.policy.sends_home) {
             self.drain(worker, &reason);
         }
     }
@@ -181,6 +181,24 @@ impl Scheduler {
             return self.remove_worker(worker, reason);
         }
         self.out.commands.push(Command::Drain { worker, reason: reason.to_owned() });
+    }
+
+    /// A worker leaves by itself: it stops its stages after their steps and says of each that it gave it back.
+    pub(crate) fn on_leaving(&mut self, worker: WorkerId) {
+        if let Some(known) = self.workers.get_mut(&worker) {
+            known.heard(self.now_ms);
+            known.draining = true;
+        }
+    }
+
+    /// The coordinator stood still. What workers said meanwhile was not read, so the time counts against none of them.
+    pub(crate) fn on_stood_still(&mut self, gap_ms: u64) {
+        for worker in self.workers.values_mut() {
+            worker.seen_ms = (worker.seen_ms + gap_ms).min(self.now_ms);
+            if let Some(apart) = &mut worker.apart {
+                apart.since_ms = (apart.since_ms + gap_ms).min(self.now_ms);
+            }
+        }
     }
 
     /// Gives up workers that were silent, or apart, for too long.

@@ -5,7 +5,7 @@
 mod fixture;
 
 use fixture::{Machine, assigned, class, fenced, info, key, name, plan, result, small_plan, stage};
-use graftwork_scheduler::{Command, Event, Fact, Plan, Standing, WorkerInfo};
+use graftwork_scheduler::{Command, Event, Fact, Plan, Policy, Standing, WorkerInfo};
 use graftwork_shared::{
     assignment::{Blame, Failure},
     event::Outcome,
@@ -368,17 +368,36 @@ fn a_drained_worker_gives_its_work_back_without_blame() {
 
 #[test]
 fn a_stopping_coordinator_hands_out_nothing() {
+    for sends_home in [false, true] {
+        let mut machine = Machine::with(Policy { sends_home, ..Policy::default() });
+        machine.submit(&small_plan());
+        let (worker, commands) = machine.join(info(1));
+        let (_, _, lease) = assigned(&commands)[0].clone();
+        let drains = |commands: &[Command]| commands.iter().any(|command| matches!(command, Command::Drain { .. }));
+        assert_eq!(drains(&machine.apply(Event::Stop { reason: "Ctrl-C".to_owned() })), sends_home);
+        assert!(!machine.scheduler.is_idle());
+        assert!(assigned(&machine.apply(Event::Released { worker, lease })).is_empty());
+        assert!(machine.scheduler.is_idle());
+        let (_, commands) = machine.join(info(4));
+        assert!(assigned(&commands).is_empty());
+        assert_eq!(drains(&commands), sends_home);
+    }
+}
+
+#[test]
+fn a_worker_that_leaves_gets_nothing_back_and_nobody_is_blamed() {
     let mut machine = Machine::new();
-    machine.submit(&small_plan());
+    let job = machine.submit(&plan("one", vec![stage("a", &[], 100)]));
     let (worker, commands) = machine.join(info(1));
     let (_, _, lease) = assigned(&commands)[0].clone();
-    machine.apply(Event::Stop { reason: "Ctrl-C".to_owned() });
-    assert!(!machine.scheduler.is_idle());
+    assert_eq!(machine.apply(Event::Leaving { worker }), [], "it knows already");
+    machine.checkpoint((worker, lease), 60);
     assert!(assigned(&machine.apply(Event::Released { worker, lease })).is_empty());
-    assert!(machine.scheduler.is_idle());
-    let (_, commands) = machine.join(info(4));
-    assert!(assigned(&commands).is_empty());
-    assert!(commands.iter().any(|command| matches!(command, Command::Drain { .. })));
+    machine.apply(Event::LinkLost { worker, reason: "closed".to_owned() });
+    assert!(machine.scheduler.workers().is_empty());
+    let (_, commands) = machine.join(info(1));
+    assert_eq!(assigned(&commands).len(), 1);
+    assert!(machine.scheduler.explain(&job).unwrap().stages[0].failures.is_empty());
 }
 
 #[test]

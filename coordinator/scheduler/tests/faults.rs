@@ -7,7 +7,7 @@ mod fixture;
 use std::collections::BTreeMap;
 
 use fixture::{Machine, assigned, class, fenced, info, key, name, plan, result, small_plan, stage};
-use graftwork_scheduler::{Command, Event, Fact, Plan, WorkerInfo};
+use graftwork_scheduler::{Command, Event, Fact, Plan, Policy, WorkerInfo};
 use graftwork_shared::{
     assignment::Assignment,
     digest::Digest,
@@ -158,7 +158,7 @@ fn a_connection_that_was_not_missed_yet_is_replaced_by_the_next() {
 
 #[test]
 fn a_stopping_coordinator_waits_for_no_worker_that_is_apart() {
-    let mut machine = Machine::new();
+    let mut machine = Machine::with(Policy { sends_home: true, ..Policy::default() });
     let (job, worker, _) = working(&mut machine);
     lose_link(&mut machine, worker);
     machine.apply(Event::Stop { reason: "Ctrl-C".to_owned() });

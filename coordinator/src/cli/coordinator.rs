@@ -9,7 +9,12 @@ use std::{
 
 use anyhow::anyhow;
 use graftwork_scheduler::Quota;
-use graftwork_shared::address::{Address, Host};
+use graftwork_shared::{
+    address::{Address, Host},
+    credentials,
+};
+
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::{DONE, Failure, cache_folder, secret};
 use crate::{
@@ -33,6 +38,10 @@ pub(crate) struct Arguments {
     /// Environment variable that holds the database's password.
     #[arg(long, value_name = "NAME")]
     database_password_env: Option<String>,
+    /// The CA that signed the certificate of the database's server; without it, the CAs of this machine. Beyond this machine
+    /// the connection is encrypted unless the address ends in ?sslmode=disable.
+    #[arg(long, value_name = "FILE")]
+    database_ca: Option<PathBuf>,
     /// Seconds for which the leader leads without a word from it; renewed every third of them. Shorter takes over
     /// sooner, longer rides out longer interruptions of the database.
     #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
@@ -64,6 +73,13 @@ pub(crate) struct Arguments {
     /// Environment variable that holds one token for everything; on loopback alone.
     #[arg(long, value_name = "NAME")]
     token_env: Option<String>,
+    /// Environment variable of this process that jobs may name as `credentials`; may be given again. With --tokens, where
+    /// others submit jobs, they may name no other.
+    #[arg(long, value_name = "NAME")]
+    job_credentials: Vec<String>,
+    /// Folder below which tokens of the role submit may publish; may be given again.
+    #[arg(long = "hub-root", value_name = "FOLDER")]
+    hub_roots: Vec<PathBuf>,
     /// Places of workers that an owner's stages may have at a time, such as `nlp=4`; `*=4` is for every owner that is not
     /// named. May be given again.
     #[arg(long, value_name = "OWNER=PLACES", value_parser = bound)]
@@ -122,9 +138,13 @@ impl Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
+    if arguments.tokens.is_some() || !arguments.job_credentials.is_empty() {
+        credentials::allow_only(arguments.job_credentials.iter().cloned());
+    }
+    raise_open_files();
     let planning = Planning { cache: cache_folder(), machine: None, uploads: None };
     let planner = Arc::new(PlannerDoor::new(planning, None));
-    let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: true });
+    let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: true, by_owner: arguments.tokens.is_some() });
     let leadership = leadership(&arguments)?;
     let folder = match (&arguments.folder, &leadership) {
         (Some(folder), _) => folder,
@@ -141,6 +161,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     if options.listen.is_empty() {
         options.listen.push(Listen::Unix(folder.join("door").join("socket")));
     }
+    options.hubs = arguments.hub_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
     options.quotas = quotas(arguments.quota, arguments.most_jobs);
     let mut signals = Signals::listen()?;
     let mut running = tokio::select! {
@@ -153,16 +174,26 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     }
     tokio::select! {
         error = running.wait() => return Err(error.into()),
-        () = signals.stop() => eprintln!("stopping: workers checkpoint and leave"),
+        () = signals.stop() => eprintln!("stopping: workers go on under their leases, and the next coordinator takes them up"),
     }
     running.stop("the coordinator was stopped").await?;
     Ok(DONE)
 }
 
+/// As many files as this process may have at all: each connection is one.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit on open files stays as it is");
+    }
+}
+
 /// Leadership by a database, where the state lies in one.
 fn leadership(arguments: &Arguments) -> Result<Option<Leadership>, Failure> {
     if !Database::is_address(&arguments.state) {
-        let option = arguments.database_password_env.as_ref().map(|_| "--database-password-env");
+        let password = arguments.database_password_env.as_ref().map(|_| "--database-password-env");
+        let option = password.or(arguments.database_ca.as_ref().map(|_| "--database-ca"));
         return match option {
             Some(option) => {
                 Err(Failure::input(anyhow!("{option} is for a state in PostgreSQL, but --state is a folder")))
@@ -174,11 +205,12 @@ fn leadership(arguments: &Arguments) -> Result<Option<Leadership>, Failure> {
         };
     }
     let password = secret(arguments.database_password_env.as_deref())?;
-    let database = Database::parse(&arguments.state, password.as_deref()).map_err(Failure::input)?;
+    let database = Database::parse(&arguments.state, password.as_deref(), arguments.database_ca.as_deref());
+    let database = database.map_err(Failure::input)?;
     if database.is_open_to_others() {
         tracing::warn!(
             place = database.place(),
-            "what is said to the database is not encrypted: use a tunnel or a private net"
+            "what is said to the database is not encrypted, as its address asks: use a tunnel or a private net"
         );
     }
     Ok(Some(Leadership { database, lease_ms: arguments.lease * 1_000 }))

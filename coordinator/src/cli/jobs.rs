@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow};
-use futures::StreamExt as _;
 use graftwork_scheduler::Explanation;
 use graftwork_shared::{
     diagnostic::Diagnostic,
@@ -20,7 +19,6 @@ use super::{
 };
 use crate::{
     client::{Client, ClientError},
-    progress::{Mode, Progress},
     report, run, server,
     upload::{self, Upload, UploadError},
 };
@@ -45,17 +43,6 @@ pub(crate) struct Status {
     /// How it is printed.
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
-    #[command(flatten)]
-    at: Connection,
-}
-
-#[derive(Debug, clap::Args)]
-pub(crate) struct Watch {
-    /// The job, or the first digits of it.
-    job: Which,
-    /// How progress is shown; JSON lines go to stdout.
-    #[arg(long, value_enum, default_value = "auto")]
-    progress: Mode,
     #[command(flatten)]
     at: Connection,
 }
@@ -176,7 +163,7 @@ async fn live(folder: &Path) -> Result<Option<Client>, Failure> {
     Ok(Some(Client::local(socket).await?))
 }
 
-async fn connected(at: &Connection, job: &JobId) -> Result<Client, Failure> {
+pub(super) async fn connected(at: &Connection, job: &JobId) -> Result<Client, Failure> {
     if let Some(client) = connect(at, job).await? {
         return Ok(client);
     }
@@ -268,20 +255,6 @@ async fn local(state: &Path) -> Result<Vec<JobView>, Failure> {
     }
     views.sort_by_key(|view| std::cmp::Reverse(view.submitted_ms));
     Ok(views)
-}
-
-pub(super) async fn watch(arguments: Watch) -> Result<u8, Failure> {
-    let job = arguments.job.find(&arguments.at).await?;
-    let mut client = connected(&arguments.at, &job).await?;
-    let view = client.view(&job).await?;
-    let mut progress = Progress::for_stdout(arguments.progress, &view);
-    let mut events = client.watch(&job).await?;
-    while let Some(event) = events.next().await {
-        progress.on_event(&event?);
-    }
-    progress.finish();
-    let view = client.view(&job).await?;
-    Ok(exit_code(&view))
 }
 
 /// What a job's end means for a command that waited for it.

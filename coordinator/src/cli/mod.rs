@@ -14,6 +14,7 @@ mod jobs;
 mod plan;
 mod token;
 mod verify;
+mod watch;
 mod which;
 
 use std::path::PathBuf;
@@ -60,7 +61,7 @@ enum Command {
     /// Show jobs, or one job's stages.
     Status(jobs::Status),
     /// Watch a job until it ends.
-    Watch(jobs::Watch),
+    Watch(watch::Watch),
     /// Show what the workers of a local job wrote.
     Logs(jobs::Logs),
     /// Say why each stage of a job stands where it stands.
@@ -189,7 +190,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Run(arguments) => wait_for(run::run(arguments)),
         Command::Submit(arguments) => wait_for(jobs::submit(arguments)),
         Command::Status(arguments) => wait_for(jobs::status(arguments)),
-        Command::Watch(arguments) => wait_for(jobs::watch(arguments)),
+        Command::Watch(arguments) => wait_for(watch::run(arguments)),
         Command::Logs(arguments) => jobs::logs(&arguments),
         Command::Explain(arguments) => wait_for(jobs::explain(arguments)),
         Command::Cancel(arguments) => wait_for(jobs::cancel(arguments)),

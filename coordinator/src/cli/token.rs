@@ -18,10 +18,13 @@ pub(crate) struct Arguments {
     /// Whose jobs it submits; the token's name by default.
     #[arg(long, value_name = "OWNER")]
     owner: Option<String>,
+    /// The highest priority that its jobs may have; without it 0, and any for the role admin.
+    #[arg(long, value_name = "PRIORITY", allow_negative_numbers = true)]
+    most_priority: Option<i32>,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
-    let Arguments { file, name, role, owner } = arguments;
+    let Arguments { file, name, role, owner, most_priority } = arguments;
     if name.trim().is_empty() {
         return Err(Failure::input(anyhow::anyhow!("the token's name is empty: give one that says whose it is")));
     }
@@ -35,7 +38,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
         Role::Join | Role::Read => None,
     };
-    let token = NewToken { name, role: *role, owner }.make(file).map_err(Failure::input)?;
+    let token = NewToken { name, role: *role, owner, most_priority: *most_priority }.make(file).map_err(Failure::input)?;
     print(&format!("{token}\n"));
     eprintln!(
         "the token is shown this once: put it into the environment variable GRAFTWORK_TOKEN where it is used, and start \

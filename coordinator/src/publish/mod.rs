@@ -21,8 +21,9 @@ use graftwork_model::TrunkDescription;
 use graftwork_shared::{
     assignment::{Blame, Failure, StageResult},
     recipe::NumericClass,
+    record::Record,
 };
-use graftwork_store::{Hub, StoreError};
+use graftwork_store::{Hub, RECORD_FILE, StoreError};
 pub(crate) use record::job_of_stage;
 pub(crate) use rows::changed as changed_rows;
 use tokio::runtime::Handle;
@@ -36,6 +37,8 @@ pub(crate) struct PublisherDoor {
     pub(crate) cache: PathBuf,
     /// Whether earlier results of the same recipe are taken from the hub.
     pub(crate) reuse: bool,
+    /// Whether a release of another owner stays.
+    pub(crate) by_owner: bool,
 }
 
 /// Why a stage was not published.
@@ -53,6 +56,17 @@ pub(crate) enum PublishError {
     /// A blob.
     #[error(transparent)]
     Blob(#[from] crate::server::BlobError),
+    /// A name in the hub that is another owner's.
+    #[error(
+        "{} is a release of owner {owner:?}: choose another name (publish_as) or organisation, or have it removed",
+        path.display()
+    )]
+    OfAnother {
+        /// The release.
+        path: PathBuf,
+        /// Whose it is.
+        owner: String,
+    },
     /// A result without a part that it must have.
     #[error("{0}")]
     Incomplete(String),
@@ -71,7 +85,7 @@ impl PublishError {
             // A damaged blob may be whole when the stage is trained again.
             Self::Blob(_) => Blame::Machine,
             Self::Rows(error) => error.blame(),
-            Self::Model(_) | Self::Incomplete(_) => Blame::User,
+            Self::Model(_) | Self::OfAnother { .. } | Self::Incomplete(_) => Blame::User,
         }
     }
 }
@@ -96,7 +110,8 @@ impl Publisher for PublisherDoor {
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<String, Failure>> {
         Box::pin(async move {
             let trunk = self.trunk(&publication.stage).await?;
-            blocking(move || publish(&publication, &trunk)).await?.map_err(Failure::from)
+            let by_owner = self.by_owner;
+            blocking(move || publish(&publication, &trunk, by_owner)).await?.map_err(Failure::from)
         })
     }
 
@@ -131,14 +146,29 @@ async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -
     tokio::task::spawn_blocking(act).await.map_err(lost)
 }
 
-fn publish(publication: &Publication, trunk: &TrunkDescription) -> Result<String, PublishError> {
+fn publish(publication: &Publication, trunk: &TrunkDescription, by_owner: bool) -> Result<String, PublishError> {
     let stage = publication.stage.stage();
     let job = &publication.stage.plan.job;
     let release = release::build(publication, trunk)?;
     let hub = Hub::open(&job.publish.hub)?;
+    if by_owner && let Some(there) = hub.current(&job.publish.organisation, &stage.publish_as) {
+        check_owner(&hub.path(&job.publish.organisation, &stage.publish_as), &there, &job.owner)?;
+    }
     let result_of = Some((stage.recipe_digest, &publication.result.numeric_class));
     let path = hub.commit(&job.publish.organisation, &stage.publish_as, &release, result_of)?;
     Ok(path.display().to_string())
+}
+
+/// Refuses to take a name from another owner's release. What is there without a record is nobody's.
+fn check_owner(path: &Path, there: &Path, owner: &str) -> Result<(), PublishError> {
+    let record = std::fs::read(there.join(RECORD_FILE)).ok();
+    let record = record.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+    match record {
+        Some(record) if record.job.owner != owner => {
+            Err(PublishError::OfAnother { path: path.to_owned(), owner: record.job.owner })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether a release is whole and of the stage's recipe. Whether rows are still the same is asked where a file was touched

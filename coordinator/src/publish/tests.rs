@@ -19,12 +19,16 @@ use graftwork_shared::{
 use graftwork_store::{Hub, RECORD_FILE};
 use tokio::runtime::Handle;
 
-use super::{PublisherDoor, holds, publish, rows};
+use super::{PublishError, PublisherDoor, holds, rows};
 use crate::{
     fixture::{TASK, World},
     planner::{Planned, Planning, plan_with_spans},
     server::{BlobStore, Publication, Publisher as _, StageOfPlan},
 };
+
+fn publish(publication: &Publication, trunk: &TrunkDescription) -> Result<String, PublishError> {
+    super::publish(publication, trunk, false)
+}
 
 fn class() -> NumericClass {
     let text = |s: &str| s.to_owned();
@@ -218,7 +222,7 @@ async fn a_copied_organisation_can_be_loaded_and_verified() {
 #[tokio::test]
 async fn a_result_comes_back_out_of_its_release() {
     let trained = trained().await;
-    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true };
+    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true, by_owner: false };
     for name in ["mood", "both"] {
         assert_eq!(door.reusable(trained.stage(name), vec![class()]).await, None, "nothing is published yet");
         publish(&trained.publication(name), &trained.trunk).unwrap();
@@ -263,7 +267,7 @@ impl Trained {
 #[tokio::test]
 async fn an_edit_that_no_footer_shows_is_no_earlier_result() {
     let mut trained = trained().await;
-    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true };
+    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true, by_owner: false };
     let names = ["mood", "other", "both"];
     for name in names {
         publish(&trained.publication(name), &trained.trunk).unwrap();
@@ -321,4 +325,20 @@ async fn the_card_says_how_to_load_and_what_was_measured() {
     for part in ["adapter-transformers", "load_adapter(", "graftwork predict", "0.7500", "| seed |"] {
         assert!(card.contains(part), "{part} is missing in\n{card}");
     }
+}
+
+#[tokio::test]
+async fn a_name_that_another_owner_published_stays_its() {
+    let trained = trained().await;
+    let mut publication = trained.publication("mood");
+    super::publish(&publication, &trained.trunk, true).unwrap();
+    super::publish(&publication, &trained.trunk, true).unwrap();
+    let mut plan = (*publication.stage.plan).clone();
+    let owner = std::mem::replace(&mut plan.job.owner, "bob".to_owned());
+    publication.stage.plan = Arc::new(plan);
+    let error = super::publish(&publication, &trained.trunk, true).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains(&format!("mood is a release of owner {owner:?}")) && said.contains("publish_as"), "{said}");
+    assert_eq!(Hub::verify(&trained.folder("mood")).unwrap().job.owner, owner);
+    publish(&publication, &trained.trunk).unwrap();
 }

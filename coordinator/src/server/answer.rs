@@ -148,6 +148,10 @@ impl Driver {
             WorkerMessage::Paused(lease, evaluation, finished) => Event::Paused { worker, lease, evaluation, finished },
             WorkerMessage::Failed(lease, failure) => Event::Failed { worker, lease, failure },
             WorkerMessage::Released(lease) => Event::Released { worker, lease },
+            WorkerMessage::Leaving(reason) => {
+                tracing::info!(%worker, reason, "a worker leaves");
+                Event::Leaving { worker }
+            }
             WorkerMessage::Spent(lease, usage) => Event::Spent { worker, lease, usage },
             WorkerMessage::Prepared(lease) => Event::Prepared { worker, lease },
             WorkerMessage::Broken(lease, epoch, reason) => Event::Broken { worker, lease, epoch, reason },

@@ -134,12 +134,19 @@ struct Shared {
     incoming: PathBuf,
     limit: u64,
     next: AtomicU64,
-    /// How often a blob was put without a fact that refers to it. Held while a blob gets its name or loses it.
+    /// How often a blob was put without a fact that refers to it. Held while a blob loses its name, never while the disk
+    /// is waited for: whoever gives a blob its name pins it first.
     pins: Mutex<HashMap<Digest, u32>>,
 }
 
 /// Most bytes of one blob: shards of uploaded data are the largest.
 const LIMIT_BYTES: u64 = 64 << 30;
+
+/// Most bytes of a disk that blobs leave free; of a small one a twentieth.
+const RESERVE_BYTES: u64 = 256 << 20;
+
+/// How often a blob on its way looks for room.
+const LOOK_EVERY_BYTES: u64 = 16 << 20;
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BlobError + '_ {
     move |error| match error.kind() {
@@ -239,8 +246,18 @@ impl BlobStore {
         writer.finish()
     }
 
+    /// Blobs leave room for the journal that may lie on the same disk: a coordinator whose journal is full ends for all.
+    fn keep_reserve(&self) -> Result<(), BlobError> {
+        let path = &self.shared.incoming;
+        let disk = rustix::fs::statvfs(path).map_err(|error| io_error(path)(error.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        let reserve = (bytes(disk.f_blocks) / 20).min(RESERVE_BYTES);
+        if bytes(disk.f_bavail) < reserve { Err(BlobError::Full { path: path.clone() }) } else { Ok(()) }
+    }
+
     /// A new file for what is not whole yet.
     fn aside(&self) -> Result<(PathBuf, File), BlobError> {
+        self.keep_reserve()?;
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let path = self.shared.incoming.join(number.to_string());
         let file = File::create_new(&path).map_err(io_error(&path))?;
@@ -405,7 +422,11 @@ pub(crate) struct BlobWriter {
 impl BlobWriter {
     /// Adds bytes.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), BlobError> {
+        let before = self.bytes / LOOK_EVERY_BYTES;
         self.bytes += bytes.len() as u64;
+        if self.bytes / LOOK_EVERY_BYTES > before {
+            self.store.keep_reserve()?;
+        }
         let limit = self.store.shared.limit;
         if self.bytes > limit {
             return Err(BlobError::TooLarge { limit });
@@ -418,20 +439,18 @@ impl BlobWriter {
     pub(crate) fn finish(self) -> Result<Digest, BlobError> {
         let (store, digest) = (&self.store, self.hasher.clone().finish());
         match &store.shared.place {
-            Place::Folder(folder) => {
-                self.file.sync_all().map_err(io_error(&self.path))?;
-                let mut pins = store.pins();
-                folder.keep(&self.path, digest)?;
-                *pins.entry(digest).or_insert(0) += 1;
-            }
-            Place::Objects(objects) => {
-                // Pinned before it is there, so that nobody lets it go meanwhile; the upload takes its time.
-                store.pin(digest);
-                if let Err(error) = objects.keep(&self.path, digest, self.bytes) {
-                    store.unpin(digest);
-                    return Err(error);
-                }
-            }
+            Place::Folder(_) => self.file.sync_all().map_err(io_error(&self.path))?,
+            Place::Objects(_) => {}
+        }
+        // Pinned before it is there, so that nobody lets it go meanwhile: syncs and uploads take their time.
+        store.pin(digest);
+        let kept = match &store.shared.place {
+            Place::Folder(folder) => folder.keep(&self.path, digest),
+            Place::Objects(objects) => objects.keep(&self.path, digest, self.bytes),
+        };
+        if let Err(error) = kept {
+            store.unpin(digest);
+            return Err(error);
         }
         if let Some(note) = &store.note {
             note.put.lock().unwrap_or_else(PoisonError::into_inner).push(digest);

@@ -2,7 +2,7 @@
 //!
 //! Planning runs here and not in the driver's loop, since it reads files; only a planned job reaches the driver.
 
-use std::{pin::Pin, sync::Arc};
+use std::{path::PathBuf, pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
 use graftwork_proto::{from_document, to_document, v1};
@@ -36,6 +36,8 @@ pub(super) struct Jobs {
     planner: Arc<dyn Planner>,
     publisher: Arc<dyn Publisher>,
     planning: Arc<Semaphore>,
+    /// Below which folders submitters may publish.
+    hubs: Arc<[PathBuf]>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -71,8 +73,10 @@ impl Jobs {
         blobs: BlobStore,
         planner: Arc<dyn Planner>,
         publisher: Arc<dyn Publisher>,
+        hubs: Vec<PathBuf>,
     ) -> Self {
-        Self { inputs, blobs, planner, publisher, planning: Arc::new(Semaphore::new(PLANNED_AT_A_TIME)) }
+        let planning = Arc::new(Semaphore::new(PLANNED_AT_A_TIME));
+        Self { inputs, blobs, planner, publisher, planning, hubs: hubs.into() }
     }
 
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
@@ -131,7 +135,7 @@ impl v1::jobs_server::Jobs for Jobs {
         let caller = Caller::of(&request)?;
         let v1::SubmitRequest { job, trace, spans } = request.into_inner();
         let job: Job = from_document("job", &job).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let job = caller.submits(job)?;
+        let job = caller.submits(job, &self.hubs)?;
         let spans = if spans.is_empty() { Ok(Spans::default()) } else { from_document("spans", &spans) };
         let spans = spans.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let id = JobId::of(&job.digest());

@@ -49,6 +49,7 @@ use std::{
 use graftwork_driver::{Core, Timing};
 use graftwork_scheduler::{Policy, Quota, Scheduler};
 use graftwork_shared::{digest::Digest, id::Term};
+use rustix::process::{Resource, getrlimit};
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -96,10 +97,14 @@ pub(crate) struct Options {
     pub(crate) silence_ms: u64,
     /// How long a worker whose connection broke may take to come back with its leases. Default 1,500.
     pub(crate) grace_ms: u64,
-    /// How long [`Running::stop`] waits for workers to checkpoint and leave. Default 10,000.
+    /// How long [`Running::stop`] waits for publications, and for workers that are sent home. Default 10,000.
     pub(crate) stop_ms: u64,
+    /// Workers are sent home when it stops; otherwise they go on under their leases. Default: they go on.
+    pub(crate) sends_home: bool,
     /// What owners may have at a time; `*` is every owner that is not named. Default: no bounds.
     pub(crate) quotas: BTreeMap<String, Quota>,
+    /// Below which folders whoever has a token of the role submit may publish.
+    pub(crate) hubs: Vec<PathBuf>,
     /// Plans jobs.
     pub(crate) planner: Arc<dyn Planner>,
     /// Publishes stages.
@@ -121,7 +126,9 @@ impl Options {
             silence_ms: 10_000,
             grace_ms: 1_500,
             stop_ms: 10_000,
+            sends_home: false,
             quotas: BTreeMap::new(),
+            hubs: Vec::new(),
             planner,
             publisher,
         }
@@ -175,8 +182,9 @@ impl Running {
         &self.addresses
     }
 
-    /// Stops cleanly: workers finish their step, checkpoint and leave; then the services end. Workers that have not
-    /// left within [`Options::stop_ms`] are left behind; their last accepted checkpoint counts.
+    /// Stops cleanly: nothing is handed out any more, all that was decided is written, and the services end. Workers that
+    /// are sent home finish their step, checkpoint and leave before; those that have not left within [`Options::stop_ms`]
+    /// are left behind, and their last accepted checkpoint counts.
     pub(crate) async fn stop(mut self, reason: &str) -> Result<(), ServerError> {
         // A driver that is gone already says why when it is waited for.
         let _ = self.inputs.send(Input::Stop(reason.to_owned())).await;
@@ -242,11 +250,14 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         silence_ms: options.silence_ms,
         grace_ms: options.grace_ms,
         quotas: options.quotas,
+        sends_home: options.sends_home,
         ..Policy::default()
     };
-    let (machine, first) = Scheduler::start(policy, opened.state.clone(), clock.now_ms());
+    let now_ms = clock.now_ms();
+    let (machine, first) = Scheduler::start(policy, opened.state.clone(), now_ms);
     tracing::info!(term = machine.state().term().0, facts = opened.number, "the coordinator starts");
-    let core = Core::new(machine, first, opened.number, Timing { stop_ms: options.stop_ms });
+    // What passes until it listens counts against no worker: the core sees that nothing was heard.
+    let core = Core::new((machine, first), now_ms, opened.number, Timing { stop_ms: options.stop_ms });
     let (referred, term) = (opened.state.blobs(), core.machine().state().term());
     let awaits_workers = !core.machine().is_idle();
     // From here on its thread renews the lead, however long the blobs take.
@@ -256,8 +267,8 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         blocking(move || open_blobs(bucket, &folder, (term, &referred, awaits_workers))).await?
     };
     let (inputs, waiting) = mpsc::channel(INPUTS);
-    let jobs =
-        jobs::Jobs::new(inputs.clone(), blobs.clone(), Arc::clone(&options.planner), Arc::clone(&options.publisher));
+    let (planner, publisher) = (Arc::clone(&options.planner), Arc::clone(&options.publisher));
+    let jobs = jobs::Jobs::new(inputs.clone(), blobs.clone(), planner, publisher, options.hubs);
     let_go(unheard, core.machine().policy().return_ms, &inputs);
     let (meetings, epochs) = watch::channel(meet::Epochs::new());
     let meet = meet::start(epochs);
@@ -276,7 +287,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         meetings,
     };
     let driver = tokio::spawn(driver.run(waiting));
-    let limits = options.limits;
+    let limits = options.limits.within(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
     let tokens = listen::tokens(options.auth).map(Arc::new);
     let failures = Arc::new(Failures::new(limits.of_failures, limits.addresses));
     let servers = sockets.into_iter().map(|(_, socket)| {

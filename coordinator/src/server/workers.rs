@@ -8,7 +8,7 @@ use std::{pin::Pin, time::Duration};
 use futures::Stream;
 use graftwork_driver::Gone;
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnvelope, WorkerMessage, v1};
-use graftwork_shared::{VERSION, digest::Digest, id::Term};
+use graftwork_shared::{VERSION, digest::Digest, id::Term, version};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -62,8 +62,12 @@ fn refuse(outgoing: &Outgoing, reason: String) {
 
 fn objection(hello: &Hello) -> Option<String> {
     let theirs = &hello.version;
-    (theirs != VERSION)
-        .then(|| format!("the worker is version {theirs:?} and the coordinator is version {VERSION:?}; use one"))
+    (!version::works_with(VERSION, theirs)).then(|| {
+        format!(
+            "the worker is version {theirs:?} and the coordinator is version {VERSION:?}; versions work side by side \
+             when their minor numbers differ by one at most"
+        )
+    })
 }
 
 impl Workers {
@@ -130,6 +134,7 @@ impl Workers {
             | WorkerMessage::Paused(..)
             | WorkerMessage::Failed(..)
             | WorkerMessage::Released(_)
+            | WorkerMessage::Leaving(_)
             | WorkerMessage::Spent(..)
             | WorkerMessage::Prepared(_)
             | WorkerMessage::Broken(..) => Ok(()),
@@ -153,6 +158,11 @@ pub(super) fn stopped() -> Status {
 }
 
 async fn next(stream: &mut Streaming<v1::WorkerMessage>) -> Result<Option<WorkerEnvelope>, Status> {
-    let Some(message) = stream.message().await? else { return Ok(None) };
-    WorkerEnvelope::try_from(message).map(Some).map_err(|error| Status::invalid_argument(error.to_string()))
+    loop {
+        let Some(message) = stream.message().await? else { return Ok(None) };
+        if message.message.is_none() {
+            continue; // A newer worker says what this version does not know.
+        }
+        return WorkerEnvelope::try_from(message).map(Some).map_err(|error| Status::invalid_argument(error.to_string()));
+    }
 }

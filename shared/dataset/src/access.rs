@@ -20,7 +20,11 @@ use std::{
     time::Duration,
 };
 
-use graftwork_shared::{digest::Digest, upload};
+use graftwork_shared::{
+    credentials::{self, CredentialError},
+    digest::Digest,
+    upload,
+};
 use object_store::{
     ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder, http::HttpBuilder, local::LocalFileSystem,
     path::Path,
@@ -80,14 +84,15 @@ impl Access {
     /// [`Access::anonymous`]. Errors when the variable is named but not set.
     pub fn from_environment(variable: Option<&str>) -> Result<Self, DataError> {
         let Some(variable) = variable else { return Ok(Self::anonymous()) };
-        match std::env::var(variable) {
-            Ok(secret) if !secret.trim().is_empty() => Ok(Self::with_secret(variable, secret.trim())),
-            _ => Err(DataError::Credentials {
+        match credentials::secret(variable) {
+            Ok(secret) => Ok(Self::with_secret(variable, &secret)),
+            Err(CredentialError::Unset(_)) => Err(DataError::Credentials {
                 variable: variable.to_owned(),
                 found: "is not set here".to_owned(),
                 scheme: "s3".to_owned(),
                 expected: format!("{S3_FORMAT} (for http: a bearer token), in the environment of this process"),
             }),
+            Err(error) => Err(DataError::Forbidden(error)),
         }
     }
 
@@ -150,6 +155,9 @@ impl Access {
         let failed = |error: object_store::Error| wrong(base, &error.to_string());
         match url.scheme() {
             "http" | "https" => {
+                if self.credentials.is_some() && !credentials::may_be_sent(url.scheme(), url.host_str()) {
+                    return Err(wrong(base, "credentials are sent over https:// alone, beyond this machine"));
+                }
                 let store =
                     HttpBuilder::new().with_url(base).with_retry(retry()).with_client_options(self.http_options()?);
                 Ok(Arc::new(store.build().map_err(failed)?))
@@ -300,8 +308,20 @@ mod tests {
 
     #[test]
     fn a_variable_that_is_not_set_is_named() {
-        let error = Access::from_environment(Some("GRAFTWORK_NO_SUCH_VARIABLE")).unwrap_err().to_string();
-        assert!(error.contains("GRAFTWORK_NO_SUCH_VARIABLE is not set here"), "{error}");
+        let error = Access::from_environment(Some("NO_SUCH_VARIABLE_OF_A_JOB")).unwrap_err().to_string();
+        assert!(error.contains("NO_SUCH_VARIABLE_OF_A_JOB is not set here"), "{error}");
+        let error = Access::from_environment(Some("GRAFTWORK_TOKEN")).unwrap_err().to_string();
+        assert!(error.contains("GRAFTWORK_TOKEN is Graftwork's own"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_goes_over_plain_text_to_this_machine_alone() {
+        let access = Access::with_secret("DATA_KEY", "token");
+        let error = access.place("http://data.example/a.parquet").unwrap_err().to_string();
+        assert!(error.contains("over https:// alone"), "{error}");
+        assert!(access.place("http://127.0.0.1:1/a.parquet").is_ok());
+        assert!(access.place("https://data.example/a.parquet").is_ok());
+        assert!(Access::anonymous().place("http://data.example/a.parquet").is_ok());
     }
 
     #[test]

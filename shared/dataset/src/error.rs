@@ -2,7 +2,7 @@
 //!
 //! No message may hold a secret: locations with credentials inside are refused before they can reach a message.
 
-use graftwork_shared::assignment::Blame;
+use graftwork_shared::{assignment::Blame, credentials::CredentialError};
 
 /// What can be wrong with data. Rows are counted from 0 within their file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +60,9 @@ pub enum DataError {
         /// What is allowed.
         expected: String,
     },
+    /// A variable that the job may not name.
+    #[error("{0}")]
+    Forbidden(CredentialError),
     /// A store refused access.
     #[error("access to {location} was refused; {help}")]
     Refused {

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use graftwork_shared::assignment::Blame;
+use graftwork_shared::{assignment::Blame, credentials::CredentialError};
 
 /// Why something could not be fetched, stored or found.
 #[derive(Debug, thiserror::Error)]
@@ -18,9 +18,9 @@ pub enum StoreError {
     /// Nothing is there.
     #[error("{0} does not exist")]
     Missing(String),
-    /// The environment variable that a job names for credentials has no value.
-    #[error("the environment variable {0} that holds the credentials is not set")]
-    Credentials(String),
+    /// The environment variable that a job names for credentials has no value, or none for jobs.
+    #[error(transparent)]
+    Credentials(#[from] CredentialError),
     /// A server refused.
     #[error("{url}: the server answered {status}{detail}")]
     Refused {
@@ -70,7 +70,9 @@ impl StoreError {
             Self::Missing(_) => Some(
                 "name a folder (relative to the job file's own), hf://organisation/name@revision, or an object-store URL",
             ),
-            Self::Credentials(_) => Some("set the variable where the coordinator and its workers run"),
+            Self::Credentials(CredentialError::Unset(_)) => {
+                Some("set the variable where the coordinator and its workers run")
+            }
             Self::Refused { status: 401 | 403, .. } => {
                 Some("name the variable that holds a token with `credentials`, or check the token's rights")
             }

@@ -80,7 +80,7 @@ impl Link {
                     LinkEvent::Failed(error)
                 }
             },
-            Self::Open(open) => match open.inbound.message().await {
+            Self::Open(open) => match open.next().await {
                 Ok(Some(message)) => match CoordinatorEnvelope::try_from(message) {
                     Ok(envelope) => LinkEvent::Message(Box::new(envelope)),
                     Err(error) => LinkEvent::Lost(format!("a message that cannot be understood: {error}")),
@@ -115,6 +115,19 @@ impl Link {
         let drained = async { while let Ok(Some(_)) = inbound.message().await {} };
         if timeout(LAST_WORDS, drained).await.is_err() {
             tracing::debug!("the coordinator did not close the session");
+        }
+    }
+}
+
+impl Open {
+    /// The next message that this version knows; what a newer coordinator says beyond is left out. Cancelling it loses
+    /// nothing.
+    async fn next(&mut self) -> Result<Option<v1::CoordinatorMessage>, Status> {
+        loop {
+            match self.inbound.message().await? {
+                Some(message) if message.message.is_none() => {}
+                message => return Ok(message),
+            }
         }
     }
 }

@@ -256,16 +256,21 @@ impl Machine {
         }
     }
 
+    /// Whoever holds work does not throw it away for a word without a term: it trains on, and asks again.
     fn on_refused(&mut self, reason: String) -> Vec<Command> {
-        let mut commands = self.abandon_all();
-        commands.push(Command::Exit(Exit::Refused(reason)));
-        commands
+        if self.leases.is_empty() {
+            return vec![Command::Exit(Exit::Refused(reason))];
+        }
+        vec![Command::HangUp(reason)]
     }
 
     fn on_welcome(&mut self, term: Term, worker: WorkerId, heartbeat_ms: u64) -> Vec<Command> {
         self.term = term;
         self.link = Link::Up(worker);
         let mut commands = vec![Command::BeatEvery(heartbeat_ms)];
+        if let Some(reason) = &self.leaving {
+            commands.push(self.say(&self.trace, WorkerMessage::Leaving(reason.clone())));
+        }
         if !self.leases.is_empty() {
             commands.push(self.say(&self.trace, WorkerMessage::Heartbeat(self.leases())));
         }
@@ -351,12 +356,15 @@ impl Machine {
         self.leases().into_iter().flat_map(|lease| self.on_release(lease)).collect()
     }
 
-    /// Without a link nothing can be accepted any more: waiting for it would be waiting for nothing.
+    /// The coordinator hears of it before anything is given back, or it would hand that to this worker again. Without a
+    /// link nothing can be accepted any more: waiting for it would be waiting for nothing.
     fn on_stop(&mut self, reason: String) -> Vec<Command> {
-        let mut commands = self.on_drain(reason);
         if self.link == Link::Down {
-            commands = self.abandon_all();
+            self.leaving.get_or_insert(reason);
+            return self.abandon_all();
         }
+        let mut commands = vec![self.say(&self.trace, WorkerMessage::Leaving(reason.clone()))];
+        commands.extend(self.on_drain(reason));
         commands
     }
 

@@ -340,6 +340,12 @@ impl Session {
 
     fn hang_up(&mut self, reason: &str) -> Event {
         tracing::warn!(coordinator = %self.options.coordinators.current().address(), reason, "hanging up");
+        if self.machine.is_welcome() {
+            self.apart_since = Instant::now();
+        }
+        if self.options.patience.is_some_and(|patience| self.apart_since.elapsed() >= patience) {
+            return Event::Stop(format!("no coordinator took this worker any more: {reason}"));
+        }
         self.dial_next();
         Event::Lost
     }

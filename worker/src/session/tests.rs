@@ -288,9 +288,20 @@ fn a_stopped_worker_without_a_link_leaves_at_once() {
     let commands = machine.apply(Event::Stop("SIGTERM".to_owned()));
     assert_eq!(commands, [Command::Abandon(LeaseId(1)), Command::Exit(Exit::Left("SIGTERM".to_owned()))]);
     let mut machine = working(1);
-    assert_eq!(machine.apply(Event::Stop("SIGTERM".to_owned())), [Command::Interrupt(LeaseId(1))]);
+    machine.apply(Event::Stop("SIGTERM".to_owned()));
     let commands = machine.apply(Event::Lost);
     assert_eq!(commands, [Command::Abandon(LeaseId(1)), Command::Exit(Exit::Left("SIGTERM".to_owned()))]);
+}
+
+#[test]
+fn a_stopped_worker_says_that_it_leaves_before_it_gives_anything_back() {
+    let mut machine = working(1);
+    let (said, rest) = split(machine.apply(Event::Stop("SIGTERM".to_owned())));
+    assert_eq!(said, [(3, WorkerMessage::Leaving("SIGTERM".to_owned()))]);
+    assert_eq!(rest, [Command::Interrupt(LeaseId(1))]);
+    let (said, rest) = split(machine.apply(Event::Stage(LeaseId(1), StageEvent::Stopped)));
+    assert_eq!(said, [(3, WorkerMessage::Released(LeaseId(1)))]);
+    assert_eq!(rest, [Command::Exit(Exit::Left("SIGTERM".to_owned()))]);
 }
 
 #[test]
@@ -303,10 +314,14 @@ fn more_work_than_slots_is_refused() {
 }
 
 #[test]
-fn a_refused_worker_drops_its_work_and_ends() {
+fn a_refused_worker_ends_and_one_that_holds_work_trains_on_and_asks_again() {
+    let refused = || from_coordinator(1, CoordinatorMessage::Refused("version 2".to_owned()));
     let mut machine = working(1);
-    let commands = machine.apply(from_coordinator(1, CoordinatorMessage::Refused("version 2".to_owned())));
-    assert_eq!(commands, [Command::Abandon(LeaseId(1)), Command::Exit(Exit::Refused("version 2".to_owned()))]);
+    machine.apply(Event::Lost);
+    assert_eq!(machine.apply(refused()), [Command::HangUp("version 2".to_owned())]);
+    assert_eq!(machine.leases(), [LeaseId(1)]);
+    let mut idle = Machine::new(1, "trace".to_owned());
+    assert_eq!(idle.apply(refused()), [Command::Exit(Exit::Refused("version 2".to_owned()))]);
 }
 
 #[test]

@@ -47,7 +47,9 @@ impl World {
             Fault::Kill => process.into_iter().for_each(|process| self.kill(process)),
             Fault::Freeze => process.into_iter().for_each(|process| {
                 let wait = self.dice.between(100, 14_000);
-                self.processes.get_mut(&process).unwrap().frozen_until = self.now + wait;
+                let frozen = self.processes.get_mut(&process).unwrap();
+                frozen.frozen_until = self.now + wait;
+                frozen.troubled_until = self.now + wait;
                 self.after(wait, Deed::Thaw(process));
             }),
             Fault::BreakLink => {
@@ -56,12 +58,20 @@ impl World {
             }
             Fault::Partition => process.into_iter().for_each(|process| {
                 let (ways, wait) = (self.dice.between(1, 3), self.dice.between(100, 13_000));
-                self.processes.get_mut(&process).unwrap().partition = [ways & 1 > 0, ways & 2 > 0];
+                let cut = self.processes.get_mut(&process).unwrap();
+                cut.partition = [ways & 1 > 0, ways & 2 > 0];
+                cut.troubled_until = self.now + wait;
                 self.after(wait, Deed::Heal(process));
             }),
             Fault::FailStage => process.into_iter().for_each(|process| self.fail_stage(process)),
             Fault::Lie => process.into_iter().for_each(|process| self.lie(process)),
-            Fault::Drain => process.into_iter().for_each(|process| self.reach_coordinator(Deed::Drain(process))),
+            Fault::Drain => process.into_iter().for_each(|process| {
+                if self.dice.chance(500) {
+                    return self.reach_coordinator(Deed::Drain(process));
+                }
+                let words = self.processes.get_mut(&process).unwrap().terminate();
+                self.say(process, words);
+            }),
         }
     }
 

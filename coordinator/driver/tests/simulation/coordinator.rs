@@ -63,11 +63,12 @@ impl World {
         let keep = state.blobs();
         self.disk.blobs.retain(|blob| keep.contains(blob));
         let started_wall = self.now.saturating_add_signed(self.wall_ahead_ms);
-        let (machine, first) = Scheduler::start(Policy::default(), state, started_wall);
+        let policy = Policy { sends_home: self.faults.sends_home, ..Policy::default() };
+        let (machine, first) = Scheduler::start(policy, state, started_wall);
         self.ledger.on_start(&self.disk, machine.state().term());
         let facts = self.disk.facts.len() as u64;
         let coordinator = Coordinator {
-            core: Core::new(Checked(machine), first, facts, Timing { stop_ms: 2_000 }),
+            core: Core::new((Checked(machine), first), started_wall, facts, Timing { stop_ms: 2_000 }),
             started: self.now,
             started_wall,
             stalled_until: 0,
@@ -390,8 +391,11 @@ impl World {
                 self.ledger.on_term(&self.disk, term);
                 self.send(worker, Command::Welcome { session, worker });
             }
-            Command::Disconnect { worker, .. } => {
+            Command::Disconnect { worker, reason } => {
                 if let Some(link) = coordinator.sessions.remove(&worker) {
+                    if reason.starts_with("it was silent") {
+                        self.was_silent(link);
+                    }
                     self.close(link);
                 }
             }
@@ -422,6 +426,15 @@ impl World {
             | Command::Fence { worker, .. }
             | Command::Drain { worker, .. } => self.send(worker, command),
         }
+    }
+
+    /// Only whoever stood still, or could not be heard, was silent: never a worker whose coordinator did not listen.
+    fn was_silent(&self, link: u64) {
+        let Some(process) = self.processes.get(&self.links[&link].process) else { return };
+        let heard = process.link == Some(link) && self.links[&link].broken_ms.is_none();
+        let longest = Policy::default().silence_ms + 2 * self.faults.delay_ms;
+        let healthy = process.partition == [false; 2] && self.now > process.troubled_until + longest;
+        assert!(!heard || !healthy, "a healthy worker was given up for its silence");
     }
 
     fn send(&mut self, worker: WorkerId, command: Command) {

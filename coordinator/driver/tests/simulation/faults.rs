@@ -30,6 +30,8 @@ pub(crate) struct Faults {
     pub(crate) cancel: u64,
     /// Of a thousand publications, those that fail.
     pub(crate) hub: u64,
+    /// Workers are sent home when the coordinator stops.
+    pub(crate) sends_home: bool,
     /// Messages that may wait for a worker to read them.
     pub(crate) unread: usize,
 }
@@ -56,6 +58,7 @@ impl Faults {
             wall: 0,
             cancel: 0,
             hub: 0,
+            sends_home: false,
             unread: 256,
         }
     }
@@ -86,6 +89,7 @@ impl Faults {
         faults.write_ms = [1, 8, 60, 700][usize::try_from(dice.below(4)).unwrap()];
         faults.crash_at_write = [0, 0, 10, 60][usize::try_from(dice.below(4)).unwrap()];
         faults.hub = [0, 0, 100, 400][usize::try_from(dice.below(4)).unwrap()];
+        faults.sends_home = dice.chance(300);
         faults.unread = if dice.chance(150) { 4 } else { 256 };
         faults
     }
@@ -137,7 +141,7 @@ pub(crate) enum Fault {
     FailStage,
     /// A worker speaks under whatever lease is live.
     Lie,
-    /// An operator has a worker leave.
+    /// An operator has a worker leave, or its machine does.
     Drain,
     /// The wall clock is set, forward or back; the next coordinator starts with it.
     JumpWall,

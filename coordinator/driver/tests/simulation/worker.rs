@@ -98,6 +98,7 @@ pub(crate) enum Word {
     Finished(LeaseId, Box<StageResult>),
     Failed(LeaseId, Failure),
     Released(LeaseId),
+    Leaving,
     Prepared(LeaseId),
     Broken(LeaseId, u64),
 }
@@ -113,6 +114,7 @@ impl Word {
             Self::Finished(lease, result) => Event::Finished { worker, lease, result },
             Self::Failed(lease, failure) => Event::Failed { worker, lease, failure },
             Self::Released(lease) => Event::Released { worker, lease },
+            Self::Leaving => Event::Leaving { worker },
             Self::Prepared(lease) => Event::Prepared { worker, lease },
             Self::Broken(lease, epoch) => Event::Broken { worker, lease, epoch, reason: "peer closed".to_owned() },
         })
@@ -139,6 +141,8 @@ pub(crate) struct Process {
     pub(crate) welcome: Option<WorkerId>,
     pub(crate) leases: BTreeMap<LeaseId, Work>,
     pub(crate) frozen_until: u64,
+    /// When it stood still, or could not be heard or hear, the last time.
+    pub(crate) troubled_until: u64,
     pub(crate) leaving: bool,
     /// Nothing passes: to it, from it.
     pub(crate) partition: [bool; 2],
@@ -153,6 +157,7 @@ impl Process {
             welcome: None,
             leases: BTreeMap::new(),
             frozen_until: 0,
+            troubled_until: 0,
             leaving: false,
             partition: [false; 2],
         }
@@ -168,7 +173,9 @@ impl Process {
             assert!(term >= self.term, "an older coordinator welcomes");
             (self.term, self.welcome) = (term, Some(*worker));
             let leases: Vec<LeaseId> = self.leases.keys().copied().collect();
-            return if leases.is_empty() { Vec::new() } else { vec![Word::Heartbeat(leases)] };
+            let leaving = self.leaving.then_some(Word::Leaving);
+            let held = (!leases.is_empty()).then_some(Word::Heartbeat(leases));
+            return leaving.into_iter().chain(held).collect();
         }
         match command {
             Command::Assign { lease, assignment, joining, .. } => self.on_assign(*lease, assignment, *joining, total),
@@ -189,12 +196,26 @@ impl Process {
                 Vec::new()
             }
             Command::Release { lease, .. } => self.give_back(*lease),
-            Command::Drain { .. } => {
-                self.leaving = true;
-                self.leases.keys().copied().collect::<Vec<_>>().into_iter().flat_map(|id| self.give_back(id)).collect()
-            }
+            Command::Drain { .. } => self.leave(),
             _ => Vec::new(),
         }
+    }
+
+    fn leave(&mut self) -> Vec<Word> {
+        self.leaving = true;
+        self.leases.keys().copied().collect::<Vec<_>>().into_iter().flat_map(|id| self.give_back(id)).collect()
+    }
+
+    /// SIGTERM: it says that it leaves before it gives anything back. Without a connection there is nothing to wait for.
+    pub(crate) fn terminate(&mut self) -> Vec<Word> {
+        if self.welcome.is_none() {
+            self.leaving = true;
+            self.leases.clear();
+            return Vec::new();
+        }
+        let mut words = vec![Word::Leaving];
+        words.extend(self.leave());
+        words
     }
 
     fn on_assign(&mut self, lease: LeaseId, assignment: &Assignment, joining: bool, total: u64) -> Vec<Word> {

@@ -64,8 +64,8 @@ fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &Eve
                 return found(Broken::StepMissed, what);
             }
         }
-        // Those that go on may stand behind what the lost one reported, but at most one update behind what is safe.
-        EventKind::GroupFormed { .. } => watched.step = watched.step.min(watched.safe.saturating_sub(1)),
+        // Those that go on may stand behind what the lost one reported, but no more than the update that was under way.
+        EventKind::GroupFormed { .. } => watched.step = watched.step.saturating_sub(1),
         EventKind::Checkpointed { step } => {
             watched.safe = *step;
             if *step < watched.step {

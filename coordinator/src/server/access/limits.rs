@@ -38,6 +38,18 @@ pub(crate) struct Limits {
     pub(crate) header_bytes: u32,
 }
 
+/// Files that a coordinator opens beside connections: uploads on their way, journal, listeners.
+const OTHER_FILES: u64 = 512;
+
+impl Limits {
+    /// No more connections than files that may be open.
+    pub(crate) fn within(mut self, open_files: u64) -> Self {
+        let most = usize::try_from(open_files.saturating_sub(OTHER_FILES).max(open_files / 2)).unwrap_or(usize::MAX);
+        self.connections = self.connections.min(most);
+        self
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -51,5 +63,18 @@ impl Default for Limits {
             streams: 256,
             header_bytes: 16 << 10,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_everything_else() {
+        let connections = |files| Limits::default().within(files).connections;
+        assert_eq!(connections(1 << 20), 8_192);
+        assert_eq!(connections(4_096), 4_096 - 512);
+        assert_eq!(connections(256), 128);
     }
 }

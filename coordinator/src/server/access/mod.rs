@@ -15,7 +15,10 @@ mod rate;
 mod role;
 mod tokens;
 
-use std::sync::Arc;
+use std::{
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
 
 use graftwork_shared::job::Job;
 use tonic::{Request, Status};
@@ -48,6 +51,8 @@ pub(super) struct Caller {
     pub(super) role: Option<Role>,
     /// Whose jobs its are.
     pub(super) owner: Option<Arc<str>>,
+    /// The highest priority that its jobs may have.
+    pub(super) most_priority: i32,
 }
 
 /// The owner that a job has when its file names none.
@@ -83,14 +88,36 @@ impl Caller {
         )))
     }
 
-    /// The job as this caller submits it: its own where the file names no owner.
-    pub(super) fn submits(&self, mut job: Job) -> Result<Job, Status> {
+    /// The job as this caller submits it: its own where the file names no owner. It goes before nobody's whom it may not
+    /// go before, and is published below one of these folders unless the caller may do everything.
+    pub(super) fn submits(&self, mut job: Job, hubs: &[PathBuf]) -> Result<Job, Status> {
         if let Some(own) = &self.owner
             && job.owner == NOBODY
         {
             job.owner = own.to_string();
         }
         self.act_for(&job.owner, "submit")?;
+        let (name, most) = (&self.name, self.most_priority);
+        if job.priority > most {
+            return Err(Status::permission_denied(format!(
+                "priority: {}, but the jobs of token {name:?} have {most} at most; its most_priority in the file of tokens \
+                 says so",
+                job.priority
+            )));
+        }
+        if self.role == Some(Role::Submit) && !hubs.iter().any(|root| is_below(Path::new(&job.publish.hub), root)) {
+            let roots: Vec<String> = hubs.iter().map(|root| root.display().to_string()).collect();
+            let may = if roots.is_empty() { "no folder".to_owned() } else { format!("{} alone", roots.join(" or ")) };
+            return Err(Status::permission_denied(format!(
+                "publish.hub: token {name:?} may publish below {may}; whoever runs the coordinator allows a folder with \
+                 --hub-root"
+            )));
+        }
         Ok(job)
     }
+}
+
+/// Whether a folder is this one or below it. A name that goes up is not followed.
+fn is_below(folder: &Path, root: &Path) -> bool {
+    !folder.components().any(|part| part == Component::ParentDir) && folder.starts_with(root)
 }

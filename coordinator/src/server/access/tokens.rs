@@ -61,6 +61,8 @@ struct Row {
     name: String,
     role: Role,
     owner: Option<String>,
+    /// The highest priority that its jobs may have; of the role submit 0, of admins any.
+    most_priority: Option<i32>,
     /// Read as a text: what stands here by mistake may be a secret, and is not repeated in an error.
     sha256: String,
 }
@@ -83,7 +85,7 @@ impl std::fmt::Debug for Tokens {
 impl Tokens {
     /// The one token for everything, of a coordinator that only this machine reaches.
     pub(crate) fn one(text: &str) -> Self {
-        let caller = Caller { name: "of --token-env".into(), role: None, owner: None };
+        let caller = Caller { name: "of --token-env".into(), role: None, owner: None, most_priority: i32::MAX };
         Self(vec![Entry { digest: Digest::of(text.as_bytes()), caller }])
     }
 
@@ -96,7 +98,7 @@ impl Tokens {
             wrong(format!("line {}: {}", before.matches('\n').count() + 1, error.message()))
         })?;
         let mut entries: Vec<Entry> = Vec::new();
-        for Row { name, role, owner, sha256 } in document.token {
+        for Row { name, role, owner, most_priority, sha256 } in document.token {
             let Ok(sha256) = sha256.parse::<Digest>() else {
                 return Err(wrong(format!("the sha256 of token {name:?} is no digest of 64 hexadecimal digits")));
             };
@@ -106,7 +108,9 @@ impl Tokens {
             if role == Role::Submit && owner.is_none() {
                 return Err(wrong(format!("token {name:?} of the role submit needs an owner, whose jobs it submits")));
             }
-            let caller = Caller { name: name.into(), role: Some(role), owner: owner.map(Into::into) };
+            let most_priority = most_priority.unwrap_or(if role == Role::Admin { i32::MAX } else { 0 });
+            let owner = owner.map(Into::into);
+            let caller = Caller { name: name.into(), role: Some(role), owner, most_priority };
             entries.push(Entry { digest: sha256, caller });
         }
         if entries.is_empty() {
@@ -150,6 +154,7 @@ pub(crate) struct NewToken<'a> {
     pub(crate) name: &'a str,
     pub(crate) role: Role,
     pub(crate) owner: Option<&'a str>,
+    pub(crate) most_priority: Option<i32>,
 }
 
 impl NewToken<'_> {
@@ -167,6 +172,9 @@ impl NewToken<'_> {
         let mut row = format!("[[token]]\nname = {}\nrole = \"{}\"\n", quoted(self.name), self.role.name());
         if let Some(owner) = self.owner {
             row.push_str(&format!("owner = {}\n", quoted(owner)));
+        }
+        if let Some(most) = self.most_priority {
+            row.push_str(&format!("most_priority = {most}\n"));
         }
         row.push_str(&format!("sha256 = \"{}\"\n", Digest::of(token.as_bytes())));
         let gap = if before.is_empty() { "" } else { "\n" };
@@ -207,7 +215,7 @@ mod tests {
     fn a_made_token_is_found_and_stands_in_no_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens.toml");
-        let make = |name, role, owner| NewToken { name, role, owner }.make(&path);
+        let make = |name, role, owner| NewToken { name, role, owner, most_priority: None }.make(&path);
         let [join, ann] = [make("w", Role::Join, None), make("a \"b\"", Role::Submit, Some("ann"))].map(Result::unwrap);
         assert!(join.starts_with("graftwork-join-") && join.len() == 15 + 64);
         assert_ne!(join, ann);
@@ -225,7 +233,7 @@ mod tests {
     #[test]
     fn a_name_is_given_once() {
         let (_folder, path) = file("");
-        let make = || NewToken { name: "w", role: Role::Join, owner: None }.make(&path);
+        let make = || NewToken { name: "w", role: Role::Join, owner: None, most_priority: None }.make(&path);
         make().unwrap();
         let before = fs::read_to_string(&path).unwrap();
         let said = make().unwrap_err().to_string();

@@ -73,7 +73,8 @@ const RENEW: &str = "
     WHERE term = $1 AND leader = $2 AND expires > clock_timestamp() RETURNING term
 ";
 
-/// One statement, so that it has no middle in which a coordinator could freeze and keep the row locked.
+/// One statement, so that it has no middle in which a coordinator could freeze and keep the row locked. A try that was given
+/// up and runs late brings nothing back that a newer snapshot holds already.
 const APPEND: &str = "
     WITH lead AS (
         UPDATE graftwork.leader SET expires = clock_timestamp() + $3::float8 * interval '1 millisecond'
@@ -83,12 +84,14 @@ const APPEND: &str = "
         SELECT 1, $4, $5, $6, $7 FROM lead WHERE $4::bigint IS NOT NULL
         ON CONFLICT (one) DO UPDATE SET
             number = excluded.number, version = excluded.version, state = excluded.state, sum = excluded.sum
+        WHERE excluded.number > snapshot.number
     ), gone AS (
         DELETE FROM graftwork.facts USING lead WHERE number <= $4::bigint
     ), added AS (
         INSERT INTO graftwork.facts (number, version, fact, sum)
         SELECT new.number, new.version, new.fact, new.sum
         FROM lead, unnest($8::bigint[], $9::integer[], $10::text[], $11::text[]) AS new (number, version, fact, sum)
+        WHERE new.number > coalesce((SELECT number FROM graftwork.snapshot), 0)
     )
     SELECT term FROM lead
 ";
@@ -98,6 +101,14 @@ const RESIGN: &str = "UPDATE graftwork.leader SET expires = clock_timestamp() WH
 const LAST: &str = "
     SELECT greatest((SELECT max(number) FROM graftwork.facts), (SELECT max(number) FROM graftwork.snapshot), 0)
 ";
+
+const SNAPSHOT: &str = "SELECT number, version, state, sum FROM graftwork.snapshot";
+
+/// So many facts behind one.
+const FACTS: &str = "SELECT number, version, fact, sum FROM graftwork.facts WHERE number > $1 ORDER BY number LIMIT $2";
+
+/// Facts that are read at a time.
+const PAGE: i64 = 5_000;
 
 /// How long a question may take that no leadership hangs on, and the first one after a coordinator stood still.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -316,6 +327,21 @@ impl Postgres {
         Ok((row.get(0), leader))
     }
 
+    /// Reads in pieces, and renews the lead between them: nobody else writes meanwhile.
+    fn read_leading(&mut self) -> Result<Kept, JournalError> {
+        let snapshot = self.ask_once(async |Session { client, .. }| client.query_opt(SNAPSHOT, &[]).await)?;
+        let mut kept = Kept { snapshot: snapshot.as_ref().map(row), facts: Vec::new() };
+        loop {
+            self.renew()?;
+            let last = kept.facts.last().map_or(0, |row| column(row.number));
+            let facts = self.ask_once(async |Session { client, .. }| client.query(FACTS, &[&last, &PAGE]).await)?;
+            if facts.is_empty() {
+                return Ok(kept);
+            }
+            kept.facts.extend(facts.iter().map(row));
+        }
+    }
+
     /// Who leads instead of this coordinator.
     fn superseded(&mut self) -> JournalError {
         let place = self.place().to_owned();
@@ -416,14 +442,14 @@ impl Ledger for Postgres {
     }
 
     fn read(&mut self) -> Result<Kept, JournalError> {
+        if self.term > Term(0) {
+            return self.read_leading();
+        }
         self.ask_once(async |Session { client, .. }| {
             let moment = client.build_transaction().read_only(true);
             let transaction = moment.isolation_level(tokio_postgres::IsolationLevel::RepeatableRead).start().await?;
-            let snapshot =
-                transaction.query_opt("SELECT number, version, state, sum FROM graftwork.snapshot", &[]).await?;
-            let facts = transaction
-                .query("SELECT number, version, fact, sum FROM graftwork.facts ORDER BY number", &[])
-                .await?;
+            let snapshot = transaction.query_opt(SNAPSHOT, &[]).await?;
+            let facts = transaction.query(FACTS, &[&0_i64, &i64::MAX]).await?;
             Ok(Kept { snapshot: snapshot.as_ref().map(row), facts: facts.iter().map(row).collect() })
         })
     }

@@ -14,7 +14,10 @@ use graftwork_proto::{
         workers_client::WorkersClient,
     },
 };
-use graftwork_shared::{id::JobId, job::Job};
+use graftwork_shared::{
+    id::JobId,
+    job::{Job, Publish},
+};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 
 use super::{
@@ -46,7 +49,7 @@ impl Guard {
         let folder = tempfile::tempdir().unwrap();
         certificate::make(&folder.path().join("tls"), &[host.to_owned()], 2).unwrap();
         let path = folder.path().join("tokens.toml");
-        let make = |(name, role, owner)| (name, NewToken { name, role, owner }.make(&path).unwrap());
+        let make = |(name, role, owner)| (name, NewToken { name, role, owner, most_priority: None }.make(&path).unwrap());
         let tokens = TOKENS.map(make).into();
         Self { folder, tokens }
     }
@@ -60,6 +63,7 @@ impl Guard {
         options.listen = vec![Listen::Tls(([127, 0, 0, 1], 0).into())];
         options.auth = Auth::Tokens(Tokens::read(&self.path("tokens.toml")).unwrap());
         options.tls = Some(Identity::in_folder(&self.path("tls")));
+        options.hubs = vec![PathBuf::from("/hub")];
     }
 
     async fn start(&self, place: &Place, limits: Limits) -> Running {
@@ -209,6 +213,27 @@ async fn an_owner_acts_on_its_own_jobs_and_an_admin_on_all() {
     submit(&channel, guard.token("root"), &owned("ann")).await.unwrap();
     assert_eq!(reader.view(&job).await.unwrap().owner, "ann");
     cancel("root").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_submitter_publishes_where_it_may_and_goes_before_nobody_it_may_not() {
+    let (guard, place) = (Guard::new("127.0.0.1"), place());
+    let running = guard.start(&place, Limits::default()).await;
+    let channel = guard.route(&running).connect().await.unwrap();
+    let refused = async |job: Job| {
+        let refused = submit(&channel, guard.token("ann"), &job).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        refused.message().to_owned()
+    };
+    let job = || Job { owner: "ann".to_owned(), ..place.plan.job.clone() };
+    let said = refused(Job { priority: 1, ..job() }).await;
+    assert!(said.starts_with("priority: 1, but the jobs of token \"ann\" have 0 at most"), "{said}");
+    for hub in ["/elsewhere", "/hub/../etc", "/hubs"] {
+        let publish = Publish { hub: hub.to_owned(), ..job().publish };
+        let said = refused(Job { publish, ..job() }).await;
+        assert!(said.contains("may publish below /hub alone") && said.contains("--hub-root"), "{said}");
+    }
+    submit(&channel, guard.token("ann"), &Job { priority: -3, ..job() }).await.unwrap();
 }
 
 async fn problem(route: &Route) -> ConnectError {

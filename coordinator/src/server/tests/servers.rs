@@ -34,7 +34,7 @@ fn server() -> Option<(String, String)> {
 pub(crate) fn database() -> Option<Database> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let (address, password) = server()?;
-    let server = Database::parse(&address, Some(&password)).unwrap();
+    let server = Database::parse(&address, Some(&password), None).unwrap();
     let name = format!("test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
     run(&server, &format!("CREATE DATABASE {name}"));
     Some(server.named(&name))

@@ -15,7 +15,7 @@ mod uploaded;
 
 use std::path::{Path, PathBuf};
 
-use graftwork_shared::upload;
+use graftwork_shared::{credentials, upload};
 pub use uploaded::{NoUploads, Uploads, fetch_uploaded_file};
 
 use crate::StoreError;
@@ -209,11 +209,7 @@ fn local_folder(path: &str, wanted: Wanted) -> Result<PathBuf, StoreError> {
 
 /// The value of the variable that a job names; it never leaves this process except in a request's header.
 fn token(variable: Option<&str>) -> Result<Option<String>, StoreError> {
-    let Some(variable) = variable else { return Ok(None) };
-    match std::env::var(variable) {
-        Ok(value) if !value.is_empty() => Ok(Some(value)),
-        _ => Err(StoreError::Credentials(variable.to_owned())),
-    }
+    Ok(variable.map(credentials::secret).transpose()?)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{path::Path, path::PathBuf, sync::Arc};
 
 use futures::StreamExt as _;
-use graftwork_shared::digest::Digest;
+use graftwork_shared::{credentials, digest::Digest};
 use object_store::{
     ClientOptions, GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, aws::AmazonS3Builder,
     http::HttpBuilder, path::Path as Key,
@@ -91,6 +91,9 @@ impl Place {
         let store: Arc<dyn ObjectStore> = match url.scheme() {
             "http" | "https" => {
                 let base = &url[..url::Position::BeforePath];
+                if secret.is_some() && !credentials::may_be_sent(url.scheme(), url.host_str()) {
+                    return Err("a token is sent over https:// alone, beyond this machine".to_owned());
+                }
                 let builder = HttpBuilder::new().with_url(base).with_client_options(bearer(secret)?);
                 Arc::new(builder.build().map_err(said)?)
             }

@@ -1,6 +1,7 @@
 //! Who leads a database: one coordinator at a time, whatever freezes, breaks or races.
 
 use std::{
+    path::Path,
     sync::Barrier,
     time::{Duration, Instant},
 };
@@ -179,8 +180,32 @@ fn a_database_with_other_tables_is_refused_and_one_beside_them_is_not() {
 fn a_wrong_password_is_said_and_not_shown() {
     let database = needed();
     let address = database.place().to_owned();
-    let wrong = Database::parse(&address, Some("hunter2")).unwrap();
+    let wrong = Database::parse(&address, Some("hunter2"), None).unwrap();
     let error = Postgres::open(leadership(&wrong, LEASE_MS), String::new()).unwrap_err().to_string();
     assert!(error.contains("--database-password-env") && !error.contains("hunter2"), "{error}");
     assert!(error.starts_with(&address), "{error}");
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: scripts/servers.py"]
+fn a_database_is_written_over_tls_and_only_under_the_ca_that_is_named() {
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let (ca, password) = (variable("GRAFTWORK_TEST_POSTGRES_CA"), variable("GRAFTWORK_TEST_PASSWORD"));
+    let address = format!("{}?sslmode=require", needed().place());
+    let database = |ca: &Path| Database::parse(&address, Some(&password), Some(ca)).unwrap();
+    let trusted = database(Path::new(&ca));
+    assert_eq!(written(&trusted), 0);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let encrypted = runtime.block_on(async {
+        let client = trusted.connect().await.unwrap();
+        let asked = client.query_one("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()", &[]).await;
+        asked.unwrap().get::<_, bool>(0)
+    });
+    assert!(encrypted);
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("tls");
+    crate::certificate::make(&folder, &["127.0.0.1".to_owned()], 2).unwrap();
+    let strange = database(&folder.join("ca.pem"));
+    let error = Postgres::open(leadership(&strange, LEASE_MS), String::new()).unwrap_err().to_string();
+    assert!(error.contains("--database-ca") && error.starts_with(strange.place()), "{error}");
 }

@@ -1,0 +1,127 @@
+//! `graftwork watch`: the progress of a job, across the ends of its coordinators.
+
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use graftwork_shared::{event::Event, id::JobId, view::JobView};
+
+use super::{
+    Connection, Failure,
+    jobs::{connected, exit_code},
+    which::Which,
+};
+use crate::{
+    client::{Client, ClientError},
+    progress::{Mode, Progress},
+};
+
+/// How long a coordinator that went away is looked for, or another one that leads in its place.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// How often it is looked for.
+const AGAIN: Duration = Duration::from_millis(500);
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Watch {
+    /// The job, or the first digits of it.
+    job: Which,
+    /// How progress is shown; JSON lines go to stdout.
+    #[arg(long, value_enum, default_value = "auto")]
+    progress: Mode,
+    #[command(flatten)]
+    at: Connection,
+}
+
+pub(super) async fn run(arguments: Watch) -> Result<u8, Failure> {
+    let job = arguments.job.find(&arguments.at).await?;
+    let mut client = connected(&arguments.at, &job).await?;
+    let view = client.view(&job).await?;
+    let mut progress = Progress::for_stdout(arguments.progress, &view);
+    let mut shown = Shown::default();
+    let view = loop {
+        match show_all(&mut client, &job, &mut progress, &mut shown).await {
+            Ok(view) if view.ended_ms.is_some() => break view,
+            // One of the state folder goes with whoever runs the job.
+            Ok(view) if arguments.at.coordinator.is_empty() => break view,
+            Err(error) if arguments.at.coordinator.is_empty() || error.is_input() => return Err(error.into()),
+            Ok(_) => eprintln!("the coordinator left; looking for the one that leads now"),
+            Err(error) => eprintln!("{error}; looking for the coordinator that leads now"),
+        }
+        client = find_again(&arguments.at).await?;
+    };
+    progress.finish();
+    Ok(exit_code(&view))
+}
+
+/// Shows what comes until the stream ends; gives the job as it is then.
+async fn show_all(
+    client: &mut Client,
+    job: &JobId,
+    progress: &mut Progress,
+    shown: &mut Shown,
+) -> Result<JobView, ClientError> {
+    let mut events = client.watch(job).await?;
+    while let Some(event) = events.next().await {
+        let event = event?;
+        if shown.is_new(&event) {
+            progress.on_event(&event);
+        }
+    }
+    client.view(job).await
+}
+
+async fn find_again(at: &Connection) -> Result<Client, Failure> {
+    let began = Instant::now();
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        match at.client().await {
+            Ok(Some(client)) => return Ok(client),
+            Ok(None) => unreachable!("only a named coordinator is looked for again"),
+            Err(failure) if began.elapsed() > PATIENCE => return Err(failure),
+            Err(_) => {}
+        }
+    }
+}
+
+/// What was shown last: a coordinator tells whoever comes back the whole story again.
+#[derive(Default)]
+struct Shown {
+    newest_ms: u64,
+    at_newest: Vec<Event>,
+}
+
+impl Shown {
+    fn is_new(&mut self, event: &Event) -> bool {
+        if event.at_ms < self.newest_ms || self.at_newest.contains(event) {
+            return false;
+        }
+        if event.at_ms > self.newest_ms {
+            self.newest_ms = event.at_ms;
+            self.at_newest.clear();
+        }
+        self.at_newest.push(event.clone());
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_shared::event::EventKind;
+
+    use super::*;
+
+    #[test]
+    fn what_was_shown_before_is_not_shown_again() {
+        let event = |at_ms, step| Event {
+            job: "0123456789abcdef".parse().unwrap(),
+            at_ms,
+            stage: None,
+            kind: EventKind::Checkpointed { step },
+        };
+        let story = [event(5, 1), event(5, 2), event(6, 3), event(6, 4)];
+        let mut shown = Shown::default();
+        assert!(story[..3].iter().all(|event| shown.is_new(event)));
+        let again: Vec<bool> = story.iter().map(|event| shown.is_new(event)).collect();
+        assert_eq!(again, [false, false, false, true]);
+    }
+}
