@@ -19,6 +19,7 @@ use crate::{
     cost::Part,
     fact::Fact,
     group::{Group, Role},
+    index::Board,
     message::{Command, Decision, Event, StageKey},
     phase::Phase,
     plan::Plan,
@@ -98,6 +99,8 @@ pub struct Scheduler {
     pub(crate) stopping: Option<String>,
     pub(crate) now_ms: u64,
     pub(crate) out: Decision,
+    /// What is looked up of all this.
+    pub(crate) board: Board,
 }
 
 /// The question to the hub, asked once for a stage that was never handed out.
@@ -133,8 +136,10 @@ impl Scheduler {
             stopping: None,
             now_ms,
             out: Decision::default(),
+            board: Board::default(),
         };
         machine.begin_term();
+        machine.remake();
         for (id, stages) in machine.active_jobs() {
             machine.tell(&id, None, EventKind::JobStarted { stages, resumed: true });
         }
@@ -156,7 +161,9 @@ impl Scheduler {
     /// Reacts to an event.
     pub fn apply(&mut self, now_ms: u64, event: Event) -> Decision {
         // A clock that is set back must not make deadlines move away.
-        self.now_ms = self.now_ms.max(now_ms);
+        let before_ms = self.now_ms;
+        self.now_ms = before_ms.max(now_ms);
+        self.pass_time(before_ms);
         self.on_event(event);
         self.expire();
         self.enforce_limits();
@@ -171,12 +178,11 @@ impl Scheduler {
 
     /// When [`Event::Tick`] is due if nothing else happens before.
     pub fn next_deadline(&self) -> Option<u64> {
-        let workers = self.workers.values().map(|worker| worker.deadline_ms(&self.policy));
-        let jobs = self.state.jobs().values().filter(|job| job.ended.is_none());
-        let retries = jobs.flat_map(|job| job.stages.iter().filter_map(|record| record.retry_at_ms));
-        let groups = self.groups.values().flat_map(Group::deadlines_ms);
-        let moments = retries.chain(groups).chain(self.limits_ms());
-        workers.chain(moments.filter(|at| *at > self.now_ms)).min()
+        let worker = self.board.fleet.deadlines.first().map(|(at, _)| *at);
+        let later = self.now_ms + 1;
+        let retry = self.state.index.retries.range(later..).next().map(|(at, _)| *at);
+        let group = self.board.leases.moments.range((later, LeaseId(0))..).next().map(|(at, _)| *at);
+        [worker, retry, group, self.next_limit_ms()].into_iter().flatten().min()
     }
 
     /// Whether nothing is under way: no live lease, no publication.
@@ -291,9 +297,19 @@ impl Scheduler {
         }
         let stages = u32::try_from(plan.stages.len()).unwrap_or(u32::MAX);
         let at_ms = self.now_ms;
-        self.reuse.retain(|key, _| key.job != id);
+        self.forget_answers(&id);
         self.record(if resumed { Fact::JobReopened { plan, gone, at_ms } } else { Fact::JobSubmitted { plan, at_ms } });
         self.tell(&id, None, EventKind::JobStarted { stages, resumed });
+    }
+
+    /// A job is submitted again: what the hub said before says nothing.
+    fn forget_answers(&mut self, id: &JobId) {
+        let first = "0".parse().expect("the first of all names");
+        let answers = self.reuse.range(StageKey { job: id.clone(), stage: first }..);
+        let answers: Vec<StageKey> = answers.map(|(key, _)| key).take_while(|key| key.job == *id).cloned().collect();
+        for key in answers {
+            self.set_reuse(&key, None);
+        }
     }
 
     fn on_resources(&mut self, job: JobId, resources: Resources) {
@@ -317,7 +333,10 @@ impl Scheduler {
 
     /// Every message about a lease comes through here: of one that is not live nothing is heard (invariant 2).
     pub(crate) fn on_lease_message(&mut self, worker: WorkerId, lease: LeaseId) -> Option<StageKey> {
-        self.workers.get_mut(&worker)?.heard(self.now_ms);
+        if !self.workers.contains_key(&worker) {
+            return None;
+        }
+        self.hear(worker);
         let key = self.holds(worker, lease).cloned();
         if key.is_none() {
             self.out.commands.push(Command::Fence { worker, lease });
@@ -346,8 +365,10 @@ impl Scheduler {
     }
 
     fn on_reusable(&mut self, key: &StageKey, result: Option<Box<graftwork_shared::assignment::StageResult>>) {
-        let Some(asked) = self.reuse.get_mut(key) else { return };
-        *asked = Reuse::Answered;
+        if !self.reuse.contains_key(key) {
+            return;
+        }
+        self.set_reuse(key, Some(Reuse::Answered));
         let Some((job, position)) = self.state.record(key) else { return };
         let untouched = job.ended.is_none() && job.stages[position].phase == Phase::Pending;
         if let Some(result) = result.filter(|_| untouched) {
@@ -370,14 +391,20 @@ impl Scheduler {
 
     /// Carries on what follows from the state alone: hopeless stages, publications, ends of jobs.
     fn settle(&mut self) {
-        for (id, _) in self.active_jobs() {
-            self.compare_trials(&id);
+        for (id, touched) in std::mem::take(&mut self.board.unsettled) {
+            let active = |machine: &Self| machine.state.index.active.contains(&id);
+            if !active(self) {
+                continue;
+            }
+            self.count(1 + touched.len());
+            self.compare_trials(&id, &touched);
             while let Some((stage, reason)) = self.hopeless(&id) {
                 self.give_up_stage(StageKey { job: id.clone(), stage }, reason);
             }
-            self.publish_trained(&id);
+            self.publish_trained(&id, &touched);
             let job = &self.state.jobs()[&id];
-            if job.stages.iter().all(|record| record.phase.is_final()) {
+            if job.index.open == 0 {
+                self.board.work += job.stages.len() as u64;
                 let outcome = Self::outcome(job);
                 self.record(Fact::JobEnded { job: id.clone(), outcome, at_ms: self.now_ms });
                 self.tell(&id, None, EventKind::JobFinished { outcome });
@@ -389,8 +416,8 @@ impl Scheduler {
     /// that lost its result after its job was cancelled.
     fn hopeless(&self, id: &JobId) -> Option<(Name, String)> {
         let job = &self.state.jobs()[id];
-        let open = job.each().filter(|(_, _, record)| matches!(record.phase, Phase::Pending | Phase::Trained));
-        open.map(|(position, stage, record)| (position, stage, &record.phase)).find_map(|(position, stage, phase)| {
+        job.index.doomed.iter().find_map(|position| {
+            let (position, stage, phase) = (*position, &job.plan.stages[*position], &job.stages[*position].phase);
             if let (Phase::Pending, Some(reason)) = (phase, &job.cancelled) {
                 return Some((stage.name.clone(), reason.clone()));
             }
@@ -419,15 +446,19 @@ impl Scheduler {
         }
     }
 
-    fn publish_trained(&mut self, id: &JobId) {
+    fn publish_trained(&mut self, id: &JobId, touched: &BTreeSet<usize>) {
         let job = &self.state.jobs()[id];
-        let due = job.each().filter(|(position, _, record)| {
+        let since = self.board.unsettled.get(id);
+        let touched: BTreeSet<usize> = touched.iter().chain(since.into_iter().flatten()).copied().collect();
+        let due = touched.into_iter().filter(|at| {
+            let Some(record) = job.stages.get(*at).filter(|record| record.phase == Phase::Trained) else {
+                return false;
+            };
             // A release of a fusion holds its adapters, and one of them may be lost and on its way again.
-            let whole = job.waits_for(*position).is_empty();
-            record.phase == Phase::Trained && whole && record.retry_at_ms.is_none_or(|at| at <= self.now_ms)
+            job.waits_for_nothing(*at) && record.retry_at_ms.is_none_or(|at| at <= self.now_ms)
         });
         let keys: Vec<StageKey> =
-            due.map(|(_, stage, _)| StageKey { job: id.clone(), stage: stage.name.clone() }).collect();
+            due.map(|at| StageKey { job: id.clone(), stage: job.plan.stages[at].name.clone() }).collect();
         for key in keys {
             if self.publishing.insert(key.clone()) {
                 self.out.commands.push(Command::Publish { key });
@@ -451,14 +482,15 @@ impl Scheduler {
     }
 
     pub(crate) fn active_jobs(&self) -> Vec<(JobId, u32)> {
-        let active = self.state.jobs().iter().filter(|(_, job)| job.ended.is_none());
+        let active = self.state.index.active.iter().filter_map(|id| Some((id, self.state.jobs().get(id)?)));
         active.map(|(id, job)| (id.clone(), u32::try_from(job.stages.len()).unwrap_or(u32::MAX))).collect()
     }
 
     /// Decides a fact: it changes the state here just as it will at recovery.
     pub(crate) fn record(&mut self, fact: Fact) {
-        let folded: Result<_, FoldError> = self.state.fold(&fact);
-        let dropped = folded.expect("the machine decides only facts that fit its own state");
+        let folded: Result<_, FoldError> = self.state.fold_touching(&fact);
+        let (dropped, touched) = folded.expect("the machine decides only facts that fit its own state");
+        self.follow(touched);
         self.out.commands.extend(dropped.into_iter().map(|blob| Command::Discard { blob }));
         self.out.facts.push(fact);
     }
@@ -468,8 +500,9 @@ impl Scheduler {
     }
 
     pub(crate) fn tell_all(&mut self, kind: &EventKind) {
-        for (id, _) in self.active_jobs() {
-            self.tell(&id, None, kind.clone());
+        self.count(self.state.index.active.len());
+        for id in &self.state.index.active {
+            self.out.commands.push(Command::Tell { job: id.clone(), stage: None, kind: kind.clone() });
         }
     }
 }

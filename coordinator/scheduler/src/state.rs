@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     fact::Fact,
+    index::{JobIndex, StateIndex, Touched},
     message::StageKey,
     phase::{Change, Grant, Phase},
     plan::{FusedSource, Plan, PlannedStage},
@@ -37,6 +38,7 @@ pub struct FoldError {
 
 /// All that is durable.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredState")]
 pub struct State {
     pub(crate) term: Term,
     pub(crate) last_worker: WorkerId,
@@ -46,11 +48,41 @@ pub struct State {
     /// Stage of each live lease.
     live: BTreeMap<LeaseId, StageKey>,
     /// Workers of this term that can be known again in the next one.
-    #[serde(default)]
     pub(crate) holders: BTreeMap<WorkerId, Holder>,
     /// What owners have had.
-    #[serde(default)]
     pub(crate) accounts: BTreeMap<String, Account>,
+    /// What is looked up of the jobs.
+    #[serde(skip)]
+    pub(crate) index: StateIndex,
+    /// What the fact that is being folded changes.
+    #[serde(skip)]
+    pub(crate) touched: Touched,
+}
+
+/// A state as it is written: without what follows from it.
+#[derive(Deserialize)]
+struct StoredState {
+    term: Term,
+    last_worker: WorkerId,
+    last_lease: LeaseId,
+    submissions: u64,
+    jobs: BTreeMap<JobId, JobState>,
+    live: BTreeMap<LeaseId, StageKey>,
+    #[serde(default)]
+    holders: BTreeMap<WorkerId, Holder>,
+    #[serde(default)]
+    accounts: BTreeMap<String, Account>,
+}
+
+impl From<StoredState> for State {
+    fn from(stored: StoredState) -> Self {
+        let StoredState { term, last_worker, last_lease, submissions, jobs, live, holders, accounts } = stored;
+        let (index, touched) = (StateIndex::default(), Touched::default());
+        let mut state =
+            Self { term, last_worker, last_lease, submissions, jobs, live, holders, accounts, index, touched };
+        state.rebuild();
+        state
+    }
 }
 
 /// One job.
@@ -67,6 +99,9 @@ pub(crate) struct JobState {
     /// By the swept task.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) sweeps: BTreeMap<Name, SweepState>,
+    /// What is looked up of all this.
+    #[serde(skip)]
+    pub(crate) index: JobIndex,
 }
 
 /// One stage of a job.
@@ -119,6 +154,8 @@ impl Default for State {
             live: BTreeMap::new(),
             holders: BTreeMap::new(),
             accounts: BTreeMap::new(),
+            index: StateIndex::default(),
+            touched: Touched::default(),
         }
     }
 }
@@ -155,7 +192,7 @@ impl StageRecord {
 
 impl PlannedStage {
     /// Blobs that its assignments name: adapters from outside.
-    fn blobs(&self) -> impl Iterator<Item = Digest> {
+    pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
         self.fused.iter().filter_map(|fused| match fused {
             FusedSource::External { blob, .. } => Some(*blob),
             FusedSource::Stage(_) => None,
@@ -167,12 +204,20 @@ impl JobState {
     fn new(plan: Plan, order: u64, submitted_ms: u64) -> Self {
         let stages = plan.stages.iter().map(|_| StageRecord::new()).collect();
         let sweeps = SweepState::all(&plan);
-        Self { plan, order, submitted_ms, cancelled: None, ended: None, stages, sweeps }
+        let index = JobIndex::default();
+        let mut job = Self { plan, order, submitted_ms, cancelled: None, ended: None, stages, sweeps, index };
+        job.index = JobIndex::of(&job);
+        job
     }
 
     /// The position of a stage.
     pub(crate) fn position(&self, name: &Name) -> Option<usize> {
-        self.plan.stages.iter().position(|stage| stage.name == *name)
+        self.index.position(name)
+    }
+
+    /// The planned stage of this name.
+    pub(crate) fn planned(&self, name: &Name) -> Option<&PlannedStage> {
+        self.plan.stages.get(self.position(name)?)
     }
 
     /// A stage's result by its name.
@@ -257,15 +302,22 @@ impl State {
 
     /// Whether this blob must be kept.
     pub fn refers_to(&self, blob: Digest) -> bool {
-        self.jobs.values().any(|job| job.blobs().any(|other| other == blob))
+        self.is_referred_to(&blob)
     }
 
     /// Adds a fact. Gives the blobs to which nothing refers any more.
     pub fn fold(&mut self, fact: &Fact) -> Result<Vec<Digest>, FoldError> {
+        self.fold_touching(fact).map(|(dropped, _)| dropped)
+    }
+
+    /// The same, and what the fact changed.
+    pub(crate) fn fold_touching(&mut self, fact: &Fact) -> Result<(Vec<Digest>, Touched), FoldError> {
         let mut dropped = Vec::new();
-        self.fold_into(fact, &mut dropped).map_err(|problem| FoldError { fact: fact.name(), problem })?;
+        let folded = self.fold_into(fact, &mut dropped);
+        let touched = self.follow();
+        folded.map_err(|problem| FoldError { fact: fact.name(), problem })?;
         dropped.retain(|blob| !self.refers_to(*blob));
-        Ok(dropped)
+        Ok((dropped, touched))
     }
 
     fn fold_into(&mut self, fact: &Fact, dropped: &mut Vec<Digest>) -> Folded {
@@ -286,10 +338,12 @@ impl State {
                 }
                 dropped.extend(job.blobs());
                 job.reopen(plan, gone);
+                self.touched.jobs.insert(plan.id());
                 Ok(())
             }
             Fact::ResourcesChanged { job, resources } => {
                 self.job(job)?.plan.job.resources = resources.clone();
+                self.touched.jobs.insert(job.clone());
                 Ok(())
             }
             Fact::StageLeased { job, stage, lease, worker, class, at_ms } => {
@@ -339,11 +393,12 @@ impl State {
             | Fact::StageCancelled { .. } => self.fold_outcome(fact, dropped),
             Fact::JobCancelled { job, reason, at_ms } => self.fold_cancellation(job, reason, *at_ms),
             Fact::JobEnded { job, outcome, at_ms } => {
-                let job = self.job(job)?;
+                let (id, job) = (job, self.job(job)?);
                 if job.ended.is_some() || job.stages.iter().any(|record| !record.phase.is_final()) {
                     return Err("the job has ended before, or a stage has not".to_owned());
                 }
                 job.ended = Some((*at_ms, *outcome));
+                self.touched.jobs.insert(id.clone());
                 Ok(())
             }
         }
@@ -356,7 +411,8 @@ impl State {
             return Err(format!("job {id} was submitted before"));
         }
         self.submissions += 1;
-        self.jobs.insert(id, JobState::new(plan.clone(), self.submissions, at_ms));
+        self.touched.jobs.insert(id.clone());
+        self.insert_job(id, JobState::new(plan.clone(), self.submissions, at_ms));
         Ok(())
     }
 
@@ -407,6 +463,7 @@ impl State {
         }
         job.cancelled = Some(reason.to_owned());
         let stages: Vec<Name> = job.plan.stages.iter().map(|stage| stage.name.clone()).collect();
+        self.touched.jobs.insert(id.clone());
         for stage in stages {
             let key = StageKey { job: id.clone(), stage };
             let change = Change::Cancel(reason.to_owned());
@@ -423,13 +480,20 @@ impl State {
         Ok(())
     }
 
+    /// A new job, which the index does not know yet.
+    fn insert_job(&mut self, id: JobId, job: JobState) {
+        self.index.add_job(&id, &job);
+        self.jobs.insert(id, job);
+    }
+
     pub(crate) fn job(&mut self, id: &JobId) -> Result<&mut JobState, String> {
         self.jobs.get_mut(id).ok_or_else(|| format!("there is no job {id}"))
     }
 
     pub(crate) fn stage(&mut self, key: &StageKey) -> Result<&mut StageRecord, String> {
-        let job = self.job(&key.job)?;
+        let job = self.jobs.get_mut(&key.job).ok_or_else(|| format!("there is no job {}", key.job))?;
         let position = job.position(&key.stage).ok_or_else(|| format!("there is no stage {key}"))?;
+        self.touched.spots.insert((key.job.clone(), position));
         Ok(&mut job.stages[position])
     }
 
