@@ -31,11 +31,12 @@ fn thousand(assignments: u64) -> Curve {
     };
     let curve = crowd.run();
     println!(
-        "| {assignments} | {} | {} | {} | {:.1} | {} ({}) | {:.1} | {:.1} | {:.1} | {:.1} | {} | {:x}",
+        "| {assignments} | {} | {} | {} | {:.1} | {} | {} ({}) | {:.1} | {:.1} | {:.1} | {:.1} | {} | {:x}",
         curve.assignments,
         curve.events,
         curve.deaths,
         curve.work as f64 / curve.events as f64,
+        curve.most_of_submissions,
         curve.most_work,
         curve.most_by,
         curve.time_us(0.5),
