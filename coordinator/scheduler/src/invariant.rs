@@ -64,7 +64,7 @@ pub fn check(
     classes_stay(before, event, decision)?;
     quotas_hold(before, after)?;
     only_higher_priority_takes(before, after, decision)?;
-    what_is_kept_is_true(after)?;
+    what_is_kept_is_true(before, after)?;
     refusals_are_values(after)
 }
 
@@ -226,8 +226,8 @@ fn only_higher_priority_takes(before: &Scheduler, after: &Scheduler, decision: &
 }
 
 /// What is looked up is what a search through everything would find, so decisions follow from state and facts alone.
-fn what_is_kept_is_true(after: &Scheduler) -> Result<(), Violation> {
-    let checked = after.check_indexes();
+fn what_is_kept_is_true(before: &Scheduler, after: &Scheduler) -> Result<(), Violation> {
+    let checked = after.check_indexes(before);
     ensure(checked.is_ok(), Invariant::SameDecisions, || checked.err().unwrap_or_default())?;
     let done = after.check_done();
     ensure(done.is_ok(), Invariant::RefusalIsValue, || done.err().unwrap_or_default())

@@ -27,6 +27,8 @@ fn thousand(assignments: u64) -> Curve {
         priorities: vec![0],
         deaths: 100,
         policy: Policy::default(),
+        seed: 42,
+        troubled: false,
         checked: false,
     };
     let curve = crowd.run();
@@ -71,6 +73,8 @@ fn what_is_kept_is_what_a_search_would_find_in_a_crowd_with_priorities_and_quota
             priorities,
             deaths: 8_000,
             policy: Policy { quotas, ..Policy::default() },
+            seed: 7,
+            troubled: true,
             checked: true,
         };
         let curve = crowd.run();

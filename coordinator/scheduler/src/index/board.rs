@@ -70,6 +70,13 @@ impl Board {
     }
 }
 
+impl Board {
+    /// Whether anything but deadlines has changed.
+    pub(crate) fn has_changed_since(&self, before: &Self) -> bool {
+        self.changes != before.changes
+    }
+}
+
 impl Scheduler {
     /// Stages, workers, leases and jobs that decisions have looked at so far. It grows by a bounded number with each event,
     /// whatever else there is.

@@ -163,12 +163,18 @@ impl StateIndex {
 impl State {
     /// Makes the whole index from the jobs.
     pub(crate) fn rebuild(&mut self) {
-        self.index = StateIndex::default();
         self.touched = Touched::default();
-        for (id, job) in &mut self.jobs {
+        for job in self.jobs.values_mut() {
             job.index = JobIndex::of(job);
-            self.index.add_job(id, job);
         }
+        self.index = self.index_anew();
+    }
+
+    /// The index, from those of the jobs.
+    pub(crate) fn index_anew(&self) -> StateIndex {
+        let mut index = StateIndex::default();
+        self.jobs.iter().for_each(|(id, job)| index.add_job(id, job));
+        index
     }
 
     /// Whether something must keep this blob.

@@ -32,6 +32,9 @@ pub(crate) struct Crowd {
     /// Of a thousand workers, how many die in an hour.
     pub(crate) deaths: u64,
     pub(crate) policy: Policy,
+    pub(crate) seed: u64,
+    /// More happens than that workers die: links break, workers are drained, jobs are cancelled, blobs are lost.
+    pub(crate) troubled: bool,
     /// Every turn is held against every invariant.
     pub(crate) checked: bool,
 }
@@ -78,8 +81,25 @@ enum Deed {
     Report(u64, LeaseId),
     Prepared(u64, LeaseId),
     Die(u64),
+    Return(u64, Told),
     Answer(StageKey),
     Published(StageKey),
+}
+
+/// What a process said of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told(WorkerInfo);
+
+impl Ord for Told {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.key.cmp(&other.0.key)
+    }
+}
+
+impl PartialOrd for Told {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// One process.
@@ -137,7 +157,7 @@ impl Crowd {
             now_ms: 1_000,
             deeds: BinaryHeap::new(),
             number: 0,
-            dice: 42,
+            dice: self.seed,
             processes: BTreeMap::new(),
             by_worker: BTreeMap::new(),
             steps: BTreeMap::new(),
@@ -224,6 +244,7 @@ impl Run {
                 }
             }
             Deed::Die(process) => self.die(process),
+            Deed::Return(process, info) => self.come_back(process, info.0),
             Deed::Answer(key) => self.apply(Event::Reusable { key, result: None }),
             Deed::Published(key) => {
                 let release = format!("org/{}", key.stage);
@@ -249,6 +270,9 @@ impl Run {
     }
 
     fn die(&mut self, process: u64) {
+        if self.crowd.troubled && self.below(2) == 0 {
+            return self.trouble(process);
+        }
         let silent = self.below(3) == 0;
         let Some(of) = self.processes.get_mut(&process) else { return };
         self.curve.deaths += 1;
@@ -262,6 +286,48 @@ impl Run {
             self.apply(Event::WorkerLeft { worker, reason });
             self.after(60_000, Deed::Join(process));
         }
+    }
+
+    /// Something other than a death; the process dies later.
+    fn trouble(&mut self, process: u64) {
+        let dies = self.below(3_600_000 * 1_000 / self.crowd.deaths.max(1));
+        self.after(dies, Deed::Die(process));
+        let Some(of) = self.processes.get(&process).filter(|of| !of.silent) else { return };
+        let worker = of.number;
+        let held = of.leases.values().next().map(|(key, _)| key.clone());
+        match (self.below(5), held) {
+            (0, _) => self.apply(Event::DrainWorker { worker, reason: "drained".to_owned() }),
+            (1, Some(key)) if self.below(4) == 0 => {
+                self.apply(Event::Cancel { job: key.job, reason: "cancelled".to_owned() });
+            }
+            (2, Some(key)) => {
+                let step = self.accepted.get(&key).copied().unwrap_or(0);
+                let blob = Digest::of(format!("{key} {step}").as_bytes());
+                self.accepted.remove(&key);
+                self.apply(Event::BlobLost { blob });
+            }
+            (3, Some(key)) => {
+                let blob = Digest::of(format!("weights of {key}").as_bytes());
+                self.apply(Event::BlobLost { blob });
+            }
+            _ => {
+                let Some(info) = self.scheduler.info(worker).cloned() else { return };
+                let wait_ms = 200 + self.below(2_500);
+                self.after(wait_ms, Deed::Return(process, Told(info)));
+                self.apply(Event::LinkLost { worker, reason: "broken".to_owned() });
+            }
+        }
+    }
+
+    /// On another connection, with what it holds, or all but one of that.
+    fn come_back(&mut self, process: u64, info: WorkerInfo) {
+        let forgets = self.below(3) == 0;
+        let Some(of) = self.processes.get_mut(&process) else { return };
+        if forgets {
+            of.leases.pop_last();
+        }
+        let leases = of.leases.keys().copied().collect();
+        self.apply(Event::WorkerJoined { session: process, info, leases });
     }
 
     fn holder(&self, process: u64, lease: LeaseId) -> Option<WorkerId> {
@@ -293,7 +359,7 @@ impl Run {
         if step % (4 * STEPS) == 0 {
             let usage = Usage { core_seconds: step as f64, ..Usage::default() };
             self.apply(Event::Spent { worker, lease, usage });
-            let blob = Digest::of(format!("{lease} {step}").as_bytes());
+            let blob = Digest::of(format!("{key} {step}").as_bytes());
             self.accepted.insert(key, step);
             self.apply(Event::Checkpointed { worker, lease, step, blob });
         }
@@ -303,7 +369,8 @@ impl Run {
 
     fn finish(&mut self, (process, worker): (u64, WorkerId), lease: LeaseId, key: &StageKey) {
         self.forget(process, lease);
-        let numeric_class = self.scheduler.info(worker).unwrap().class.clone();
+        let Some(info) = self.scheduler.info(worker) else { return };
+        let numeric_class = info.class.clone();
         let result = result(&format!("{key}"), self.totals[&key.stage], 0.9);
         let result = Box::new(StageResult { numeric_class, ..result });
         self.steps.remove(key);
@@ -351,11 +418,13 @@ impl Run {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Welcome { session, worker } => {
-                self.processes.get_mut(&session).unwrap().number = worker;
+                let process = self.processes.get_mut(&session).unwrap();
+                let earlier = std::mem::replace(&mut process.number, worker);
+                self.by_worker.remove(&earlier);
                 self.by_worker.insert(worker, session);
             }
             Command::Assign { worker, lease, assignment, joining } => {
-                let process = self.by_worker[&worker];
+                let Some(process) = self.by_worker.get(&worker).copied() else { return };
                 let key = StageKey { job: assignment.job.clone(), stage: assignment.stage.clone() };
                 if !joining {
                     self.curve.assignments += 1;
@@ -374,6 +443,12 @@ impl Run {
                 if let Some(process) = self.by_worker.get(&worker).copied() {
                     self.forget(process, lease);
                 }
+            }
+            Command::Drain { worker, .. } => {
+                let Some(process) = self.by_worker.remove(&worker) else { return };
+                self.processes.remove(&process);
+                self.after(30_000, Deed::Join(process));
+                self.apply(Event::WorkerLeft { worker, reason: "it left".to_owned() });
             }
             Command::Release { worker, lease, .. } => {
                 let Some(process) = self.by_worker.get(&worker).copied() else { return };
@@ -404,7 +479,7 @@ impl Run {
     fn hear(&mut self, job: &JobId, kind: &graftwork_shared::event::EventKind) {
         if let graftwork_shared::event::EventKind::JobFinished { outcome } = kind {
             let fair = *outcome == graftwork_shared::event::Outcome::Succeeded;
-            assert!(fair || self.crowd.checked, "job {job}: {outcome:?}");
+            assert!(fair || self.crowd.troubled, "job {job}: {outcome:?}");
             self.open -= 1;
         }
     }
