@@ -373,8 +373,11 @@ fn ends_of(facts: &[Fact]) -> Option<impl Iterator<Item = LeaseId>> {
     let mut leases = BTreeSet::new();
     for fact in facts {
         match fact {
-            Fact::JobCancelled { .. } | Fact::SweepFailed { .. } | Fact::TrialChosen { .. } => return None,
-            Fact::TermStarted { .. } | Fact::TermContinued { .. } => return None,
+            Fact::JobCancelled { .. }
+            | Fact::SweepFailed { .. }
+            | Fact::TrialChosen { .. }
+            | Fact::TermStarted { .. }
+            | Fact::TermContinued { .. } => return None,
             Fact::LeaseReleased { lease, .. }
             | Fact::StagePreempted { lease, .. }
             | Fact::AttemptFailed { lease, .. }

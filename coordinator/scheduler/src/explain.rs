@@ -11,11 +11,11 @@ use graftwork_shared::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    job::JobState,
     machine::Scheduler,
     merit::Chosen,
     message::StageKey,
     phase::{Grant, Phase},
-    state::JobState,
     view::Served,
     worker::Worker,
 };

@@ -187,7 +187,7 @@ fn acknowledged_survives(
             }
             let is_final = !record.phase.is_final() || record.phase == later.phase;
             let result = record.result.is_none() || record.result == later.result;
-            let step = |record: &crate::state::StageRecord| record.checkpoint.as_ref().map(|c| c.step);
+            let step = |record: &crate::job::StageRecord| record.checkpoint.as_ref().map(|c| c.step);
             let stopped = now.position(&stage.name).is_some_and(|at| now.is_stopped(at));
             let progress = later.result.is_some() || stopped || step(record) <= step(later);
             let kept = is_final && result && progress;

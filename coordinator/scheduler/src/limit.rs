@@ -12,10 +12,11 @@ use graftwork_shared::{
 };
 
 use crate::{
+    job::JobState,
     machine::Scheduler,
     message::{Command, StageKey},
     phase::Grant,
-    state::{JobState, State},
+    state::State,
 };
 
 impl State {

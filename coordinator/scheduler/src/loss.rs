@@ -11,10 +11,11 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
+    job::JobState,
     machine::Scheduler,
     message::StageKey,
     phase::{Change, Phase},
-    state::{JobState, State},
+    state::State,
 };
 
 /// What a stage loses with a blob.

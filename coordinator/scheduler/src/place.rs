@@ -20,11 +20,11 @@ use graftwork_shared::{
 use crate::{
     fact::Fact,
     index::{Round, Spot, Wait},
+    job::JobState,
     machine::{Reuse, Scheduler},
     merit::usual_speed,
     message::{Command, StageKey},
     serve::{Head, Limit, Turns},
-    state::JobState,
     worker::Worker,
 };
 

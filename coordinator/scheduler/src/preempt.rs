@@ -23,11 +23,12 @@ use crate::{
     fact::Fact,
     group::Role,
     index::{Demand, LineKey, Round, Wait},
+    job::StageRecord,
     machine::Scheduler,
     message::{Command, StageKey},
     phase::{Change, Grant},
     serve::{Head, Limit, Turns},
-    state::{StageRecord, State},
+    state::State,
     worker::Worker,
 };
 

@@ -18,10 +18,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     index::Rank,
+    job::JobState,
     machine::{Policy, Scheduler},
     message::StageKey,
     plan::Plan,
-    state::{JobState, State},
+    state::State,
 };
 
 /// Device time that is so old counts half.

@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     explain::Why,
+    job::{JobState, StageRecord},
     machine::Scheduler,
     message::{StageKey, WorkerInfo},
     phase::Phase,
     plan::FusedSource,
-    state::{JobState, StageRecord},
 };
 
 /// Why each stage of a job stands where it stands.

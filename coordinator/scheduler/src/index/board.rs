@@ -24,9 +24,9 @@ use super::{
 };
 use crate::{
     group::{Group, MOST_BROKEN, Role},
+    job::JobState,
     machine::{Reuse, Scheduler},
     message::StageKey,
-    state::JobState,
     worker::Worker,
 };
 

@@ -13,14 +13,14 @@ use graftwork_shared::{
     view::Refusal,
 };
 
-use super::{JobIndex, board::Board};
+use super::{JobIndex, board::Board, ranked::Ranked};
 use crate::{
     group::Role,
+    job::JobState,
     machine::{Reuse, Scheduler},
     message::StageKey,
     phase::Phase,
     share::{PLACE_MS, device_ms, take_turns},
-    state::JobState,
 };
 
 impl JobState {
@@ -161,8 +161,7 @@ impl Scheduler {
         for (kind, workers) in &self.board.fleet.idle {
             for worker in workers {
                 let open = self.board.leases.open.get(&(kind.0.clone(), kind.1.clone()));
-                let kept: BTreeSet<LeaseId> =
-                    open.into_iter().flat_map(|open| open.iter()).map(|rank| rank.3).collect();
+                let kept: BTreeSet<LeaseId> = open.into_iter().flat_map(Ranked::iter).map(|rank| rank.3).collect();
                 let bytes = |lease: LeaseId| {
                     let (job, at) = self.state.record(self.state.live().get(&lease)?)?;
                     Some((job.plan.stages[at].memory_bytes, job))

@@ -14,10 +14,10 @@ use graftwork_shared::{
 };
 
 use crate::{
+    job::JobState,
     phase::{Grant, Phase},
-    plan::Plan,
+    plan::{Plan, PlannedStage},
     share::device_ms,
-    state::JobState,
 };
 
 /// What follows from the plan alone.
@@ -94,11 +94,11 @@ impl Shape {
         }
         let sweeps = plan.stages.iter().enumerate();
         let sweeps = sweeps.filter_map(|(at, stage)| Some((at, positions(&stage.sweep.as_ref()?.trials))));
-        let external = plan.stages.iter().flat_map(|stage| stage.blobs());
+        let external = plan.stages.iter().flat_map(PlannedStage::blobs);
         Self {
             owner: plan.job.owner.clone(),
             priority: plan.job.priority,
-            tokens: plan.stages.iter().map(|stage| stage.tokens_per_step()).collect(),
+            tokens: plan.stages.iter().map(PlannedStage::tokens_per_step).collect(),
             sweeps: sweeps.collect(),
             blobs: external.chain(plan.uploads.iter().copied()).collect(),
             last_first: last_first(&needs, &dependents),

@@ -34,12 +34,12 @@ impl<K> Default for Ranked<K> {
     }
 }
 
-fn size<K>(link: &Link<K>) -> usize {
-    link.as_ref().map_or(0, |node| node.size)
+fn size<K>(link: Option<&Node<K>>) -> usize {
+    link.map_or(0, |node| node.size)
 }
 
-fn lightest<K>(link: &Link<K>) -> u64 {
-    link.as_ref().map_or(u64::MAX, |node| node.lightest)
+fn lightest<K>(link: Option<&Node<K>>) -> u64 {
+    link.map_or(u64::MAX, |node| node.lightest)
 }
 
 impl<K: Ord + Hash> Node<K> {
@@ -50,10 +50,10 @@ impl<K: Ord + Hash> Node<K> {
         Self { key, weight, priority, size: 1, lightest: weight, left: None, right: None }
     }
 
-    fn gather(mut self: Box<Self>) -> Box<Self> {
-        self.size = 1 + size(&self.left) + size(&self.right);
-        self.lightest = self.weight.min(lightest(&self.left)).min(lightest(&self.right));
-        self
+    /// Counts its subtree anew.
+    fn gather(&mut self) {
+        self.size = 1 + size(self.left.as_deref()) + size(self.right.as_deref());
+        self.lightest = self.weight.min(lightest(self.left.as_deref())).min(lightest(self.right.as_deref()));
     }
 }
 
@@ -63,11 +63,13 @@ fn split<K: Ord + Hash>(link: Link<K>, key: &K) -> (Link<K>, Link<K>) {
     if node.key < *key {
         let (before, others) = split(node.right.take(), key);
         node.right = before;
-        (Some(node.gather()), others)
+        node.gather();
+        (Some(node), others)
     } else {
         let (before, others) = split(node.left.take(), key);
         node.left = others;
-        (before, Some(node.gather()))
+        node.gather();
+        (before, Some(node))
     }
 }
 
@@ -79,10 +81,12 @@ fn join<K: Ord + Hash>(first: Link<K>, second: Link<K>) -> Link<K> {
             // Of equal priorities the smaller key stands above, so that the tree is the members' alone.
             if (second.priority, &first.key) < (first.priority, &second.key) {
                 first.right = join(first.right.take(), Some(second));
-                Some(first.gather())
+                first.gather();
+                Some(first)
             } else {
                 second.left = join(Some(first), second.left.take());
-                Some(second.gather())
+                second.gather();
+                Some(second)
             }
         }
     }
@@ -94,29 +98,30 @@ fn without_first<K: Ord + Hash>(mut node: Box<Node<K>>) -> Link<K> {
         None => node.right.take(),
         Some(left) => {
             node.left = without_first(left);
-            Some(node.gather())
+            node.gather();
+            Some(node)
         }
     }
 }
 
-fn first<K>(link: &Link<K>) -> Option<&K> {
-    let mut node = link.as_ref()?;
+fn first<K>(link: Option<&Node<K>>) -> Option<&K> {
+    let mut node = link?;
     while let Some(left) = &node.left {
         node = left;
     }
     Some(&node.key)
 }
 
-fn find<'n, K: Ord>(link: &'n Link<K>, after: Option<&K>, most: u64) -> Option<&'n K> {
-    let node = link.as_ref()?;
+fn find<'n, K: Ord>(link: Option<&'n Node<K>>, after: Option<&K>, most: u64) -> Option<&'n K> {
+    let node = link?;
     if node.lightest > most {
         return None;
     }
     if after.is_some_and(|after| node.key <= *after) {
-        return find(&node.right, after, most);
+        return find(node.right.as_deref(), after, most);
     }
-    let before = find(&node.left, after, most);
-    before.or_else(|| (node.weight <= most).then_some(&node.key)).or_else(|| find(&node.right, None, most))
+    let before = find(node.left.as_deref(), after, most);
+    before.or_else(|| (node.weight <= most).then_some(&node.key)).or_else(|| find(node.right.as_deref(), None, most))
 }
 
 impl<K: Ord + Hash> Ranked<K> {
@@ -125,7 +130,7 @@ impl<K: Ord + Hash> Ranked<K> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        size(&self.root)
+        size(self.root.as_deref())
     }
 
     /// Adds a key that is not there yet.
@@ -138,7 +143,7 @@ impl<K: Ord + Hash> Ranked<K> {
     pub(crate) fn remove(&mut self, key: &K) {
         let (before, others) = split(self.root.take(), key);
         let others = match others {
-            Some(node) if first(&node.left).unwrap_or(&node.key) == key => without_first(node),
+            Some(node) if first(node.left.as_deref()).unwrap_or(&node.key) == key => without_first(node),
             others => others,
         };
         self.root = join(before, others);
@@ -150,10 +155,10 @@ impl<K: Ord + Hash> Ranked<K> {
         while let Some(node) = link {
             match node.key.cmp(key) {
                 Ordering::Less => {
-                    before += size(&node.left) + 1;
+                    before += size(node.left.as_deref()) + 1;
                     link = &node.right;
                 }
-                Ordering::Equal => return before + size(&node.left),
+                Ordering::Equal => return before + size(node.left.as_deref()),
                 Ordering::Greater => link = &node.left,
             }
         }
@@ -161,14 +166,14 @@ impl<K: Ord + Hash> Ranked<K> {
     }
 
     pub(crate) fn first(&self) -> Option<&K> {
-        first(&self.root)
+        first(self.root.as_deref())
     }
 
     /// The key before which so many stand.
     pub(crate) fn nth(&self, mut before: usize) -> Option<&K> {
         let mut link = &self.root;
         while let Some(node) = link {
-            let left = size(&node.left);
+            let left = size(node.left.as_deref());
             match before.cmp(&left) {
                 Ordering::Less => link = &node.left,
                 Ordering::Equal => return Some(&node.key),
@@ -198,7 +203,7 @@ impl<K: Ord + Hash> Ranked<K> {
 
     /// The first behind a key, or of all, that weighs no more than this.
     pub(crate) fn first_within(&self, after: Option<&K>, most: u64) -> Option<&K> {
-        find(&self.root, after, most)
+        find(self.root.as_deref(), after, most)
     }
 }
 

@@ -10,7 +10,7 @@ use graftwork_shared::{
 };
 
 use super::job::{JobIndex, Mark, Stand};
-use crate::state::{JobState, State};
+use crate::{job::JobState, state::State};
 
 /// A stage by its job and its place in the plan.
 pub(crate) type Spot = (JobId, usize);
@@ -107,12 +107,12 @@ impl StateIndex {
         for blob in &mark.blobs {
             self.drop_reference(blob, &(id.clone(), Some(at)));
         }
-        if let Some(retry) = mark.retry_at_ms {
-            if let Some(spots) = self.retries.get_mut(&retry) {
-                spots.remove(&(id.clone(), at));
-                if spots.is_empty() {
-                    self.retries.remove(&retry);
-                }
+        if let Some(retry) = mark.retry_at_ms
+            && let Some(spots) = self.retries.get_mut(&retry)
+        {
+            spots.remove(&(id.clone(), at));
+            if spots.is_empty() {
+                self.retries.remove(&retry);
             }
         }
         if let Some(lease) = mark.lease {

@@ -17,10 +17,10 @@ use super::{
 };
 use crate::{
     fact::Fact,
+    job::JobState,
     machine::Scheduler,
     message::{Command, StageKey},
     phase::{Grant, Phase},
-    state::JobState,
 };
 
 impl Scheduler {

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::rule::Trial;
 use crate::{
     fact::Fact,
+    job::JobState,
     message::StageKey,
     phase::{Change, Phase},
     plan::Plan,
-    state::{JobState, State, not_live},
+    state::{State, not_live},
 };
 
 /// One sweep.
