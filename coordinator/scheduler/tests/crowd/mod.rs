@@ -1,12 +1,16 @@
 //! A crowd of simple workers around a scheduler, in virtual time: they train, report, checkpoint, are killed, fall silent
 //! and come again.
 
+mod curve;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BinaryHeap},
     time::Instant,
 };
 
+pub(crate) use curve::Curve;
+use curve::kind;
 use graftwork_scheduler::{
     Command, Event, Plan, PlannedStage, Policy, Scheduler, StageKey, State, WorkerInfo, invariant,
 };
@@ -37,35 +41,6 @@ pub(crate) struct Crowd {
     pub(crate) troubled: bool,
     /// Every turn is held against every invariant.
     pub(crate) checked: bool,
-}
-
-/// What came of it.
-#[derive(Debug, Default)]
-pub(crate) struct Curve {
-    pub(crate) assignments: u64,
-    pub(crate) events: u64,
-    pub(crate) deaths: u64,
-    pub(crate) work: u64,
-    /// The most work of one submission, which looks at its whole plan.
-    pub(crate) most_of_submissions: u64,
-    /// The most of any other event, without the jobs that are told of a worker that comes or goes, and what it was.
-    pub(crate) most_work: u64,
-    pub(crate) most_by: &'static str,
-    /// Nanoseconds of each event, in order.
-    pub(crate) times: Vec<u64>,
-    pub(crate) virtual_s: u64,
-    /// In decisions alone.
-    pub(crate) seconds: f64,
-    /// Of all decisions.
-    pub(crate) digest: u64,
-}
-
-impl Curve {
-    pub(crate) fn time_us(&self, share: f64) -> f64 {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in a list")]
-        let at = ((self.times.len() - 1) as f64 * share) as usize;
-        self.times[at] as f64 / 1000.0
-    }
 }
 
 const HEARTBEAT_MS: u64 = 3_000;
@@ -258,7 +233,7 @@ impl Run {
         let info = WorkerInfo {
             key: format!("process {process} {}", self.now_ms),
             class: class(if wide { "avx512" } else { "avx2" }),
-            memory_bytes: if process % 3 == 0 { 0 } else { 8 << 20 },
+            memory_bytes: if process.is_multiple_of(3) { 0 } else { 8 << 20 },
             ..info(self.crowd.slots)
         };
         self.processes.insert(process, Process { number: WorkerId(0), leases: BTreeMap::new(), silent: false });
@@ -356,7 +331,7 @@ impl Run {
             let failure = Failure { blame: Blame::Machine, message: "out of memory".to_owned() };
             return self.apply(Event::Failed { worker, lease, failure });
         }
-        if step % (4 * STEPS) == 0 {
+        if step.is_multiple_of(4 * STEPS) {
             let usage = Usage { core_seconds: step as f64, ..Usage::default() };
             self.apply(Event::Spent { worker, lease, usage });
             let blob = Digest::of(format!("{key} {step}").as_bytes());
@@ -482,23 +457,5 @@ impl Run {
             assert!(fair || self.crowd.troubled, "job {job}: {outcome:?}");
             self.open -= 1;
         }
-    }
-}
-
-/// What an event is called.
-fn kind(event: &Event) -> &'static str {
-    match event {
-        Event::WorkerJoined { .. } => "a worker that joins",
-        Event::WorkerLeft { .. } => "a worker that leaves",
-        Event::Heartbeat { .. } => "a heartbeat",
-        Event::Stepped { .. } => "a report",
-        Event::Checkpointed { .. } => "a checkpoint",
-        Event::Finished { .. } => "a result",
-        Event::Failed { .. } => "a failure",
-        Event::Released { .. } => "a lease given back",
-        Event::Reusable { .. } => "the hub's answer",
-        Event::Published { .. } => "a publication",
-        Event::Tick => "time",
-        _ => "another event",
     }
 }
