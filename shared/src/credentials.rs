@@ -22,7 +22,9 @@ pub enum CredentialError {
     #[error("the environment variable {0} is Graftwork's own, and no job may have its value sent anywhere")]
     Own(String),
     /// This process serves jobs of others, and does not give it to them.
-    #[error("jobs may not name the environment variable {0} here; whoever runs this process allows it with --job-credentials {0}")]
+    #[error(
+        "jobs may not name the environment variable {0} here; whoever runs this process allows it with --job-credentials {0}"
+    )]
     NotAllowed(String),
 }
 

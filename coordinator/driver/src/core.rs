@@ -317,8 +317,15 @@ impl<R, M: Machine> Core<R, M> {
             }
         }
         let machine = self.machine.scheduler();
-        let ended = self.meetings.extract_if(.., |lease| machine.epoch(*lease).is_none());
-        meetings.extend(ended.map(|lease| Act::Meet(lease, None)));
+        let over = |lease: &LeaseId| machine.epoch(*lease).is_none();
+        let ended: Vec<LeaseId> = match ends_of(facts) {
+            Some(leases) => leases.filter(|lease| over(lease) && self.meetings.contains(lease)).collect(),
+            None => self.meetings.iter().copied().filter(over).collect(),
+        };
+        for lease in ended {
+            self.meetings.remove(&lease);
+            meetings.push(Act::Meet(lease, None));
+        }
         meetings
     }
 
@@ -374,6 +381,29 @@ impl<R, M: Machine> Core<R, M> {
     pub(crate) fn unpin(&mut self, blob: Digest) {
         self.outputs.push_back(Output::Unpin(blob));
     }
+}
+
+/// Leases that these facts may have ended; `None`: more than they name.
+fn ends_of(facts: &[Fact]) -> Option<impl Iterator<Item = LeaseId>> {
+    let mut leases = BTreeSet::new();
+    for fact in facts {
+        match fact {
+            Fact::JobCancelled { .. }
+            | Fact::SweepFailed { .. }
+            | Fact::TrialChosen { .. }
+            | Fact::TermStarted { .. }
+            | Fact::TermContinued { .. } => return None,
+            Fact::LeaseReleased { lease, .. }
+            | Fact::StagePreempted { lease, .. }
+            | Fact::AttemptFailed { lease, .. }
+            | Fact::StageTrained { lease: Some(lease), .. }
+            | Fact::TrialScored { lease: Some(lease), .. } => {
+                leases.insert(*lease);
+            }
+            _ => {}
+        }
+    }
+    Some(leases.into_iter())
 }
 
 fn left(worker: WorkerId, gone: Gone) -> Event {

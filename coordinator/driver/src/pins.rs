@@ -19,7 +19,7 @@ pub(crate) fn result_blobs(result: &StageResult) -> impl Iterator<Item = Digest>
 impl<R, M: Machine> Core<R, M> {
     /// A worker of this key has put a blob, which is pinned for what the worker will say of it.
     pub fn on_put(&mut self, key: String, blob: Digest) {
-        if self.machine().infos().any(|(_, info)| info.key == key) {
+        if self.machine().knows_process(&key) {
             let uploads = self.uploads.entry(key).or_default();
             uploads.push(blob);
             // A worker speaks of what it has put before it puts much more.
@@ -64,7 +64,7 @@ impl<R, M: Machine> Core<R, M> {
         if self.uploads.is_empty() {
             return;
         }
-        let here = |key: &String| self.machine().infos().any(|(_, info)| info.key == *key);
+        let here = |key: &String| self.machine().knows_process(key);
         let gone: Vec<String> = self.uploads.keys().filter(|key| !here(key)).cloned().collect();
         for key in gone {
             let blobs = self.uploads.remove(&key).unwrap_or_default();

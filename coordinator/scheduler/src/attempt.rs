@@ -12,6 +12,7 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
+    group::Group,
     machine::Scheduler,
     message::{Command, StageKey},
 };
@@ -45,7 +46,7 @@ impl Scheduler {
             None | Some(_) => {
                 self.keep_cost(lease);
                 self.record(Fact::CheckpointAccepted { lease, step, blob });
-                self.groups.entry(lease).or_default().progressed();
+                self.edit_group(lease, Group::progressed);
                 self.out.commands.push(accept);
                 self.tell(&key.job, Some(&key.stage), EventKind::Checkpointed { step });
             }

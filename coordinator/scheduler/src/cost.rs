@@ -12,8 +12,9 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
+    job::{JobState, StageRecord},
     machine::Scheduler,
-    state::{JobState, StageRecord, State},
+    state::State,
 };
 
 /// What one worker told of a lease.

@@ -11,11 +11,12 @@ use graftwork_shared::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    job::JobState,
     machine::Scheduler,
     merit::Chosen,
     message::StageKey,
     phase::{Grant, Phase},
-    state::JobState,
+    view::Served,
     worker::Worker,
 };
 
@@ -149,13 +150,13 @@ impl fmt::Display for Why {
 
 impl Scheduler {
     /// What stands behind a stage's sentence.
-    pub(crate) fn why(&self, job: &JobState, position: usize) -> Why {
+    pub(crate) fn why(&self, job: &JobState, position: usize, line: &Served<'_>) -> Why {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
         let why = Why { preempted: record.preempted.clone(), ..Why::default() };
         match &record.phase {
             Phase::Pending if job.waits_for(position).is_empty() => {
                 let key = StageKey { job: job.plan.id(), stage: stage.name.clone() };
-                let ahead: Vec<StageKey> = self.ready().into_iter().take_while(|other| *other != key).collect();
+                let ahead = line.before(&key);
                 let until_ms = record.retry_at_ms.filter(|at| *at > self.now_ms);
                 let earliest_ms = until_ms.or_else(|| self.earliest(job, position, ahead.len()));
                 Why {
@@ -165,7 +166,7 @@ impl Scheduler {
                     earliest_ms,
                     ahead: (!ahead.is_empty()).then(|| Ahead {
                         stages: ahead.len(),
-                        first: ahead.into_iter().take(NAMED_AHEAD).map(|key| (key.job, key.stage)).collect(),
+                        first: ahead.iter().take(NAMED_AHEAD).map(|key| (key.job.clone(), key.stage.clone())).collect(),
                     }),
                     ..why
                 }

@@ -15,6 +15,7 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
+    index::{GroupMark, Round},
     machine::Scheduler,
     merit::Chosen,
     message::{Command, StageKey},
@@ -114,7 +115,19 @@ impl Group {
         self.lost = 0;
     }
 
-    pub(crate) fn deadlines_ms(&self) -> impl Iterator<Item = u64> {
+    /// What is looked up of it.
+    pub(crate) fn mark(&self) -> GroupMark {
+        GroupMark {
+            joiner: self.joiner.map(|joiner| joiner.worker),
+            prepared: self.joiner.is_some_and(|joiner| joiner.prepared),
+            breaking: self.breaking.is_some(),
+            giving: self.giving.is_some(),
+            asked_back: self.asked_back.clone(),
+            moments: self.deadlines_ms().collect(),
+        }
+    }
+
+    fn deadlines_ms(&self) -> impl Iterator<Item = u64> {
         let breaking = self.breaking.iter().map(|breaking| breaking.until_ms);
         let giving = self.giving.iter().map(Giving::until_ms);
         breaking.chain(giving).chain(self.barred.values().map(|bar| bar.until_ms))
@@ -170,15 +183,19 @@ impl Scheduler {
         if self.on_lease_message(worker, lease).is_none() {
             return;
         }
-        let joiner = self.groups.get_mut(&lease).and_then(|group| group.joiner.as_mut());
-        if let Some(joiner) = joiner.filter(|joiner| joiner.worker == worker) {
-            joiner.prepared = true;
+        if self.groups.get(&lease).is_some_and(|group| group.joins(worker)) {
+            self.edit_group(lease, |group| group.joiner = Some(Joiner { worker, prepared: true }));
         }
     }
 
     /// Forms the groups whose joiners are prepared, where all can hear of it.
     pub(crate) fn admit_prepared(&mut self) {
-        let prepared = self.groups.iter().filter_map(|(lease, group)| {
+        if !self.board.is_due(Round::Admit) {
+            return;
+        }
+        self.count(self.board.leases.prepared.len());
+        let prepared = self.board.leases.prepared.iter().filter_map(|lease| {
+            let group = self.groups.get(lease)?;
             let joiner = group.joiner.filter(|joiner| joiner.prepared && !group.asked_back.contains(&joiner.worker))?;
             group.breaking.is_none().then_some((*lease, joiner.worker))
         });
@@ -191,7 +208,7 @@ impl Scheduler {
             if members.iter().any(|member| self.is_apart(*member)) {
                 continue;
             }
-            self.groups.entry(lease).or_default().joiner = None;
+            self.edit_group(lease, |group| group.joiner = None);
             let reason = format!("{worker} joined");
             self.form(&key, lease, Forming { members, at_once: false, reason });
         }
@@ -204,16 +221,22 @@ impl Scheduler {
         }
         let now = self.state.grant(lease).is_some_and(|grant| grant.epoch == epoch && !grant.others.is_empty());
         let until_ms = self.now_ms + self.policy.broken_wait_ms;
-        let group = self.groups.entry(lease).or_default();
-        if now && group.breaking.is_none() {
-            group.breaking = Some(Breaking { until_ms, reason: format!("{worker} says: {reason}") });
-        }
+        self.edit_group(lease, |group| {
+            if now && group.breaking.is_none() {
+                group.breaking = Some(Breaking { until_ms, reason: format!("{worker} says: {reason}") });
+            }
+        });
     }
 
     /// Forms broken groups again: at once without whoever is apart, and with the same members if nobody is seen to be
     /// the cause in time.
     pub(crate) fn mend_groups(&mut self) {
-        let broken = self.groups.iter().filter_map(|(lease, group)| Some((*lease, group.breaking.clone()?)));
+        if !self.board.is_due(Round::Mend) {
+            return;
+        }
+        self.count(self.board.leases.breaking.len());
+        let breaking = self.board.leases.breaking.iter();
+        let broken = breaking.filter_map(|lease| Some((*lease, self.groups.get(lease)?.breaking.clone()?)));
         for (lease, breaking) in broken.collect::<Vec<_>>() {
             if let Some(key) = self.state.live().get(&lease).cloned() {
                 self.mend(&key, lease, &breaking);
@@ -231,12 +254,15 @@ impl Scheduler {
         if !apart.is_empty() {
             reason = format!("{} cannot be reached, and {reason}", names(&apart));
         }
-        let group = self.groups.entry(lease).or_default();
-        group.lost += u32::try_from(apart.len()).unwrap_or(u32::MAX);
-        // A loss that is seen explains itself.
-        group.broken += u32::from(apart.is_empty());
-        if group.broken >= MOST_BROKEN && (here.len() > 1 || group.joiner.is_some()) {
-            let joiner = group.joiner.take().map(|joiner| joiner.worker);
+        let (goes_alone, joiner) = self.edit_group(lease, |group| {
+            group.lost += u32::try_from(apart.len()).unwrap_or(u32::MAX);
+            // A loss that is seen explains itself.
+            group.broken += u32::from(apart.is_empty());
+            let goes_alone = group.broken >= MOST_BROKEN && (here.len() > 1 || group.joiner.is_some());
+            let joiner = if goes_alone { group.joiner.take() } else { None };
+            (goes_alone, joiner.map(|joiner| joiner.worker))
+        });
+        if goes_alone {
             for worker in here.split_off(1).into_iter().chain(joiner) {
                 self.bar(worker, lease);
                 self.out.commands.push(Command::Fence { worker, lease });
@@ -275,7 +301,7 @@ impl Scheduler {
         if members.is_empty() || failure.blame == Blame::User {
             return self.fail_attempt(key, (worker, lease), failure);
         }
-        self.groups.entry(lease).or_default().lost += 1;
+        self.edit_group(lease, |group| group.lost += 1);
         self.bar(worker, lease);
         self.form(key, lease, Forming { members, at_once: true, reason });
     }
@@ -304,16 +330,18 @@ impl Scheduler {
     }
 
     pub(crate) fn drop_joiner(&mut self, worker: WorkerId, lease: LeaseId) {
-        if let Some(group) = self.groups.get_mut(&lease).filter(|group| group.joins(worker)) {
-            group.joiner = None;
-            group.asked_back.remove(&worker);
+        if self.groups.get(&lease).is_some_and(|group| group.joins(worker)) {
+            self.edit_group(lease, |group| {
+                group.joiner = None;
+                group.asked_back.remove(&worker);
+            });
         }
     }
 
     /// A lease ends: all that hold it, but for one, drop the work.
     pub(crate) fn dismiss(&mut self, lease: LeaseId, but: Option<WorkerId>) {
         self.costs.remove(&lease);
-        let joiner = self.groups.remove(&lease).and_then(|group| group.joiner).map(|joiner| joiner.worker);
+        let joiner = self.remove_group(lease).and_then(|group| group.joiner).map(|joiner| joiner.worker);
         let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
         for worker in members.into_iter().chain(joiner) {
             if Some(worker) != but && self.workers.contains_key(&worker) {
@@ -341,10 +369,11 @@ impl Scheduler {
         let (shares, at_ms) = (shape.shares.clone(), self.now_ms);
         self.record(Fact::GroupFormed { lease, epoch, members: members.clone(), shares, lost: None, at_ms });
         self.shaped(lease, &members, &shape);
-        let group = self.groups.entry(lease).or_default();
-        group.breaking = None;
-        let joiner = group.joiner.map(|joiner| joiner.worker);
-        group.asked_back.retain(|worker| members.contains(worker) || joiner == Some(*worker));
+        self.edit_group(lease, |group| {
+            group.breaking = None;
+            let joiner = group.joiner.map(|joiner| joiner.worker);
+            group.asked_back.retain(|worker| members.contains(worker) || joiner == Some(*worker));
+        });
         for worker in &members {
             self.say_place(*worker, lease, at_once);
         }
@@ -358,15 +387,23 @@ impl Scheduler {
 
     /// A worker is not asked into the group for so long.
     pub(crate) fn leave_out(&mut self, worker: WorkerId, lease: LeaseId, wait_ms: u64) {
-        let bar = self.groups.entry(lease).or_default().barred.entry(worker).or_default();
-        bar.until_ms = bar.until_ms.max(self.now_ms + wait_ms);
+        let until_ms = self.now_ms + wait_ms;
+        self.edit_group(lease, |group| {
+            let bar = group.barred.entry(worker).or_default();
+            bar.until_ms = bar.until_ms.max(until_ms);
+        });
     }
 
     /// Who failed in a group is asked again after a wait that grows, as the next attempt of a stage does.
     fn bar(&mut self, worker: WorkerId, lease: LeaseId) {
-        let bar = self.groups.entry(lease).or_default().barred.entry(worker).or_default();
-        bar.until_ms = self.now_ms + self.policy.wait_ms(bar.failures);
-        bar.failures += 1;
+        let now_ms = self.now_ms;
+        let failures = self.groups.get(&lease).and_then(|group| Some(group.barred.get(&worker)?.failures));
+        let wait_ms = self.policy.wait_ms(failures.unwrap_or(0));
+        self.edit_group(lease, |group| {
+            let bar = group.barred.entry(worker).or_default();
+            bar.until_ms = now_ms + wait_ms;
+            bar.failures += 1;
+        });
     }
 
     fn members_but(&self, lease: LeaseId, worker: WorkerId) -> Vec<WorkerId> {

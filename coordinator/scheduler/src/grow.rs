@@ -3,88 +3,116 @@
 //! Tasks spread over workers first; what is left over makes groups larger. A group never has more members than lanes,
 //! and changes no published byte (invariant 5): lanes and the tree over them are the recipe's.
 
-use std::{cmp::Reverse, collections::BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, Bound},
+    sync::Arc,
+};
 
 use graftwork_shared::{
     id::{LeaseId, WorkerId},
-    job::Device,
+    recipe::NumericClass,
     view::Refusal,
 };
 
 use crate::{
-    group::{Joiner, MOST_BROKEN, Role},
+    group::{Joiner, Role},
+    index::{Demand, Kind, Round, Wait},
     machine::Scheduler,
     message::Command,
-    phase::Grant,
-    state::JobState,
-    worker::Worker,
+    serve::Turns,
 };
+
+/// Why a worker is asked into no group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Closed {
+    /// There is none for its kind.
+    ToAll,
+    /// It failed in the ones that there are.
+    To(WorkerId),
+}
 
 impl Scheduler {
     /// Asks idle workers to join, once no stage waits for a place: the smallest group first, then the one whose work
     /// and all that waits for it is longest.
     pub(crate) fn grow(&mut self) {
-        let idle = self.workers.iter().filter(|(_, worker)| worker.takes_work() && worker.leases.is_empty());
-        let idle: Vec<WorkerId> = idle.map(|(id, _)| *id).collect();
-        if idle.is_empty() || self.stopping.is_some() || self.state.live().is_empty() || self.somebody_waits() {
+        if !self.board.is_due(Round::Grow) || self.board.fleet.idle.is_empty() || self.board.leases.open.is_empty() {
             return;
         }
-        for worker in idle {
-            if let Some(lease) = self.best_to_join(worker) {
-                self.invite(worker, lease);
+        if self.stopping.is_some() || self.somebody_waits() {
+            return;
+        }
+        // Workers of one kind find the same groups open: once one of them finds none, the others need not look.
+        let mut next: BTreeMap<WorkerId, Kind> = BTreeMap::new();
+        next.extend(self.board.fleet.idle.iter().filter_map(|(kind, of)| Some((*of.first()?, kind.clone()))));
+        while let Some((worker, kind)) = next.pop_first() {
+            let behind = self.board.fleet.idle.get(&kind);
+            let behind = behind.and_then(|of| of.range((Bound::Excluded(worker), Bound::Unbounded)).next().copied());
+            match self.best_to_join(worker, &kind) {
+                Ok(lease) => self.invite(worker, lease),
+                Err(Closed::To(_)) => {}
+                Err(Closed::ToAll) => continue,
             }
+            next.extend(behind.map(|worker| (worker, kind)));
         }
     }
 
-    fn somebody_waits(&self) -> bool {
+    fn somebody_waits(&mut self) -> bool {
+        let fleet = &self.board.fleet;
+        let mut looked_at = 0;
+        let mut waits = false;
+        for ((_, owner), line) in &self.board.queue.lines {
+            looked_at += 1 + line.waiting.len();
+            for ((wait, demand), stages) in &line.waiting {
+                let any = |most: Option<u64>| most.is_some_and(|most| stages.first_within(None, most).is_some());
+                if !any(fleet.hold(demand)) || (*wait == Wait::Place && self.is_at_quota(owner)) {
+                    continue;
+                }
+                if *wait == Wait::Place && any(fleet.room(demand)) {
+                    // Its owner's quota has room since helpers were taken back a moment ago: it waits for its turn alone.
+                    return self.somebody_is_refused();
+                }
+                waits = true;
+            }
+        }
+        self.count(looked_at);
+        waits
+    }
+
+    /// The same, stage by stage.
+    pub(crate) fn somebody_is_refused(&self) -> bool {
         self.ready().iter().filter_map(|key| self.state.record(key)).any(|(job, position)| {
             matches!(self.choose(job, position), Err(Refusal::Busy { .. } | Refusal::LookingForReuse))
         })
     }
 
-    fn best_to_join(&self, worker: WorkerId) -> Option<LeaseId> {
-        let open = self.state.live().iter().filter_map(|(lease, key)| {
-            let (job, position) = self.state.record(key)?;
-            let grant = job.stages[position].phase.grant()?;
-            let order = (Reverse(job.plan.job.priority), job.order, position);
-            let rank = (grant.others.len(), Reverse(job.remaining_chain(position)), order);
-            self.may_join(worker, grant, (job, position)).then_some((rank, *lease))
-        });
-        open.min().map(|(_, lease)| lease)
-    }
-
-    fn may_join(&self, worker: WorkerId, grant: &Grant, (job, position): (&JobState, usize)) -> bool {
-        let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
-        let Some(known) = self.workers.get(&worker) else { return false };
-        let quiet = self.groups.get(&grant.lease).is_none_or(|group| {
-            group.joiner.is_none()
-                && group.asked_back.is_empty()
-                && group.broken < MOST_BROKEN
-                && group.lost < self.policy.attempts
-                && !group.bars(worker, self.now_ms)
-        });
-        let steady = grant.members().iter().all(|member| self.workers.get(member).is_some_and(Worker::takes_work));
-        let resources = &job.plan.job.resources;
-        let most = stage.recipe.training.lanes.min(resources.workers_per_task.unwrap_or(u32::MAX));
-        let done = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        let reaches = |member| self.workers.get(&member).is_some_and(|of| of.info.reached_on == known.info.reached_on);
-        let fits = known.info.class == grant.class
-            && grant.members().into_iter().all(reaches)
-            && (grant.class.device == "cpu") == (resources.device == Device::Cpu)
-            && known.has_room(stage.memory_bytes);
-        quiet
-            && steady
-            && fits
-            && self.over_quota(job).is_none()
-            && u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < most)
-            && job.pause_step(position).unwrap_or(stage.total_steps).saturating_sub(done) >= self.policy.grow_steps
+    /// The group that a worker of this kind joins best.
+    fn best_to_join(&mut self, worker: WorkerId, (class, host, hold_bytes): &Kind) -> Result<LeaseId, Closed> {
+        let berth = (Arc::clone(class), Arc::clone(host));
+        let (mut after, mut closed, mut looked_at) = (None, Closed::ToAll, 0);
+        let found = loop {
+            looked_at += 1;
+            let open = self.board.leases.open.get(&berth);
+            let Some(rank) = open.and_then(|open| open.first_within(after.as_ref(), *hold_bytes)).copied() else {
+                break Err(closed);
+            };
+            let lease = rank.3;
+            let owner = self.owner_of(lease);
+            if self.groups.get(&lease).is_some_and(|group| group.bars(worker, self.now_ms)) {
+                closed = Closed::To(worker);
+            } else if owner.is_some_and(|owner| !self.is_at_quota(owner)) {
+                break Ok(lease);
+            }
+            after = Some(rank);
+        };
+        self.count(looked_at);
+        found
     }
 
     fn invite(&mut self, worker: WorkerId, lease: LeaseId) {
-        let Some((job, position)) = self.state.live().get(&lease).and_then(|key| self.state.record(key)) else {
-            return;
-        };
-        let mut assignment = job.next_assignment(position);
+        let Some(key) = self.state.live().get(&lease) else { return };
+        let Some((job, position)) = self.state.record(key) else { return };
+        let mut assignment = job.next_assignment(key.job.clone(), position);
         assignment.attempt = assignment.attempt.saturating_sub(1);
         // It takes up the state of the members, and the checkpoint of now may be gone by the time it would read it.
         assignment.resume = None;
@@ -93,15 +121,10 @@ impl Scheduler {
             known.take_in(&job.plan.stages[position]);
             known.leases.insert(lease, memory_bytes);
         }
-        self.groups.entry(lease).or_default().joiner = Some(Joiner::new(worker));
+        self.edit_group(lease, |group| group.joiner = Some(Joiner::new(worker)));
+        self.seat(worker);
         let assignment = Box::new(assignment);
         self.out.commands.push(Command::Assign { worker, lease, assignment, joining: true });
-    }
-
-    /// Workers that only help, with the lease in which they do.
-    fn helpers(&self) -> Vec<(WorkerId, LeaseId)> {
-        let held = self.workers.iter().flat_map(|(id, worker)| worker.leases.keys().map(|lease| (*id, *lease)));
-        held.filter(|(worker, lease)| matches!(self.role(*worker, *lease), Some(Role::Follows | Role::Joins))).collect()
     }
 
     /// Leases that a worker holds only to help.
@@ -113,12 +136,67 @@ impl Scheduler {
     /// Asks helpers to give their lease back, once each: one for every ready stage that has no place but theirs, and
     /// whoever was handed a stage of its own.
     pub(crate) fn take_back(&mut self) {
-        let helpers = self.helpers();
-        if helpers.is_empty() {
+        let changed = self.board.is_due(Round::TakeBack);
+        // Only the order between owners changes with time.
+        if self.board.fleet.helping.is_empty() || !(changed || self.board.queue.lines.len() > 1) {
             return;
         }
+        let helpers: Vec<(WorkerId, LeaseId)> = self.board.fleet.helping.iter().copied().collect();
+        self.count(helpers.len());
+        if self.policy.bounds_places() {
+            self.take_back_within_quotas(&helpers);
+        } else {
+            self.take_back_for_turns(&helpers);
+        }
+        for (helper, lease) in helpers {
+            let Some(known) = self.workers.get(&helper).filter(|known| known.leases.len() > 1) else { continue };
+            let led = known.leases.keys().find(|other| self.role(helper, **other) == Some(Role::Leads));
+            if let Some(key) = led.and_then(|led| self.state.live().get(led)) {
+                let reason = format!("it trains {key} now");
+                self.ask_back(helper, lease, reason);
+            }
+        }
+    }
+
+    /// Without quotas: each stage that waits for a place gets the first helper that would make room for it.
+    fn take_back_for_turns(&mut self, helpers: &[(WorkerId, LeaseId)]) {
+        let mut able: Vec<Helper> = helpers.iter().filter_map(|(worker, lease)| self.helper(*worker, *lease)).collect();
+        able.sort_by_key(|helper| (!helper.asked, Reverse(helper.size), Reverse(helper.worker)));
+        let mut turns = Turns::begin(self, &|_, _, wait, demand| within(&able, wait, demand));
+        while let Some(head) = turns.next(self) {
+            let fits = |helper: &Helper| head.demand.suits(&helper.class) && head.memory_bytes <= helper.room_bytes;
+            if let Some(found) = able.iter().position(fits) {
+                self.count(found);
+                let Helper { worker, lease, .. } = able[found];
+                able.retain(|helper| helper.worker != worker);
+                if let Some(key) = self.key_at(&head.spot) {
+                    self.ask_back(worker, lease, format!("{key} waits for a place"));
+                }
+            }
+            turns.go_on(self, &head, false, &|_, _, wait, demand| within(&able, wait, demand));
+        }
+    }
+
+    fn helper(&self, worker: WorkerId, lease: LeaseId) -> Option<Helper> {
+        let (known, seat) = (self.workers.get(&worker)?, self.board.fleet.seats.get(&worker)?);
+        let others = known.leases.iter().filter(|(other, _)| **other != lease);
+        let (taken, used) =
+            others.fold((0_u64, 0_u64), |(taken, used), (_, bytes)| (taken + 1, used.saturating_add(*bytes)));
+        let room = if seat.hold_bytes == u64::MAX { Some(u64::MAX) } else { seat.hold_bytes.checked_sub(used) };
+        let room_bytes = room.filter(|_| seat.takes_work && taken < u64::from(known.info.slots))?;
+        let asked = self.was_asked_back(worker, lease);
+        let size = self.state.grant(lease).map_or(0, |grant| grant.others.len());
+        Some(Helper { worker, lease, asked, size, class: Arc::clone(&seat.class), room_bytes })
+    }
+
+    /// With quotas, what a helper's leaving makes room for depends on its owner: stage by stage, until no helper is left.
+    fn take_back_within_quotas(&mut self, helpers: &[(WorkerId, LeaseId)]) {
+        let all: BTreeSet<WorkerId> = helpers.iter().map(|(helper, _)| *helper).collect();
         let mut claimed = BTreeSet::new();
         for key in self.ready() {
+            if claimed.len() == all.len() {
+                break;
+            }
             let Some((job, position)) = self.state.record(&key) else { continue };
             let owner = match self.choose(job, position) {
                 Err(Refusal::Busy { .. }) => None,
@@ -140,16 +218,11 @@ impl Scheduler {
             let best = able.min_by_key(|(helper, lease)| {
                 (!self.was_asked_back(*helper, *lease), Reverse(size(*lease)), Reverse(*helper))
             });
-            if let Some((helper, lease)) = best.copied() {
+            let (best, looked_at) = (best.copied(), suited.len());
+            self.count(1 + looked_at);
+            if let Some((helper, lease)) = best {
                 claimed.insert(helper);
                 self.ask_back(helper, lease, format!("{key} waits for a place"));
-            }
-        }
-        for (helper, lease) in helpers {
-            let led = self.workers[&helper].leases.keys().find(|other| self.role(helper, **other) == Some(Role::Leads));
-            if let Some(key) = led.and_then(|led| self.state.live().get(led)) {
-                let reason = format!("it trains {key} now");
-                self.ask_back(helper, lease, reason);
             }
         }
     }
@@ -168,8 +241,26 @@ impl Scheduler {
             // It has nothing to hand over, and may still load for long.
             self.drop_joiner(worker, lease);
             self.out.commands.push(Command::Fence { worker, lease });
-        } else if self.groups.entry(lease).or_default().asked_back.insert(worker) {
+        } else if !self.was_asked_back(worker, lease) {
+            self.edit_group(lease, |group| group.asked_back.insert(worker));
             self.out.commands.push(Command::Release { worker, lease, reason });
         }
     }
+}
+
+/// A worker that helps, as it would be without that.
+struct Helper {
+    worker: WorkerId,
+    lease: LeaseId,
+    asked: bool,
+    /// Of its group.
+    size: usize,
+    class: Arc<NumericClass>,
+    room_bytes: u64,
+}
+
+/// What one of these helpers would make room for.
+fn within(able: &[Helper], wait: Wait, demand: &Demand) -> Option<u64> {
+    let suited = able.iter().filter(|helper| wait == Wait::Place && demand.suits(&helper.class));
+    suited.map(|helper| helper.room_bytes).max()
 }

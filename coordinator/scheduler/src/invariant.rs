@@ -64,6 +64,7 @@ pub fn check(
     classes_stay(before, event, decision)?;
     quotas_hold(before, after)?;
     only_higher_priority_takes(before, after, decision)?;
+    what_is_kept_is_true(before, after)?;
     refusals_are_values(after)
 }
 
@@ -186,7 +187,7 @@ fn acknowledged_survives(
             }
             let is_final = !record.phase.is_final() || record.phase == later.phase;
             let result = record.result.is_none() || record.result == later.result;
-            let step = |record: &crate::state::StageRecord| record.checkpoint.as_ref().map(|c| c.step);
+            let step = |record: &crate::job::StageRecord| record.checkpoint.as_ref().map(|c| c.step);
             let stopped = now.position(&stage.name).is_some_and(|at| now.is_stopped(at));
             let progress = later.result.is_some() || stopped || step(record) <= step(later);
             let kept = is_final && result && progress;
@@ -222,6 +223,14 @@ fn only_higher_priority_takes(before: &Scheduler, after: &Scheduler, decision: &
         ensure(higher && !safe, Invariant::RefusalIsValue, || format!("{key} gave its place: {fact:?}"))?;
     }
     Ok(())
+}
+
+/// What is looked up is what a search through everything would find, so decisions follow from state and facts alone.
+fn what_is_kept_is_true(before: &Scheduler, after: &Scheduler) -> Result<(), Violation> {
+    let checked = after.check_indexes(before);
+    ensure(checked.is_ok(), Invariant::SameDecisions, || checked.err().unwrap_or_default())?;
+    let done = after.check_done();
+    ensure(done.is_ok(), Invariant::RefusalIsValue, || done.err().unwrap_or_default())
 }
 
 /// An owner gets no place beyond its quota.

@@ -4,16 +4,19 @@
 //! unless the worker told of it. A limit never cuts training short to publish what there is: published bytes are a
 //! function of the job alone (invariant 5).
 
+use std::collections::BTreeSet;
+
 use graftwork_shared::{
     assignment::{Blame, Failure},
     id::LeaseId,
 };
 
 use crate::{
+    job::JobState,
     machine::Scheduler,
     message::{Command, StageKey},
     phase::Grant,
-    state::{JobState, State},
+    state::State,
 };
 
 impl State {
@@ -33,7 +36,7 @@ fn whole_ms(seconds: f64) -> u64 {
 
 impl JobState {
     /// When a running stage has used up its time.
-    fn limit_ms(&self, position: usize) -> Option<u64> {
+    pub(crate) fn limit_ms(&self, position: usize) -> Option<u64> {
         let limit_ms = self.plan.job.resources.time_limit_s?.saturating_mul(1000);
         let record = &self.stages[position];
         let Grant { since_ms, .. } = record.phase.grant()?;
@@ -43,20 +46,19 @@ impl JobState {
 
 impl Scheduler {
     /// When the next stage has used up its time.
-    pub(crate) fn limits_ms(&self) -> impl Iterator<Item = u64> {
-        let running = self.state.live().values().filter_map(|key| self.state.record(key));
-        running.filter_map(|(job, position)| job.limit_ms(position))
+    pub(crate) fn next_limit_ms(&self) -> Option<u64> {
+        self.state.index.limits.range((self.now_ms + 1, LeaseId(0))..).next().map(|(at, _)| *at)
     }
 
     /// Fails the stages that have used up their time.
     pub(crate) fn enforce_limits(&mut self) {
-        let over = self.state.live().iter().filter_map(|(lease, key)| {
-            let (job, position) = self.state.record(key)?;
-            let limit_s = job.plan.job.resources.time_limit_s?;
-            (job.limit_ms(position)? <= self.now_ms).then(|| (key.clone(), *lease, limit_s))
-        });
-        for (key, lease, limit_s) in over.collect::<Vec<_>>() {
-            self.fail_over_time(&key, lease, limit_s);
+        let over = self.state.index.limits.range(..=(self.now_ms, LeaseId(u64::MAX)));
+        for lease in over.map(|(_, lease)| *lease).collect::<BTreeSet<_>>() {
+            let Some(key) = self.state.live().get(&lease).cloned() else { continue };
+            let limit_s = self.state.jobs().get(&key.job).and_then(|job| job.plan.job.resources.time_limit_s);
+            if let Some(limit_s) = limit_s {
+                self.fail_over_time(&key, lease, limit_s);
+            }
         }
     }
 

@@ -11,11 +11,11 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
+    job::JobState,
     machine::Scheduler,
     message::StageKey,
     phase::{Change, Phase},
-    plan::PlannedStage,
-    state::{JobState, StageRecord, State},
+    state::State,
 };
 
 /// What a stage loses with a blob.
@@ -32,13 +32,13 @@ pub(crate) enum Loss {
 
 impl Scheduler {
     pub(crate) fn on_blob_lost(&mut self, blob: Digest) {
-        let losses: Vec<(JobId, Name, Loss)> = self
-            .state
-            .jobs()
-            .iter()
-            .filter(|(_, job)| job.ended.is_none())
-            .flat_map(|(id, job)| job.losses(blob).into_iter().map(|(stage, loss)| (id.clone(), stage, loss)))
-            .collect();
+        let losses = self.state.referring(&blob).into_iter().filter_map(|(id, at)| {
+            let job = self.state.jobs().get(&id).filter(|job| job.ended.is_none())?;
+            let loss = job.loss(at, blob)?;
+            Some((id, job.plan.stages[at].name.clone(), loss))
+        });
+        let losses: Vec<(JobId, Name, Loss)> = losses.collect();
+        self.count(losses.len());
         for (job, stage, loss) in losses {
             let key = StageKey { job: job.clone(), stage: stage.clone() };
             let told = match loss {
@@ -50,7 +50,7 @@ impl Scheduler {
                     self.record(Fact::ResultLost { job, stage, blob });
                     // What the publication under way says no longer counts, and the hub may have the result.
                     self.publishing.remove(&key);
-                    self.reuse.remove(&key);
+                    self.set_reuse(&key, None);
                     EventKind::ResultLost
                 }
             };
@@ -60,33 +60,26 @@ impl Scheduler {
 }
 
 impl JobState {
-    /// Stages of which something that is still needed is gone with this blob. What only an ended stage has is not
+    /// What of a stage that is still needed is gone with this blob. What only an ended stage has is not
     /// missed: it is found again to be gone when the job is reopened and the stage needs it.
-    pub(crate) fn losses(&self, blob: Digest) -> Vec<(Name, Loss)> {
-        let loss = |(_, stage, record): (usize, &PlannedStage, &StageRecord)| {
-            let checkpoint = record.checkpoint.as_ref().filter(|checkpoint| checkpoint.blob == blob);
-            match (&record.phase, checkpoint) {
-                (Phase::Pending | Phase::Running(_), Some(checkpoint)) => {
-                    Some((stage.name.clone(), Loss::Checkpoint { step: checkpoint.step }))
-                }
-                (Phase::Trained, _) if record.result_blobs().any(|other| other == blob) => {
-                    Some((stage.name.clone(), Loss::Result))
-                }
-                (Phase::Published { .. }, _)
-                    if record.result.as_ref().is_some_and(|result| result.weights == blob)
-                        && self.is_needed(&stage.name) =>
-                {
-                    Some((stage.name.clone(), Loss::Result))
-                }
-                _ => None,
+    pub(crate) fn loss(&self, at: usize, blob: Digest) -> Option<Loss> {
+        let record = &self.stages[at];
+        let checkpoint = record.checkpoint.as_ref().filter(|checkpoint| checkpoint.blob == blob);
+        match (&record.phase, checkpoint) {
+            (Phase::Pending | Phase::Running(_), Some(checkpoint)) => Some(Loss::Checkpoint { step: checkpoint.step }),
+            (Phase::Trained, _) if record.result_blobs().any(|other| other == blob) => Some(Loss::Result),
+            (Phase::Published { .. }, _)
+                if record.result.as_ref().is_some_and(|result| result.weights == blob) && self.is_needed(at) =>
+            {
+                Some(Loss::Result)
             }
-        };
-        self.each().filter_map(loss).collect()
+            _ => None,
+        }
     }
 
     /// Whether a stage that is not done reads this one's result.
-    fn is_needed(&self, name: &Name) -> bool {
-        self.each().any(|(_, stage, record)| !record.phase.is_final() && stage.needs.contains(name))
+    fn is_needed(&self, at: usize) -> bool {
+        self.index.shape.dependents[at].iter().any(|next| !self.stages[*next].phase.is_final())
     }
 }
 

@@ -7,11 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
-    assignment::{Blame, Failure},
-    event::{EventKind, Outcome},
+    event::EventKind,
     id::{JobId, LeaseId, Name, WorkerId},
     job::Resources,
-    view::StageState,
 };
 
 use crate::{
@@ -19,11 +17,12 @@ use crate::{
     cost::Part,
     fact::Fact,
     group::{Group, Role},
+    index::Board,
     message::{Command, Decision, Event, StageKey},
     phase::Phase,
     plan::Plan,
     share::Quota,
-    state::{FoldError, JobState, State},
+    state::{FoldError, State},
     worker::Worker,
 };
 
@@ -102,6 +101,8 @@ pub struct Scheduler {
     pub(crate) stopping: Option<String>,
     pub(crate) now_ms: u64,
     pub(crate) out: Decision,
+    /// What is looked up of all this.
+    pub(crate) board: Board,
 }
 
 /// The question to the hub, asked once for a stage that was never handed out.
@@ -137,8 +138,10 @@ impl Scheduler {
             stopping: None,
             now_ms,
             out: Decision::default(),
+            board: Board::default(),
         };
         machine.begin_term();
+        machine.remake();
         for (id, stages) in machine.active_jobs() {
             machine.tell(&id, None, EventKind::JobStarted { stages, resumed: true });
         }
@@ -160,7 +163,9 @@ impl Scheduler {
     /// Reacts to an event.
     pub fn apply(&mut self, now_ms: u64, event: Event) -> Decision {
         // A clock that is set back must not make deadlines move away.
-        self.now_ms = self.now_ms.max(now_ms);
+        let before_ms = self.now_ms;
+        self.now_ms = before_ms.max(now_ms);
+        self.pass_time(before_ms);
         self.on_event(event);
         self.expire();
         self.enforce_limits();
@@ -175,12 +180,11 @@ impl Scheduler {
 
     /// When [`Event::Tick`] is due if nothing else happens before.
     pub fn next_deadline(&self) -> Option<u64> {
-        let workers = self.workers.values().map(|worker| worker.deadline_ms(&self.policy));
-        let jobs = self.state.jobs().values().filter(|job| job.ended.is_none());
-        let retries = jobs.flat_map(|job| job.stages.iter().filter_map(|record| record.retry_at_ms));
-        let groups = self.groups.values().flat_map(Group::deadlines_ms);
-        let moments = retries.chain(groups).chain(self.limits_ms());
-        workers.chain(moments.filter(|at| *at > self.now_ms)).min()
+        let worker = self.board.fleet.deadlines.first().map(|(at, _)| *at);
+        let later = self.now_ms + 1;
+        let retry = self.state.index.retries.range(later..).next().map(|(at, _)| *at);
+        let group = self.board.leases.moments.range((later, LeaseId(0))..).next().map(|(at, _)| *at);
+        [worker, retry, group, self.next_limit_ms()].into_iter().flatten().min()
     }
 
     /// Whether nothing is under way: no live lease, no publication.
@@ -304,9 +308,19 @@ impl Scheduler {
         }
         let stages = u32::try_from(plan.stages.len()).unwrap_or(u32::MAX);
         let at_ms = self.now_ms;
-        self.reuse.retain(|key, _| key.job != id);
+        self.forget_answers(&id);
         self.record(if resumed { Fact::JobReopened { plan, gone, at_ms } } else { Fact::JobSubmitted { plan, at_ms } });
         self.tell(&id, None, EventKind::JobStarted { stages, resumed });
+    }
+
+    /// A job is submitted again: what the hub said before says nothing.
+    fn forget_answers(&mut self, id: &JobId) {
+        let first = "0".parse().expect("the first of all names");
+        let answers = self.reuse.range(StageKey { job: id.clone(), stage: first }..);
+        let answers: Vec<StageKey> = answers.map(|(key, _)| key).take_while(|key| key.job == *id).cloned().collect();
+        for key in answers {
+            self.set_reuse(&key, None);
+        }
     }
 
     fn on_resources(&mut self, job: JobId, resources: Resources) {
@@ -330,7 +344,10 @@ impl Scheduler {
 
     /// Every message about a lease comes through here: of one that is not live nothing is heard (invariant 2).
     pub(crate) fn on_lease_message(&mut self, worker: WorkerId, lease: LeaseId) -> Option<StageKey> {
-        self.workers.get_mut(&worker)?.heard(self.now_ms);
+        if !self.workers.contains_key(&worker) {
+            return None;
+        }
+        self.hear(worker);
         let key = self.holds(worker, lease).cloned();
         if key.is_none() {
             self.out.commands.push(Command::Fence { worker, lease });
@@ -359,8 +376,10 @@ impl Scheduler {
     }
 
     fn on_reusable(&mut self, key: &StageKey, result: Option<Box<graftwork_shared::assignment::StageResult>>) {
-        let Some(asked) = self.reuse.get_mut(key) else { return };
-        *asked = Reuse::Answered;
+        if !self.reuse.contains_key(key) {
+            return;
+        }
+        self.set_reuse(key, Some(Reuse::Answered));
         let Some((job, position)) = self.state.record(key) else { return };
         let untouched = job.ended.is_none() && job.stages[position].phase == Phase::Pending;
         if let Some(result) = result.filter(|_| untouched) {
@@ -381,100 +400,16 @@ impl Scheduler {
         }
     }
 
-    /// Carries on what follows from the state alone: hopeless stages, publications, ends of jobs.
-    fn settle(&mut self) {
-        for (id, _) in self.active_jobs() {
-            self.compare_trials(&id);
-            while let Some((stage, reason)) = self.hopeless(&id) {
-                self.give_up_stage(StageKey { job: id.clone(), stage }, reason);
-            }
-            self.publish_trained(&id);
-            let job = &self.state.jobs()[&id];
-            if job.stages.iter().all(|record| record.phase.is_final()) {
-                let outcome = Self::outcome(job);
-                self.record(Fact::JobEnded { job: id.clone(), outcome, at_ms: self.now_ms });
-                self.tell(&id, None, EventKind::JobFinished { outcome });
-            }
-        }
-    }
-
-    /// A stage that needs one without a result to come: to be trained, or to be published together with it. Also one
-    /// that lost its result after its job was cancelled.
-    fn hopeless(&self, id: &JobId) -> Option<(Name, String)> {
-        let job = &self.state.jobs()[id];
-        let open = job.each().filter(|(_, _, record)| matches!(record.phase, Phase::Pending | Phase::Trained));
-        open.map(|(position, stage, record)| (position, stage, &record.phase)).find_map(|(position, stage, phase)| {
-            if let (Phase::Pending, Some(reason)) = (phase, &job.cancelled) {
-                return Some((stage.name.clone(), reason.clone()));
-            }
-            let (needs, phase) = job.hopeless_need(position)?;
-            let why = match phase {
-                // Why is told of the stage itself.
-                Phase::Failed { .. } => "which failed".to_owned(),
-                Phase::Cancelled { reason } => format!("which was cancelled: {reason}"),
-                Phase::Pending | Phase::Running(_) | Phase::Trained | Phase::Published { .. } | Phase::Compared => {
-                    return None;
-                }
-            };
-            Some((stage.name.clone(), format!("it needs {needs}, {why}")))
-        })
-    }
-
-    fn give_up_stage(&mut self, key: StageKey, reason: String) {
-        let trained = self.state.record(&key).is_some_and(|(job, at)| job.stages[at].phase == Phase::Trained);
-        self.publishing.remove(&key);
-        let StageKey { job, stage } = key;
-        if trained {
-            let failure = Failure { blame: Blame::Machine, message: reason };
-            self.record(Fact::PublishFailed { job, stage, failure, retry_at_ms: None });
-        } else {
-            self.record(Fact::StageCancelled { job, stage, reason });
-        }
-    }
-
-    fn publish_trained(&mut self, id: &JobId) {
-        if self.stopping.is_some() && !self.policy.sends_home {
-            return; // the next coordinator does
-        }
-        let job = &self.state.jobs()[id];
-        let due = job.each().filter(|(position, _, record)| {
-            // A release of a fusion holds its adapters, and one of them may be lost and on its way again.
-            let whole = job.waits_for(*position).is_empty();
-            record.phase == Phase::Trained && whole && record.retry_at_ms.is_none_or(|at| at <= self.now_ms)
-        });
-        let keys: Vec<StageKey> =
-            due.map(|(_, stage, _)| StageKey { job: id.clone(), stage: stage.name.clone() }).collect();
-        for key in keys {
-            if self.publishing.insert(key.clone()) {
-                self.out.commands.push(Command::Publish { key });
-            }
-        }
-    }
-
-    fn outcome(job: &JobState) -> Outcome {
-        // A trial that failed is the worst one, and no failure of the job.
-        let mut own = job.each().filter(|(_, stage, _)| stage.trial.is_none()).map(|(_, _, record)| record);
-        let view = |position| Self::stage_view(job, position, StageState::Published { reused: false });
-        if job.cancelled.is_some() {
-            Outcome::Cancelled
-        } else if own.any(|record| matches!(record.phase, Phase::Failed { .. })) {
-            Outcome::Failed
-        } else if (0..job.stages.len()).any(|position| view(position).missed() == Some(true)) {
-            Outcome::ExpectationMissed
-        } else {
-            Outcome::Succeeded
-        }
-    }
-
     pub(crate) fn active_jobs(&self) -> Vec<(JobId, u32)> {
-        let active = self.state.jobs().iter().filter(|(_, job)| job.ended.is_none());
+        let active = self.state.index.active.iter().filter_map(|id| Some((id, self.state.jobs().get(id)?)));
         active.map(|(id, job)| (id.clone(), u32::try_from(job.stages.len()).unwrap_or(u32::MAX))).collect()
     }
 
     /// Decides a fact: it changes the state here just as it will at recovery.
     pub(crate) fn record(&mut self, fact: Fact) {
-        let folded: Result<_, FoldError> = self.state.fold(&fact);
-        let dropped = folded.expect("the machine decides only facts that fit its own state");
+        let folded: Result<_, FoldError> = self.state.fold_touching(&fact);
+        let (dropped, touched) = folded.expect("the machine decides only facts that fit its own state");
+        self.follow(touched);
         self.out.commands.extend(dropped.into_iter().map(|blob| Command::Discard { blob }));
         self.out.facts.push(fact);
     }
@@ -484,8 +419,9 @@ impl Scheduler {
     }
 
     pub(crate) fn tell_all(&mut self, kind: &EventKind) {
-        for (id, _) in self.active_jobs() {
-            self.tell(&id, None, kind.clone());
+        self.count(self.state.index.active.len());
+        for id in &self.state.index.active {
+            self.out.commands.push(Command::Tell { job: id.clone(), stage: None, kind: kind.clone() });
         }
     }
 }

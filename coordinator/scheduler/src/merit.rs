@@ -3,16 +3,16 @@
 //! All of it is of the moment. A worker of which no speed is known counts as the middle one of those that are, so a new one
 //! is neither preferred nor avoided.
 
-use std::fmt;
+use std::{cmp::Reverse, fmt};
 
 use graftwork_shared::{digest::Digest, id::WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     machine::Scheduler,
-    message::StageKey,
     pace::{SpeedOf, speed_step},
     plan::PlannedStage,
+    serve::Head,
     worker::Worker,
 };
 
@@ -91,20 +91,40 @@ pub(crate) fn usual_speed(stage: &PlannedStage, workers: &[(WorkerId, &Worker)])
 }
 
 impl Scheduler {
-    /// Why a stage goes to this worker, before it does.
-    pub(crate) fn why_here(&self, key: &StageKey, worker: WorkerId) -> Option<Chosen> {
-        let (job, position) = self.state.record(key)?;
-        let stage = &job.plan.stages[position];
-        let suited = self.suited(job, position).ok()?;
-        let roomy = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes)).count();
+    /// The worker for a stage whose turn it is, and why: as [`Self::choose`] says, among those with room alone.
+    pub(crate) fn best_worker(&mut self, head: &Head) -> Option<Chosen> {
+        let roomy: Vec<WorkerId> = self.board.fleet.roomy(&head.demand, head.memory_bytes).collect();
+        self.count(roomy.len());
+        let load = |id: &WorkerId| {
+            let leases = self.workers.get(id).map_or(0, |worker| worker.leases.len());
+            let helps = self.board.fleet.seats.get(id).map_or(0, |seat| seat.helping.len());
+            (leases - helps, leases)
+        };
+        let least = roomy.iter().map(load).min()?;
+        let mut best: Vec<WorkerId> = roomy.iter().copied().filter(|id| load(id) == least).collect();
+        best.sort_unstable();
+        let job = self.state.jobs().get(&head.spot.0)?;
+        let stage = &job.plan.stages[head.spot.1];
+        let of = stage.speed_of();
+        let known = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.speed(&of).is_some());
+        let knowing = best.iter().filter(|id| known(id)).count();
+        // Only against workers whose speed is known it matters what the others count with.
+        let compared = best.len() > 1 && (1..best.len()).contains(&knowing);
+        let suited = if compared { self.suited(job, head.spot.1).ok()? } else { Vec::new() };
+        let usual = usual_speed(stage, &suited);
+        let looked_at = suited.len();
+        let merit = |id: &WorkerId| self.workers.get(id).map(|worker| worker.merit(stage, usual));
+        let worker = best.iter().copied().min_by_key(|id| (Reverse(merit(id)), *id))?;
         let known = self.workers.get(&worker)?;
-        Some(Chosen {
+        let chosen = Chosen {
             worker,
             stages: u32::try_from(known.leases.len()).unwrap_or(u32::MAX),
-            of: u32::try_from(roomy).unwrap_or(u32::MAX),
-            speed: known.speed(&stage.speed_of()),
+            of: u32::try_from(roomy.len()).unwrap_or(u32::MAX),
+            speed: known.speed(&of),
             base_model_loaded: known.trunks.contains(&stage.recipe.base_model),
             rows_read: known.has_rows(stage),
-        })
+        };
+        self.count(looked_at);
+        Some(chosen)
     }
 }

@@ -11,7 +11,7 @@ use std::{cmp::Reverse, collections::BTreeMap};
 use graftwork_shared::{
     assignment::Assignment,
     event::EventKind,
-    id::{LeaseId, Name, WorkerId},
+    id::{JobId, LeaseId, Name, WorkerId},
     job::Device,
     recipe::NumericClass,
     view::Refusal,
@@ -19,11 +19,12 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
+    index::{Round, Spot, Wait},
+    job::JobState,
     machine::{Reuse, Scheduler},
     merit::usual_speed,
     message::{Command, StageKey},
-    phase::Phase,
-    state::JobState,
+    serve::{Head, Limit, Turns},
     worker::Worker,
 };
 
@@ -33,46 +34,71 @@ impl Scheduler {
         if self.stopping.is_some() {
             return;
         }
-        for key in self.ready() {
-            let Some((job, position)) = self.state.record(&key) else { continue };
-            match self.choose(job, position) {
-                Ok(worker) => self.lease(&key, worker),
-                Err(Refusal::LookingForReuse) => self.look_for_reuse(key),
-                Err(_) => {}
-            }
+        if self.board.is_due(Round::HandOut) {
+            self.hand_out();
         }
         self.take_back();
         self.preempt();
         self.grow();
     }
 
+    /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good.
+    fn hand_out(&mut self) {
+        let limit: Limit<'_> = &|machine, (_, owner), wait, demand| match wait {
+            Wait::Question => machine.board.fleet.hold(demand),
+            Wait::Place if !machine.is_at_quota(owner) => machine.board.fleet.room(demand),
+            Wait::Place | Wait::Answer | Wait::Rest => None,
+        };
+        let mut turns = Turns::begin(self, limit);
+        while let Some(head) = turns.next(self) {
+            let fits = limit(self, &head.line, head.wait, &head.demand).is_some_and(|most| head.memory_bytes <= most);
+            if fits && let Some(key) = self.key_at(&head.spot) {
+                match head.wait {
+                    Wait::Question => self.look_for_reuse(key),
+                    _ => self.lease(&key, &head),
+                }
+            }
+            turns.go_on(self, &head, fits && head.wait == Wait::Place, limit);
+        }
+    }
+
+    pub(crate) fn key_at(&self, (id, at): &Spot) -> Option<StageKey> {
+        let stage = self.state.jobs().get(id)?.plan.stages.get(*at)?.name.clone();
+        Some(StageKey { job: id.clone(), stage })
+    }
+
     /// Tells, once until it changes, of a job in which nothing runs and which no worker here can ever take up.
     pub(crate) fn tell_stuck(&mut self) {
-        let active = self.active_jobs();
-        self.stuck.retain(|id| active.iter().any(|(other, _)| other == id));
-        for (id, _) in active {
-            let refusals = self.lasting_refusals(&self.state.jobs()[&id]);
+        let mut unsure = std::mem::take(&mut self.board.unsure);
+        // What workers can hold at all decides it for every job.
+        if std::mem::replace(&mut self.board.known_refits, self.board.fleet.refits) != self.board.fleet.refits {
+            unsure.extend(self.state.index.active.iter().cloned());
+        }
+        for id in unsure {
+            self.count(1);
+            let job = self.state.jobs().get(&id).filter(|job| job.ended.is_none());
+            let refusals = job.map(|job| self.lasting_refusals(&id, job)).unwrap_or_default();
             if refusals.is_empty() {
                 self.stuck.remove(&id);
             } else if self.stuck.insert(id.clone()) {
+                self.count(refusals.len());
                 self.tell(&id, None, EventKind::Stuck { refusals });
             }
         }
     }
 
     /// The refusals of all ready stages, where nothing else is under way and no wait alone ends any of them.
-    fn lasting_refusals(&self, job: &JobState) -> BTreeMap<Name, Refusal> {
+    fn lasting_refusals(&self, id: &JobId, job: &JobState) -> BTreeMap<Name, Refusal> {
         let mut refusals = BTreeMap::new();
-        for (position, stage, record) in job.each().filter(|(_, _, record)| !record.phase.is_final()) {
-            if record.phase != Phase::Pending {
-                return BTreeMap::new();
-            }
-            if job.waits_for(position).is_empty() {
-                match self.choose(job, position) {
-                    Err(refusal) if refusal.lasts() => drop(refusals.insert(stage.name.clone(), refusal)),
-                    Ok(_) | Err(_) => return BTreeMap::new(),
-                }
-            }
+        if job.index.busy > 0 {
+            return refusals;
+        }
+        for ((_, at), entry) in self.board.queue.entries.range((id.clone(), 0)..=(id.clone(), usize::MAX)) {
+            let held = self.board.fleet.hold(&entry.demand).is_some_and(|most| entry.memory_bytes <= most);
+            let waits = entry.wait == Wait::Rest || (held && !self.is_shut_out(&entry.line.1));
+            let refusal = if waits { None } else { self.choose(job, *at).err().filter(Refusal::lasts) };
+            let Some(refusal) = refusal else { return BTreeMap::new() };
+            refusals.insert(job.plan.stages[*at].name.clone(), refusal);
         }
         refusals
     }
@@ -143,28 +169,25 @@ impl Scheduler {
         Ok(workers)
     }
 
-    /// Names of the ready stages that are served before this one.
-    pub(crate) fn ahead_of(&self, key: &StageKey) -> Vec<Name> {
-        self.ready().into_iter().take_while(|other| other != key).map(|other| other.stage).collect()
-    }
-
-    fn lease(&mut self, key: &StageKey, worker: WorkerId) {
+    fn lease(&mut self, key: &StageKey, head: &Head) {
+        let Some(chosen) = self.best_worker(head) else { return };
+        let worker = chosen.worker;
         let Some((job, position)) = self.state.record(key) else { return };
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
-        let assignment = Box::new(job.next_assignment(position));
-        let from_step = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+        let assignment = Box::new(job.next_assignment(key.job.clone(), position));
+        let from_step = record.checkpoint_step();
         let started =
             EventKind::StageStarted { worker, from_step, total_steps: stage.total_steps, attempt: record.attempts };
         let memory_bytes = stage.memory_bytes;
         let lease = self.state.next_lease();
-        let chosen = self.why_here(key, worker);
         let known = self.workers.get_mut(&worker).expect("a worker is chosen among those there are");
         known.leases.insert(lease, memory_bytes);
         known.take_in(stage);
         let class = known.info.class.clone();
+        self.seat(worker);
         let (job, stage, at_ms) = (key.job.clone(), key.stage.clone(), self.now_ms);
         self.record(Fact::StageLeased { job, stage, lease, worker, class, at_ms });
-        self.groups.entry(lease).or_default().chosen = chosen;
+        self.groups.entry(lease).or_default().chosen = Some(chosen);
         self.out.commands.push(Command::Assign { worker, lease, assignment, joining: false });
         self.tell(&key.job, Some(&key.stage), started);
     }
@@ -173,9 +196,9 @@ impl Scheduler {
         if self.reuse.contains_key(&key) {
             return;
         }
-        let staying = self.workers.values().filter(|worker| worker.takes_work());
-        let classes: Vec<NumericClass> = distinct(staying.map(|worker| worker.info.class.clone()));
-        self.reuse.insert(key.clone(), Reuse::Asked);
+        let classes: Vec<NumericClass> = self.board.fleet.classes.keys().map(|class| (**class).clone()).collect();
+        self.count(classes.len());
+        self.set_reuse(&key, Some(Reuse::Asked));
         self.out.commands.push(Command::LookForReuse { key, classes });
     }
 }
@@ -205,33 +228,24 @@ impl Worker {
 
 impl JobState {
     /// The stage's assignment as it is handed out next.
-    pub(crate) fn next_assignment(&self, position: usize) -> Assignment {
+    pub(crate) fn next_assignment(&self, id: JobId, position: usize) -> Assignment {
         let (stage, record) = (&self.plan.stages[position], &self.stages[position]);
         Assignment {
             attempt: record.attempts,
             resume: record.checkpoint.as_ref().map(|checkpoint| checkpoint.blob),
             until: self.pause_step(position),
             adapters: self.fused_blobs(position),
-            ..stage.assignment(self.plan.id())
+            ..stage.assignment(id)
         }
     }
 
-    /// Work that is left in a stage, in tokens.
-    fn remaining(&self, position: usize) -> u64 {
+    /// Work that is left in a stage, in tokens, of which an update takes so many.
+    pub(crate) fn remaining(&self, position: usize, tokens: u64) -> u64 {
         let (stage, record) = (&self.plan.stages[position], &self.stages[position]);
         if self.is_swept(position) {
             return 0; // its trials are what is left of it
         }
-        let done = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        stage.total_steps.saturating_sub(done).saturating_mul(stage.tokens_per_step())
-    }
-
-    /// Work that is left in a stage and in the longest chain of stages that wait for it.
-    pub(crate) fn remaining_chain(&self, position: usize) -> u64 {
-        let name = &self.plan.stages[position].name;
-        let waiting = self.each().filter(|(_, stage, record)| record.result.is_none() && stage.needs.contains(name));
-        let longest = waiting.map(|(next, _, _)| self.remaining_chain(next)).max().unwrap_or(0);
-        self.remaining(position).saturating_add(longest)
+        stage.total_steps.saturating_sub(record.checkpoint_step()).saturating_mul(tokens)
     }
 }
 

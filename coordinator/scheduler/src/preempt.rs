@@ -16,16 +16,19 @@ use std::{
 use graftwork_shared::{
     event::EventKind,
     id::{LeaseId, WorkerId},
-    view::{Preempted, Refusal},
+    view::Preempted,
 };
 
 use crate::{
     fact::Fact,
     group::Role,
+    index::{Demand, LineKey, Round, Wait},
+    job::StageRecord,
     machine::Scheduler,
     message::{Command, StageKey},
     phase::{Change, Grant},
-    state::{StageRecord, State},
+    serve::{Head, Limit, Turns},
+    state::State,
     worker::Worker,
 };
 
@@ -44,6 +47,31 @@ impl Giving {
 
 /// Memory of stages that will get room on a worker once others have gone.
 type Claims = BTreeMap<WorkerId, Vec<u64>>;
+
+/// What is known of rooms while stages of higher priority are served.
+#[derive(Default)]
+struct Rooms {
+    claims: Claims,
+    /// Of stages that ask for the same, the least memory for which there was no way.
+    tight: BTreeMap<Demand, u64>,
+    /// Since which worker room was looked for, and for how much.
+    from: BTreeMap<Demand, (u64, WorkerId)>,
+}
+
+impl Rooms {
+    fn may_fit(&self, demand: &Demand, memory_bytes: u64) -> bool {
+        self.tight.get(demand).is_none_or(|tight| memory_bytes < *tight)
+    }
+
+    fn limit(&self, machine: &Scheduler, lowest: i32, (line, wait, demand): (&LineKey, Wait, &Demand)) -> Option<u64> {
+        let served = wait == Wait::Place && line.0.0 > lowest && !machine.is_at_quota(&line.1);
+        let hold_bytes = machine.board.fleet.hold(demand).filter(|_| served)?;
+        match self.tight.get(demand) {
+            Some(tight) => Some(hold_bytes.min(tight.checked_sub(1)?)),
+            None => Some(hold_bytes),
+        }
+    }
+}
 
 impl State {
     /// A stage gave its place to another one.
@@ -70,22 +98,57 @@ impl StageRecord {
 impl Scheduler {
     /// Makes room for ready stages of higher priority, where none is to come without it.
     pub(crate) fn preempt(&mut self) {
-        self.ask_again();
-        let lowest = self.state.live().values().filter_map(|key| self.priority(key)).min();
+        if self.board.is_due(Round::AskAgain) {
+            self.ask_again();
+        }
+        let lowest = self.state.index.priorities.keys().next().copied();
         let (Some(lowest), None) = (lowest, &self.stopping) else { return };
-        if !self.state.jobs().values().any(|job| job.ended.is_none() && job.plan.job.priority > lowest) {
+        let changed = self.board.is_due(Round::Preempt);
+        let urgent = self.board.queue.lines.keys().take_while(|(priority, _)| priority.0 > lowest).count();
+        // Only the order between owners changes with time.
+        if urgent == 0 || !(changed || urgent > 1) {
             return;
         }
-        let urgent = self.ready().into_iter().filter(|key| self.priority(key) > Some(lowest));
-        let mut claims = Claims::new();
-        for key in urgent.collect::<Vec<_>>() {
-            if let Some((worker, memory_bytes, leases)) = self.make_room(&key, &claims) {
-                claims.entry(worker).or_default().push(memory_bytes);
-                for lease in leases {
-                    self.ask_for_place(lease, &key);
-                }
+        self.serve_urgent(lowest);
+    }
+
+    /// Goes through the stages of a higher priority than the lowest that runs, in their order. What found no way is
+    /// remembered: nobody who asks as much finds one before places are asked for.
+    fn serve_urgent(&mut self, lowest: i32) {
+        let mut rooms = Rooms::default();
+        let mut turns =
+            Turns::begin(self, &|machine, line, wait, demand| rooms.limit(machine, lowest, (line, wait, demand)));
+        while let Some(head) = turns.next(self) {
+            let asked = self.serve_one(&head, &mut rooms);
+            let limit: Limit<'_> = &|machine, line, wait, demand| rooms.limit(machine, lowest, (line, wait, demand));
+            if asked {
+                turns.widen(self, &head, limit);
+            } else {
+                turns.go_on(self, &head, false, limit);
             }
         }
+    }
+
+    /// Whether others were asked for their place.
+    fn serve_one(&mut self, head: &Head, rooms: &mut Rooms) -> bool {
+        let (demand, memory_bytes) = (&head.demand, head.memory_bytes);
+        let free = self.board.fleet.room(demand).is_some_and(|most| memory_bytes <= most);
+        let Some(key) = self.key_at(&head.spot).filter(|_| !free && rooms.may_fit(demand, memory_bytes)) else {
+            return false;
+        };
+        let Some((worker, leases)) = self.make_room(head, rooms) else {
+            rooms.tight.insert(demand.clone(), memory_bytes);
+            return false;
+        };
+        rooms.claims.entry(worker).or_default().push(memory_bytes);
+        if !leases.is_empty() {
+            rooms.tight.clear();
+            rooms.from.clear();
+        }
+        for lease in &leases {
+            self.ask_for_place(*lease, &key);
+        }
+        !leases.is_empty()
     }
 
     fn priority(&self, key: &StageKey) -> Option<i32> {
@@ -93,24 +156,41 @@ impl Scheduler {
     }
 
     /// The worker that will have room for a stage, and the leases that have to go for it.
-    fn make_room(&self, key: &StageKey, claims: &Claims) -> Option<(WorkerId, u64, Vec<LeaseId>)> {
-        let (job, position) = self.state.record(key)?;
-        if !matches!(self.choose(job, position), Err(Refusal::Busy { .. })) {
-            return None;
+    fn make_room(&mut self, head: &Head, rooms: &mut Rooms) -> Option<(WorkerId, Vec<LeaseId>)> {
+        let memory_bytes = head.memory_bytes;
+        if let Some(worker) = self.comes(head, rooms) {
+            return Some((worker, Vec::new()));
         }
-        let memory_bytes = job.plan.stages[position].memory_bytes;
-        let suited = self.suited(job, position).ok()?;
-        let comes = suited.iter().find(|(id, worker)| self.has_room_after((*id, worker), memory_bytes, claims, &[]));
-        if let Some((worker, _)) = comes {
-            return Some((*worker, memory_bytes, Vec::new()));
-        }
+        let job = self.state.jobs().get(&head.spot.0)?;
+        let suited = self.suited(job, head.spot.1).ok()?;
+        let looked_at: usize = suited.iter().map(|(_, worker)| 1 + worker.leases.len()).sum();
         let ways = suited.into_iter().filter_map(|(id, worker)| {
-            let leases = self.cheapest((id, worker), job.plan.job.priority, memory_bytes, claims)?;
+            let leases = self.cheapest((id, worker), job.plan.job.priority, memory_bytes, &rooms.claims)?;
             let lost: u64 = leases.iter().map(|lease| self.loss(*lease)).sum();
             Some(((lost, Reverse(leases.first().copied()), id), leases))
         });
-        let ((_, _, worker), leases) = ways.min()?;
-        Some((worker, memory_bytes, leases))
+        let way = ways.min();
+        self.count(looked_at);
+        let ((_, _, worker), leases) = way?;
+        Some((worker, leases))
+    }
+
+    /// The first worker that will have room for a stage without anybody being asked.
+    fn comes(&mut self, head: &Head, rooms: &mut Rooms) -> Option<WorkerId> {
+        let memory_bytes = head.memory_bytes;
+        // Before that one nobody had room for less.
+        let from = rooms.from.get(&head.demand).filter(|(bytes, _)| *bytes <= memory_bytes).map(|(_, worker)| *worker);
+        let mut looked_at = 1;
+        let found = self.board.fleet.coming.range(from.unwrap_or(WorkerId(0))..).copied().find(|id| {
+            looked_at += 1;
+            let seat = self.board.fleet.seats.get(id);
+            let suits = seat.is_some_and(|seat| seat.takes_work && head.demand.suits(&seat.class));
+            let worker = self.workers.get(id).filter(|_| suits);
+            worker.is_some_and(|worker| self.has_room_after((*id, worker), memory_bytes, &rooms.claims, &[]))
+        });
+        self.count(looked_at);
+        rooms.from.insert(head.demand.clone(), (memory_bytes, found.unwrap_or(WorkerId(u64::MAX))));
+        found
     }
 
     /// Whether a worker has room once these leases have gone, and those that go already, for a stage beside others that
@@ -128,7 +208,7 @@ impl Scheduler {
     }
 
     /// Whether a lease leaves a worker as it is: it is not live any more, or was asked for.
-    fn goes(&self, worker: WorkerId, lease: LeaseId) -> bool {
+    pub(crate) fn goes(&self, worker: WorkerId, lease: LeaseId) -> bool {
         self.role(worker, lease).is_none() || self.was_asked_back(worker, lease)
     }
 
@@ -165,44 +245,58 @@ impl Scheduler {
             return 0;
         };
         let behind = self.known_step(lease).saturating_sub(job.stages[position].checkpoint_step());
-        behind.saturating_mul(job.plan.stages[position].tokens_per_step())
+        behind.saturating_mul(job.index.shape.tokens[position])
     }
 
     /// Asks all holders of a lease to give it back.
     fn ask_for_place(&mut self, lease: LeaseId, by: &StageKey) {
         let until_ms = self.now_ms + self.policy.release_ms;
-        let group = self.groups.entry(lease).or_default();
-        group.giving = Some(Giving { by: by.clone(), until_ms });
-        let joiner = group.joiner.map(|joiner| joiner.worker);
+        let joiner = self.edit_group(lease, |group| {
+            group.giving = Some(Giving { by: by.clone(), until_ms });
+            group.joiner.map(|joiner| joiner.worker)
+        });
         if let Some(worker) = joiner.filter(|worker| self.role(*worker, lease) == Some(Role::Joins)) {
             self.drop_joiner(worker, lease);
             self.out.commands.push(Command::Fence { worker, lease });
         }
-        self.ask_again();
+        self.ask_holders(lease, by);
     }
 
     /// Asks whoever has not heard of it: of a lease that gives its place all holders go.
     fn ask_again(&mut self) {
-        let giving = self.groups.iter().filter_map(|(lease, group)| Some((*lease, group.giving.as_ref()?.by.clone())));
+        self.count(self.board.leases.giving.len());
+        let giving = self.board.leases.giving.iter();
+        let giving = giving.filter_map(|lease| Some((*lease, self.groups.get(lease)?.giving.as_ref()?.by.clone())));
         for (lease, by) in giving.collect::<Vec<_>>() {
-            let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
-            for worker in members {
-                let unheard = self.groups.entry(lease).or_default().asked_back.insert(worker);
-                if unheard && !self.is_apart(worker) {
-                    let reason = format!("{by} has a higher priority and no place");
-                    self.out.commands.push(Command::Release { worker, lease, reason });
-                }
+            self.ask_holders(lease, &by);
+        }
+    }
+
+    fn ask_holders(&mut self, lease: LeaseId, by: &StageKey) {
+        let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
+        for worker in members {
+            if self.was_asked_back(worker, lease) {
+                continue;
+            }
+            self.edit_group(lease, |group| group.asked_back.insert(worker));
+            if !self.is_apart(worker) {
+                let reason = format!("{by} has a higher priority and no place");
+                self.out.commands.push(Command::Release { worker, lease, reason });
             }
         }
     }
 
     /// Takes places from those that were asked and do not answer.
     pub(crate) fn take_places(&mut self) {
-        let over = self
-            .groups
-            .iter()
-            .filter(|(_, group)| group.giving.as_ref().is_some_and(|giving| giving.until_ms <= self.now_ms));
-        for lease in over.map(|(lease, _)| *lease).collect::<BTreeSet<_>>() {
+        if !self.board.is_due(Round::TakePlaces) {
+            return;
+        }
+        self.count(self.board.leases.giving.len());
+        let due = |lease: &&LeaseId| {
+            let giving = self.groups.get(lease).and_then(|group| group.giving.as_ref());
+            giving.is_some_and(|giving| giving.until_ms <= self.now_ms)
+        };
+        for lease in self.board.leases.giving.iter().filter(due).copied().collect::<BTreeSet<_>>() {
             self.keep_cost(lease);
             self.end_for_another(lease, None);
         }

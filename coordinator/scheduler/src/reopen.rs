@@ -3,9 +3,9 @@
 use graftwork_shared::id::Name;
 
 use crate::{
+    job::{JobState, StageRecord},
     phase::Phase,
     plan::{Plan, PlannedStage},
-    state::{JobState, StageRecord},
 };
 
 impl StageRecord {

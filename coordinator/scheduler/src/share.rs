@@ -17,11 +17,12 @@ use graftwork_shared::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    index::Rank,
+    job::JobState,
     machine::{Policy, Scheduler},
     message::StageKey,
-    phase::Phase,
     plan::Plan,
-    state::{JobState, State},
+    state::State,
 };
 
 /// Device time that is so old counts half.
@@ -65,7 +66,7 @@ impl Account {
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time of less than 2^53 ms")]
-fn device_ms(usage: &Usage) -> u64 {
+pub(crate) fn device_ms(usage: &Usage) -> u64 {
     (usage.core_seconds.max(usage.gpu_seconds).max(0.0) * 1000.0) as u64
 }
 
@@ -79,71 +80,70 @@ impl State {
 }
 
 impl Policy {
+    /// Whether some owner may have so many places and no more.
+    pub(crate) fn bounds_places(&self) -> bool {
+        self.quotas.values().any(|quota| quota.places.is_some())
+    }
+
     fn quota(&self, owner: &str) -> Quota {
         self.quotas.get(owner).or_else(|| self.quotas.get("*")).copied().unwrap_or_default()
     }
 }
 
 /// The stages of one owner that wait, the next one first; and whether each would take a place at once.
-type Line = VecDeque<(StageKey, bool)>;
+pub(crate) type Line = VecDeque<(StageKey, bool)>;
 
 impl Scheduler {
     /// Stages that could run by what they need, in the order in which they are served: by priority; of one priority the
     /// owner goes first who has had least, counting those of its stages that stand before; of an owner by submission and
     /// then the longest chain.
     pub(crate) fn ready(&self) -> Vec<StageKey> {
-        let mut waiting = BTreeMap::new();
-        for (id, job) in self.state.jobs().iter().filter(|(_, job)| job.ended.is_none()) {
-            for (position, stage, record) in job.each() {
-                if record.phase == Phase::Pending && job.waits_for(position).is_empty() {
-                    let of = (Reverse(job.plan.job.priority), job.plan.job.owner.as_str());
-                    let rank = (job.order, Reverse(job.remaining_chain(position)), position);
-                    let key = StageKey { job: id.clone(), stage: stage.name.clone() };
-                    let soon = record.retry_at_ms.is_none_or(|at| at <= self.now_ms);
-                    waiting.entry(of).or_insert_with(Vec::new).push((rank, key, soon));
-                }
-            }
-        }
-        if waiting.is_empty() {
-            return Vec::new();
-        }
-        let mut shares = self.shares();
+        let mut shares = BTreeMap::new();
         let mut lines: BTreeMap<Reverse<i32>, BTreeMap<(u64, &str), Line>> = BTreeMap::new();
-        for ((priority, owner), mut stages) in waiting {
+        for ((priority, owner), line) in &self.board.queue.lines {
+            let mut stages: Vec<(&Rank, bool)> = line.soon.iter().map(|rank| (rank, true)).collect();
+            stages.extend(line.resting.iter().map(|rank| (rank, false)));
             stages.sort();
-            let first = stages[0].0.0;
-            let line = stages.into_iter().map(|(_, key, soon)| (key, soon)).collect();
-            lines.entry(priority).or_default().insert((first, owner), line);
+            let stages = stages.into_iter().filter_map(|(rank, soon)| Some((self.ranked(rank)?, soon))).collect();
+            lines.entry(*priority).or_default().insert((line.first(), owner), stages);
+            shares.entry(owner.as_str()).or_insert_with(|| self.share(owner));
         }
         lines.into_values().flat_map(|lines| take_turns(lines, &mut shares)).collect()
     }
 
-    /// What each owner has had by now, and has.
-    fn shares(&self) -> BTreeMap<&str, u64> {
-        let accounts = self.state.accounts.iter().map(|(owner, account)| (owner.as_str(), account.after(self.now_ms)));
-        let mut shares: BTreeMap<&str, u64> = accounts.collect();
-        for (lease, key) in self.state.live() {
-            let Some((job, position)) = self.state.record(key) else { continue };
-            let holders = u64::try_from(self.holders(*lease)).unwrap_or(u64::MAX);
-            let share = shares.entry(&job.plan.job.owner).or_default();
-            *share = share
-                .saturating_add(device_ms(&job.stages[position].running))
-                .saturating_add(holders.saturating_mul(PLACE_MS));
-        }
-        shares
+    fn ranked(&self, (order, _, at): &Rank) -> Option<StageKey> {
+        let id = self.state.index.orders.get(order)?;
+        let stage = self.state.jobs().get(id)?.plan.stages.get(*at)?.name.clone();
+        Some(StageKey { job: id.clone(), stage })
     }
 
-    /// Workers that a live lease takes a place of.
-    fn holders(&self, lease: graftwork_shared::id::LeaseId) -> usize {
-        let members = self.state.grant(lease).map_or(0, |grant| 1 + grant.others.len());
-        members + usize::from(self.groups.get(&lease).is_some_and(|group| group.joiner.is_some()))
+    /// What an owner has had by now, and has.
+    pub(crate) fn share(&self, owner: &str) -> u64 {
+        let had = self.state.accounts.get(owner).map_or(0, |account| account.after(self.now_ms));
+        let running_ms = self.state.index.owners.get(owner).map_or(0, |tally| tally.running_ms);
+        let has = running_ms + u128::from(self.places(owner)) * u128::from(PLACE_MS);
+        u64::try_from(u128::from(had) + has).unwrap_or(u64::MAX)
+    }
+
+    /// Workers that live leases of an owner take a place of: members of groups, and those on their way into one.
+    fn places(&self, owner: &str) -> u64 {
+        let members = self.state.index.owners.get(owner).map_or(0, |tally| tally.members);
+        members + self.board.leases.joiners.get(owner).copied().unwrap_or(0)
     }
 
     /// Places that an owner's stages have.
     pub(crate) fn places_of(&self, owner: &str) -> u32 {
-        let owned = |key: &StageKey| self.state.jobs().get(&key.job).is_some_and(|job| job.plan.job.owner == owner);
-        let live = self.state.live().iter().filter(|(_, key)| owned(key));
-        live.map(|(lease, _)| u32::try_from(self.holders(*lease)).unwrap_or(u32::MAX)).sum()
+        u32::try_from(self.places(owner)).unwrap_or(u32::MAX)
+    }
+
+    /// Whether an owner may have no further place.
+    pub(crate) fn is_at_quota(&self, owner: &str) -> bool {
+        self.policy.quota(owner).places.is_some_and(|most| self.places_of(owner) >= most)
+    }
+
+    /// Whether an owner may have no place at all.
+    pub(crate) fn is_shut_out(&self, owner: &str) -> bool {
+        self.policy.quota(owner).places == Some(0)
     }
 
     /// Why the owner of a job gets no further place.
@@ -158,12 +158,11 @@ impl Scheduler {
     pub fn too_many_jobs(&self, plan: &Plan) -> Option<Refusal> {
         let owner = &plan.job.owner;
         let most = self.policy.quota(owner).jobs?;
-        let mut open = self.state.jobs().values().filter(|job| job.ended.is_none() && job.plan.job.owner == *owner);
-        if open.any(|job| job.plan.id() == plan.id()) {
+        let known = self.state.jobs().get(&plan.id());
+        if known.is_some_and(|job| job.ended.is_none() && job.plan.job.owner == *owner) {
             return None;
         }
-        let open = self.state.jobs().values().filter(|job| job.ended.is_none() && job.plan.job.owner == *owner);
-        let has = u32::try_from(open.count()).unwrap_or(u32::MAX);
+        let has = self.state.index.owners.get(owner).map_or(0, |tally| tally.jobs);
         (has >= most).then(|| Refusal::Quota { owner: owner.clone(), of: QuotaOf::Jobs, has, most })
     }
 
@@ -179,7 +178,10 @@ impl Scheduler {
 
 /// The owners' lines as one: again and again the first of whoever has had least, which then counts as a taken place.
 /// Ties go to who submitted first.
-fn take_turns<'o>(mut lines: BTreeMap<(u64, &'o str), Line>, shares: &mut BTreeMap<&'o str, u64>) -> Vec<StageKey> {
+pub(crate) fn take_turns<'o>(
+    mut lines: BTreeMap<(u64, &'o str), Line>,
+    shares: &mut BTreeMap<&'o str, u64>,
+) -> Vec<StageKey> {
     let share = |shares: &BTreeMap<&str, u64>, owner: &str| shares.get(owner).copied().unwrap_or(0);
     let mut turns: BTreeSet<(u64, u64, &str)> =
         lines.keys().map(|(first, owner)| (share(shares, owner), *first, *owner)).collect();

@@ -6,22 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
-    assignment::{Failure, StageResult, Usage},
     digest::Digest,
-    event::Outcome,
     id::{JobId, LeaseId, Name, Term, WorkerId},
-    recipe::NumericClass,
-    view::Preempted,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
     fact::Fact,
+    index::{StateIndex, Touched},
+    job::{JobState, StageRecord},
     message::StageKey,
     phase::{Change, Grant, Phase},
-    plan::{FusedSource, Plan, PlannedStage},
+    plan::Plan,
     share::Account,
-    sweep::SweepState,
     term::Holder,
 };
 
@@ -37,6 +34,7 @@ pub struct FoldError {
 
 /// All that is durable.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredState")]
 pub struct State {
     pub(crate) term: Term,
     pub(crate) last_worker: WorkerId,
@@ -46,66 +44,41 @@ pub struct State {
     /// Stage of each live lease.
     live: BTreeMap<LeaseId, StageKey>,
     /// Workers of this term that can be known again in the next one.
-    #[serde(default)]
     pub(crate) holders: BTreeMap<WorkerId, Holder>,
     /// What owners have had.
-    #[serde(default)]
     pub(crate) accounts: BTreeMap<String, Account>,
+    /// What is looked up of the jobs.
+    #[serde(skip)]
+    pub(crate) index: StateIndex,
+    /// What the fact that is being folded changes.
+    #[serde(skip)]
+    pub(crate) touched: Touched,
 }
 
-/// One job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct JobState {
-    pub(crate) plan: Plan,
-    /// Number of its submission: earlier ones go first.
-    pub(crate) order: u64,
-    pub(crate) submitted_ms: u64,
-    pub(crate) cancelled: Option<String>,
-    pub(crate) ended: Option<(u64, Outcome)>,
-    /// In the plan's order.
-    pub(crate) stages: Vec<StageRecord>,
-    /// By the swept task.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) sweeps: BTreeMap<Name, SweepState>,
+/// A state as it is written: without what follows from it.
+#[derive(Deserialize)]
+struct StoredState {
+    term: Term,
+    last_worker: WorkerId,
+    last_lease: LeaseId,
+    submissions: u64,
+    jobs: BTreeMap<JobId, JobState>,
+    live: BTreeMap<LeaseId, StageKey>,
+    #[serde(default)]
+    holders: BTreeMap<WorkerId, Holder>,
+    #[serde(default)]
+    accounts: BTreeMap<String, Account>,
 }
 
-/// One stage of a job.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct StageRecord {
-    pub(crate) phase: Phase,
-    /// Where the next attempt goes on.
-    pub(crate) checkpoint: Option<Checkpoint>,
-    /// How often it was handed out.
-    pub(crate) attempts: u32,
-    /// Failures since the last progress.
-    pub(crate) failures: Vec<Failure>,
-    /// Not before this time, in milliseconds since 1970.
-    pub(crate) retry_at_ms: Option<u64>,
-    pub(crate) result: Option<StageResult>,
-    /// The result is an earlier one.
-    pub(crate) reused: bool,
-    /// Its place went to other stages.
-    #[serde(default)]
-    pub(crate) preempted: Option<Preempted>,
-    /// Time that earlier attempts ran, in milliseconds, since the job was last submitted.
-    #[serde(default)]
-    pub(crate) ran_ms: u64,
-    /// Wall time of attempts that gave no result, in milliseconds.
-    pub(crate) lost_ms: u64,
-    /// What else they cost.
-    #[serde(default)]
-    pub(crate) lost: Usage,
-    /// What the attempt that runs is known to have cost.
-    #[serde(default)]
-    pub(crate) running: Usage,
-}
-
-/// An accepted checkpoint.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Checkpoint {
-    pub(crate) step: u64,
-    pub(crate) blob: Digest,
-    pub(crate) class: NumericClass,
+impl From<StoredState> for State {
+    fn from(stored: StoredState) -> Self {
+        let StoredState { term, last_worker, last_lease, submissions, jobs, live, holders, accounts } = stored;
+        let (index, touched) = (StateIndex::default(), Touched::default());
+        let mut state =
+            Self { term, last_worker, last_lease, submissions, jobs, live, holders, accounts, index, touched };
+        state.rebuild();
+        state
+    }
 }
 
 impl Default for State {
@@ -119,100 +92,9 @@ impl Default for State {
             live: BTreeMap::new(),
             holders: BTreeMap::new(),
             accounts: BTreeMap::new(),
+            index: StateIndex::default(),
+            touched: Touched::default(),
         }
-    }
-}
-
-impl StageRecord {
-    pub(crate) fn new() -> Self {
-        Self {
-            phase: Phase::Pending,
-            checkpoint: None,
-            attempts: 0,
-            failures: Vec::new(),
-            retry_at_ms: None,
-            result: None,
-            reused: false,
-            preempted: None,
-            ran_ms: 0,
-            lost_ms: 0,
-            lost: Usage::default(),
-            running: Usage::default(),
-        }
-    }
-
-    pub(crate) fn blobs(&self) -> impl Iterator<Item = Digest> {
-        self.checkpoint.iter().map(|checkpoint| checkpoint.blob).chain(self.result_blobs())
-    }
-
-    pub(crate) fn result_blobs(&self) -> impl Iterator<Item = Digest> {
-        let blobs = |result: &StageResult| {
-            std::iter::once(result.weights).chain(result.predictions.values().copied()).collect::<Vec<_>>()
-        };
-        self.result.iter().flat_map(blobs)
-    }
-}
-
-impl PlannedStage {
-    /// Blobs that its assignments name: adapters from outside.
-    fn blobs(&self) -> impl Iterator<Item = Digest> {
-        self.fused.iter().filter_map(|fused| match fused {
-            FusedSource::External { blob, .. } => Some(*blob),
-            FusedSource::Stage(_) => None,
-        })
-    }
-}
-
-impl JobState {
-    fn new(plan: Plan, order: u64, submitted_ms: u64) -> Self {
-        let stages = plan.stages.iter().map(|_| StageRecord::new()).collect();
-        let sweeps = SweepState::all(&plan);
-        Self { plan, order, submitted_ms, cancelled: None, ended: None, stages, sweeps }
-    }
-
-    /// The position of a stage.
-    pub(crate) fn position(&self, name: &Name) -> Option<usize> {
-        self.plan.stages.iter().position(|stage| stage.name == *name)
-    }
-
-    /// A stage's result by its name.
-    pub(crate) fn result(&self, name: &Name) -> Option<&StageResult> {
-        self.stages[self.position(name)?].result.as_ref()
-    }
-
-    /// Stages that the stage at this position waits for.
-    pub(crate) fn waits_for(&self, position: usize) -> Vec<Name> {
-        if let Some(trials) = self.waits_in_sweep(position) {
-            return trials;
-        }
-        let needs = &self.plan.stages[position].needs;
-        needs.iter().filter(|needs| self.result(needs).is_none()).cloned().collect()
-    }
-
-    /// A stage that it waits for and that will never have a result.
-    pub(crate) fn hopeless_need(&self, position: usize) -> Option<(&Name, &Phase)> {
-        if self.plan.stages[position].sweep.is_some() {
-            return None; // what comes of trials without a result is the sweep's affair
-        }
-        self.plan.stages[position].needs.iter().find_map(|needs| {
-            let record = &self.stages[self.position(needs)?];
-            (record.result.is_none() && record.phase.is_final()).then_some((needs, &record.phase))
-        })
-    }
-
-    /// The planned stages with where they stand.
-    pub(crate) fn each(&self) -> impl Iterator<Item = (usize, &PlannedStage, &StageRecord)> {
-        self.plan
-            .stages
-            .iter()
-            .zip(&self.stages)
-            .enumerate()
-            .map(|(position, (stage, record))| (position, stage, record))
-    }
-
-    fn blobs(&self) -> impl Iterator<Item = Digest> {
-        let stages = self.each().flat_map(|(_, stage, record)| stage.blobs().chain(record.blobs()));
-        stages.chain(self.plan.uploads.iter().copied())
     }
 }
 
@@ -257,15 +139,22 @@ impl State {
 
     /// Whether this blob must be kept.
     pub fn refers_to(&self, blob: Digest) -> bool {
-        self.jobs.values().any(|job| job.blobs().any(|other| other == blob))
+        self.is_referred_to(&blob)
     }
 
     /// Adds a fact. Gives the blobs to which nothing refers any more.
     pub fn fold(&mut self, fact: &Fact) -> Result<Vec<Digest>, FoldError> {
+        self.fold_touching(fact).map(|(dropped, _)| dropped)
+    }
+
+    /// The same, and what the fact changed.
+    pub(crate) fn fold_touching(&mut self, fact: &Fact) -> Result<(Vec<Digest>, Touched), FoldError> {
         let mut dropped = Vec::new();
-        self.fold_into(fact, &mut dropped).map_err(|problem| FoldError { fact: fact.name(), problem })?;
+        let folded = self.fold_into(fact, &mut dropped);
+        let touched = self.follow();
+        folded.map_err(|problem| FoldError { fact: fact.name(), problem })?;
         dropped.retain(|blob| !self.refers_to(*blob));
-        Ok(dropped)
+        Ok((dropped, touched))
     }
 
     fn fold_into(&mut self, fact: &Fact, dropped: &mut Vec<Digest>) -> Folded {
@@ -286,10 +175,12 @@ impl State {
                 }
                 dropped.extend(job.blobs());
                 job.reopen(plan, gone);
+                self.touched.jobs.insert(plan.id());
                 Ok(())
             }
             Fact::ResourcesChanged { job, resources } => {
                 self.job(job)?.plan.job.resources = resources.clone();
+                self.touched.jobs.insert(job.clone());
                 Ok(())
             }
             Fact::StageLeased { job, stage, lease, worker, class, at_ms } => {
@@ -339,11 +230,12 @@ impl State {
             | Fact::StageCancelled { .. } => self.fold_outcome(fact, dropped),
             Fact::JobCancelled { job, reason, at_ms } => self.fold_cancellation(job, reason, *at_ms),
             Fact::JobEnded { job, outcome, at_ms } => {
-                let job = self.job(job)?;
+                let (id, job) = (job, self.job(job)?);
                 if job.ended.is_some() || job.stages.iter().any(|record| !record.phase.is_final()) {
                     return Err("the job has ended before, or a stage has not".to_owned());
                 }
                 job.ended = Some((*at_ms, *outcome));
+                self.touched.jobs.insert(id.clone());
                 Ok(())
             }
         }
@@ -356,7 +248,8 @@ impl State {
             return Err(format!("job {id} was submitted before"));
         }
         self.submissions += 1;
-        self.jobs.insert(id, JobState::new(plan.clone(), self.submissions, at_ms));
+        self.touched.jobs.insert(id.clone());
+        self.insert_job(id, JobState::new(plan.clone(), self.submissions, at_ms));
         Ok(())
     }
 
@@ -407,6 +300,7 @@ impl State {
         }
         job.cancelled = Some(reason.to_owned());
         let stages: Vec<Name> = job.plan.stages.iter().map(|stage| stage.name.clone()).collect();
+        self.touched.jobs.insert(id.clone());
         for stage in stages {
             let key = StageKey { job: id.clone(), stage };
             let change = Change::Cancel(reason.to_owned());
@@ -423,13 +317,20 @@ impl State {
         Ok(())
     }
 
+    /// A new job, which the index does not know yet.
+    fn insert_job(&mut self, id: JobId, job: JobState) {
+        self.index.add_job(&id, &job);
+        self.jobs.insert(id, job);
+    }
+
     pub(crate) fn job(&mut self, id: &JobId) -> Result<&mut JobState, String> {
         self.jobs.get_mut(id).ok_or_else(|| format!("there is no job {id}"))
     }
 
     pub(crate) fn stage(&mut self, key: &StageKey) -> Result<&mut StageRecord, String> {
-        let job = self.job(&key.job)?;
+        let job = self.jobs.get_mut(&key.job).ok_or_else(|| format!("there is no job {}", key.job))?;
         let position = job.position(&key.stage).ok_or_else(|| format!("there is no stage {key}"))?;
+        self.touched.spots.insert((key.job.clone(), position));
         Ok(&mut job.stages[position])
     }
 
@@ -459,34 +360,10 @@ impl State {
     }
 }
 
-impl StageRecord {
-    /// Takes a checkpoint; gives the blob of the one before.
-    fn accept(&mut self, step: u64, blob: Digest) -> Result<Option<Digest>, String> {
-        let earlier = self.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
-        if step <= earlier && self.checkpoint.is_some() {
-            return Err(format!("checkpoint of step {step} after one of step {earlier}"));
-        }
-        let class = self.phase.grant().ok_or("the stage does not run")?.class.clone();
-        self.failures.clear();
-        Ok(self.checkpoint.replace(Checkpoint { step, blob, class }).map(|checkpoint| checkpoint.blob))
-    }
-}
-
 pub(crate) fn grows(what: &str, new: u64, last: u64) -> Folded {
     if new > last { Ok(()) } else { Err(format!("{what} {new} after {what} {last}")) }
 }
 
 pub(crate) fn not_live(lease: LeaseId) -> String {
     format!("{lease} is not live")
-}
-
-impl JobState {
-    /// Weight blobs of what a fusion reads, in the recipe's order. Its needs have their results.
-    pub(crate) fn fused_blobs(&self, position: usize) -> Vec<Digest> {
-        let blob = |fused: &FusedSource| match fused {
-            FusedSource::Stage(name) => self.result(name).map(|result| result.weights),
-            FusedSource::External { blob, .. } => Some(*blob),
-        };
-        self.plan.stages[position].fused.iter().filter_map(blob).collect()
-    }
 }

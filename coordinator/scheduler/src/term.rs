@@ -57,6 +57,7 @@ impl State {
         for record in self.jobs.values_mut().flat_map(|job| &mut job.stages) {
             record.retry_at_ms = None;
         }
+        self.rebuild();
         Ok(())
     }
 }

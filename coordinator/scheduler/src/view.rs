@@ -2,7 +2,7 @@
 //!
 //! Nothing here decides. Curves and validation scores of running stages are not durable and are added by the shell.
 
-use std::fmt;
+use std::{cell::OnceCell, collections::BTreeMap, fmt};
 
 use graftwork_shared::{
     assignment::{Failure, Usage},
@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     explain::Why,
+    job::{JobState, StageRecord},
     machine::Scheduler,
     message::{StageKey, WorkerInfo},
     phase::Phase,
     plan::FusedSource,
-    state::{JobState, StageRecord},
 };
 
 /// Why each stage of a job stands where it stands.
@@ -111,6 +111,12 @@ impl Scheduler {
         self.workers.iter().map(|(id, worker)| (*id, &worker.info))
     }
 
+    /// Whether a process of this name has a session, or may come back into one.
+    pub fn knows_process(&self, key: &str) -> bool {
+        key.is_empty() && self.infos().any(|(_, info)| info.key.is_empty())
+            || self.board.fleet.processes.contains_key(key)
+    }
+
     /// The same of one worker.
     pub fn info(&self, worker: WorkerId) -> Option<&WorkerInfo> {
         self.workers.get(&worker).map(|worker| &worker.info)
@@ -119,7 +125,8 @@ impl Scheduler {
     /// A job as it is now, without curves.
     pub fn view(&self, id: &JobId) -> Option<JobView> {
         let job = self.state.jobs().get(id)?;
-        let stages: Vec<StageView> = (0..job.stages.len()).map(|at| self.costly_view(job, at)).collect();
+        let line = Served::new(self);
+        let stages = (0..job.stages.len()).map(|at| self.costly_view(job, at, &line)).collect();
         Some(JobView {
             id: id.clone(),
             digest: job.plan.digest,
@@ -139,10 +146,10 @@ impl Scheduler {
     /// Why each stage stands where it stands.
     pub fn explain(&self, id: &JobId) -> Option<Explanation> {
         let job = self.state.jobs().get(id)?;
-        let ready = self.ready();
+        let line = Served::new(self);
         let explained = job.each().map(|(position, stage, record)| {
             let key = StageKey { job: id.clone(), stage: stage.name.clone() };
-            let data = self.stage_state(job, position);
+            let data = self.stage_state(job, position, &line);
             StageExplanation {
                 stage: stage.name.clone(),
                 sentence: self.sentence(job, position, &data),
@@ -150,15 +157,15 @@ impl Scheduler {
                 attempts: record.attempts,
                 failures: earlier(record),
                 checkpoint_step: record.checkpoint.as_ref().map(|checkpoint| checkpoint.step),
-                why: self.why(job, position),
-                queue: ready.iter().position(|other| *other == key),
+                why: self.why(job, position, &line),
+                queue: line.place(&key),
             }
         });
         Some(Explanation { job: id.clone(), name: job.plan.job.name.clone(), stages: explained.collect() })
     }
 
     /// Where a stage stands, as people and programs see it.
-    pub(crate) fn stage_state(&self, job: &JobState, position: usize) -> StageState {
+    fn stage_state(&self, job: &JobState, position: usize, line: &Served<'_>) -> StageState {
         let record = &job.stages[position];
         let checkpoint_step = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
         match &record.phase {
@@ -166,7 +173,7 @@ impl Scheduler {
             Phase::Pending => {
                 let for_stages = job.waits_for(position);
                 if for_stages.is_empty() {
-                    StageState::Ready { refusal: self.refusal(job, position) }
+                    StageState::Ready { refusal: self.refusal(job, position, line) }
                 } else {
                     StageState::Waiting { for_stages }
                 }
@@ -187,13 +194,13 @@ impl Scheduler {
     }
 
     /// Why a ready stage does not run.
-    fn refusal(&self, job: &JobState, position: usize) -> Refusal {
+    fn refusal(&self, job: &JobState, position: usize, line: &Served<'_>) -> Refusal {
         let key = StageKey { job: job.plan.id(), stage: job.plan.stages[position].name.clone() };
         match self.choose(job, position) {
-            Err(Refusal::Busy { workers, slots, .. }) => Refusal::Busy { workers, slots, ahead: self.ahead_of(&key) },
+            Err(Refusal::Busy { workers, slots, .. }) => Refusal::Busy { workers, slots, ahead: line.ahead_of(&key) },
             Err(refusal) => refusal,
             // Whatever can be handed out is handed out before a view can be drawn; see invariant 7's check.
-            Ok(_) => Refusal::Busy { workers: 0, slots: 0, ahead: self.ahead_of(&key) },
+            Ok(_) => Refusal::Busy { workers: 0, slots: 0, ahead: line.ahead_of(&key) },
         }
     }
 
@@ -228,10 +235,10 @@ impl Scheduler {
         }
     }
 
-    fn costly_view(&self, job: &JobState, position: usize) -> StageView {
+    fn costly_view(&self, job: &JobState, position: usize, line: &Served<'_>) -> StageView {
         let usage = self.stage_cost(&job.stages[position]);
         let (sweep, trial) = (self.sweep_view(job, position), job.trial_view(position));
-        StageView { usage, sweep, trial, ..Self::stage_view(job, position, self.stage_state(job, position)) }
+        StageView { usage, sweep, trial, ..Self::stage_view(job, position, self.stage_state(job, position, line)) }
     }
 
     /// Without what it cost.
@@ -273,6 +280,41 @@ impl Scheduler {
             preempted: record.preempted.clone(),
             release,
         }
+    }
+}
+
+/// All ready stages in the order in which they are served, found once for a view, and only if one of its stages is ready.
+pub(crate) struct Served<'s> {
+    scheduler: &'s Scheduler,
+    order: OnceCell<(Vec<StageKey>, BTreeMap<StageKey, usize>)>,
+}
+
+impl<'s> Served<'s> {
+    fn new(scheduler: &'s Scheduler) -> Self {
+        Self { scheduler, order: OnceCell::new() }
+    }
+
+    fn order(&self) -> &(Vec<StageKey>, BTreeMap<StageKey, usize>) {
+        self.order.get_or_init(|| {
+            let order = self.scheduler.ready();
+            let places = order.iter().cloned().zip(0..).collect();
+            (order, places)
+        })
+    }
+
+    fn place(&self, key: &StageKey) -> Option<usize> {
+        let ready = self.scheduler.state.record(key).is_some_and(|(job, at)| job.is_ready(at));
+        ready.then(|| self.order().1.get(key).copied()).flatten()
+    }
+
+    /// The ready stages that are served before this one.
+    pub(crate) fn before(&self, key: &StageKey) -> &[StageKey] {
+        let (order, places) = self.order();
+        &order[..places.get(key).copied().unwrap_or(order.len())]
+    }
+
+    fn ahead_of(&self, key: &StageKey) -> Vec<Name> {
+        self.before(key).iter().map(|other| other.stage.clone()).collect()
     }
 }
 

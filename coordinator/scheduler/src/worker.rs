@@ -94,7 +94,9 @@ impl Worker {
 
 impl Scheduler {
     pub(crate) fn on_worker_joined(&mut self, session: u64, info: WorkerInfo, leases: &[LeaseId]) {
-        let known = self.workers.iter().find(|(_, worker)| worker.info.is_same_process(&info)).map(|(id, _)| *id);
+        let alike = self.board.fleet.processes.get(&info.key).into_iter().flatten();
+        let same = |id: &&WorkerId| self.workers.get(id).is_some_and(|worker| worker.info.is_same_process(&info));
+        let known = alike.copied().find(|id| same(&id));
         if let Some(worker) = known {
             return self.on_worker_returned(session, worker, leases);
         }
@@ -103,7 +105,7 @@ impl Scheduler {
         self.out.commands.push(Command::Welcome { session, worker });
         let joined = EventKind::WorkerJoined { worker, place: info.place.clone(), threads: info.threads };
         let seen_ms = self.now_ms;
-        self.workers.insert(worker, Worker::new(info, seen_ms));
+        self.enter(worker, Worker::new(info, seen_ms));
         self.tell_all(&joined);
         if let Some(reason) = self.stopping.clone().filter(|_| self.policy.sends_home) {
             self.drain(worker, &reason);
@@ -112,17 +114,23 @@ impl Scheduler {
 
     /// The same process on a new connection; the old one may not even have been missed.
     fn on_worker_returned(&mut self, session: u64, worker: WorkerId, leases: &[LeaseId]) {
-        let Some(known) = self.workers.get_mut(&worker) else { return };
-        known.heard(self.now_ms);
-        known.leases.retain(|lease, _| leases.contains(lease));
+        let held = self.held_by(worker);
+        let now_ms = self.now_ms;
+        let draining = self.edit_worker(worker, |known| {
+            known.heard(now_ms);
+            known.leases.retain(|lease, _| leases.contains(lease));
+            known.draining
+        });
+        let Some(draining) = draining else { return };
         self.out.commands.push(Command::Welcome { session, worker });
-        if known.draining {
+        if draining {
             self.out.commands.push(Command::Drain { worker, reason: "it was asked to leave before".to_owned() });
         }
         for lease in leases {
             self.take_up(worker, *lease);
         }
-        for (key, lease) in self.held_by(worker).into_iter().filter(|(_, lease)| !leases.contains(lease)) {
+        let held = held.into_iter().filter(|(_, lease)| self.holds(worker, *lease).is_some());
+        for (key, lease) in held.filter(|(_, lease)| !leases.contains(lease)).collect::<Vec<_>>() {
             let reason = "the assignment, or what came of it, was lost with the connection".to_owned();
             self.leave(&key, (worker, lease), reason);
         }
@@ -135,8 +143,8 @@ impl Scheduler {
                 if self.epoch(lease).is_some_and(|epoch| epoch > 0) {
                     self.say_place(worker, lease, true);
                 }
-                if let Some(group) = self.groups.get_mut(&lease) {
-                    group.asked_back.remove(&worker);
+                if self.was_asked_back(worker, lease) {
+                    self.edit_group(lease, |group| group.asked_back.remove(&worker));
                 }
             }
             // That it is prepared may never have been heard.
@@ -154,9 +162,10 @@ impl Scheduler {
             self.drop_joiner(worker, lease);
         }
         let holds = !self.held_by(worker).is_empty();
-        let Some(known) = self.workers.get_mut(&worker) else { return };
+        let Some(known) = self.workers.get(&worker) else { return };
         if holds && !known.draining && !known.info.key.is_empty() && self.policy.grace_ms > 0 {
-            known.apart = Some(Apart { since_ms: self.now_ms, reason, since_restart: false });
+            let apart = Apart { since_ms: self.now_ms, reason, since_restart: false };
+            self.edit_worker(worker, |known| known.apart = Some(apart));
         } else {
             self.remove_worker(worker, &reason);
         }
@@ -164,9 +173,12 @@ impl Scheduler {
 
     pub(crate) fn on_heartbeat(&mut self, worker: WorkerId, leases: &[LeaseId]) {
         let held: BTreeSet<LeaseId> = self.held_by(worker).into_iter().map(|(_, lease)| lease).collect();
-        let Some(known) = self.workers.get_mut(&worker) else { return };
-        known.heard(self.now_ms);
-        known.leases.retain(|lease, _| held.contains(lease) || leases.contains(lease));
+        let stays = |lease: &LeaseId| held.contains(lease) || leases.contains(lease);
+        let Some(known) = self.workers.get(&worker) else { return };
+        if !known.leases.keys().all(stays) {
+            self.edit_worker(worker, |known| known.leases.retain(|lease, _| stays(lease)));
+        }
+        self.hear(worker);
         for lease in leases {
             if self.holds(worker, *lease).is_none() {
                 self.out.commands.push(Command::Fence { worker, lease: *lease });
@@ -174,10 +186,29 @@ impl Scheduler {
         }
     }
 
+    /// A worker said something.
+    pub(crate) fn hear(&mut self, worker: WorkerId) {
+        let Some(known) = self.workers.get_mut(&worker) else { return };
+        let was_apart = known.apart.is_some();
+        known.heard(self.now_ms);
+        if was_apart {
+            self.seat(worker);
+        } else {
+            let deadline_ms = known.deadline_ms(&self.policy);
+            self.count(1);
+            self.board.fleet.expect(worker, Some(deadline_ms));
+        }
+    }
+
     pub(crate) fn drain(&mut self, worker: WorkerId, reason: &str) {
-        let Some(known) = self.workers.get_mut(&worker).filter(|known| !known.draining) else { return };
-        known.draining = true;
-        if known.apart.is_some() {
+        if self.workers.get(&worker).is_none_or(|known| known.draining) {
+            return;
+        }
+        let apart = self.edit_worker(worker, |known| {
+            known.draining = true;
+            known.apart.is_some()
+        });
+        if apart == Some(true) {
             return self.remove_worker(worker, reason);
         }
         self.out.commands.push(Command::Drain { worker, reason: reason.to_owned() });
@@ -185,26 +216,29 @@ impl Scheduler {
 
     /// A worker leaves by itself: it stops its stages after their steps and says of each that it gave it back.
     pub(crate) fn on_leaving(&mut self, worker: WorkerId) {
-        if let Some(known) = self.workers.get_mut(&worker) {
-            known.heard(self.now_ms);
-            known.draining = true;
-        }
+        self.hear(worker);
+        self.edit_worker(worker, |known| known.draining = true);
     }
 
     /// The coordinator stood still. What workers said meanwhile was not read, so the time counts against none of them.
     pub(crate) fn on_stood_still(&mut self, gap_ms: u64) {
-        for worker in self.workers.values_mut() {
-            worker.seen_ms = (worker.seen_ms + gap_ms).min(self.now_ms);
-            if let Some(apart) = &mut worker.apart {
-                apart.since_ms = (apart.since_ms + gap_ms).min(self.now_ms);
-            }
+        let now_ms = self.now_ms;
+        for worker in self.workers.keys().copied().collect::<Vec<_>>() {
+            self.edit_worker(worker, |known| {
+                known.seen_ms = (known.seen_ms + gap_ms).min(now_ms);
+                if let Some(apart) = &mut known.apart {
+                    apart.since_ms = (apart.since_ms + gap_ms).min(now_ms);
+                }
+            });
         }
     }
 
     /// Gives up workers that were silent, or apart, for too long.
     pub(crate) fn expire(&mut self) {
-        let over = self.workers.iter().filter(|(_, worker)| worker.deadline_ms(&self.policy) <= self.now_ms);
-        let over: Vec<(WorkerId, Option<Apart>)> = over.map(|(id, worker)| (*id, worker.apart.clone())).collect();
+        let over = self.board.fleet.deadlines.range(..=(self.now_ms, WorkerId(u64::MAX)));
+        let over: BTreeSet<WorkerId> = over.map(|(_, worker)| *worker).collect();
+        let apart = |id: WorkerId| self.workers.get(&id).and_then(|worker| worker.apart.clone());
+        let over: Vec<(WorkerId, Option<Apart>)> = over.into_iter().map(|id| (id, apart(id))).collect();
         for (worker, apart) in over {
             let reason = apart.map_or_else(
                 || format!("it was silent for {} ms", self.policy.silence_ms),
@@ -217,9 +251,8 @@ impl Scheduler {
 
     /// Live leases of a worker.
     fn held_by(&self, worker: WorkerId) -> Vec<(StageKey, LeaseId)> {
-        let held =
-            |(lease, key): (&LeaseId, &StageKey)| (self.holds(worker, *lease).is_some()).then(|| (key.clone(), *lease));
-        self.state.live().iter().filter_map(held).collect()
+        let leases = self.workers.get(&worker).into_iter().flat_map(|known| known.leases.keys());
+        leases.filter_map(|lease| Some((self.holds(worker, *lease)?.clone(), *lease))).collect()
     }
 
     /// Forgets a worker; what it held goes back.
@@ -229,7 +262,7 @@ impl Scheduler {
             self.drop_joiner(worker, *lease);
         }
         let members: Vec<_> = held.into_iter().filter(|(_, lease)| self.holds(worker, *lease).is_some()).collect();
-        let Some(known) = self.workers.remove(&worker) else { return };
+        let Some(known) = self.expel(worker) else { return };
         let lost_its_coordinator = known.apart.as_ref().is_some_and(|apart| apart.since_restart);
         for (key, lease) in members {
             let message = format!("{worker} ({}) is gone: {reason}", known.info.place);
@@ -245,10 +278,28 @@ impl Scheduler {
         self.tell_all(&EventKind::WorkerLeft { worker, reason: reason.to_owned() });
     }
 
+    fn enter(&mut self, worker: WorkerId, known: Worker) {
+        if !known.info.key.is_empty() {
+            self.board.fleet.processes.entry(known.info.key.clone()).or_default().insert(worker);
+        }
+        self.workers.insert(worker, known);
+        self.seat(worker);
+    }
+
+    fn expel(&mut self, worker: WorkerId) -> Option<Worker> {
+        let known = self.workers.remove(&worker)?;
+        if let Some(alike) = self.board.fleet.processes.get_mut(&known.info.key) {
+            alike.remove(&worker);
+            if alike.is_empty() {
+                self.board.fleet.processes.remove(&known.info.key);
+            }
+        }
+        self.seat(worker);
+        Some(known)
+    }
+
     /// The worker's place is free again.
     pub(crate) fn free(&mut self, worker: WorkerId, lease: LeaseId) {
-        if let Some(worker) = self.workers.get_mut(&worker) {
-            worker.leases.remove(&lease);
-        }
+        self.edit_worker(worker, |worker| worker.leases.remove(&lease));
     }
 }

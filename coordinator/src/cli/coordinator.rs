@@ -144,7 +144,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     raise_open_files();
     let planning = Planning { cache: cache_folder(), machine: None, uploads: None };
     let planner = Arc::new(PlannerDoor::new(planning, None));
-    let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: true, by_owner: arguments.tokens.is_some() });
+    let publisher =
+        Arc::new(PublisherDoor { cache: cache_folder(), reuse: true, by_owner: arguments.tokens.is_some() });
     let leadership = leadership(&arguments)?;
     let folder = match (&arguments.folder, &leadership) {
         (Some(folder), _) => folder,

@@ -38,7 +38,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
         }
         Role::Join | Role::Read => None,
     };
-    let token = NewToken { name, role: *role, owner, most_priority: *most_priority }.make(file).map_err(Failure::input)?;
+    let token =
+        NewToken { name, role: *role, owner, most_priority: *most_priority }.make(file).map_err(Failure::input)?;
     print(&format!("{token}\n"));
     eprintln!(
         "the token is shown this once: put it into the environment variable GRAFTWORK_TOKEN where it is used, and start \

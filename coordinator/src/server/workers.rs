@@ -163,6 +163,8 @@ async fn next(stream: &mut Streaming<v1::WorkerMessage>) -> Result<Option<Worker
         if message.message.is_none() {
             continue; // A newer worker says what this version does not know.
         }
-        return WorkerEnvelope::try_from(message).map(Some).map_err(|error| Status::invalid_argument(error.to_string()));
+        return WorkerEnvelope::try_from(message)
+            .map(Some)
+            .map_err(|error| Status::invalid_argument(error.to_string()));
     }
 }

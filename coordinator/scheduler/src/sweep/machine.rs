@@ -1,5 +1,7 @@
 //! What comes of a trial's score, and of a rung that is whole.
 
+use std::collections::BTreeSet;
+
 use graftwork_shared::{
     assignment::{Blame, Evaluation, Failure, StageResult},
     data::Split,
@@ -15,10 +17,10 @@ use super::{
 };
 use crate::{
     fact::Fact,
+    job::JobState,
     machine::Scheduler,
     message::{Command, StageKey},
     phase::{Grant, Phase},
-    state::JobState,
 };
 
 impl Scheduler {
@@ -53,7 +55,7 @@ impl Scheduler {
     pub(crate) fn on_trial_known(&mut self, key: &StageKey, result: &StageResult) {
         let Some((job, at)) = self.state.record(key) else { return };
         let stage = &job.plan.stages[at];
-        let Some(sweep) = stage.trial.as_ref().and_then(|trial| job.plan.stage(&trial.task)?.sweep.as_ref()) else {
+        let Some(sweep) = stage.trial.as_ref().and_then(|trial| job.planned(&trial.task)?.sweep.as_ref()) else {
             return;
         };
         let rung = job.trial(at).map_or(0, |trial| trial.rung);
@@ -77,12 +79,16 @@ impl Scheduler {
     }
 
     /// Decides what scores and failures allow to be decided.
-    pub(crate) fn compare_trials(&mut self, id: &JobId) {
-        let open = |job: &JobState| -> Vec<Name> {
-            let swept = job.each().filter(|(at, _, record)| record.phase == Phase::Pending && job.is_swept(*at));
-            swept.map(|(_, stage, _)| stage.name.clone()).collect()
-        };
-        for task in open(&self.state.jobs()[id]) {
+    pub(crate) fn compare_trials(&mut self, id: &JobId, touched: &BTreeSet<usize>) {
+        let job = &self.state.jobs()[id];
+        let open = |at: &usize| job.stages[*at].phase == Phase::Pending && job.is_swept(*at);
+        let swept: BTreeSet<usize> = touched.iter().filter_map(|at| job.swept_task(*at)).filter(open).collect();
+        let tasks: Vec<(Name, usize)> = swept
+            .into_iter()
+            .map(|at| (job.plan.stages[at].name.clone(), job.index.shape.sweeps.get(&at).map_or(0, Vec::len)))
+            .collect();
+        for (task, trials) in tasks {
+            self.count(1 + trials);
             while self.compare(id, &task) {}
         }
     }
@@ -96,7 +102,7 @@ impl Scheduler {
             self.fail_sweep(id, task, Failure { blame: Blame::Machine, message });
             return false;
         }
-        let planned = job.plan.stage(task).and_then(|stage| stage.sweep.as_ref());
+        let planned = job.planned(task).and_then(|stage| stage.sweep.as_ref());
         let (Some(planned), Some(trials)) = (planned, job.standings(task)) else { return false };
         let last = u32::try_from(planned.rungs.len()).unwrap_or(u32::MAX).saturating_sub(1);
         let factor = planned.halving.map_or(1, |halving| halving.factor);
@@ -111,7 +117,7 @@ impl Scheduler {
             Next::Promote { rung, to, promoted, stopped } => {
                 for at in &promoted {
                     // What the hub has of a trial that never trained may tell its next score too.
-                    self.reuse.remove(&StageKey { job: id.clone(), stage: names[*at].clone() });
+                    self.set_reuse(&StageKey { job: id.clone(), stage: names[*at].clone() }, None);
                 }
                 let (promoted, stopped) = (numbers(promoted), numbers(stopped));
                 let told = EventKind::RungDecided {
@@ -152,9 +158,7 @@ impl Scheduler {
 
     fn fail_sweep(&mut self, id: &JobId, task: &Name, failure: Failure) {
         let job = &self.state.jobs()[id];
-        let of_sweep = |stage: &crate::PlannedStage| stage.trial.as_ref().is_some_and(|trial| trial.task == *task);
-        let grants =
-            job.each().filter(|(_, stage, _)| of_sweep(stage)).filter_map(|(_, _, record)| record.phase.grant());
+        let grants = job.trials_of(task).into_iter().filter_map(|at| job.stages[at].phase.grant());
         let leases: Vec<LeaseId> = grants.map(|grant: &Grant| grant.lease).collect();
         for lease in leases {
             self.keep_cost(lease);
@@ -171,20 +175,35 @@ impl JobState {
     /// The last rung of a trial's sweep.
     pub(super) fn last_rung(&self, at: usize) -> u32 {
         let task = self.plan.stages[at].trial.as_ref().map(|trial| &trial.task);
-        let sweep = task.and_then(|task| self.plan.stage(task)?.sweep.as_ref());
+        let sweep = task.and_then(|task| self.planned(task)?.sweep.as_ref());
         sweep.map_or(0, |sweep| u32::try_from(sweep.rungs.len()).unwrap_or(u32::MAX).saturating_sub(1))
     }
 
     /// Trials that failed for good, by number.
     pub(super) fn failed_trials(&self, task: &Name) -> Vec<(u32, Failure)> {
-        let trials = self.each().filter_map(|(_, stage, record)| {
-            let trial = stage.trial.as_ref().filter(|trial| trial.task == *task)?;
-            match &record.phase {
+        let trials = self.trials_of(task).into_iter().filter_map(|at| {
+            let trial = self.plan.stages[at].trial.as_ref()?;
+            match &self.stages[at].phase {
                 Phase::Failed { failure } => Some((trial.number, failure.clone())),
                 _ => None,
             }
         });
         trials.collect()
+    }
+
+    /// Positions of a task's trials, in the plan's order.
+    fn trials_of(&self, task: &Name) -> BTreeSet<usize> {
+        let trials = self.position(task).and_then(|at| self.index.shape.sweeps.get(&at));
+        trials.into_iter().flatten().copied().collect()
+    }
+
+    /// The swept task to which a stage belongs.
+    fn swept_task(&self, at: usize) -> Option<usize> {
+        let stage = self.plan.stages.get(at)?;
+        match &stage.trial {
+            Some(trial) => self.position(&trial.task),
+            None => stage.sweep.as_ref().map(|_| at),
+        }
     }
 }
 

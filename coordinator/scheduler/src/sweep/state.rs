@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::rule::Trial;
 use crate::{
     fact::Fact,
+    job::JobState,
     message::StageKey,
     phase::{Change, Phase},
     plan::Plan,
-    state::{JobState, State, not_live},
+    state::{State, not_live},
 };
 
 /// One sweep.
@@ -70,7 +71,7 @@ impl JobState {
 
     /// The trials of a swept task as the rule sees them.
     pub(super) fn standings(&self, task: &Name) -> Option<Vec<Trial<'_>>> {
-        let planned = self.plan.stage(task)?.sweep.as_ref()?;
+        let planned = self.planned(task)?.sweep.as_ref()?;
         let trials = planned.trials.iter().zip(&self.sweeps.get(task)?.trials);
         trials
             .map(|(name, trial)| {
@@ -83,7 +84,7 @@ impl JobState {
     /// The update at which a trial pauses next; `None` for any other stage.
     pub(crate) fn pause_step(&self, at: usize) -> Option<u64> {
         let task = &self.plan.stages[at].trial.as_ref()?.task;
-        let rungs = &self.plan.stage(task)?.sweep.as_ref()?.rungs;
+        let rungs = &self.planned(task)?.sweep.as_ref()?.rungs;
         rungs.get(self.trial(at)?.rung as usize).copied()
     }
 
@@ -96,6 +97,22 @@ impl JobState {
     /// Whether its trials are not compared to the end yet.
     pub(crate) fn is_swept(&self, at: usize) -> bool {
         self.sweeps.get(&self.plan.stages[at].name).is_some_and(|sweep| sweep.chosen.is_none())
+    }
+
+    /// Whether a trial, or a task with trials, waits for nothing; `None` where needs alone say it.
+    pub(crate) fn is_due_in_sweep(&self, at: usize) -> Option<bool> {
+        let stage = &self.plan.stages[at];
+        let Some(planned) = &stage.trial else {
+            stage.sweep.as_ref().filter(|_| self.sweeps.contains_key(&stage.name))?;
+            return Some(!self.is_swept(at));
+        };
+        self.planned(&planned.task)?.sweep.as_ref()?;
+        let trial = self.sweeps.get(&planned.task)?.trials.get(position(planned.number));
+        let failed = matches!(self.stages[at].phase, Phase::Failed { .. });
+        let awaited = |trial: &TrialState| {
+            Trial { rung: trial.rung, stopped: trial.stopped, failed, scores: &trial.scores }.is_awaited()
+        };
+        Some(trial.is_some_and(awaited))
     }
 
     /// What a trial, or a task with trials, waits for; `None` where needs alone say it. Trials that are awaited wait for
@@ -111,7 +128,7 @@ impl JobState {
         } else if !self.is_swept(at) {
             return Some(Vec::new());
         }
-        let names = &self.plan.stage(task)?.sweep.as_ref()?.trials;
+        let names = &self.planned(task)?.sweep.as_ref()?.trials;
         let awaited = trials.iter().zip(names).filter(|(trial, _)| trial.is_awaited());
         let awaited: Vec<Name> = awaited.map(|(_, name)| name.clone()).collect();
         // Between the last score and the decision nobody is awaited, and still nothing can start.
@@ -159,6 +176,10 @@ impl State {
                 self.fold_scores(&key, *lease, scores, *at_ms)
             }
             Fact::RungDecided { job, task, to, promoted, stopped, .. } => {
+                for number in promoted.iter().chain(stopped) {
+                    let key = self.trial_key(job, task, *number)?;
+                    self.stage(&key)?;
+                }
                 let known = self.sweep(job, task)?;
                 for number in promoted.iter().chain(stopped) {
                     let promoted = promoted.contains(number);
@@ -193,6 +214,7 @@ impl State {
             Some(lease) => self.end_lease(lease, at_ms, Change::GiveBack)?.failures.clear(),
             None => {}
         }
+        self.stage(key)?;
         let (job, at) = self.record(key).ok_or_else(|| format!("there is no stage {key}"))?;
         let planned = job.plan.stages[at].trial.clone().ok_or_else(|| format!("stage {key} is no trial"))?;
         let trial = self.sweep(&key.job, &planned.task)?.trials.get_mut(position(planned.number));
@@ -219,6 +241,7 @@ impl State {
         self.sweep(job, task)?.chosen = Some(number);
         dropped.extend(self.end_trials(job, task, at_ms)?);
         self.job(job)?.plan.choose_trial(task, number)?;
+        self.touched.jobs.insert(job.clone());
         let key = StageKey { job: job.clone(), stage: task.clone() };
         self.stage(&key)?.checkpoint = checkpoint;
         Ok(())
@@ -247,7 +270,7 @@ impl State {
     }
 
     fn trial_key(&mut self, job: &JobId, task: &Name, number: u32) -> Result<StageKey, String> {
-        let planned = self.job(job)?.plan.stage(task).and_then(|stage| stage.sweep.as_ref());
+        let planned = self.job(job)?.planned(task).and_then(|stage| stage.sweep.as_ref());
         let stage = planned.and_then(|sweep| sweep.trials.get(position(number)));
         Ok(StageKey { job: job.clone(), stage: stage.ok_or_else(|| no_trial(task, number))?.clone() })
     }

@@ -7,7 +7,7 @@ use graftwork_shared::{
 };
 
 use super::state::position;
-use crate::{machine::Scheduler, message::StageKey, phase::Phase, state::JobState};
+use crate::{job::JobState, machine::Scheduler, message::StageKey, phase::Phase};
 
 impl Scheduler {
     /// What came of a task's sweep, for its release; `None` for other stages, and before a trial is chosen.

@@ -49,7 +49,8 @@ impl Guard {
         let folder = tempfile::tempdir().unwrap();
         certificate::make(&folder.path().join("tls"), &[host.to_owned()], 2).unwrap();
         let path = folder.path().join("tokens.toml");
-        let make = |(name, role, owner)| (name, NewToken { name, role, owner, most_priority: None }.make(&path).unwrap());
+        let make =
+            |(name, role, owner)| (name, NewToken { name, role, owner, most_priority: None }.make(&path).unwrap());
         let tokens = TOKENS.map(make).into();
         Self { folder, tokens }
     }

@@ -1,6 +1,7 @@
 //! The server as its peers meet it: real sockets, a scripted worker, coordinators that end as kill -9 ends them.
 
 mod access;
+mod crowd;
 mod faults;
 #[path = "../../../scheduler/tests/fixture/mod.rs"]
 pub(super) mod fixture;

@@ -1,6 +1,9 @@
 //! A client and a worker that do what a test tells them.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use graftwork_proto::{
     CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnvelope, WorkerMessage, from_document, to_document,
@@ -15,7 +18,7 @@ use graftwork_shared::{
     job::Job,
     view::JobView,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status, Streaming,
@@ -91,6 +94,25 @@ pub(super) fn hello() -> Hello {
     }
 }
 
+/// Beats for a session until it is dropped.
+pub(super) struct Heart {
+    leases: Arc<Mutex<Vec<LeaseId>>>,
+    beating: JoinHandle<()>,
+}
+
+impl Heart {
+    /// Lists these leases from now on.
+    pub(super) fn hold(&self, leases: &[LeaseId]) {
+        *self.leases.lock().unwrap() = leases.to_vec();
+    }
+}
+
+impl Drop for Heart {
+    fn drop(&mut self) {
+        self.beating.abort();
+    }
+}
+
 /// A worker's session.
 pub(super) struct Peer {
     channel: Channel,
@@ -146,6 +168,22 @@ impl Peer {
     pub(super) async fn send(&self, message: WorkerMessage) {
         let envelope = WorkerEnvelope { term: self.term, trace: String::new(), message };
         self.send_raw(v1::WorkerMessage::from(envelope)).await;
+    }
+
+    /// Says which leases it holds, again and again.
+    pub(super) fn beat_every(&self, every: Duration) -> Heart {
+        let leases = Arc::<Mutex<Vec<LeaseId>>>::default();
+        let (held, outgoing, term) = (Arc::clone(&leases), self.outgoing.clone(), self.term);
+        let beating = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let message = WorkerMessage::Heartbeat(held.lock().unwrap().clone());
+                let envelope = WorkerEnvelope { term, trace: String::new(), message };
+                // The session may have ended, which the test sees.
+                let _ = outgoing.send(v1::WorkerMessage::from(envelope)).await;
+            }
+        });
+        Heart { leases, beating }
     }
 
     pub(super) async fn send_raw(&self, message: v1::WorkerMessage) {

@@ -1,0 +1,182 @@
+//! The workers by what they can take: who has room, who has nothing to do, who is given up when.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use graftwork_shared::{
+    id::{LeaseId, WorkerId},
+    recipe::NumericClass,
+};
+
+use super::queue::Demand;
+
+/// What was last seen of a worker.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Seat {
+    pub(crate) class: Arc<NumericClass>,
+    /// The host on which alone others reach it.
+    pub(crate) reached_on: Arc<str>,
+    /// New work may go to it.
+    pub(crate) takes_work: bool,
+    /// The most memory that a stage may need on it.
+    pub(crate) hold_bytes: u64,
+    /// The same beside what it has, if it has a free place.
+    pub(crate) room_bytes: Option<u64>,
+    /// It has nothing to do.
+    pub(crate) idle: bool,
+    /// Leases in which it only helps.
+    pub(crate) helping: Vec<LeaseId>,
+    /// A lease will leave it: it is not live any more, or was asked for.
+    pub(crate) coming: bool,
+}
+
+/// Idle workers that are alike: class, host, and the memory that a stage may need.
+pub(crate) type Kind = (Arc<NumericClass>, Arc<str>, u64);
+
+/// Workers of one numeric class that take work.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Class {
+    /// How many can hold so much.
+    holds: BTreeMap<u64, usize>,
+    /// Those with a free place, by the memory that is left.
+    pub(crate) rooms: BTreeSet<(u64, WorkerId)>,
+}
+
+/// All workers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Fleet {
+    pub(crate) seats: BTreeMap<WorkerId, Seat>,
+    pub(crate) classes: BTreeMap<Arc<NumericClass>, Class>,
+    pub(crate) idle: BTreeMap<Kind, BTreeSet<WorkerId>>,
+    pub(crate) helping: BTreeSet<(WorkerId, LeaseId)>,
+    pub(crate) coming: BTreeSet<WorkerId>,
+    /// When each is given up if nothing is heard of it.
+    pub(crate) deadlines: BTreeSet<(u64, WorkerId)>,
+    deadline_of: BTreeMap<WorkerId, u64>,
+    /// By the name of their process.
+    pub(crate) processes: BTreeMap<String, BTreeSet<WorkerId>>,
+    /// How often what the classes can hold has changed.
+    pub(crate) refits: u64,
+}
+
+impl Class {
+    fn largest(&self) -> Option<u64> {
+        self.holds.keys().next_back().copied()
+    }
+}
+
+impl Fleet {
+    fn suiting<'f>(&'f self, demand: &'f Demand) -> impl Iterator<Item = &'f Class> {
+        self.classes.iter().filter(|(class, _)| demand.suits(class)).map(|(_, of)| of)
+    }
+
+    /// The most memory that a worker has left which has a free place.
+    pub(crate) fn room(&self, demand: &Demand) -> Option<u64> {
+        self.suiting(demand).filter_map(|class| class.rooms.last().map(|(room, _)| *room)).max()
+    }
+
+    /// The most memory that a worker can hold at all.
+    pub(crate) fn hold(&self, demand: &Demand) -> Option<u64> {
+        self.suiting(demand).filter_map(Class::largest).max()
+    }
+
+    /// Workers with room for so much.
+    pub(crate) fn roomy<'f>(&'f self, demand: &'f Demand, memory_bytes: u64) -> impl Iterator<Item = WorkerId> + 'f {
+        let roomy = self.suiting(demand).flat_map(move |class| class.rooms.range((memory_bytes, WorkerId(0))..));
+        roomy.map(|(_, worker)| *worker)
+    }
+
+    /// Follows a worker's deadline; `None`: it is gone.
+    pub(crate) fn expect(&mut self, worker: WorkerId, deadline_ms: Option<u64>) {
+        let old = match deadline_ms {
+            Some(at) => self.deadline_of.insert(worker, at),
+            None => self.deadline_of.remove(&worker),
+        };
+        if old != deadline_ms {
+            old.map(|at| self.deadlines.remove(&(at, worker)));
+            self.deadlines.extend(deadline_ms.map(|at| (at, worker)));
+        }
+    }
+
+    /// Seats a worker as it is now; `None`: it is gone. Gives what was known of it, if that has changed.
+    pub(crate) fn seat(&mut self, worker: WorkerId, seat: Option<Seat>) -> Option<Option<Seat>> {
+        if self.seats.get(&worker) == seat.as_ref() {
+            return None;
+        }
+        let old = self.seats.remove(&worker);
+        let held = |seat: &Option<Seat>| seat.as_ref().filter(|seat| seat.takes_work).map(|seat| seat.hold_bytes);
+        let (before, after) = (held(&old), held(&seat));
+        if let Some(old) = &old {
+            self.leave(worker, old);
+        }
+        if before != after {
+            before.into_iter().zip(&old).for_each(|(bytes, old)| self.count(&old.class, bytes, false));
+            after.into_iter().zip(&seat).for_each(|(bytes, seat)| self.count(&seat.class, bytes, true));
+        }
+        if let Some(seat) = seat {
+            self.enter(worker, &seat);
+            self.seats.insert(worker, seat);
+        }
+        Some(old)
+    }
+
+    /// One more worker of a class holds so much, or one less.
+    fn count(&mut self, class: &Arc<NumericClass>, bytes: u64, more: bool) {
+        let of = self.classes.entry(Arc::clone(class)).or_default();
+        let holds = of.holds.entry(bytes).or_default();
+        *holds = if more { *holds + 1 } else { *holds - 1 };
+        self.refits += u64::from(*holds == usize::from(more));
+        if *holds == 0 {
+            of.holds.remove(&bytes);
+        }
+        if of.holds.is_empty() {
+            self.classes.remove(class);
+        }
+    }
+
+    fn enter(&mut self, worker: WorkerId, seat: &Seat) {
+        self.helping.extend(seat.helping.iter().map(|lease| (worker, *lease)));
+        if seat.coming {
+            self.coming.insert(worker);
+        }
+        if !seat.takes_work {
+            return;
+        }
+        if let Some(class) = self.classes.get_mut(&seat.class) {
+            class.rooms.extend(seat.room_bytes.map(|room| (room, worker)));
+        }
+        if seat.idle {
+            self.idle.entry(seat.kind()).or_default().insert(worker);
+        }
+    }
+
+    fn leave(&mut self, worker: WorkerId, seat: &Seat) {
+        for lease in &seat.helping {
+            self.helping.remove(&(worker, *lease));
+        }
+        self.coming.remove(&worker);
+        if !seat.takes_work {
+            return;
+        }
+        if let Some(class) = self.classes.get_mut(&seat.class) {
+            seat.room_bytes.map(|room| class.rooms.remove(&(room, worker)));
+        }
+        if seat.idle {
+            let kind = seat.kind();
+            if let Some(idle) = self.idle.get_mut(&kind) {
+                idle.remove(&worker);
+                if idle.is_empty() {
+                    self.idle.remove(&kind);
+                }
+            }
+        }
+    }
+}
+
+impl Seat {
+    pub(crate) fn kind(&self) -> Kind {
+        (Arc::clone(&self.class), Arc::clone(&self.reached_on), self.hold_bytes)
+    }
+}

@@ -1,0 +1,112 @@
+//! Five hundred workers over real gRPC, each with a session, heartbeats, reports, a checkpoint and results, on one
+//! coordinator: no lease is lost or late, and the memory that it costs is told.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use futures::future::join_all;
+use graftwork_proto::{CoordinatorMessage, WorkerMessage};
+use graftwork_shared::{
+    event::Outcome,
+    id::LeaseId,
+    view::{JobView, StageState},
+};
+use tonic::transport::Channel;
+
+use super::{
+    Place,
+    fixture::{plan, stage},
+    peer::{Peer, connect, put, submit, view},
+    sessions::report,
+};
+
+const WORKERS: usize = 500;
+
+/// Stages that each worker trains, one after the other.
+const EACH: usize = 3;
+
+/// Workers that share a connection, as processes behind one proxy would: the test has not the sockets of 500 machines.
+const ON_ONE_CHANNEL: usize = 50;
+
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Trains one stage as a worker does: it reports, checkpoints and finishes. Gives how long its first answer took.
+async fn train(peer: &mut Peer, channel: &Channel, (lease, stage): (LeaseId, &str)) -> Duration {
+    for step in [2, 4] {
+        peer.send(WorkerMessage::Step(lease, report(step))).await;
+    }
+    let blob = put(channel, format!("checkpoint of {stage}").as_bytes()).await.unwrap();
+    let asked = Instant::now();
+    peer.send(WorkerMessage::Checkpoint(lease, 5, blob)).await;
+    assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 5), "a lease was lost");
+    let answered = asked.elapsed();
+    let result = peer.result(stage).await;
+    peer.send(WorkerMessage::Finished(lease, result)).await;
+    assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 10), "a lease was lost");
+    answered
+}
+
+/// Works for as long as there is something for it; its heart beats all the while.
+async fn work(mut peer: Peer, channel: Channel) -> Vec<(LeaseId, Duration)> {
+    let heart = peer.beat_every(Duration::from_secs(1));
+    let mut answers = Vec::new();
+    for _ in 0..EACH {
+        let (lease, assignment) = peer.assignment().await;
+        heart.hold(&[lease]);
+        answers.push((lease, train(&mut peer, &channel, (lease, assignment.stage.as_str())).await));
+        heart.hold(&[]);
+    }
+    answers
+}
+
+fn published(job: &JobView) -> usize {
+    job.stages.iter().filter(|stage| matches!(stage.state, StageState::Published { .. })).count()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_hundred_workers_lose_no_lease() {
+    let names: Vec<String> = (0..WORKERS * EACH).map(|number| format!("s{number}")).collect();
+    let place = Place::new(plan("crowd", names.iter().map(|name| stage(name, &[], 10)).collect()));
+    let running = place.start_with(|options| options.heartbeat_ms = 1_000).await;
+    let before = resident_bytes();
+    let channels = join_all((0..WORKERS.div_ceil(ON_ONE_CHANNEL)).map(|_| connect(&running))).await;
+    let joins = (0..WORKERS).map(|number| Peer::join(&channels[number / ON_ONE_CHANNEL]));
+    let peers = join_all(joins).await;
+    let (job, _) = submit(&channels[0], &place.plan.job).await.unwrap();
+    let began = Instant::now();
+    let working = peers.into_iter().enumerate().map(|(number, peer)| {
+        let channel = channels[number / ON_ONE_CHANNEL].clone();
+        tokio::spawn(work(peer, channel))
+    });
+    let mut answers = Vec::new();
+    for worked in join_all(working).await {
+        answers.extend(worked.unwrap());
+    }
+    let took = began.elapsed();
+    while view(&channels[0], &job).await.outcome.is_none() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let end = view(&channels[0], &job).await;
+    assert_eq!((end.outcome, published(&end)), (Some(Outcome::Succeeded), WORKERS * EACH));
+    let leases: BTreeSet<LeaseId> = answers.iter().map(|(lease, _)| *lease).collect();
+    let last = LeaseId((WORKERS * EACH) as u64);
+    assert_eq!((leases.len(), leases.last()), (WORKERS * EACH, Some(&last)), "each stage was handed out once");
+    let mut answers: Vec<Duration> = answers.into_iter().map(|(_, answered)| answered).collect();
+    answers.sort_unstable();
+    let grown = resident_bytes().saturating_sub(before);
+    println!(
+        "{} stages on {WORKERS} workers in {took:.1?}; a checkpoint was acknowledged after {:.0?} (median), {:.0?} (99th \
+         percentile); resident memory grew by {} MB, the workers' ends of the sessions included",
+        WORKERS * EACH,
+        answers[answers.len() / 2],
+        answers[answers.len() * 99 / 100],
+        grown >> 20,
+    );
+    assert!(grown < 512 << 20, "{grown} bytes");
+}
