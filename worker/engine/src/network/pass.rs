@@ -274,7 +274,7 @@ impl Network {
         }
     }
 
-    /// A layer as its backward needs it: without sites, since islands keep what they need.
+    /// A layer as its backward needs it: without what the forward pass reads at its sites.
     fn layer_frame<'a>(&'a self, index: u32, frame: &'a Frame) -> Layer<'a> {
         let description = self.description();
         let constants = Constants {
@@ -285,6 +285,7 @@ impl Network {
         Layer {
             index,
             weights: &self.trunk.layers[index as usize],
+            all_sites: &self.layers[index as usize],
             sites: None,
             constants,
             site_context: None,

@@ -1,5 +1,8 @@
 //! What a network promises whatever its methods: lanes add up, packing and threads change nothing, bad input is named.
 
+mod counted;
+mod direct;
+
 use std::collections::BTreeMap;
 
 use graftwork_model::Tensors;

@@ -1,0 +1,78 @@
+//! How much a lane multiplies: fails when work that nobody needs is done again, however fast the machine is.
+
+use graftwork_shared::{adapter::AdapterConfig, composition::Composition};
+
+use super::{LENGTHS, mixed, options};
+use crate::{
+    kernel::take_multiplications,
+    network::Network,
+    rows::{Lane, LaneOptions},
+    testing::{adapter_setup, rows, shaken},
+};
+
+/// Sizes of the tiny trunk, and the width of a `seq_bn` adapter on it.
+struct Sizes {
+    d: u64,
+    i: u64,
+    r: u64,
+}
+
+fn sizes(network: &Network) -> Sizes {
+    let description = network.description();
+    assert_eq!(description.layers, 2);
+    Sizes { d: description.hidden_size.into(), i: description.intermediate_size.into(), r: 1 }
+}
+
+fn counted(network: &Network, lane: &Lane, skip_layers: &[u32]) -> u64 {
+    take_multiplications();
+    network.lane(lane, &LaneOptions { skip_layers, ..options(None) }).unwrap();
+    take_multiplications()
+}
+
+#[test]
+fn real_tokens_alone_are_computed_and_the_last_layer_for_first_tokens_alone() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let Sizes { d, i, r } = sizes(&network);
+    let (tokens, first): (u64, u64) = (37, 4);
+    assert_eq!(LENGTHS.iter().sum::<usize>(), 37);
+    let below_last = tokens * (4 * d * d + 2 * d * i + 2 * d * r);
+    // Keys and values of all tokens; queries, their output and the feed-forward block of first tokens.
+    let last = tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 2 * d * r);
+    let back_through_last = tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 4 * d * r);
+    // The lowest adapter needs the gradients of its weights, and nothing below it needs any.
+    let lowest = tokens * 3 * d * r;
+    let lane = rows(&LENGTHS, 7);
+    assert_eq!(counted(&network, &lane, &[]), below_last + last + back_through_last + lowest);
+    // Without the adapter of layer 0 the backward ends at that of layer 1.
+    let below_last = tokens * (4 * d * d + 2 * d * i);
+    assert_eq!(counted(&network, &lane, &[0]), below_last + last + first * 3 * d * r);
+}
+
+#[test]
+fn layers_below_the_first_adapter_are_computed_once_for_all_of_a_parallel_block() {
+    let mut setup = mixed(["seq_bn", "seq_bn"], |children| Composition::Parallel { children }, &["a", "b"]);
+    for config in setup.adapters.values_mut() {
+        *config = AdapterConfig::preset("seq_bn").unwrap().without(&[0]);
+    }
+    let network = shaken(&setup);
+    let Sizes { d, i, r } = sizes(&network);
+    take_multiplications();
+    network.predict(&rows(&LENGTHS, 7).tokens, &[]).unwrap();
+    let (tokens, first) = (37, 4);
+    let below = tokens * (4 * d * d + 2 * d * i);
+    let last = 2 * (tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 2 * d * r));
+    assert_eq!(take_multiplications(), below + last);
+}
+
+#[test]
+fn a_fusion_needs_three_products_whatever_the_number_of_adapters() {
+    let setup = super::fusion_setup(super::fusion_alone());
+    let network = shaken(&setup);
+    let Sizes { d, i, r } = sizes(&network);
+    take_multiplications();
+    network.predict(&rows(&LENGTHS, 7).tokens, &[]).unwrap();
+    let of_token = |adapters: u64| 3 * d * d + adapters * 2 * d * r;
+    let (tokens, first) = (37, 4);
+    let trunk = tokens * (6 * d * d + 2 * d * i) + first * (2 * d * d + 2 * d * i);
+    assert_eq!(take_multiplications(), trunk + (tokens + first) * of_token(2));
+}
