@@ -3,6 +3,8 @@
 //! A tile of up to 12 rows and 32 columns keeps its sums in registers while the index runs from front to back. Each
 //! element is one chain of multiply-adds in the order of the index, so it is the same whatever tile it falls into.
 
+use std::ops::Range;
+
 use super::{Instructions, panels::WIDE};
 use crate::kernel::Panels;
 
@@ -108,37 +110,57 @@ fn run(instructions: Instructions, left: Left, rows: usize, right: &Panels, star
         Start::Matrix(matrix) => assert_eq!(matrix.len(), out.len(), "a start has the result's size"),
         Start::Zero | Start::Out => {}
     }
-    for panel in 0..columns.div_ceil(WIDE) {
-        let column = panel * WIDE;
-        let width = WIDE.min(columns - column);
-        for (row, height) in instructions.tiles(rows) {
-            let at = row * columns + column;
-            let factors = Factors { left: left.below(row), right: right.panel(panel), right_row: WIDE, sums };
-            if width == WIDE {
-                let from = match start {
-                    Start::Zero => From::Here(&ZEROS, 0),
-                    Start::Bias(bias) => From::Here(&bias[column..], 0),
-                    Start::Matrix(matrix) => From::Here(&matrix[at..], columns),
-                    Start::Out => From::Out,
-                };
-                tile(instructions, [height, 2], factors, from, (&mut out[at..], columns));
-                continue;
-            }
-            let mut edge = [[0.0; WIDE]; TALLEST];
-            for (line, edge) in edge[..height].iter_mut().enumerate() {
-                let begin = match start {
-                    Start::Zero => continue,
-                    Start::Bias(bias) => &bias[column..],
-                    Start::Matrix(matrix) => &matrix[at + line * columns..],
-                    Start::Out => &out[at + line * columns..],
-                };
-                edge[..width].copy_from_slice(&begin[..width]);
-            }
-            let halves = width.div_ceil(HALF);
-            tile(instructions, [height, halves], factors, From::Out, (edge.as_flattened_mut(), WIDE));
-            for (out, edge) in out[at..].chunks_mut(columns).zip(&edge[..height]) {
-                out[..width].copy_from_slice(&edge[..width]);
-            }
+    // Rows that stay in the cache while all panels pass by.
+    let chunk = (CHUNK / sums.max(1) / TALLEST).max(2) * TALLEST;
+    for first in (0..rows).step_by(chunk) {
+        for panel in 0..columns.div_ceil(WIDE) {
+            run_panel(instructions, left, first..rows.min(first + chunk), (right, panel), start, out);
+        }
+    }
+}
+
+/// Values of the left factor that are read again for each panel: half a megabyte.
+const CHUNK: usize = 1 << 17;
+
+fn run_panel(
+    instructions: Instructions,
+    left: Left,
+    rows: Range<usize>,
+    (right, panel): (&Panels, usize),
+    start: Start,
+    out: &mut [f32],
+) {
+    let (sums, columns) = (right.sums(), right.columns());
+    let column = panel * WIDE;
+    let width = WIDE.min(columns - column);
+    for (row, height) in instructions.tiles(rows.len()) {
+        let row = rows.start + row;
+        let at = row * columns + column;
+        let factors = Factors { left: left.below(row), right: right.panel(panel), right_row: WIDE, sums };
+        if width == WIDE {
+            let from = match start {
+                Start::Zero => From::Here(&ZEROS, 0),
+                Start::Bias(bias) => From::Here(&bias[column..], 0),
+                Start::Matrix(matrix) => From::Here(&matrix[at..], columns),
+                Start::Out => From::Out,
+            };
+            tile(instructions, [height, 2], factors, from, (&mut out[at..], columns));
+            continue;
+        }
+        let mut edge = [[0.0; WIDE]; TALLEST];
+        for (line, edge) in edge[..height].iter_mut().enumerate() {
+            let begin = match start {
+                Start::Zero => continue,
+                Start::Bias(bias) => &bias[column..],
+                Start::Matrix(matrix) => &matrix[at + line * columns..],
+                Start::Out => &out[at + line * columns..],
+            };
+            edge[..width].copy_from_slice(&begin[..width]);
+        }
+        let halves = width.div_ceil(HALF);
+        tile(instructions, [height, halves], factors, From::Out, (edge.as_flattened_mut(), WIDE));
+        for (out, edge) in out[at..].chunks_mut(columns).zip(&edge[..height]) {
+            out[..width].copy_from_slice(&edge[..width]);
         }
     }
 }

@@ -115,7 +115,7 @@ impl Network {
         let input = Input::new(&lane.tokens, &lane.rows, self.description());
         self.check_rows(&input.spans)?;
         let _guard = self.flat_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(tch::no_grad(|| pass::train(self, &input, &lane.targets, options, false)).0)
+        Ok(tch::no_grad(|| pass::lane(self, &input, &lane.targets, options)))
     }
 
     /// Logits of every head, and how much attention each fusion gave to its adapters.

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use graftwork_model::{Family, TrunkDescription};
-use tch::{Kind, Tensor};
+use graftwork_shared::composition::Composition;
+use tch::{Device, Kind, Tensor};
 
 use super::Network;
 use crate::{
@@ -43,6 +44,57 @@ impl Input {
         let positions = of_row.collect();
         Self { ids: tokens.ids.clone(), type_ids: tokens.type_ids.clone(), positions, spans }
     }
+
+    /// Rows `from..to` alone.
+    fn part(&self, from: usize, to: usize) -> Self {
+        let tokens = self.spans.token(from)..self.spans.token(to);
+        Self {
+            ids: self.ids[tokens.clone()].to_vec(),
+            type_ids: self.type_ids[tokens.clone()].to_vec(),
+            positions: self.positions[tokens].to_vec(),
+            spans: self.spans.slice(from, to).0,
+        }
+    }
+
+    /// Runs of rows with at most `most` tokens each, or of one row: edges, from 0 to the number of rows.
+    pub(super) fn edges(&self, most: usize) -> Vec<usize> {
+        let mut edges = vec![0];
+        let mut tokens = 0;
+        for (row, span) in self.spans.0.iter().enumerate() {
+            if tokens > 0 && tokens + span.length > most {
+                edges.push(row);
+                tokens = 0;
+            }
+            tokens += span.length;
+        }
+        edges.push(self.spans.rows());
+        edges
+    }
+}
+
+/// Tokens that travel through the layers together. More would not make the products faster, but their activations
+/// would no longer lie in the caches and would take 60 KB each.
+const TOGETHER: usize = 768;
+
+/// Loss and gradient of a lane, whose rows travel in runs: their number depends on the rows' lengths alone, and each run
+/// adds to the gradient of the one before. Autograd is off.
+pub(super) fn lane(network: &Network, input: &Input, targets: &Targets, options: &LaneOptions) -> LaneOutput {
+    let composition = network.setup.composition.as_ref();
+    // A run of rows must be what a whole batch is to the composition; accelerators want all rows at once.
+    let whole = composition.is_some_and(cuts_rows) || network.trunk.device() != Device::Cpu;
+    let edges = if whole { vec![0, input.spans.rows()] } else { input.edges(TOGETHER) };
+    let mut leaves = Leaves::new(&network.layout, &network.flat, true);
+    let mut loss = 0.0;
+    for edge in edges.windows(2) {
+        let (from, to) = (edge[0], edge[1]);
+        loss += run(network, (&input.part(from, to), &targets.part(from, to)), options, false, &mut leaves).0;
+    }
+    LaneOutput { loss, gradient: leaves.into_gradient() }
+}
+
+/// Whether a block says which rows of a batch it serves.
+fn cuts_rows(block: &Composition) -> bool {
+    matches!(block, Composition::BatchSplit { .. }) || block.children().iter().any(cuts_rows)
 }
 
 /// What a forward pass leaves behind.
@@ -92,10 +144,22 @@ pub(crate) fn train(
     whole: bool,
 ) -> (LaneOutput, Inside) {
     let mut leaves = Leaves::new(&network.layout, &network.flat, true);
+    let (loss, inside) = run(network, (input, targets), options, whole, &mut leaves);
+    (LaneOutput { loss, gradient: leaves.into_gradient() }, inside)
+}
+
+/// Forward and backward of some rows; gradients are added to `leaves`.
+fn run(
+    network: &Network,
+    (input, targets): (&Input, &Targets),
+    options: &LaneOptions,
+    whole: bool,
+    leaves: &mut Leaves,
+) -> (f64, Inside) {
     let masks = Masks::of(options, network.trunk.device());
     let ask =
         Ask { input, skip_layers: options.skip_layers, masks: masks.as_ref(), attention: None, train: true, whole };
-    let forward = network.forward(&ask, &leaves);
+    let forward = network.forward(&ask, leaves);
     let first_bd = first_tokens(&forward);
     let reaches_trunk = !forward.saved.is_empty();
     let rows = input.spans.rows();
@@ -108,19 +172,19 @@ pub(crate) fn train(
         let leaf_indices = network.heads[service.head].leaves.clone();
         let mut head_logits = None;
         let (island, value) = Island::forward(&[&rows_bd], reaches_trunk, leaf_indices, |x| {
-            let out_bc = network.head_logits(&service, &x[0], &forward.spans, (&leaves, masks.as_ref()));
+            let out_bc = network.head_logits(&service, &x[0], &forward.spans, (&*leaves, masks.as_ref()));
             head_logits = Some(out_bc.detach());
             loss_of(&out_bc, targets, (service.first_target, count), scale)
         });
         loss += loss_value(&value);
         logits.extend(head_logits);
-        gradients.extend(island.backward_of_loss(&mut leaves));
+        gradients.extend(island.backward_of_loss(leaves));
     }
     if reaches_trunk {
         let gradient_bd = Tensor::cat(&gradients, 0);
-        network.backward(&forward.spans, forward.saved, gradient_bd, &mut leaves);
+        network.backward(&forward.spans, forward.saved, gradient_bd, leaves);
     }
-    (LaneOutput { loss, gradient: leaves.into_gradient() }, Inside { hidden_td: forward.out_td, logits })
+    (loss, Inside { hidden_td: forward.out_td, logits })
 }
 
 /// Logits and fusion attention. Autograd is off.
@@ -253,7 +317,7 @@ impl Network {
     /// How often `Parallel` repeats the batch.
     fn copies(&self) -> usize {
         match crate::head::final_block(self.setup.composition.as_ref()) {
-            Some(graftwork_shared::composition::Composition::Parallel { children }) => children.len(),
+            Some(Composition::Parallel { children }) => children.len(),
             _ => 1,
         }
     }

@@ -87,6 +87,24 @@ fn two_lanes_add_up_to_one_with_and_without_dropout() {
 }
 
 #[test]
+fn rows_beyond_what_travels_together_are_added_up() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let whole = rows(&[14; 80], 7);
+    let one = network.lane(&whole, &options(None)).unwrap();
+    let parts = split(&whole, 30).map(|lane| network.lane(&lane, &options(None)).unwrap());
+    let loss: f64 = parts.iter().map(|part| part.loss).sum();
+    let [a, b] = parts.map(|part| part.gradient);
+    let sum: Vec<f32> = a.iter().zip(b).map(|(a, b)| a + b).collect();
+    let largest = sum.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    let difference = largest_difference(&sum, &one.gradient);
+    assert!((loss - one.loss).abs() < 1e-5 && difference < 1e-5 * largest, "{difference} {largest}");
+    // 54 rows of 14 tokens, then the rest.
+    let input = Input::new(&whole.tokens, &whole.rows, network.description());
+    assert_eq!(input.edges(768), [0, 54, 80]);
+    assert_eq!(Input::new(&rows(&[14], 0).tokens, &[0], network.description()).edges(5), [0, 1]);
+}
+
+#[test]
 fn threads_give_the_same_bytes() {
     let network = shaken(&fusion_setup(fusion_alone()));
     let lane = rows(&LENGTHS, 7);
