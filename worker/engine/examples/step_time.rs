@@ -2,7 +2,7 @@
 //! machine's own sgemm rate its useful arithmetic reaches.
 //!
 //! `step_time [BASE_MODEL] [PRESET] [SECONDS]`: PRESET is an adapter method, or `fusion3`, `fusion8` for a fusion of so
-//! many. Rows have log-normal lengths: `short` 20 tokens in the mean, `pairs` 42. Useful arithmetic is two operations
+//! many; `seq_bn@3` has no adapters in the first three layers, `seq_bn+dropout` has the trunk's dropout on. Rows have log-normal lengths: `short` 20 tokens in the mean, `pairs` 42. Useful arithmetic is two operations
 //! for each multiplication that the engine's products asked for, on real tokens alone. The sgemm rate is that of
 //! libtorch's library on the shapes of the trunk's products with as many rows as a lane has, measured in between on as
 //! many threads. One libtorch thread for each of our threads: set OMP_NUM_THREADS=1 and OMP_WAIT_POLICY=PASSIVE.
@@ -14,7 +14,7 @@ use std::{
 };
 
 use graftwork_engine::{
-    Lane, LaneOptions, Network, Setup, Targets, Tokens, Trained, Trunk, initial_weights, take_multiplications,
+    Dropout, Lane, LaneOptions, Network, Setup, Targets, Tokens, Trained, Trunk, initial_weights, take_multiplications,
     take_work_times, thread_seconds,
 };
 use graftwork_model::BaseModel;
@@ -39,7 +39,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let base = arguments.next().unwrap_or_else(|| ".graftwork/base/all-minilm-l6-v2".to_owned());
     let preset = arguments.next().unwrap_or_else(|| "seq_bn".to_owned());
     let seconds: f64 = arguments.next().map_or(Ok(4.0), |text| text.parse())?;
-    let network = network(Path::new(&base), &preset)?;
+    let (method, dropout) = match preset.strip_suffix("+dropout") {
+        Some(method) => (method, Some(Dropout { seed: 17, base_model: true })),
+        None => (preset.as_str(), None),
+    };
+    let network = network(Path::new(&base), method)?;
     println!(
         "{preset}\nrows  batch lanes threads  examples/s  tokens/s  ms/step  GFLOP/s  sgemm  share  examples/core-s   \
          products attention  adapters elementwise  rest"
@@ -49,7 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let batches: Vec<Lane> = (0..BATCHES).map(|index| batch(index, rows, lengths, &network)).collect();
             for (lanes, threads) in [(1, 1), (2, 1), (2, 2)] {
                 let cut: Vec<Vec<Lane>> = batches.iter().map(|batch| cut(batch, lanes)).collect();
-                measure(&network, &cut, (lengths.0, rows, threads), Duration::from_secs_f64(seconds));
+                measure(&network, &cut, (lengths.0, rows, threads), dropout, Duration::from_secs_f64(seconds));
             }
         }
     }
@@ -73,11 +77,15 @@ fn network(base: &Path, preset: &str) -> Result<Network, Box<dyn std::error::Err
         setup.trained.fusions.insert(name.to_string());
         setup.trained.heads.insert(name);
     } else {
+        let (method, without) = preset.split_once('@').unwrap_or((preset, "0"));
+        let without: Vec<u32> = (0..without.parse()?).collect();
+        let config = AdapterConfig::preset(method).ok_or("no such preset")?.without(&without);
         setup.composition = Some(Composition::single(name.clone()));
-        setup.adapters = BTreeMap::from([(name, AdapterConfig::preset(preset).ok_or("no such preset")?)]);
+        setup.adapters = BTreeMap::from([(name, config)]);
         setup.trained = Trained::all(&setup);
     }
-    let weights = initial_weights(&setup, trunk.description(), 17)?;
+    let everything = Setup { trained: Trained::all(&setup), ..setup.clone() };
+    let weights = initial_weights(&everything, trunk.description(), 17)?;
     Ok(Network::new(trunk, setup, weights)?)
 }
 
@@ -130,6 +138,7 @@ fn measure(
     network: &Network,
     batches: &[Vec<Lane>],
     (lengths, rows, threads): (&str, usize, usize),
+    dropout: Option<Dropout>,
     duration: Duration,
 ) {
     let lanes = batches[0].len();
@@ -140,7 +149,7 @@ fn measure(
     let results = on_threads(threads, |thread| {
         let worker = network.share();
         move || {
-            let options = LaneOptions { loss_scale: 1.0 / rows as f64, step: 0, dropout: None, skip_layers: &[] };
+            let options = LaneOptions { loss_scale: 1.0 / rows as f64, step: 0, dropout, skip_layers: &[] };
             let mine = thread * lanes / threads..(thread + 1) * lanes / threads;
             let mut steps = 0;
             let (begin, cpu) = (Instant::now(), thread_seconds());
