@@ -101,6 +101,12 @@ impl LayerSites {
         lora.into_iter().any(Option::is_some) || self.attention_end.is_some() || self.output_end.is_some()
     }
 
+    /// Whether all that stands here stands at the end of the feed-forward block.
+    pub(crate) fn ends_alone(&self) -> bool {
+        let lora = [&self.query, &self.key, &self.value, &self.intermediate, &self.output];
+        self.output_end.is_some() && self.attention_end.is_none() && lora.into_iter().all(Option::is_none)
+    }
+
     /// Whether a gate averages over whole rows, so that no token may be left out.
     pub(crate) fn reads_whole_rows(&self) -> bool {
         let lora = [&self.query, &self.intermediate, &self.output];
@@ -153,6 +159,13 @@ pub(crate) struct Layer<'a> {
 
 /// What a layer's backward reads.
 pub(crate) struct SavedLayer {
+    output_end: End,
+    /// Absent where the backward ends at the output's end.
+    lower: Option<Lower>,
+}
+
+/// What the backward reads below the end of the feed-forward block.
+pub(crate) struct Lower {
     projections: [Option<Beside>; 3],
     attention: SavedAttention,
     attention_mask: Option<Tensor>,
@@ -161,7 +174,6 @@ pub(crate) struct SavedLayer {
     intermediate: Option<Beside>,
     output: Option<Beside>,
     output_mask: Option<Tensor>,
-    output_end: End,
 }
 
 /// A LoRA update beside a linear layer that the backward reaches.
@@ -180,6 +192,12 @@ enum End {
 impl Layer<'_> {
     /// `[tokens, d]` to `[out tokens, d]`; the second value is absent where the backward does not reach.
     pub(crate) fn forward(&self, x_td: &Tensor) -> (Tensor, Option<SavedLayer>) {
+        let ([hidden_td, middle_td], lower) = self.to_output_end(x_td);
+        self.from_output_end([&hidden_td, &middle_td], Some(lower))
+    }
+
+    /// All but the end of the feed-forward block: that block's output and its input, `[out tokens, d]` each.
+    pub(crate) fn to_output_end(&self, x_td: &Tensor) -> ([Tensor; 2], Lower) {
         let weights = self.weights;
         let asking_td = if self.only_first() {
             x_td.index_select(0, &self.spans.starts().to_device(x_td.device()))
@@ -205,14 +223,12 @@ impl Layer<'_> {
         let site = sites.and_then(|sites| sites.intermediate.as_ref());
         let (inner_ti, intermediate) =
             self.linear(&weights.intermediate, site, (&middle_td, self.out_spans), Rank::Intermediate);
-        let keep = self.depth != Depth::Nothing;
+        let keep = self.depth.passes(Rank::Output);
         let (bent_ti, bend) = timed(Work::ElementWise, || activate(self.constants.activation, inner_ti, keep));
         let site = sites.and_then(|sites| sites.output.as_ref());
         let (hidden_td, output) = self.linear(&weights.output, site, (&bent_ti, self.out_spans), Rank::Output);
         let (hidden_td, output_mask) = self.drop(hidden_td, Place::Output);
-        let site = sites.and_then(|sites| sites.output_end.as_ref());
-        let (out_td, output_end) = self.end([&hidden_td, &middle_td], &weights.output_norm, site, Rank::OutputEnd);
-        let saved = keep.then_some(SavedLayer {
+        let lower = Lower {
             projections: [query, key, value],
             attention: saved,
             attention_mask,
@@ -221,9 +237,16 @@ impl Layer<'_> {
             intermediate,
             output,
             output_mask,
-            output_end,
-        });
-        (out_td, saved)
+        };
+        ([hidden_td, middle_td], lower)
+    }
+
+    /// The end of the feed-forward block. `lower` is absent where the backward does not get so far.
+    pub(crate) fn from_output_end(&self, inputs: [&Tensor; 2], lower: Option<Lower>) -> (Tensor, Option<SavedLayer>) {
+        let site = self.sites.and_then(|(sites, _)| sites.output_end.as_ref());
+        let (out_td, output_end) = self.end(inputs, &self.weights.output_norm, site, Rank::OutputEnd);
+        let lower = lower.filter(|_| self.depth.passes(Rank::OutputEnd));
+        (out_td, (self.depth != Depth::Nothing).then_some(SavedLayer { output_end, lower }))
     }
 
     /// Gradient of the input, or `None` where nothing below is trained. Gradients of trained leaves go to `leaves`.
@@ -232,9 +255,7 @@ impl Layer<'_> {
         let sites = self.all_sites;
         let end = (saved.output_end, sites.output_end.as_ref(), &weights.output_norm);
         let [hidden, middle] = self.end_backward(end, gradient_td, leaves, Rank::OutputEnd);
-        if !self.depth.passes(Rank::OutputEnd) {
-            return None;
-        }
+        let saved = saved.lower?;
         let hidden = undrop(hidden?, saved.output_mask.as_ref());
         let output = (&weights.output, &sites.output, saved.output);
         let bent = self.linear_backward(output, &hidden, leaves, Rank::Output, None)?;

@@ -3,6 +3,7 @@
 //! [`Network::lane`] is the one step of training that touches libtorch; [`Network::predict`] is everything else. Both
 //! are pure functions of their arguments and the parameters, whatever thread they run on (invariant 5).
 
+mod below;
 mod build;
 mod pass;
 #[cfg(test)]
@@ -37,6 +38,8 @@ pub struct Network {
     flat_lock: Arc<RwLock<()>>,
     layers: Vec<LayerSites>,
     heads: Vec<HeadWeights>,
+    /// What lies below the first adapter, for the rows of training; absent where nothing does.
+    below: Option<Arc<below::Below>>,
 }
 
 impl Network {
@@ -62,6 +65,16 @@ impl Network {
             flat_lock: Arc::clone(&self.flat_lock),
             layers: self.layers.iter().map(LayerSites::share).collect(),
             heads: self.heads.iter().map(HeadWeights::share).collect(),
+            below: self.below.as_ref().map(Arc::clone),
+        }
+    }
+
+    /// How many bytes this network and all that share its storage may keep of what lies below the first adapter, so
+    /// that later epochs need not compute it again; 0 keeps nothing. Unless it is said, 256 MiB where whole layers lie
+    /// below, otherwise nothing. Changes no byte of a result.
+    pub fn keep_below(&self, bytes: usize) {
+        if let Some(below) = &self.below {
+            below.bound(bytes);
         }
     }
 

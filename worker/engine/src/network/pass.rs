@@ -15,7 +15,7 @@ use crate::{
     layer::{Constants, Depth, Layer, LayerSites, SavedLayer},
     parameters::{Leaves, to_host},
     rows::{FusionAttention, HeadLogits, LaneOptions, LaneOutput, Prediction, Targets, Tokens},
-    spans::{Spans, signed},
+    spans::{Span, Spans, signed},
 };
 
 /// Packed rows as the trunk reads them.
@@ -54,6 +54,19 @@ impl Input {
             positions: self.positions[tokens].to_vec(),
             spans: self.spans.slice(from, to).0,
         }
+    }
+
+    /// These rows alone, in this order.
+    pub(super) fn rows(&self, rows: &[usize]) -> Self {
+        let mut part = Self { ids: Vec::new(), type_ids: Vec::new(), positions: Vec::new(), spans: Spans(Vec::new()) };
+        for span in rows.iter().map(|&row| self.spans.0[row]) {
+            let tokens = span.start..span.start + span.length;
+            part.spans.0.push(Span { start: part.ids.len(), ..span });
+            part.ids.extend_from_slice(&self.ids[tokens.clone()]);
+            part.type_ids.extend_from_slice(&self.type_ids[tokens.clone()]);
+            part.positions.extend_from_slice(&self.positions[tokens]);
+        }
+        part
     }
 
     /// Runs of rows with at most `most` tokens each, or of one row: edges, from 0 to the number of rows.
@@ -109,10 +122,17 @@ struct Forward {
 
 /// Rows and depth of one layer in this pass.
 #[derive(Clone)]
-struct Frame {
+pub(super) struct Frame {
     spans: Spans,
     out_spans: Spans,
     depth: Depth,
+}
+
+impl Frame {
+    /// All tokens in and out.
+    pub(super) fn whole(spans: &Spans, depth: Depth) -> Self {
+        Self { spans: spans.clone(), out_spans: spans.clone(), depth }
+    }
 }
 
 /// What a pass is asked for.
@@ -227,11 +247,18 @@ impl Network {
         let repeat_at = (0..last).find(|layer| self.active(*layer, ask.skip_layers)).unwrap_or(last);
         let copies = self.copies();
         let mut spans = ask.input.spans.clone();
-        let mut x_td = self.embed(ask.input, ask.masks);
+        // Rows of a comparison may have hidden tokens, and dropout draws anew: neither is kept.
+        let alike = ask.train && !ask.whole && ask.masks.is_none_or(|masks| masks.of_trunk(1.0) <= 0.0);
+        let (first, mut kept) = match if alike { self.at_cut(ask.input) } else { None } {
+            Some((cut, tensors)) => (cut.layer, tensors),
+            None => (0, vec![self.embed(ask.input, ask.masks)]),
+        };
+        let mut x_td = kept[0].shallow_clone();
         let mut saved = Vec::new();
-        for index in 0..description.layers {
+        for index in first..description.layers {
             if index == repeat_at && copies > 1 {
                 x_td = x_td.repeat([signed(copies), 1]);
+                kept.iter_mut().for_each(|kept| *kept = kept.repeat([signed(copies), 1]));
                 spans = spans.repeat(copies);
             }
             let first_only = index == last
@@ -241,10 +268,15 @@ impl Network {
             let depth = if ask.train { self.depth(index, ask.skip_layers) } else { Depth::Nothing };
             let frame = Frame { spans, out_spans, depth };
             let layer = self.layer(index, &frame, context.as_ref(), ask);
-            let (out_td, kept) = layer.forward(&x_td);
+            let (out_td, of_layer) = match kept.as_slice() {
+                // Only the first layer of this pass may begin at its end.
+                [hidden_td, middle_td] => layer.from_output_end([hidden_td, middle_td], None),
+                _ => layer.forward(&x_td),
+            };
+            kept.clear();
             x_td = out_td;
             spans = frame.out_spans.clone();
-            saved.extend(kept.map(|kept| (index, frame, kept)));
+            saved.extend(of_layer.map(|of_layer| (index, frame, of_layer)));
         }
         Forward { out_td: x_td, spans, saved }
     }
@@ -266,7 +298,7 @@ impl Network {
         }
     }
 
-    fn embed(&self, input: &Input, masks: Option<&Masks>) -> Tensor {
+    pub(super) fn embed(&self, input: &Input, masks: Option<&Masks>) -> Tensor {
         let embeddings = &self.trunk.embeddings;
         let device = self.trunk.device();
         let rows = |table: &Tensor, ids: &[i64]| table.index_select(0, &Tensor::from_slice(ids).to_device(device));
@@ -339,7 +371,7 @@ impl Network {
     }
 
     /// A layer as its backward needs it: without what the forward pass reads at its sites.
-    fn layer_frame<'a>(&'a self, index: u32, frame: &'a Frame) -> Layer<'a> {
+    pub(super) fn layer_frame<'a>(&'a self, index: u32, frame: &'a Frame) -> Layer<'a> {
         let description = self.description();
         let constants = Constants {
             activation: description.hidden_act,

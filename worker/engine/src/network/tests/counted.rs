@@ -6,7 +6,7 @@ use super::{LENGTHS, mixed, options};
 use crate::{
     kernel::take_multiplications,
     network::Network,
-    rows::{Lane, LaneOptions},
+    rows::{Dropout, Lane, LaneOptions},
     testing::{adapter_setup, rows, shaken},
 };
 
@@ -75,4 +75,43 @@ fn a_fusion_needs_three_products_whatever_the_number_of_adapters() {
     let (tokens, first) = (37, 4);
     let trunk = tokens * (6 * d * d + 2 * d * i) + first * (2 * d * d + 2 * d * i);
     assert_eq!(take_multiplications(), trunk + (tokens + first) * of_token(2));
+}
+
+#[test]
+fn what_lies_below_the_first_adapter_is_computed_once_and_changes_no_byte() {
+    for (preset, at_end) in [("seq_bn", true), ("double_seq_bn", false), ("lora", false)] {
+        let mut setup = adapter_setup(preset, "a");
+        if !at_end {
+            setup.adapters.values_mut().for_each(|config| *config = config.clone().without(&[0]));
+        }
+        let network = shaken(&setup);
+        let Sizes { d, i, .. } = sizes(&network);
+        let (lane, other) = (rows(&LENGTHS, 7), rows(&[5, 12], 9));
+        let run = |lane: &Lane| network.lane(lane, &options(None)).unwrap();
+        network.keep_below(0);
+        let expected = [run(&lane), run(&other)];
+        let whole = counted(&network, &lane, &[]);
+        network.keep_below(1 << 20);
+        assert_eq!(counted(&network, &lane, &[]), whole, "{preset}");
+        assert_eq!(whole - counted(&network, &lane, &[]), 37 * (4 * d * d + 2 * d * i), "{preset}");
+        // Row 9 of the other lane has other tokens than row 9 of the first one.
+        assert_eq!(
+            [run(&lane), run(&other), run(&other)],
+            [expected[0].clone(), expected[1].clone(), expected[1].clone()]
+        );
+        // A bound that no row fits in keeps nothing.
+        network.keep_below(100);
+        assert_eq!([whole, whole], [counted(&network, &lane, &[]), counted(&network, &lane, &[])]);
+    }
+}
+
+#[test]
+fn rows_of_a_pass_with_dropout_in_the_trunk_are_not_kept() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let lane = rows(&LENGTHS, 7);
+    let with = options(Some(Dropout { seed: 1, base_model: true }));
+    let expected = network.lane(&lane, &with).unwrap();
+    network.keep_below(1 << 20);
+    network.lane(&lane, &options(None)).unwrap();
+    assert_eq!(network.lane(&lane, &with).unwrap(), expected);
 }
