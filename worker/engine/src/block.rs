@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     host,
-    kernel::{self, Bend, Left, Norm, Normal, Panels, Start, normalise, normalise_backward, product},
+    kernel::{self, Bend, Left, Norm, Outputs, Panels, Start, normalise, normalise_backward, product},
     timing::{Work, timed},
 };
 
@@ -154,7 +154,7 @@ impl LayerNorm {
         let norm = self.on_host()?;
         let (mut out_td, mut normal_td, mut rstd) = (host::fresh(sizes), host::fresh(sizes), vec![0.0; sizes[0]]);
         let (out, normal) = (host::values_mut(&mut out_td)?, host::values_mut(&mut normal_td)?);
-        normalise(&terms, norm, Normal { out, normal, rstd: &mut rstd });
+        normalise(&terms, norm, Outputs { out, normal, rstd: &mut rstd });
         Some((out_td, SavedNorm::Kernel { normal_td, rstd }))
     }
 

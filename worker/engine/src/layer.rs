@@ -192,12 +192,12 @@ enum End {
 impl Layer<'_> {
     /// `[tokens, d]` to `[out tokens, d]`; the second value is absent where the backward does not reach.
     pub(crate) fn forward(&self, x_td: &Tensor) -> (Tensor, Option<SavedLayer>) {
-        let ([hidden_td, middle_td], lower) = self.to_output_end(x_td);
-        self.from_output_end([&hidden_td, &middle_td], Some(lower))
+        let ([hidden_td, middle_td], lower) = self.until_output_end(x_td);
+        self.output_end([&hidden_td, &middle_td], Some(lower))
     }
 
     /// All but the end of the feed-forward block: that block's output and its input, `[out tokens, d]` each.
-    pub(crate) fn to_output_end(&self, x_td: &Tensor) -> ([Tensor; 2], Lower) {
+    pub(crate) fn until_output_end(&self, x_td: &Tensor) -> ([Tensor; 2], Lower) {
         let weights = self.weights;
         let asking_td = if self.only_first() {
             x_td.index_select(0, &self.spans.starts().to_device(x_td.device()))
@@ -242,7 +242,7 @@ impl Layer<'_> {
     }
 
     /// The end of the feed-forward block. `lower` is absent where the backward does not get so far.
-    pub(crate) fn from_output_end(&self, inputs: [&Tensor; 2], lower: Option<Lower>) -> (Tensor, Option<SavedLayer>) {
+    pub(crate) fn output_end(&self, inputs: [&Tensor; 2], lower: Option<Lower>) -> (Tensor, Option<SavedLayer>) {
         let site = self.sites.and_then(|(sites, _)| sites.output_end.as_ref());
         let (out_td, output_end) = self.end(inputs, &self.weights.output_norm, site, Rank::OutputEnd);
         let lower = lower.filter(|_| self.depth.passes(Rank::OutputEnd));

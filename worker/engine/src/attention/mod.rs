@@ -68,7 +68,6 @@ pub(crate) fn attention_backward(saved: &SavedAttention, gradient_td: &Tensor, s
     }
 }
 
-#[expect(clippy::type_complexity, reason = "context, probabilities, and the mask on them")]
 fn on_host(
     [query_td, key_td, value_td]: [&Tensor; 3],
     shape: &Shape,

@@ -15,7 +15,7 @@ use crate::{
     bottleneck::{BottleneckSite, BottleneckWeights, SiteContext},
     dropout::Address,
     host,
-    kernel::{Normal, Start, add, multiply, normalise, normalise_backward},
+    kernel::{Outputs, Start, add, multiply, normalise, normalise_backward},
     parameters::Leaves,
     spans::Spans,
 };
@@ -269,7 +269,7 @@ impl Run<'_> {
     fn normalised(&self, terms: &[&[f32]], out: &mut [f32]) -> Option<SavedNorm> {
         let norm = self.norm.on_host()?;
         let (mut normal, mut rstd) = (vec![0.0; out.len()], vec![0.0; out.len() / norm.weight.len()]);
-        normalise(terms, norm, Normal { out, normal: &mut normal, rstd: &mut rstd });
+        normalise(terms, norm, Outputs { out, normal: &mut normal, rstd: &mut rstd });
         Some(SavedNorm { out: Vec::new(), normal, rstd })
     }
 }

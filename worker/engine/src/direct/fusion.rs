@@ -194,7 +194,7 @@ impl Saved {
             bias_gradient(leaves, bias, &of_asked);
         }
         if let Some(below) = below.as_deref_mut() {
-            self.query_backward(weights, (&*leaves, hidden), &of_asked, below.of(reads.query));
+            query_backward(weights, (&*leaves, hidden), &of_asked, below.of(reads.query));
         }
         let needed = |index: usize| below.is_some() || site.adapters[index].1.is_trained();
         let x = read(reads.adapter);
@@ -209,21 +209,16 @@ impl Saved {
             up_backward(&site.adapters[index].1, leaves, (x, saved), (&gradient, None), below);
         }
     }
+}
 
-    fn query_backward(
-        &self,
-        weights: &FusionWeights,
-        (leaves, hidden): (&Leaves, usize),
-        gradient: &[f32],
-        below: &mut [f32],
-    ) {
-        match &weights.query {
-            Some([weight, _]) => {
-                let panels = Panels::of_rows(leaves.values(weight), [hidden, hidden]);
-                product(Left::rows(gradient, hidden), gradient.len() / hidden, &panels, Start::Out, below);
-            }
-            None => add(below, gradient),
+/// Adds the gradient of what a query projection has read to `below`.
+fn query_backward(weights: &FusionWeights, (leaves, hidden): (&Leaves, usize), gradient: &[f32], below: &mut [f32]) {
+    match &weights.query {
+        Some([weight, _]) => {
+            let panels = Panels::of_rows(leaves.values(weight), [hidden, hidden]);
+            product(Left::rows(gradient, hidden), gradient.len() / hidden, &panels, Start::Out, below);
         }
+        None => add(below, gradient),
     }
 }
 

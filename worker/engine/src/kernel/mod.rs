@@ -19,7 +19,7 @@ mod product;
 mod tiles;
 
 pub(crate) use bend::{Bend, exponential};
-pub(crate) use norm::{Norm, Normal, normalise, normalise_backward, together};
+pub(crate) use norm::{Norm, Outputs, normalise, normalise_backward, together};
 pub(crate) use panels::Panels;
 pub(crate) use product::{Left, Right, Start, product, product_once, turned};
 
@@ -68,7 +68,6 @@ macro_rules! vectorised {
         $(#[$doc])*
         $visible fn $name($($argument: $kind),*) {
             #[inline(always)]
-            #[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
             fn body($($argument: $kind),*) $body
 
             #[cfg(target_arch = "x86_64")]

@@ -15,7 +15,7 @@ pub(crate) struct Norm<'a> {
 
 /// Where a layer norm writes.
 #[derive(Debug)]
-pub(crate) struct Normal<'a> {
+pub(crate) struct Outputs<'a> {
     /// The result.
     pub(crate) out: &'a mut [f32],
     /// The rows before weight and bias.
@@ -25,7 +25,7 @@ pub(crate) struct Normal<'a> {
 }
 
 /// Layer norm of the sum of `terms`, one to three, each `[rows, width]`.
-pub(crate) fn normalise(terms: &[&[f32]], norm: Norm, Normal { out, normal, rstd }: Normal) {
+pub(crate) fn normalise(terms: &[&[f32]], norm: Norm, Outputs { out, normal, rstd }: Outputs) {
     let width = norm.weight.len();
     assert!(norm.bias.len() == width && out.len() == rstd.len() * width && normal.len() == out.len());
     assert!(!terms.is_empty() && terms.iter().all(|term| term.len() == out.len()));
@@ -168,7 +168,7 @@ mod tests {
                 let (mut out, mut normal, mut rstd) =
                     (vec![9.0; rows * width], vec![9.0; rows * width], vec![9.0; rows]);
                 let norm = Norm { weight: &weight, bias: &bias, eps: 1e-5 };
-                normalise(&terms, norm, Normal { out: &mut out, normal: &mut normal, rstd: &mut rstd });
+                normalise(&terms, norm, Outputs { out: &mut out, normal: &mut normal, rstd: &mut rstd });
                 for row in 0..rows {
                     let at =
                         |column: usize| terms.iter().map(|term| f64::from(term[row * width + column])).sum::<f64>();
@@ -205,7 +205,7 @@ mod tests {
         };
         let (mut out, mut normal, mut rstd) = (vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; rows]);
         let norm = Norm { weight: &weight, bias: &weight, eps: 0.0 };
-        normalise(&[&x], norm, Normal { out: &mut out, normal: &mut normal, rstd: &mut rstd });
+        normalise(&[&x], norm, Outputs { out: &mut out, normal: &mut normal, rstd: &mut rstd });
         let mut found = vec![0.0; x.len()];
         normalise_backward(&gradient, (&normal, &rstd), &weight, Some(&x), &mut found);
         for (place, found) in found.iter().enumerate() {

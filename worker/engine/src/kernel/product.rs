@@ -188,7 +188,7 @@ impl Instructions {
     }
 }
 
-impl<'a> Left<'a> {
+impl Left<'_> {
     fn check(&self, rows: usize, sums: usize) {
         let last = (rows - 1) * self.row + sums.saturating_sub(1) * self.column;
         assert!(sums == 0 || last < self.values.len(), "a left factor has all values that the product reads");
@@ -422,6 +422,6 @@ mod tests {
         let right = Panels::of_rows(&[], [0, 3]);
         let mut out = [9.0; 6];
         product(Left::rows(&[], 0), 2, &right, Start::Bias(&[1.0, 2.0, 3.0]), &mut out);
-        assert_eq!(out, [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]);
+        assert_eq!(out.map(f32::to_bits), [1.0_f32, 2.0, 3.0, 1.0, 2.0, 3.0].map(f32::to_bits));
     }
 }

@@ -116,7 +116,7 @@ impl Network {
         for index in 0..cut.layer {
             x_td = self.layer_frame(index, &frame).forward(&x_td).0;
         }
-        if cut.at_end { self.layer_frame(cut.layer, &frame).to_output_end(&x_td).0.into() } else { vec![x_td] }
+        if cut.at_end { self.layer_frame(cut.layer, &frame).until_output_end(&x_td).0.into() } else { vec![x_td] }
     }
 }
 

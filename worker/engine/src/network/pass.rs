@@ -270,7 +270,7 @@ impl Network {
             let layer = self.layer(index, &frame, context.as_ref(), ask);
             let (out_td, of_layer) = match kept.as_slice() {
                 // Only the first layer of this pass may begin at its end.
-                [hidden_td, middle_td] => layer.from_output_end([hidden_td, middle_td], None),
+                [hidden_td, middle_td] => layer.output_end([hidden_td, middle_td], None),
                 _ => layer.forward(&x_td),
             };
             kept.clear();
