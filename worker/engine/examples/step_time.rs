@@ -15,7 +15,7 @@ use std::{
 
 use graftwork_engine::{
     Dropout, Lane, LaneOptions, Network, Setup, Targets, Tokens, Trained, Trunk, initial_weights, take_multiplications,
-    take_work_times, thread_seconds,
+    take_work_times, thread_seconds, use_one_thread,
 };
 use graftwork_model::BaseModel;
 use graftwork_shared::{
@@ -34,7 +34,7 @@ const LENGTHS: [Lengths; 2] = [("short", 17.3, 0.54), ("pairs", 39.0, 0.38)];
 const BATCHES: u32 = 8;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tch::set_num_threads(1);
+    use_one_thread();
     let mut arguments = std::env::args().skip(1);
     let base = arguments.next().unwrap_or_else(|| ".graftwork/base/all-minilm-l6-v2".to_owned());
     let preset = arguments.next().unwrap_or_else(|| "seq_bn".to_owned());
@@ -200,7 +200,7 @@ fn on_threads<T: Send, F: FnOnce() -> T + Send>(threads: usize, make: impl Fn(us
 fn sgemm_rate(rows: usize, threads: usize, duration: Duration) -> f64 {
     let rates = on_threads(threads, |_| {
         move || {
-            tch::set_num_threads(1);
+            use_one_thread();
             let rows = i64::try_from(rows).expect("rows of a lane");
             let make = |shape: [i64; 2]| tch::Tensor::full(shape, 0.1, (tch::Kind::Float, tch::Device::Cpu));
             let layers = [(384, 384), (384, 384), (384, 384), (384, 384), (384, 1536), (1536, 384)];
