@@ -1,12 +1,20 @@
 //! What lies below the first adapter, kept from one epoch to the next.
 //!
 //! Nothing there is trained, and a row's values depend on its tokens alone, whatever the lane or thread that computes
-//! them, so keeping them changes no byte. They are found by the row's tokens themselves. Kept up to a bound of bytes;
-//! what comes later is computed anew each time, since rows of an epoch come in turn and none is worth more than another.
+//! them, so keeping them changes no byte. They are found by the row's tokens themselves. Kept in memory up to a bound of
+//! bytes, then in a file without a name up to another; what comes later is computed anew each time, since rows of an
+//! epoch come in turn and none is worth more than another. A file that cannot be written or read is as good as none.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    fs::{self, File},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tch::{Device, Tensor};
@@ -18,8 +26,17 @@ use crate::{
     spans::Spans,
 };
 
-/// Bytes that a network keeps unless it is told otherwise: 40,000 tokens of a trunk 384 wide.
-const BYTES: usize = 256 << 20;
+/// How much of what lies below the first adapter a network may keep from one epoch to the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Bytes in memory; 0 keeps nothing there.
+    pub memory_bytes: u64,
+    /// A folder for what does not fit, and how many bytes may lie in it. The file has no name and ends with the network.
+    pub folder: Option<(PathBuf, u64)>,
+}
+
+/// Bytes of memory that a network takes unless it is told otherwise: 40,000 tokens of a trunk 384 wide.
+const MEMORY_BYTES: u64 = 256 << 20;
 
 /// Where the first adapter stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,36 +68,116 @@ pub(super) struct Below {
     kept: Mutex<Kept>,
 }
 
+#[derive(Default)]
 struct Kept {
-    most_bytes: usize,
-    bytes: usize,
-    rows: HashMap<Vec<i64>, Arc<[f32]>>,
+    memory: Bound,
+    disk: Bound,
+    file: Option<Arc<File>>,
+    rows: HashMap<Vec<i64>, Place>,
+}
+
+/// Bytes that are used, and the most that may be.
+#[derive(Clone, Copy, Default)]
+struct Bound {
+    used: u64,
+    most: u64,
+}
+
+/// Where a row's values lie.
+#[derive(Clone)]
+enum Place {
+    Memory(Arc<[f32]>),
+    /// Floats from this byte of the file on.
+    Disk(Arc<File>, u64, usize),
+}
+
+impl Bound {
+    /// Takes so many bytes, if they are there, and says where they begin.
+    fn take(&mut self, bytes: u64) -> Option<u64> {
+        let first = self.used;
+        (first + bytes <= self.most).then(|| {
+            self.used += bytes;
+            first
+        })
+    }
 }
 
 impl Below {
     pub(super) fn new(layers: &[LayerSites], device: Device) -> Option<Self> {
         let cut = Cut::of(layers).filter(|_| device == Device::Cpu)?;
-        let most_bytes = if cut.pays() { BYTES } else { 0 };
-        Some(Self { cut, kept: Mutex::new(Kept { most_bytes, bytes: 0, rows: HashMap::new() }) })
+        let most = if cut.pays() { MEMORY_BYTES } else { 0 };
+        let kept = Kept { memory: Bound { used: 0, most }, ..Kept::default() };
+        Some(Self { cut, kept: Mutex::new(kept) })
     }
 
-    /// Changes the bound; what was kept is forgotten.
-    pub(super) fn bound(&self, most_bytes: usize) {
-        *self.lock() = Kept { most_bytes, bytes: 0, rows: HashMap::new() };
+    /// Changes the bounds; what was kept is forgotten.
+    pub(super) fn bound(&self, keep: &Keep) {
+        let file = keep.folder.as_ref().and_then(|(folder, most)| Some((nameless(folder).ok()?, *most)));
+        let disk = Bound { used: 0, most: file.as_ref().map_or(0, |(_, most)| *most) };
+        let memory = Bound { used: 0, most: keep.memory_bytes };
+        *self.lock() = Kept { memory, disk, file: file.map(|(file, _)| Arc::new(file)), rows: HashMap::new() };
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+    /// The values of these rows where they are kept; `None` where nothing is kept at all.
+    fn find(&self, keys: &[Vec<i64>]) -> Option<Vec<Option<Arc<[f32]>>>> {
+        let places: Vec<Option<Place>> = {
+            let kept = self.lock();
+            if kept.memory.most == 0 && kept.disk.most == 0 {
+                return None;
+            }
+            keys.iter().map(|key| kept.rows.get(key).cloned()).collect()
+        };
+        Some(places.into_iter().map(|place| place?.read()).collect())
+    }
+
+    fn keep(&self, key: &[i64], values: &Arc<[f32]>) {
+        let bytes = (size_of_val(key) + size_of_val(&**values)) as u64;
+        let (file, first) = {
+            let mut kept = self.lock();
+            if kept.rows.contains_key(key) {
+                return;
+            }
+            if kept.memory.take(bytes).is_some() {
+                kept.rows.insert(key.to_vec(), Place::Memory(Arc::clone(values)));
+                return;
+            }
+            let Some(file) = kept.file.clone() else { return };
+            let Some(first) = kept.disk.take(bytes) else { return };
+            (file, first)
+        };
+        // Written before anybody can find it, and without holding up others.
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+        if file.write_all_at(&bytes, first).is_ok() {
+            self.lock().rows.insert(key.to_vec(), Place::Disk(file, first, values.len()));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
-    fn keep(&mut self, key: Vec<i64>, values: &Arc<[f32]>) {
-        let bytes = size_of_val(key.as_slice()) + size_of_val(&**values);
-        if self.bytes + bytes <= self.most_bytes && self.rows.insert(key, Arc::clone(values)).is_none() {
-            self.bytes += bytes;
+impl Place {
+    fn read(self) -> Option<Arc<[f32]>> {
+        match self {
+            Self::Memory(values) => Some(values),
+            Self::Disk(file, first, count) => {
+                let mut bytes = vec![0; count * size_of::<f32>()];
+                file.read_exact_at(&mut bytes, first).ok()?;
+                Some(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect())
+            }
         }
     }
+}
+
+/// A new file that has lost its name already, so that it is gone when the process is, however that ends.
+fn nameless(folder: &Path) -> io::Result<File> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let path = folder.join(format!(".below-{}-{number}", std::process::id()));
+    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
 }
 
 impl Network {
@@ -88,21 +185,13 @@ impl Network {
     pub(super) fn at_cut(&self, input: &Input) -> Option<(Cut, Vec<Tensor>)> {
         let below = self.below.as_ref()?;
         let keys: Vec<Vec<i64>> = input.spans.0.iter().map(|span| key(input, span.start, span.length)).collect();
-        let mut rows: Vec<Option<Arc<[f32]>>> = {
-            let kept = below.lock();
-            if kept.most_bytes == 0 {
-                return None;
-            }
-            keys.iter().map(|key| kept.rows.get(key).cloned()).collect()
-        };
+        let mut rows = below.find(&keys)?;
         let missing: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].is_none()).collect();
         if !missing.is_empty() {
             let part = input.rows(&missing);
             let computed = self.compute_below(below.cut, &part);
-            let computed = split(&computed, &part.spans)?;
-            let mut kept = below.lock();
-            for (&row, values) in missing.iter().zip(computed) {
-                kept.keep(keys[row].clone(), &values);
+            for (&row, values) in missing.iter().zip(split(&computed, &part.spans)?) {
+                below.keep(&keys[row], &values);
                 rows[row] = Some(values);
             }
         }

@@ -25,6 +25,7 @@ use crate::{
     trunk::Trunk,
 };
 
+pub use below::Keep;
 pub(crate) use pass::{Input, train};
 
 /// A trunk with adapters and heads, ready to train and to predict. `Send`, not `Sync`: see [`Network::share`].
@@ -69,12 +70,12 @@ impl Network {
         }
     }
 
-    /// How many bytes this network and all that share its storage may keep of what lies below the first adapter, so
-    /// that later epochs need not compute it again; 0 keeps nothing. Unless it is said, 256 MiB where whole layers lie
-    /// below, otherwise nothing. Changes no byte of a result.
-    pub fn keep_below(&self, bytes: usize) {
+    /// How much this network and all that share its storage may keep of what lies below the first adapter, so that
+    /// later epochs need not compute it again. Unless it is said, 256 MiB of memory where whole layers lie below,
+    /// otherwise nothing. Changes no byte of a result.
+    pub fn keep_below(&self, keep: &Keep) {
         if let Some(below) = &self.below {
-            below.bound(bytes);
+            below.bound(keep);
         }
     }
 

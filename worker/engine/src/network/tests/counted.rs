@@ -5,7 +5,7 @@ use graftwork_shared::{adapter::AdapterConfig, composition::Composition};
 use super::{LENGTHS, mixed, options};
 use crate::{
     kernel::take_multiplications,
-    network::Network,
+    network::{Keep, Network},
     rows::{Dropout, Lane, LaneOptions},
     testing::{adapter_setup, rows, shaken},
 };
@@ -21,6 +21,10 @@ fn sizes(network: &Network) -> Sizes {
     let description = network.description();
     assert_eq!(description.layers, 2);
     Sizes { d: description.hidden_size.into(), i: description.intermediate_size.into(), r: 1 }
+}
+
+fn memory(memory_bytes: u64) -> Keep {
+    Keep { memory_bytes, folder: None }
 }
 
 fn counted(network: &Network, lane: &Lane, skip_layers: &[u32]) -> u64 {
@@ -88,19 +92,25 @@ fn what_lies_below_the_first_adapter_is_computed_once_and_changes_no_byte() {
         let Sizes { d, i, .. } = sizes(&network);
         let (lane, other) = (rows(&LENGTHS, 7), rows(&[5, 12], 9));
         let run = |lane: &Lane| network.lane(lane, &options(None)).unwrap();
-        network.keep_below(0);
+        network.keep_below(&Keep::default());
         let expected = [run(&lane), run(&other)];
         let whole = counted(&network, &lane, &[]);
-        network.keep_below(1 << 20);
-        assert_eq!(counted(&network, &lane, &[]), whole, "{preset}");
-        assert_eq!(whole - counted(&network, &lane, &[]), 37 * (4 * d * d + 2 * d * i), "{preset}");
+        let folder = tempfile::tempdir().unwrap();
+        let on_disk = |memory_bytes, most| Keep { memory_bytes, folder: Some((folder.path().to_owned(), most)) };
+        for keep in [on_disk(0, 1 << 20), on_disk(2000, 1 << 20), memory(1 << 20)] {
+            network.keep_below(&keep);
+            assert_eq!(counted(&network, &lane, &[]), whole, "{preset}");
+            assert_eq!(whole - counted(&network, &lane, &[]), 37 * (4 * d * d + 2 * d * i), "{preset} {keep:?}");
+            assert_eq!(run(&lane), expected[0]);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         // Row 9 of the other lane has other tokens than row 9 of the first one.
         assert_eq!(
             [run(&lane), run(&other), run(&other)],
             [expected[0].clone(), expected[1].clone(), expected[1].clone()]
         );
         // A bound that no row fits in keeps nothing.
-        network.keep_below(100);
+        network.keep_below(&memory(100));
         assert_eq!([whole, whole], [counted(&network, &lane, &[]), counted(&network, &lane, &[])]);
     }
 }
@@ -111,7 +121,7 @@ fn rows_of_a_pass_with_dropout_in_the_trunk_are_not_kept() {
     let lane = rows(&LENGTHS, 7);
     let with = options(Some(Dropout { seed: 1, base_model: true }));
     let expected = network.lane(&lane, &with).unwrap();
-    network.keep_below(1 << 20);
+    network.keep_below(&memory(1 << 20));
     network.lane(&lane, &options(None)).unwrap();
     assert_eq!(network.lane(&lane, &with).unwrap(), expected);
 }
