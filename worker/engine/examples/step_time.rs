@@ -2,7 +2,9 @@
 //! machine's own sgemm rate its useful arithmetic reaches.
 //!
 //! `step_time [BASE_MODEL] [PRESET] [SECONDS]`: PRESET is an adapter method, or `fusion3`, `fusion8` for a fusion of so
-//! many; `seq_bn@3` has no adapters in the first three layers, `seq_bn+dropout` has the trunk's dropout on. Rows have log-normal lengths: `short` 20 tokens in the mean, `pairs` 42. Useful arithmetic is two operations
+//! many; `seq_bn@3` has no adapters in the first three layers, `seq_bn+dropout` has the trunk's dropout on. `parallel8`
+//! and `split8` are eight adapters for the whole batch and for an eighth of it each; `+predict` behind any of them
+//! predicts instead of training, and then there are batches of one row too. Rows have log-normal lengths: `short` 20 tokens in the mean, `pairs` 42. Useful arithmetic is two operations
 //! for each multiplication that the engine's products asked for, on real tokens alone. The sgemm rate is that of
 //! libtorch's library on the shapes of the trunk's products with as many rows as a lane has, measured in between on as
 //! many threads. One libtorch thread for each of our threads: set OMP_NUM_THREADS=1 and OMP_WAIT_POLICY=PASSIVE.
@@ -39,28 +41,39 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let base = arguments.next().unwrap_or_else(|| ".graftwork/base/all-minilm-l6-v2".to_owned());
     let preset = arguments.next().unwrap_or_else(|| "seq_bn".to_owned());
     let seconds: f64 = arguments.next().map_or(Ok(4.0), |text| text.parse())?;
-    let (method, dropout) = match preset.strip_suffix("+dropout") {
-        Some(method) => (method, Some(Dropout { seed: 17, base_model: true })),
-        None => (preset.as_str(), None),
+    let (method, work) = match preset.split_once('+') {
+        Some((method, "dropout")) => (method, Task::Train(Some(Dropout { seed: 17, base_model: true }))),
+        Some((method, "predict")) => (method, Task::Predict),
+        Some((_, other)) => return Err(format!("+{other} is neither +dropout nor +predict").into()),
+        None => (preset.as_str(), Task::Train(None)),
     };
-    let network = network(Path::new(&base), method)?;
     println!(
         "{preset}\nrows  batch lanes threads  examples/s  tokens/s  ms/step  GFLOP/s  sgemm  share  examples/core-s   \
          products attention  adapters elementwise  rest"
     );
     for lengths in LENGTHS {
-        for rows in [16, 64] {
+        let all: &[usize] = if work == Task::Predict { &[1, 16, 64] } else { &[16, 64] };
+        for &rows in all.iter().filter(|&&rows| rows > 1 || !method.starts_with("split")) {
+            let network = network(Path::new(&base), method, rows)?;
             let batches: Vec<Lane> = (0..BATCHES).map(|index| batch(index, rows, lengths, &network)).collect();
-            for (lanes, threads) in [(1, 1), (2, 1), (2, 2)] {
+            let cuts: &[(usize, usize)] = if work == Task::Predict { &[(1, 1)] } else { &[(1, 1), (2, 1), (2, 2)] };
+            for &(lanes, threads) in cuts {
                 let cut: Vec<Vec<Lane>> = batches.iter().map(|batch| cut(batch, lanes)).collect();
-                measure(&network, &cut, (lengths.0, rows, threads), dropout, Duration::from_secs_f64(seconds));
+                measure(&network, &cut, (lengths.0, rows, threads), work, Duration::from_secs_f64(seconds));
             }
         }
     }
     Ok(())
 }
 
-fn network(base: &Path, preset: &str) -> Result<Network, Box<dyn std::error::Error>> {
+/// What is measured.
+#[derive(Clone, Copy, PartialEq)]
+enum Task {
+    Train(Option<Dropout>),
+    Predict,
+}
+
+fn network(base: &Path, preset: &str, rows: usize) -> Result<Network, Box<dyn std::error::Error>> {
     let model = BaseModel::open_without_tokenizer(base)?;
     let trunk = Trunk::open(&model, tch::Device::Cpu)?;
     let name: Name = "trained".parse()?;
@@ -76,6 +89,20 @@ fn network(base: &Path, preset: &str) -> Result<Network, Box<dyn std::error::Err
         setup.fusions = BTreeMap::from([(name.to_string(), FusionConfig::default())]);
         setup.trained.fusions.insert(name.to_string());
         setup.trained.heads.insert(name);
+    } else if let Some(count) = preset.strip_prefix("parallel").or(preset.strip_prefix("split")) {
+        let slots: Vec<Name> = (0..count.parse()?).map(slot).collect();
+        let config = AdapterConfig::preset("seq_bn").ok_or("no such preset")?;
+        let children: Vec<_> = slots.iter().cloned().map(Composition::single).collect();
+        setup.composition = Some(if preset.starts_with("split") {
+            let batch_sizes = vec![rows / children.len(); children.len()];
+            Composition::BatchSplit { children, batch_sizes }
+        } else {
+            Composition::Parallel { children }
+        });
+        let head = setup.heads.remove(0).1;
+        setup.heads = slots.iter().map(|slot| (slot.clone(), head.clone())).collect();
+        setup.adapters = slots.into_iter().map(|slot| (slot, config.clone())).collect();
+        setup.trained = Trained::all(&setup);
     } else {
         let (method, without) = preset.split_once('@').unwrap_or((preset, "0"));
         let without: Vec<u32> = (0..without.parse()?).collect();
@@ -138,7 +165,7 @@ fn measure(
     network: &Network,
     batches: &[Vec<Lane>],
     (lengths, rows, threads): (&str, usize, usize),
-    dropout: Option<Dropout>,
+    work: Task,
     duration: Duration,
 ) {
     let lanes = batches[0].len();
@@ -149,6 +176,7 @@ fn measure(
     let results = on_threads(threads, |thread| {
         let worker = network.share();
         move || {
+            let dropout = if let Task::Train(dropout) = work { dropout } else { None };
             let options = LaneOptions { loss_scale: 1.0 / rows as f64, step: 0, dropout, skip_layers: &[] };
             let mine = thread * lanes / threads..(thread + 1) * lanes / threads;
             let mut steps = 0;
@@ -157,7 +185,11 @@ fn measure(
             take_multiplications();
             while start.elapsed() < duration {
                 for lane in &batches[steps % batches.len()][mine.clone()] {
-                    worker.lane(lane, &options).expect("the lanes of this example fit the trunk");
+                    let fits = match work {
+                        Task::Train(_) => worker.lane(lane, &options).is_ok(),
+                        Task::Predict => worker.predict(&lane.tokens, &[]).is_ok(),
+                    };
+                    assert!(fits, "the lanes of this example fit the trunk");
                 }
                 steps += 1;
             }

@@ -92,10 +92,7 @@ const TOGETHER: usize = 512;
 /// Loss and gradient of a lane, whose rows travel in runs: their number depends on the rows' lengths alone, and each run
 /// adds to the gradient of the one before. Autograd is off.
 pub(super) fn lane(network: &Network, input: &Input, targets: &Targets, options: &LaneOptions) -> LaneOutput {
-    let composition = network.setup.composition.as_ref();
-    // A run of rows must be what a whole batch is to the composition; accelerators want all rows at once.
-    let whole = composition.is_some_and(cuts_rows) || network.trunk.device() != Device::Cpu;
-    let edges = if whole { vec![0, input.spans.rows()] } else { input.edges(TOGETHER) };
+    let edges = network.runs(input);
     let mut leaves = Leaves::new(&network.layout, &network.flat, true);
     let mut loss = 0.0;
     for edge in edges.windows(2) {
@@ -207,8 +204,29 @@ fn run(
     (loss, Inside { hidden_td: forward.out_td, logits })
 }
 
-/// Logits and fusion attention. Autograd is off.
+/// Logits and fusion attention, of runs of rows as in training. Autograd is off.
 pub(super) fn predict(network: &Network, input: &Input, skip_layers: &[u32]) -> Prediction {
+    let edges = network.runs(input);
+    let runs = edges.windows(2).map(|edge| predict_run(network, &input.part(edge[0], edge[1]), skip_layers));
+    runs.reduce(joined).expect("a batch has a run of rows")
+}
+
+/// What two runs of rows say together.
+fn joined(mut first: Prediction, then: Prediction) -> Prediction {
+    for (head, then) in first.heads.iter_mut().zip(then.heads) {
+        head.logits.extend(then.logits);
+    }
+    for (note, then) in first.fusion_attention.iter_mut().zip(then.fusion_attention) {
+        let tokens = note.tokens + then.tokens;
+        for (weight, then_weight) in note.weights.iter_mut().zip(then.weights) {
+            *weight = (*weight * note.tokens as f64 + then_weight * then.tokens as f64) / tokens as f64;
+        }
+        note.tokens = tokens;
+    }
+    first
+}
+
+fn predict_run(network: &Network, input: &Input, skip_layers: &[u32]) -> Prediction {
     let leaves = Leaves::new(&network.layout, &network.flat, false);
     let attention = RefCell::new(Vec::new());
     let ask = Ask { input, skip_layers, masks: None, attention: Some(&attention), train: false, whole: false };
@@ -344,6 +362,16 @@ impl Network {
             return Depth::Whole;
         }
         lowest(layer).map_or(Depth::Nothing, Depth::DownTo)
+    }
+
+    /// Edges of the runs in which rows travel.
+    fn runs(&self, input: &Input) -> Vec<usize> {
+        // A run of rows must be what a whole batch is to the composition; accelerators want all rows at once.
+        let cut = self.setup.composition.as_ref().is_some_and(cuts_rows);
+        if cut || self.trunk.device() != Device::Cpu {
+            return vec![0, input.spans.rows()];
+        }
+        input.edges(TOGETHER / self.copies())
     }
 
     /// How often `Parallel` repeats the batch.
