@@ -33,6 +33,12 @@ pub fn take_multiplications() -> u64 {
     MULTIPLIED.take()
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Instructions that this thread's kernels use in place of the best ones.
+    pub(crate) static ASKED: Cell<Option<Instructions>> = const { Cell::new(None) };
+}
+
 /// Which instructions the kernels use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Instructions {
@@ -47,6 +53,10 @@ pub(crate) enum Instructions {
 impl Instructions {
     /// The best that this machine has.
     pub(crate) fn here() -> Self {
+        #[cfg(test)]
+        if let Some(asked) = ASKED.get() {
+            return asked;
+        }
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;

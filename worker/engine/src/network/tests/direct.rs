@@ -5,6 +5,7 @@ use graftwork_shared::{adapter::FusionConfig, composition::Composition};
 use super::{LENGTHS, every_setup, fusion_alone, fusion_setup, mixed, options};
 use crate::{
     direct::ISLANDS_ALONE,
+    kernel::{ASKED, Instructions},
     rows::{Dropout, LaneOptions},
     setup::{Setup, Trained},
     testing::{largest_difference, name, rows, shaken},
@@ -55,6 +56,29 @@ fn sites_written_out_agree_with_recorded_ones() {
             let difference = largest_difference(&direct.gradient, &recorded.gradient);
             let near = difference <= 1e-6 + 1e-5 * largest && (direct.loss - recorded.loss).abs() < 1e-6;
             assert!(near, "{what} {dropout:?}: {difference} of {largest}, {} {}", direct.loss, recorded.loss);
+        }
+    }
+}
+
+#[test]
+fn wider_vectors_change_no_byte_and_plain_instructions_agree() {
+    let best = Instructions::here();
+    for (what, setup) in every_setup().into_iter().chain(more_setups()) {
+        let network = shaken(&setup);
+        let lane = rows(&LENGTHS, 7);
+        let with = |instructions| {
+            ASKED.set(Some(instructions));
+            let output = network.lane(&lane, &options(Some(Dropout { seed: 1, base_model: true }))).unwrap();
+            ASKED.set(None);
+            output
+        };
+        let expected = with(best);
+        let plain = with(Instructions::Plain);
+        let largest = expected.gradient.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        let difference = largest_difference(&plain.gradient, &expected.gradient);
+        assert!(difference <= 1e-6 + 1e-5 * largest, "{what}: {difference} of {largest}");
+        if best == Instructions::Avx512 {
+            assert_eq!(with(Instructions::Avx2), expected, "{what}");
         }
     }
 }
