@@ -47,6 +47,30 @@ impl Stream {
         philox(counter, self.key)
     }
 
+    /// The blocks at sixteen positions of one `major`, one after the other. Without branches, so that a caller that is
+    /// compiled for vectors computes them side by side.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "compiled with the caller's instructions")]
+    pub fn sixteen_blocks(&self, major: u32, first_minor: u64) -> [[u32; 4]; 16] {
+        #[expect(clippy::cast_possible_truncation, reason = "the two halves of the position")]
+        let halves = |n: u64| ((n >> 32) as u32, n as u32);
+        let (mut a, mut b) = ([0; 16], [0; 16]);
+        for (lane, (a, b)) in a.iter_mut().zip(&mut b).enumerate() {
+            (*b, *a) = halves(first_minor.wrapping_add(lane as u64));
+        }
+        let (mut c, mut d) = ([major; 16], [self.purpose; 16]);
+        let mut key = self.key;
+        for _ in 0..10 {
+            for lane in 0..16 {
+                let (high0, low0) = halves(u64::from(a[lane]) * FACTORS[0]);
+                let (high1, low1) = halves(u64::from(c[lane]) * FACTORS[1]);
+                (a[lane], b[lane], c[lane], d[lane]) = (high1 ^ b[lane] ^ key[0], low1, high0 ^ d[lane] ^ key[1], low0);
+            }
+            key = next(key);
+        }
+        std::array::from_fn(|lane| [a[lane], b[lane], c[lane], d[lane]])
+    }
+
     /// One 64-bit number at a position.
     pub fn u64(&self, major: u32, minor: u64) -> u64 {
         let [low, high, ..] = self.block(major, minor);
@@ -100,15 +124,23 @@ fn normal_pair(a: u32, b: u32) -> (f32, f32) {
     ((radius * angle.cos()) as f32, (radius * angle.sin()) as f32)
 }
 
+const FACTORS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled with the caller's instructions")]
+fn next(key: [u32; 2]) -> [u32; 2] {
+    [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)]
+}
+
 fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
-        let first = u64::from(counter[0]) * 0xD251_1F53;
-        let second = u64::from(counter[2]) * 0xCD9E_8D57;
+        let first = u64::from(counter[0]) * FACTORS[0];
+        let second = u64::from(counter[2]) * FACTORS[1];
         #[expect(clippy::cast_possible_truncation, reason = "the halves of 64-bit products")]
         let halves = |n: u64| ((n >> 32) as u32, n as u32);
         let ((high0, low0), (high1, low1)) = (halves(first), halves(second));
         counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        key = next(key);
     }
     counter
 }
@@ -121,6 +153,15 @@ mod tests {
     fn philox_gives_the_published_vectors() {
         assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    }
+
+    #[test]
+    fn sixteen_blocks_are_those_of_their_positions() {
+        let stream = Stream::new(u64::MAX - 5, Purpose::Dropout);
+        for minor in [0, 7, u64::from(u32::MAX) - 3, 12 << 24 | 5] {
+            let expected: Vec<[u32; 4]> = (0..16).map(|lane| stream.block(9, minor + lane)).collect();
+            assert_eq!(stream.sixteen_blocks(9, minor).as_slice(), expected);
+        }
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn check_one(facts: &[Fact], state: &Path, rows: &BTreeMap<Digest, Vec<Digest>>)
     let of_state = heard.iter().filter(|(of, _)| state.starts_with(of)).flat_map(|(_, listeners)| listeners);
     let nothing = Vec::new();
     for told in of_state.chain([&nothing]) {
-        let found = history::check(&History { facts, told, rows });
+        let found = history::check(&History { facts, told, rows, in_lockstep: true });
         ensure!(found.is_empty(), "the history in {} cannot be: {found:#?}", state.display());
     }
     Ok(())

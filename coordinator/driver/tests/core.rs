@@ -170,7 +170,7 @@ fn a_core_that_heard_nothing_blames_itself_and_silence_counts_from_then_on() {
     }
     assert!(!gives_up(&bench.settled()));
     bench.core.on_worker(bench.now_ms, (worker, 1), Event::Heartbeat { worker, leases: vec![LeaseId(1)] });
-    for _ in 0..11 {
+    for _ in 0..10 {
         assert!(!gives_up(&bench.settled()));
         bench.now_ms += 1_000;
         bench.core.tick(bench.now_ms);

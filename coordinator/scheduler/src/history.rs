@@ -26,6 +26,9 @@ pub struct History<'a> {
     pub told: &'a [Event],
     /// By recipe: digests of the rows of each epoch as an undisturbed run trains them.
     pub rows: &'a BTreeMap<Digest, Vec<Digest>>,
+    /// Members of a group were together after every update, as real ones are: losing one loses the update that was under
+    /// way, and no more.
+    pub in_lockstep: bool,
 }
 
 /// What cannot be.
@@ -58,7 +61,7 @@ pub struct Finding {
 
 /// Everything in a history that cannot be; nothing, if it is sound.
 pub fn check(history: &History<'_>) -> Vec<Finding> {
-    let mut reader = Reader::new(history.rows);
+    let mut reader = Reader::new(history);
     history.facts.iter().for_each(|fact| reader.read(fact));
     told::check(&reader, history.told).into_iter().for_each(|finding| reader.findings.push(finding));
     reader.findings
@@ -86,6 +89,7 @@ struct Stage {
 /// What was read so far.
 struct Reader<'a> {
     rows: &'a BTreeMap<Digest, Vec<Digest>>,
+    in_lockstep: bool,
     findings: Vec<Finding>,
     term: Term,
     last_lease: LeaseId,
@@ -102,9 +106,10 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(rows: &'a BTreeMap<Digest, Vec<Digest>>) -> Self {
+    fn new(history: &History<'a>) -> Self {
         Self {
-            rows,
+            rows: history.rows,
+            in_lockstep: history.in_lockstep,
             findings: Vec::new(),
             term: Term(0),
             last_lease: LeaseId(0),

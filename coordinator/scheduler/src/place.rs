@@ -69,6 +69,9 @@ impl Scheduler {
 
     /// Tells, once until it changes, of a job in which nothing runs and which no worker here can ever take up.
     pub(crate) fn tell_stuck(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
         let mut unsure = std::mem::take(&mut self.board.unsure);
         // What workers can hold at all decides it for every job.
         if std::mem::replace(&mut self.board.known_refits, self.board.fleet.refits) != self.board.fleet.refits {
@@ -111,6 +114,9 @@ impl Scheduler {
         {
             let attempts = u32::try_from(record.failures.len()).unwrap_or(u32::MAX);
             return Err(Refusal::BackingOff { failure: failure.clone(), attempts, until_ms });
+        }
+        if self.stopping.is_some() {
+            return Err(Refusal::NoWorker);
         }
         let suited = self.suited(job, position)?;
         let untouched = record.attempts == 0 && record.checkpoint.is_none();

@@ -60,7 +60,7 @@ fn started(from_step: u64) -> EventKind {
 }
 
 fn read(facts: &[Fact], told: &[Told]) -> Vec<Finding> {
-    check(&History { facts, told, rows: &rows() })
+    check(&History { facts, told, rows: &rows(), in_lockstep: true })
 }
 
 /// The facts after a change, and what is found in them.
@@ -230,5 +230,8 @@ fn steps_that_are_reported_again_or_begun_from_nowhere_are_named() {
     assert_eq!(found(vec![started(60)]), [Broken::StepMissed]);
     let formed = EventKind::GroupFormed { epoch: 1, members: vec![WorkerId(1)], reason: String::new() };
     assert_eq!(found(vec![started(50), step(70), formed.clone(), step(70)]), [], "one stood an update back");
-    assert_eq!(found(vec![started(50), step(70), formed, step(49)]), [Broken::StepTwice]);
+    let back = [49, 60, 69];
+    assert!(
+        back.iter().all(|at| { found(vec![started(50), step(70), formed.clone(), step(*at)]) == [Broken::StepTwice] })
+    );
 }

@@ -166,7 +166,7 @@ fn server() -> Arc<Counts> {
         // SAFETY: every test calls this before it reads the environment, and nothing else writes it.
         unsafe {
             std::env::set_var("HF_ENDPOINT", format!("http://{address}"));
-            std::env::set_var("GRAFTWORK_TEST_TOKEN", "open sesame");
+            std::env::set_var("TEST_TOKEN_OF_A_HUB", "open sesame");
         }
         counts
     };
@@ -242,7 +242,7 @@ async fn a_token_comes_from_the_named_variable() {
     let error =
         fetch_base_model("hf://lab/private", Some("GRAFTWORK_NO_SUCH"), cache.path(), &NoUploads).await.unwrap_err();
     assert!(error.to_string().contains("GRAFTWORK_NO_SUCH"), "{error}");
-    fetch_base_model("hf://lab/private", Some("GRAFTWORK_TEST_TOKEN"), cache.path(), &NoUploads).await.unwrap();
+    fetch_base_model("hf://lab/private", Some("TEST_TOKEN_OF_A_HUB"), cache.path(), &NoUploads).await.unwrap();
 }
 
 #[tokio::test]
@@ -281,9 +281,8 @@ async fn a_store_that_refuses_to_say_what_is_absent_can_be_read() {
 async fn keys_of_an_object_store_have_one_form() {
     server();
     let cache = tempfile::tempdir().unwrap();
-    let error = fetch_base_model("s3://bucket/model", Some("GRAFTWORK_TEST_TOKEN"), cache.path(), &NoUploads)
-        .await
-        .unwrap_err();
+    let error =
+        fetch_base_model("s3://bucket/model", Some("TEST_TOKEN_OF_A_HUB"), cache.path(), &NoUploads).await.unwrap_err();
     assert!(error.to_string().contains("ACCESS_KEY:SECRET_KEY"), "{error}");
     assert!(!error.to_string().contains("sesame"), "a message never shows the secret");
 }

@@ -3,16 +3,30 @@
 //!
 //! All tensors are fp32; callers run this code without autograd.
 
+use std::sync::{Arc, OnceLock};
+
 use graftwork_model::Activation;
 use tch::{Kind, Tensor};
 
-use crate::timing::{Work, timed};
+use crate::{
+    host,
+    kernel::{self, Bend, Left, Norm, Outputs, Panels, Start, normalise, normalise_backward, product},
+    timing::{Work, timed},
+};
 
 /// A frozen linear layer: weight `[o, i]`, bias `[o]`.
 #[derive(Debug)]
 pub(crate) struct Linear {
-    pub(crate) weight_oi: Tensor,
-    pub(crate) bias_o: Tensor,
+    weight_oi: Tensor,
+    bias_o: Tensor,
+    packed: Arc<Packed>,
+}
+
+/// A frozen weight as the kernels want it, packed when a pass first asks for it and shared by all threads.
+#[derive(Debug, Default)]
+struct Packed {
+    forward: OnceLock<Panels>,
+    backward: OnceLock<Panels>,
 }
 
 /// A frozen layer norm over the last dimension.
@@ -24,50 +38,129 @@ pub(crate) struct LayerNorm {
 }
 
 /// What the backward of a layer norm reads.
-pub(crate) struct SavedNorm {
-    sum_td: Tensor,
-    mean_t1: Tensor,
-    rstd_t1: Tensor,
+pub(crate) enum SavedNorm {
+    /// Of the kernel: rows before weight and bias, and 1 / deviation of each.
+    Kernel { normal_td: Tensor, rstd: Vec<f32> },
+    /// Of libtorch.
+    Library { sum_td: Tensor, mean_t1: Tensor, rstd_t1: Tensor },
+}
+
+/// What the backward of an activation reads.
+pub(crate) enum SavedBend {
+    /// Of the kernel: the slope at each input.
+    Slope(Tensor),
+    /// Of libtorch: the input.
+    Input(Tensor),
 }
 
 impl Linear {
-    /// `x Wᵀ + b`: `[t, i]` to `[t, o]`.
-    pub(crate) fn forward(&self, x_ti: &Tensor) -> Tensor {
-        timed(Work::Products, || x_ti.linear(&self.weight_oi, Some(&self.bias_o)))
+    pub(crate) fn new(weight_oi: Tensor, bias_o: Tensor) -> Self {
+        Self { weight_oi, bias_o, packed: Arc::default() }
     }
 
-    /// Gradient of the input from the gradient of the output: `[t, o]` to `[t, i]`.
-    pub(crate) fn backward(&self, gradient_to: &Tensor) -> Tensor {
-        timed(Work::Products, || gradient_to.mm(&self.weight_oi))
+    /// `x Wᵀ + b`: `[t, i]` to `[t, o]`. May be recorded by autograd.
+    pub(crate) fn forward(&self, x_ti: &Tensor) -> Tensor {
+        let library = || x_ti.linear(&self.weight_oi, Some(&self.bias_o));
+        timed(Work::Products, || if x_ti.requires_grad() { None } else { self.in_kernel(x_ti) }.unwrap_or_else(library))
+    }
+
+    /// Gradient of the input from the gradient of the output, `[t, o]` to `[t, i]`, added to `onto`.
+    pub(crate) fn backward(&self, gradient_to: &Tensor, onto: Option<&Tensor>) -> Tensor {
+        let library = || {
+            let below_ti = gradient_to.mm(&self.weight_oi);
+            onto.map_or(below_ti.shallow_clone(), |onto| onto + below_ti)
+        };
+        timed(Work::Products, || self.backward_in_kernel(gradient_to, onto).unwrap_or_else(library))
+    }
+
+    fn in_kernel(&self, x_ti: &Tensor) -> Option<Tensor> {
+        let (x, bias) = (host::values(x_ti)?, host::values(&self.bias_o)?);
+        let [outputs, inputs] = host::sizes(&self.weight_oi);
+        let weight = host::values(&self.weight_oi)?;
+        let panels = self.packed.forward.get_or_init(|| Panels::of_columns(weight, [inputs, outputs]));
+        let rows = x.len() / inputs;
+        let mut out_to = host::fresh([rows, outputs]);
+        product(Left::rows(x, inputs), rows, panels, Start::Bias(bias), host::values_mut(&mut out_to)?);
+        Some(out_to)
+    }
+
+    fn backward_in_kernel(&self, gradient_to: &Tensor, onto: Option<&Tensor>) -> Option<Tensor> {
+        let gradient = host::values(gradient_to)?;
+        let start = match onto {
+            Some(onto) => Start::Matrix(host::values(onto)?),
+            None => Start::Zero,
+        };
+        let [outputs, inputs] = host::sizes(&self.weight_oi);
+        let weight = host::values(&self.weight_oi)?;
+        let panels = self.packed.backward.get_or_init(|| Panels::of_rows(weight, [outputs, inputs]));
+        let rows = gradient.len() / outputs;
+        let mut below_ti = host::fresh([rows, inputs]);
+        product(Left::rows(gradient, outputs), rows, panels, start, host::values_mut(&mut below_ti)?);
+        Some(below_ti)
     }
 
     pub(crate) fn share(&self) -> Self {
-        Self { weight_oi: self.weight_oi.shallow_clone(), bias_o: self.bias_o.shallow_clone() }
+        let (weight_oi, bias_o) = (self.weight_oi.shallow_clone(), self.bias_o.shallow_clone());
+        Self { weight_oi, bias_o, packed: Arc::clone(&self.packed) }
     }
 }
 
 impl LayerNorm {
     /// Layer norm of `a + b`, as the end of a post-norm block, and what its backward needs.
     pub(crate) fn forward_sum(&self, a_td: &Tensor, b_td: &Tensor) -> (Tensor, SavedNorm) {
-        let sum_td = a_td + b_td;
-        let (out_td, mean_t1, rstd_t1) =
-            sum_td.native_layer_norm(self.shape(), Some(&self.weight_d), Some(&self.bias_d), self.eps);
-        (out_td, SavedNorm { sum_td, mean_t1, rstd_t1 })
+        self.in_kernel(&[a_td, b_td]).unwrap_or_else(|| {
+            let sum_td = a_td + b_td;
+            let (out_td, mean_t1, rstd_t1) =
+                sum_td.native_layer_norm(self.shape(), Some(&self.weight_d), Some(&self.bias_d), self.eps);
+            (out_td, SavedNorm::Library { sum_td, mean_t1, rstd_t1 })
+        })
     }
 
-    /// Layer norm alone; also used under autograd.
+    /// Layer norm alone. May be recorded by autograd.
     pub(crate) fn forward(&self, x_td: &Tensor) -> Tensor {
-        x_td.layer_norm(self.shape(), Some(&self.weight_d), Some(&self.bias_d), self.eps, false)
+        let in_kernel = if x_td.requires_grad() { None } else { self.in_kernel(&[x_td]) };
+        in_kernel.map_or_else(
+            || x_td.layer_norm(self.shape(), Some(&self.weight_d), Some(&self.bias_d), self.eps, false),
+            |(out_td, _)| out_td,
+        )
     }
 
     /// Gradient of the sum that was normalised.
     pub(crate) fn backward(&self, saved: &SavedNorm, gradient_td: &Tensor) -> Tensor {
-        let scaled_td = gradient_td * &self.weight_d;
-        let normal_td = (&saved.sum_td - &saved.mean_t1) * &saved.rstd_t1;
-        let mean = |x: &Tensor| x.mean_dim([-1].as_slice(), true, Kind::Float);
-        let along_t1 = mean(&(&scaled_td * &normal_td));
-        let mean_t1 = mean(&scaled_td);
-        (scaled_td - mean_t1 - normal_td * along_t1) * &saved.rstd_t1
+        match saved {
+            SavedNorm::Kernel { normal_td, rstd } => {
+                let gradient_td = gradient_td.contiguous();
+                let read = |tensor| host::values(tensor).expect("a tensor of the forward pass, or one like it");
+                let mut out_td = host::fresh(host::sizes(normal_td));
+                let out = host::values_mut(&mut out_td).expect("a fresh tensor");
+                let kept = (read(normal_td), rstd.as_slice());
+                normalise_backward(read(&gradient_td), kept, read(&self.weight_d), None, out);
+                out_td
+            }
+            SavedNorm::Library { sum_td, mean_t1, rstd_t1 } => {
+                let scaled_td = gradient_td * &self.weight_d;
+                let normal_td = (sum_td - mean_t1) * rstd_t1;
+                let mean = |x: &Tensor| x.mean_dim([-1].as_slice(), true, Kind::Float);
+                let along_t1 = mean(&(&scaled_td * &normal_td));
+                let mean_t1 = mean(&scaled_td);
+                (scaled_td - mean_t1 - normal_td * along_t1) * rstd_t1
+            }
+        }
+    }
+
+    fn in_kernel(&self, terms: &[&Tensor]) -> Option<(Tensor, SavedNorm)> {
+        let sizes = host::sizes(terms[0]);
+        let terms = terms.iter().map(|term| host::values(term)).collect::<Option<Vec<&[f32]>>>()?;
+        let norm = self.on_host()?;
+        let (mut out_td, mut normal_td, mut rstd) = (host::fresh(sizes), host::fresh(sizes), vec![0.0; sizes[0]]);
+        let (out, normal) = (host::values_mut(&mut out_td)?, host::values_mut(&mut normal_td)?);
+        normalise(&terms, norm, Outputs { out, normal, rstd: &mut rstd });
+        Some((out_td, SavedNorm::Kernel { normal_td, rstd }))
+    }
+
+    /// The norm as the kernels read it; `None` on another device.
+    pub(crate) fn on_host(&self) -> Option<Norm<'_>> {
+        Some(Norm { weight: host::values(&self.weight_d)?, bias: host::values(&self.bias_d)?, eps: self.eps })
     }
 
     pub(crate) fn share(&self) -> Self {
@@ -79,19 +172,51 @@ impl LayerNorm {
     }
 }
 
-/// The trunk's activation.
-pub(crate) fn activate(kind: Activation, x: &Tensor) -> Tensor {
-    match kind {
+/// The trunk's activation, and what its backward needs when that is asked for. `x` must have no other owner: on the
+/// processor it becomes the result.
+pub(crate) fn activate(kind: Activation, mut x: Tensor, keep: bool) -> (Tensor, Option<SavedBend>) {
+    let sizes = host::sizes(&x);
+    let bend = match kind {
+        Activation::Gelu => Bend::Gelu,
+        Activation::GeluNew => Bend::GeluNew,
+        Activation::Relu => Bend::Relu,
+        Activation::Silu => Bend::Silu,
+        Activation::Tanh => Bend::Tanh,
+    };
+    if let Some(values) = host::values_mut(&mut x) {
+        let slope = keep.then(|| {
+            let mut slope = host::fresh(sizes);
+            bend.with_slope(values, host::values_mut(&mut slope).expect("a fresh tensor"));
+            SavedBend::Slope(slope)
+        });
+        if slope.is_none() {
+            bend.alone(values);
+        }
+        return (x, slope);
+    }
+    let out = match kind {
         Activation::Gelu => x.gelu("none"),
         Activation::GeluNew => x.gelu("tanh"),
         Activation::Relu => x.relu(),
         Activation::Silu => x.silu(),
         Activation::Tanh => x.tanh(),
+    };
+    (out, keep.then_some(SavedBend::Input(x)))
+}
+
+/// Gradient of the activation's input from the gradient of its output, which must have no other owner.
+pub(crate) fn activate_backward(kind: Activation, saved: &SavedBend, mut gradient: Tensor) -> Tensor {
+    match saved {
+        SavedBend::Slope(slope) => {
+            let slope = host::values(slope).expect("a slope of the kernel");
+            kernel::multiply(host::values_mut(&mut gradient).expect("a gradient like the output"), slope);
+            gradient
+        }
+        SavedBend::Input(x) => library_backward(kind, x, &gradient),
     }
 }
 
-/// Gradient of the activation's input `x` from the gradient of its output.
-pub(crate) fn activate_backward(kind: Activation, x: &Tensor, gradient: &Tensor) -> Tensor {
+fn library_backward(kind: Activation, x: &Tensor, gradient: &Tensor) -> Tensor {
     match kind {
         Activation::Gelu => x.gelu_backward(gradient, "none"),
         Activation::GeluNew => x.gelu_backward(gradient, "tanh"),
@@ -117,9 +242,13 @@ mod tests {
 
     #[test]
     fn the_linear_backward_is_the_gradient_of_its_input() {
-        let linear = Linear { weight_oi: normal(1, &[7, 5]), bias_o: normal(2, &[7]) };
-        let (x, g) = (normal(3, &[4, 5]), normal(4, &[4, 7]));
-        assert_close(&linear.backward(&g), &by_autograd(&x, &g, |x| linear.forward(x)), 1e-6);
+        let linear = Linear::new(normal(1, &[7, 5]), normal(2, &[7]));
+        let (x, g, onto) = (normal(3, &[4, 5]), normal(4, &[4, 7]), normal(5, &[4, 5]));
+        // Recorded, libtorch computes it.
+        let expected = by_autograd(&x, &g, |x| linear.forward(x));
+        assert_close(&linear.backward(&g, None), &expected, 1e-6);
+        assert_close(&linear.backward(&g, Some(&onto)), &(expected + onto), 1e-6);
+        assert_close(&linear.forward(&x), &x.linear(&linear.weight_oi, Some(&linear.bias_o)), 1e-6);
     }
 
     #[test]
@@ -127,16 +256,33 @@ mod tests {
         let norm = LayerNorm { weight_d: normal(1, &[48]), bias_d: normal(2, &[48]), eps: 1e-12 };
         let (a, b, g) = (normal(3, &[9, 48]), normal(4, &[9, 48]), normal(5, &[9, 48]));
         let (out, saved) = norm.forward_sum(&a, &b);
-        assert_close(&out, &norm.forward(&(&a + &b)), 1e-6);
-        assert_close(&norm.backward(&saved, &g), &by_autograd(&(a + b), &g, |x| norm.forward(x)), 1e-5);
+        let recorded = (&a + &b).set_requires_grad(true);
+        assert_close(&out, &norm.forward(&recorded).detach(), 1e-6);
+        let (sum_td, eps) = (&a + &b, norm.eps);
+        let (_, mean_t1, rstd_t1) = sum_td.native_layer_norm([48], Some(&norm.weight_d), Some(&norm.bias_d), eps);
+        for saved in [saved, SavedNorm::Library { sum_td, mean_t1, rstd_t1 }] {
+            assert_close(&norm.backward(&saved, &g), &by_autograd(&(&a + &b), &g, |x| norm.forward(x)), 1e-5);
+        }
     }
 
     #[test]
     fn every_activation_has_its_own_derivative() {
         let (x, g) = (normal(1, &[6, 11]) * 2.0, normal(2, &[6, 11]));
         for kind in [Activation::Gelu, Activation::GeluNew, Activation::Relu, Activation::Silu, Activation::Tanh] {
-            let expected = by_autograd(&x, &g, |x| activate(kind, x));
-            assert_close(&activate_backward(kind, &x, &g), &expected, 1e-6);
+            let plain = |x: &Tensor| match kind {
+                Activation::Gelu => x.gelu("none"),
+                Activation::GeluNew => x.gelu("tanh"),
+                Activation::Relu => x.relu(),
+                Activation::Silu => x.silu(),
+                Activation::Tanh => x.tanh(),
+            };
+            let expected = by_autograd(&x, &g, plain);
+            let (out, saved) = activate(kind, x.copy(), true);
+            assert_close(&out, &plain(&x), 1e-6);
+            assert_close(&activate(kind, x.copy(), false).0, &out, 0.0);
+            for saved in [saved.unwrap(), SavedBend::Input(x.copy())] {
+                assert_close(&activate_backward(kind, &saved, g.copy()), &expected, 2e-6);
+            }
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     compose::{Site, compose, last_at, stacked},
     dropout::{Address, Masks, Place},
     fusion::FusionWeights,
+    kernel::Bend,
     lora::row_mean,
     parameters::{Leaves, Parameter},
     rows::FusionAttention,
@@ -28,13 +29,13 @@ const OWN_NORM_EPS: f64 = 1e-5;
 
 /// One adapter's tensors at one place.
 pub(crate) struct BottleneckWeights {
-    config: Bottleneck,
-    scaling: Option<Parameter>,
-    norm_before: Option<[Parameter; 2]>,
-    down: [Parameter; 2],
-    up: [Parameter; 2],
-    norm_after: Option<[Parameter; 2]>,
-    gate: Option<[Parameter; 2]>,
+    pub(crate) config: Bottleneck,
+    pub(crate) scaling: Option<Parameter>,
+    pub(crate) norm_before: Option<[Parameter; 2]>,
+    pub(crate) down: [Parameter; 2],
+    pub(crate) up: [Parameter; 2],
+    pub(crate) norm_after: Option<[Parameter; 2]>,
+    pub(crate) gate: Option<[Parameter; 2]>,
 }
 
 /// All bottleneck adapters and fusions at one place of one layer, adapters in the order of the composition.
@@ -112,7 +113,7 @@ impl BottleneckWeights {
             None => state.hidden.shallow_clone(),
         };
         let [down, down_bias] = &self.down;
-        let inner = bend(self.config.non_linearity, &x.linear(leaf(down), Some(leaf(down_bias))));
+        let inner = bent(self.config.non_linearity, &x.linear(leaf(down), Some(leaf(down_bias))));
         let [up, up_bias] = &self.up;
         let mut up = inner.linear(leaf(up), Some(leaf(up_bias)));
         match (&self.scaling, self.config.scaling) {
@@ -142,6 +143,11 @@ impl BottleneckWeights {
             out = out + residual;
         }
         [out, up]
+    }
+
+    /// Whether its projections are trained; all tensors of an adapter are, or none.
+    pub(crate) fn is_trained(&self) -> bool {
+        matches!(self.down[0], Parameter::Trained(_))
     }
 
     fn ending(&self) -> Ending {
@@ -176,7 +182,20 @@ fn own_norm(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
     x.layer_norm(weight.size(), Some(weight), Some(bias), OWN_NORM_EPS, false)
 }
 
-fn bend(kind: NonLinearity, x: &Tensor) -> Tensor {
+/// The kernel of an adapter's activation.
+pub(crate) fn bend(kind: NonLinearity) -> Bend {
+    match kind {
+        NonLinearity::Relu => Bend::Relu,
+        NonLinearity::Gelu => Bend::Gelu,
+        NonLinearity::GeluNew => Bend::GeluNew,
+        NonLinearity::Swish | NonLinearity::Silu => Bend::Silu,
+        NonLinearity::Tanh => Bend::Tanh,
+        NonLinearity::Leakyrelu => Bend::LeakyRelu,
+        NonLinearity::Linear => Bend::Linear,
+    }
+}
+
+fn bent(kind: NonLinearity, x: &Tensor) -> Tensor {
     match kind {
         NonLinearity::Relu => x.relu(),
         NonLinearity::Gelu => x.gelu("none"),
@@ -274,17 +293,26 @@ impl Run<'_> {
     fn address(&self, place: Place, module: usize) -> Address {
         Address { layer: self.site.layer, place, module: u32::try_from(module).expect("modules of one setup") }
     }
+}
 
-    fn fusion_mask(&self, index: usize, fusion: &FusionWeights, adapters: usize, spans: &Spans) -> Option<Tensor> {
-        let masks = self.context.masks?;
-        let own = fusion.config.dropout_prob.filter(|&probability| probability > 0.0);
-        let probability = own.unwrap_or_else(|| masks.of_trunk(self.context.attention_dropout));
-        let place = match self.site.place {
-            Place::AttentionAdapter => Place::AttentionFusion,
-            _ => Place::OutputFusion,
-        };
-        (probability > 0.0).then(|| masks.tokens(self.address(place, index), spans, adapters, probability))
-    }
+/// The mask on a fusion's scores, `[t, n]`, where it has dropout.
+pub(crate) fn fusion_mask(
+    site: &BottleneckSite,
+    context: &SiteContext,
+    (index, fusion): (usize, &FusionWeights),
+    adapters: usize,
+    spans: &Spans,
+) -> Option<Tensor> {
+    let masks = context.masks?;
+    let own = fusion.config.dropout_prob.filter(|&probability| probability > 0.0);
+    let probability = own.unwrap_or_else(|| masks.of_trunk(context.attention_dropout));
+    let place = match site.place {
+        Place::AttentionAdapter => Place::AttentionFusion,
+        _ => Place::OutputFusion,
+    };
+    let module = u32::try_from(index).expect("modules of one setup");
+    let address = Address { layer: site.layer, place, module };
+    (probability > 0.0).then(|| masks.tokens(address, spans, adapters, probability))
 }
 
 impl Site for Run<'_> {
@@ -317,7 +345,7 @@ impl Site for Run<'_> {
         let state = State { hidden, residual, ..state };
         let outputs: Vec<Tensor> =
             fuse.children().iter().filter_map(|child| compose(self, child, self.copy(&state)).up).collect();
-        let mask = self.fusion_mask(index, fusion, outputs.len(), &state.spans);
+        let mask = fusion_mask(self.site, self.context, (index, fusion), outputs.len(), &state.spans);
         let (hidden, attention_tn) = fusion.forward(self.context.leaves, [&query, &state.residual], &outputs, mask);
         if let Some(notes) = self.context.attention {
             let mean = attention_tn.mean_dim([0].as_slice(), false, Kind::Double);

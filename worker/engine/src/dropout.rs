@@ -6,6 +6,8 @@ use graftwork_shared::random::{Purpose, Stream};
 use tch::{Device, Tensor};
 
 use crate::{
+    host,
+    kernel::vectorised,
     rows::{Dropout, LaneOptions},
     spans::{Span, Spans, signed},
 };
@@ -73,14 +75,14 @@ impl Masks {
 
     /// A mask of `[tokens, width]` whose elements are 0, or 1 / (1 − p).
     pub(crate) fn tokens(&self, address: Address, spans: &Spans, width: usize, probability: f64) -> Tensor {
-        let mut mask = vec![0.0; spans.tokens() * width];
-        let mut rest = mask.as_mut_slice();
+        let mut mask = host::fresh([spans.tokens(), width]);
+        let mut rest = host::values_mut(&mut mask).unwrap_or_default();
         for span in &spans.0 {
             let (part, behind) = rest.split_at_mut(span.length * width);
             self.fill(address, span, span.first * width, probability, part);
             rest = behind;
         }
-        Tensor::from_slice(&mask).view([signed(spans.tokens()), signed(width)]).to_device(self.device)
+        mask.to_device(self.device)
     }
 
     /// A mask of `[heads, queries, keys]` for the attention of one row of `keys` tokens.
@@ -94,10 +96,22 @@ impl Masks {
     ) -> Tensor {
         let queries = span.length;
         let mut mask = vec![0.0; heads * queries * keys];
-        for (head, part) in mask.chunks_mut(queries * keys).enumerate() {
+        self.fill_attention(address, span, [heads, keys], probability, &mut mask);
+        Tensor::from_slice(&mask).view([signed(heads), signed(queries), signed(keys)]).to_device(self.device)
+    }
+
+    /// Fills a mask of `[heads, queries, keys]` for the attention of one row.
+    pub(crate) fn fill_attention(
+        &self,
+        address: Address,
+        span: &Span,
+        [heads, keys]: [usize; 2],
+        probability: f64,
+        mask: &mut [f32],
+    ) {
+        for (head, part) in mask.chunks_mut((mask.len() / heads).max(1)).enumerate() {
             self.fill(address, span, head * keys * keys, probability, part);
         }
-        Tensor::from_slice(&mask).view([signed(heads), signed(queries), signed(keys)]).to_device(self.device)
     }
 
     /// Elements `first..` of a row's mask. Eight 16-bit numbers come out of one block; p is rounded to 1/65536, and
@@ -106,21 +120,38 @@ impl Masks {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a probability times 65536")]
         let dropped = (probability.clamp(0.0, 1.0) * 65536.0).round() as u32;
         let factor = if dropped >= 65536 { 0.0 } else { 65536.0 / (65536 - dropped) as f32 };
-        let major = address.major(span.copy);
-        let mut index = first;
+        fill_blocks(self.stream, address.major(span.copy), span.row << 24, first, (dropped, factor), mask);
+    }
+}
+
+vectorised! {
+    fn fill_blocks(
+        stream: Stream,
+        major: u32,
+        row: u64,
+        first: usize,
+        drop: (u32, f32),
+        mask: &mut [f32],
+    ) {
+        /// Elements of sixteen blocks.
+        const AT_ONCE: usize = 128;
+        let (dropped, factor) = drop;
+        let mut skip = first % 8;
+        let mut block = (first / 8) as u64;
         let mut rest = mask;
+        let mut values = [0.0; AT_ONCE];
         while !rest.is_empty() {
-            let block = self.stream.block(major, span.row << 24 | (index / 8) as u64);
-            let skip = index % 8;
-            let count = (8 - skip).min(rest.len());
-            let (part, behind) = rest.split_at_mut(count);
-            for (offset, value) in part.iter_mut().enumerate() {
-                let lane = skip + offset;
-                let bits = block[lane / 2] >> (16 * (lane % 2)) & 0xffff;
-                *value = if bits < dropped { 0.0 } else { factor };
+            let blocks = stream.sixteen_blocks(major, row | block);
+            for (pair, bits) in values.as_chunks_mut::<2>().0.iter_mut().zip(blocks.as_flattened()) {
+                let keep = |bits: u32| if bits < dropped { 0.0 } else { factor };
+                *pair = [keep(bits & 0xffff), keep(bits >> 16)];
             }
+            let count = (AT_ONCE - skip).min(rest.len());
+            let (part, behind) = rest.split_at_mut(count);
+            part.copy_from_slice(&values[skip..skip + count]);
             rest = behind;
-            index += count;
+            block += 16;
+            skip = 0;
         }
     }
 }
@@ -148,6 +179,18 @@ mod tests {
         assert_eq!(together[5 * 7..], alone);
         let (later, _) = Spans::new(&[3], &[41]).cut(1, 3);
         assert_eq!(to_host(&masks(1).tokens(address, &later, 7, 0.3)), alone[7..]);
+    }
+
+    #[test]
+    fn every_element_has_the_bits_of_its_own_position() {
+        let address = Address::of(3, Place::Output);
+        let mask = to_host(&masks(1).tokens(address, &Spans::new(&[41], &[77]), 7, 0.25));
+        let Masks { stream, .. } = masks(1);
+        for (index, value) in mask.iter().enumerate() {
+            let block = stream.block(address.major(0), 77 << 24 | (index / 8) as u64);
+            let bits = block[index % 8 / 2] >> (16 * (index % 2)) & 0xffff;
+            assert_eq!(*value == 0.0, bits < 16384, "{index}");
+        }
     }
 
     #[test]

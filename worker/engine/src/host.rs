@@ -2,6 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::spans::{signed, unsigned};
+
 /// The values of a contiguous fp32 tensor on the CPU; `None` for any other tensor.
 pub(crate) fn values(tensor: &Tensor) -> Option<&[f32]> {
     usable(tensor).then(|| {
@@ -18,6 +20,17 @@ pub(crate) fn values_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
         // the mutable borrow keeps this one from being read.
         unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
     })
+}
+
+/// A matrix in host memory whose values are not set yet.
+pub(crate) fn fresh([rows, columns]: [usize; 2]) -> Tensor {
+    Tensor::empty([signed(rows), signed(columns)], (Kind::Float, Device::Cpu))
+}
+
+/// The sizes of a matrix.
+pub(crate) fn sizes(matrix: &Tensor) -> [usize; 2] {
+    let (rows, columns) = matrix.size2().expect("a matrix");
+    [unsigned(rows), unsigned(columns)]
 }
 
 fn usable(tensor: &Tensor) -> bool {

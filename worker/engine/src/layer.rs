@@ -12,8 +12,9 @@ use tch::Tensor;
 
 use crate::{
     attention::{ProbabilityDropout, SavedAttention, Shape, attention, attention_backward},
-    block::{LayerNorm, Linear, SavedNorm, activate, activate_backward},
+    block::{LayerNorm, Linear, SavedBend, SavedNorm, activate, activate_backward},
     bottleneck::{BottleneckSite, SiteContext},
+    direct::{SavedEnd, SavedUpdate, Sites, update, update_backward},
     dropout::{Address, Masks, Place},
     island::Island,
     lora::LoraSite,
@@ -100,6 +101,12 @@ impl LayerSites {
         lora.into_iter().any(Option::is_some) || self.attention_end.is_some() || self.output_end.is_some()
     }
 
+    /// Whether all that stands here stands at the end of the feed-forward block.
+    pub(crate) fn ends_alone(&self) -> bool {
+        let lora = [&self.query, &self.key, &self.value, &self.intermediate, &self.output];
+        self.output_end.is_some() && self.attention_end.is_none() && lora.into_iter().all(Option::is_none)
+    }
+
     /// Whether a gate averages over whole rows, so that no token may be left out.
     pub(crate) fn reads_whole_rows(&self) -> bool {
         let lora = [&self.query, &self.intermediate, &self.output];
@@ -135,6 +142,8 @@ pub(crate) struct Constants {
 pub(crate) struct Layer<'a> {
     pub(crate) index: u32,
     pub(crate) weights: &'a LayerWeights,
+    /// What stands in the layer, whether it serves in this pass or not.
+    pub(crate) all_sites: &'a LayerSites,
     /// Absent where the composition or this pass has no adapter in the layer.
     pub(crate) sites: Option<(&'a LayerSites, &'a Composition)>,
     pub(crate) constants: Constants,
@@ -150,25 +159,45 @@ pub(crate) struct Layer<'a> {
 
 /// What a layer's backward reads.
 pub(crate) struct SavedLayer {
-    projections: [Option<Island>; 3],
+    output_end: End,
+    /// Absent where the backward ends at the output's end.
+    lower: Option<Lower>,
+}
+
+/// What the backward reads below the end of the feed-forward block.
+pub(crate) struct Lower {
+    projections: [Option<Beside>; 3],
     attention: SavedAttention,
     attention_mask: Option<Tensor>,
     attention_end: End,
-    inner_ti: Tensor,
-    intermediate: Option<Island>,
-    output: Option<Island>,
+    bend: Option<SavedBend>,
+    intermediate: Option<Beside>,
+    output: Option<Beside>,
     output_mask: Option<Tensor>,
-    output_end: End,
 }
 
+/// A LoRA update beside a linear layer that the backward reaches.
+enum Beside {
+    Direct(SavedUpdate),
+    Island(Island),
+}
+
+/// The end of a block; a site that the backward does not reach keeps nothing.
 enum End {
     Plain(SavedNorm),
-    Site(Option<Island>),
+    Direct(Option<SavedEnd>),
+    Island(Option<Island>),
 }
 
 impl Layer<'_> {
     /// `[tokens, d]` to `[out tokens, d]`; the second value is absent where the backward does not reach.
     pub(crate) fn forward(&self, x_td: &Tensor) -> (Tensor, Option<SavedLayer>) {
+        let ([hidden_td, middle_td], lower) = self.until_output_end(x_td);
+        self.output_end([&hidden_td, &middle_td], Some(lower))
+    }
+
+    /// All but the end of the feed-forward block: that block's output and its input, `[out tokens, d]` each.
+    pub(crate) fn until_output_end(&self, x_td: &Tensor) -> ([Tensor; 2], Lower) {
         let weights = self.weights;
         let asking_td = if self.only_first() {
             x_td.index_select(0, &self.spans.starts().to_device(x_td.device()))
@@ -194,59 +223,68 @@ impl Layer<'_> {
         let site = sites.and_then(|sites| sites.intermediate.as_ref());
         let (inner_ti, intermediate) =
             self.linear(&weights.intermediate, site, (&middle_td, self.out_spans), Rank::Intermediate);
-        let bent_ti = timed(Work::ElementWise, || activate(self.constants.activation, &inner_ti));
+        let keep = self.depth.passes(Rank::Output);
+        let (bent_ti, bend) = timed(Work::ElementWise, || activate(self.constants.activation, inner_ti, keep));
         let site = sites.and_then(|sites| sites.output.as_ref());
         let (hidden_td, output) = self.linear(&weights.output, site, (&bent_ti, self.out_spans), Rank::Output);
         let (hidden_td, output_mask) = self.drop(hidden_td, Place::Output);
-        let site = sites.and_then(|sites| sites.output_end.as_ref());
-        let (out_td, output_end) = self.end([&hidden_td, &middle_td], &weights.output_norm, site, Rank::OutputEnd);
-        let saved = (self.depth != Depth::Nothing).then_some(SavedLayer {
+        let lower = Lower {
             projections: [query, key, value],
             attention: saved,
             attention_mask,
             attention_end,
-            inner_ti,
+            bend,
             intermediate,
             output,
             output_mask,
-            output_end,
-        });
-        (out_td, saved)
+        };
+        ([hidden_td, middle_td], lower)
+    }
+
+    /// The end of the feed-forward block. `lower` is absent where the backward does not get so far.
+    pub(crate) fn output_end(&self, inputs: [&Tensor; 2], lower: Option<Lower>) -> (Tensor, Option<SavedLayer>) {
+        let site = self.sites.and_then(|(sites, _)| sites.output_end.as_ref());
+        let (out_td, output_end) = self.end(inputs, &self.weights.output_norm, site, Rank::OutputEnd);
+        let lower = lower.filter(|_| self.depth.passes(Rank::OutputEnd));
+        (out_td, (self.depth != Depth::Nothing).then_some(SavedLayer { output_end, lower }))
     }
 
     /// Gradient of the input, or `None` where nothing below is trained. Gradients of trained leaves go to `leaves`.
     pub(crate) fn backward(&self, saved: SavedLayer, gradient_td: &Tensor, leaves: &mut Leaves) -> Option<Tensor> {
         let weights = self.weights;
-        let [hidden, middle] = end_backward(saved.output_end, gradient_td, &weights.output_norm, leaves);
-        if !self.depth.passes(Rank::OutputEnd) {
-            return None;
-        }
+        let sites = self.all_sites;
+        let end = (saved.output_end, sites.output_end.as_ref(), &weights.output_norm);
+        let [hidden, middle] = self.end_backward(end, gradient_td, leaves, Rank::OutputEnd);
+        let saved = saved.lower?;
         let hidden = undrop(hidden?, saved.output_mask.as_ref());
-        let bent = self.linear_backward((&weights.output, saved.output), &hidden, leaves, Rank::Output)?;
+        let output = (&weights.output, &sites.output, saved.output);
+        let bent = self.linear_backward(output, &hidden, leaves, Rank::Output, None)?;
         let activation = self.constants.activation;
-        let inner = timed(Work::ElementWise, || activate_backward(activation, &saved.inner_ti, &bent));
-        let below =
-            self.linear_backward((&weights.intermediate, saved.intermediate), &inner, leaves, Rank::Intermediate)?;
-        let middle = middle? + below;
+        let bend = saved.bend?;
+        let inner = timed(Work::ElementWise, || activate_backward(activation, &bend, bent));
+        let intermediate = (&weights.intermediate, &sites.intermediate, saved.intermediate);
+        let middle = self.linear_backward(intermediate, &inner, leaves, Rank::Intermediate, middle.as_ref())?;
 
-        let [hidden, asking] = end_backward(saved.attention_end, &middle, &weights.attention_norm, leaves);
+        let end = (saved.attention_end, sites.attention_end.as_ref(), &weights.attention_norm);
+        let [hidden, asking] = self.end_backward(end, &middle, leaves, Rank::AttentionEnd);
         if !self.depth.passes(Rank::AttentionEnd) {
             return None;
         }
-        let context = weights.attention_output.backward(&undrop(hidden?, saved.attention_mask.as_ref()));
+        let context = weights.attention_output.backward(&undrop(hidden?, saved.attention_mask.as_ref()), None);
         let gradients = timed(Work::Attention, || attention_backward(&saved.attention, &context, &self.shape()));
-        let linears = [&weights.query, &weights.key, &weights.value];
-        let below = linears.into_iter().zip(saved.projections).zip(&gradients).map(|((linear, island), gradient)| {
-            self.linear_backward((linear, island), gradient, leaves, Rank::Projections)
-        });
+        let ([query, key, value], [of_query, of_key, of_value]) = (saved.projections, &gradients);
         // All three run, since each may have leaves, before the first missing one ends the layer.
-        let below: Vec<Option<Tensor>> = below.collect();
-        let [query, key, value] = <[_; 3]>::try_from(below).expect("three projections");
-        let (asking, all) = (asking? + query?, key? + value?);
+        let mut back = |linear, gradient, onto: Option<&Tensor>| {
+            self.linear_backward(linear, gradient, leaves, Rank::Projections, onto)
+        };
+        let asking = back((&weights.query, &sites.query, query), of_query, asking.as_ref());
+        let onto = asking.as_ref().filter(|_| !self.only_first());
+        let all = back((&weights.key, &sites.key, key), of_key, onto);
+        let all = back((&weights.value, &sites.value, value), of_value, all.as_ref())?;
         Some(if self.only_first() {
-            all.index_add(0, &self.spans.starts().to_device(all.device()), &asking)
+            all.index_add(0, &self.spans.starts().to_device(all.device()), &asking?)
         } else {
-            all + asking
+            all
         })
     }
 
@@ -265,29 +303,42 @@ impl Layer<'_> {
         site: Option<&LoraSite>,
         (x_ti, spans): (&Tensor, &Spans),
         rank: Rank,
-    ) -> (Tensor, Option<Island>) {
-        let out_to = linear.forward(x_ti);
+    ) -> (Tensor, Option<Beside>) {
+        let mut out_to = linear.forward(x_ti);
         let (Some(site), Some((_, composition)), Some(context)) = (site, self.sites, self.site_context) else {
             return (out_to, None);
         };
-        let update = |x: &[Tensor]| site.forward(composition, &x[0], spans, (context.leaves, self.masks));
+        let reading = (context.leaves, self.masks);
+        let direct = || update(site, composition, (x_ti, &mut out_to), spans, reading);
+        if let Some(saved) = timed(Work::Islands, direct) {
+            return (out_to, self.depth.reaches(rank).then_some(Beside::Direct(saved)));
+        }
+        let update = |x: &[Tensor]| site.forward(composition, &x[0], spans, reading);
         let (island, update_to) = self.site(&[x_ti], rank, &site.leaves, update);
-        (out_to + update_to, island)
+        (out_to + update_to, island.map(Beside::Island))
     }
 
+    /// Gradient of a linear layer's input, added to `onto`.
     fn linear_backward(
         &self,
-        (linear, island): (&Linear, Option<Island>),
+        (linear, site, beside): (&Linear, &Option<LoraSite>, Option<Beside>),
         gradient_to: &Tensor,
         leaves: &mut Leaves,
         rank: Rank,
+        onto: Option<&Tensor>,
     ) -> Option<Tensor> {
-        let through_island = island.and_then(|island| island.backward(gradient_to, leaves).pop());
-        let through_linear = self.depth.passes(rank).then(|| linear.backward(gradient_to))?;
-        Some(match through_island {
-            Some(gradient) => through_linear + gradient,
-            None => through_linear,
-        })
+        let mut below = self.depth.passes(rank).then(|| linear.backward(gradient_to, onto));
+        match (beside, site) {
+            (Some(Beside::Direct(saved)), Some(site)) => {
+                timed(Work::Islands, || update_backward(site, &saved, gradient_to, below.as_mut(), leaves));
+                below
+            }
+            (Some(Beside::Island(island)), _) => {
+                let through_island = island.backward(gradient_to, leaves).pop();
+                below.map(|below| through_island.map_or(below.shallow_clone(), |through| below + through))
+            }
+            _ => below,
+        }
     }
 
     /// The end of a block: residual and layer norm, with adapters where there are some.
@@ -296,9 +347,39 @@ impl Layer<'_> {
             let (out_td, saved) = timed(Work::ElementWise, || norm.forward_sum(inputs[0], inputs[1]));
             return (out_td, End::Plain(saved));
         };
+        let sites = Sites::new(site, context.composition, self.out_spans.rows(), inputs[0].device());
+        let direct = || sites?.forward(inputs, norm, self.out_spans, context);
+        if let Some((out_td, saved)) = timed(Work::Islands, direct) {
+            return (out_td, End::Direct(self.depth.reaches(rank).then_some(saved)));
+        }
         let run = |x: &[Tensor]| site.forward([&x[0], &x[1]], norm, self.out_spans, context);
         let (island, out_td) = self.site(&inputs, rank, &site.leaves, run);
-        (out_td, End::Site(island))
+        (out_td, End::Island(island))
+    }
+
+    /// Gradients of the block's output and of its residual.
+    fn end_backward(
+        &self,
+        (end, site, norm): (End, Option<&BottleneckSite>, &LayerNorm),
+        gradient_td: &Tensor,
+        leaves: &mut Leaves,
+        rank: Rank,
+    ) -> [Option<Tensor>; 2] {
+        match (end, site) {
+            (End::Plain(saved), _) => {
+                let sum = timed(Work::ElementWise, || norm.backward(&saved, gradient_td));
+                [Some(sum.shallow_clone()), Some(sum)]
+            }
+            (End::Direct(Some(saved)), Some(site)) => {
+                let passes = self.depth.passes(rank);
+                timed(Work::Islands, || saved.backward(site, gradient_td, (norm, passes), leaves))
+            }
+            (End::Island(Some(island)), _) => {
+                let mut gradients = island.backward(gradient_td, leaves).into_iter();
+                [gradients.next(), gradients.next()]
+            }
+            _ => [None, None],
+        }
     }
 
     fn site(
@@ -337,20 +418,5 @@ fn undrop(gradient: Tensor, mask: Option<&Tensor>) -> Tensor {
     match mask {
         Some(mask) => gradient * mask,
         None => gradient,
-    }
-}
-
-/// Gradients of the block's output and of its residual.
-fn end_backward(end: End, gradient_td: &Tensor, norm: &LayerNorm, leaves: &mut Leaves) -> [Option<Tensor>; 2] {
-    match end {
-        End::Plain(saved) => {
-            let sum = timed(Work::ElementWise, || norm.backward(&saved, gradient_td));
-            [Some(sum.shallow_clone()), Some(sum)]
-        }
-        End::Site(Some(island)) => {
-            let mut gradients = island.backward(gradient_td, leaves).into_iter();
-            [gradients.next(), gradients.next()]
-        }
-        End::Site(None) => [None, None],
     }
 }

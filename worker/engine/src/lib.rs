@@ -1,8 +1,9 @@
 //! Trunks, adapters, composition, heads and the training of them on libtorch.
 //!
 //! The trunk is frozen: its blocks have an explicit forward that returns what the backward needs, and an explicit
-//! backward with respect to their input only. Adapter sites and heads are small autograd islands. Activations are
-//! packed, `[tokens, hidden]`, without padding. Nothing here draws from libtorch's random generator, and a lane's
+//! backward with respect to their input only. The usual adapter sites are written out too; unusual ones and heads are
+//! small autograd islands. On the processor nearly all arithmetic is that of `kernel`, elsewhere that of libtorch.
+//! Activations are packed, `[tokens, hidden]`, without padding. Nothing here draws from libtorch's random generator, and a lane's
 //! result is a function of its rows, the parameters and the options alone (invariant 5 of ARCHITECTURE.md).
 //!
 //! Suffixes of tensor names: `t` tokens, `d` hidden size, `o`/`i` output/input width, `b` rows, `c` logits,
@@ -14,6 +15,7 @@ mod bottleneck;
 mod checkpoint;
 mod clock;
 mod compose;
+mod direct;
 mod dropout;
 mod error;
 mod follow;
@@ -24,6 +26,7 @@ mod host;
 mod initial;
 mod input;
 mod island;
+mod kernel;
 mod layer;
 mod lora;
 mod metrics;
@@ -49,8 +52,9 @@ pub use initial::initial_weights;
 pub use input::{
     BatchShape, Consumed, Encoded, Input, InputCost, InputError, InputRequest, Position, TextEncoder, Update,
 };
+pub use kernel::take_multiplications;
 pub use metrics::{Predictions, largest};
-pub use network::Network;
+pub use network::{Keep, Network};
 pub use parameters::{Layout, TrainedTensor};
 pub use process::{cuda_devices, use_one_thread};
 pub use rows::{Dropout, FusionAttention, HeadLogits, Lane, LaneOptions, LaneOutput, Prediction, Targets, Tokens};

@@ -5,7 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::spans::signed;
+use crate::{host, spans::signed};
 
 /// One trained tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,24 @@ impl Leaves {
         match parameter {
             Parameter::Trained(index) => &self.tensors[*index],
             Parameter::Frozen(tensor) => tensor,
+        }
+    }
+
+    /// A parameter's values, for kernels in host memory.
+    pub(crate) fn values<'a>(&'a self, parameter: &'a Parameter) -> &'a [f32] {
+        host::values(self.get(parameter)).expect("parameters of the processor are dense floats")
+    }
+
+    /// The sizes of a parameter that is a matrix.
+    pub(crate) fn sizes(&self, parameter: &Parameter) -> [usize; 2] {
+        host::sizes(self.get(parameter))
+    }
+
+    /// The sum of a parameter's gradients so far, for kernels in host memory; `None` where it is not trained.
+    pub(crate) fn gradient(&mut self, parameter: &Parameter) -> Option<&mut [f32]> {
+        match parameter {
+            Parameter::Trained(index) => host::values_mut(self.gradients.get_mut(*index)?),
+            Parameter::Frozen(_) => None,
         }
     }
 

@@ -152,6 +152,14 @@ impl Targets {
         }
     }
 
+    /// Those of rows `from..to`.
+    pub(crate) fn part(&self, from: usize, to: usize) -> Self {
+        match self {
+            Self::Classes(classes) => Self::Classes(classes[from..to].to_vec()),
+            Self::Values(values) => Self::Values(values[from..to].to_vec()),
+        }
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -135,7 +135,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn linear(&self, at: &str) -> Result<Linear, EngineError> {
-        Ok(Linear { weight_oi: self.tensor(&format!("{at}.weight"))?, bias_o: self.tensor(&format!("{at}.bias"))? })
+        Ok(Linear::new(self.tensor(&format!("{at}.weight"))?, self.tensor(&format!("{at}.bias"))?))
     }
 
     fn norm(&self, at: &str, eps: f64) -> Result<LayerNorm, EngineError> {

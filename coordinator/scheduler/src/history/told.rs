@@ -64,8 +64,10 @@ fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &Eve
                 return found(Broken::StepMissed, what);
             }
         }
-        // Those that go on may stand behind what the lost one reported, but no more than the update that was under way.
-        EventKind::GroupFormed { .. } => watched.step = watched.step.saturating_sub(1),
+        // Those that go on may stand behind what the lost one reported: by the update that was under way, or else by no
+        // more than one behind what is safe.
+        EventKind::GroupFormed { .. } if reader.in_lockstep => watched.step = watched.step.saturating_sub(1),
+        EventKind::GroupFormed { .. } => watched.step = watched.step.min(watched.safe.saturating_sub(1)),
         EventKind::Checkpointed { step } => {
             watched.safe = *step;
             if *step < watched.step {

@@ -214,6 +214,9 @@ impl Scheduler {
     /// What is left undone that could be done: no question to the hub is open to be asked, and no job's being stuck is
     /// unknown.
     pub(crate) fn check_done(&self) -> Result<(), String> {
+        if self.stopping.is_some() {
+            return Ok(()); // the next coordinator asks and tells
+        }
         for (id, job) in self.state.jobs().iter().filter(|(_, job)| job.ended.is_none()) {
             let mut refusals = Some(BTreeSet::new());
             for (position, stage, record) in job.each().filter(|(_, _, record)| !record.phase.is_final()) {

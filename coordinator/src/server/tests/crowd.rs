@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,7 @@ use graftwork_shared::{
     id::LeaseId,
     view::{JobView, StageState},
 };
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::{
@@ -24,8 +26,7 @@ use super::{
 
 const WORKERS: usize = 500;
 
-/// Stages that each worker trains, one after the other.
-const EACH: usize = 3;
+const STAGES: usize = 3 * WORKERS;
 
 /// Workers that share a connection, as processes behind one proxy would: the test has not the sockets of 500 machines.
 const ON_ONE_CHANNEL: usize = 50;
@@ -36,6 +37,16 @@ fn resident_bytes() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
+/// What is said of a lease; that an earlier one is over, of which a heartbeat still spoke, may come in between.
+async fn answer(peer: &mut Peer, lease: LeaseId) -> CoordinatorMessage {
+    loop {
+        match peer.next().await.unwrap() {
+            CoordinatorMessage::Fenced(other) if other != lease => {}
+            message => return message,
+        }
+    }
+}
+
 /// Trains one stage as a worker does: it reports, checkpoints and finishes. Gives how long its first answer took.
 async fn train(peer: &mut Peer, channel: &Channel, (lease, stage): (LeaseId, &str)) -> Duration {
     for step in [2, 4] {
@@ -44,25 +55,36 @@ async fn train(peer: &mut Peer, channel: &Channel, (lease, stage): (LeaseId, &st
     let blob = put(channel, format!("checkpoint of {stage}").as_bytes()).await.unwrap();
     let asked = Instant::now();
     peer.send(WorkerMessage::Checkpoint(lease, 5, blob)).await;
-    assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 5), "a lease was lost");
+    assert_eq!(answer(peer, lease).await, CoordinatorMessage::Accepted(lease, 5), "a lease was lost");
     let answered = asked.elapsed();
     let result = peer.result(stage).await;
     peer.send(WorkerMessage::Finished(lease, result)).await;
-    assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 10), "a lease was lost");
+    assert_eq!(answer(peer, lease).await, CoordinatorMessage::Accepted(lease, 10), "a lease was lost");
     answered
 }
 
-/// Works for as long as there is something for it; its heart beats all the while.
-async fn work(mut peer: Peer, channel: Channel) -> Vec<(LeaseId, Duration)> {
+/// Works until all stages are trained; its heart beats all the while.
+async fn work(mut peer: Peer, channel: Channel, done: Arc<watch::Sender<usize>>) -> Vec<(LeaseId, Duration)> {
     let heart = peer.beat_every(Duration::from_secs(1));
+    let mut all = done.subscribe();
     let mut answers = Vec::new();
-    for _ in 0..EACH {
-        let (lease, assignment) = peer.assignment().await;
-        heart.hold(&[lease]);
-        answers.push((lease, train(&mut peer, &channel, (lease, assignment.stage.as_str())).await));
-        heart.hold(&[]);
+    loop {
+        let message = tokio::select! {
+            message = peer.next() => message.unwrap(),
+            _ = all.wait_for(|done| *done == STAGES) => return answers,
+        };
+        match message {
+            CoordinatorMessage::Assign { lease, assignment, .. } => {
+                heart.hold(&[lease]);
+                answers.push((lease, train(&mut peer, &channel, (lease, assignment.stage.as_str())).await));
+                heart.hold(&[]);
+                done.send_modify(|done| *done += 1);
+            }
+            // A heartbeat spoke of it when it was over already.
+            CoordinatorMessage::Fenced(_) => {}
+            other => panic!("{other:?}"),
+        }
     }
-    answers
 }
 
 fn published(job: &JobView) -> usize {
@@ -71,7 +93,7 @@ fn published(job: &JobView) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_hundred_workers_lose_no_lease() {
-    let names: Vec<String> = (0..WORKERS * EACH).map(|number| format!("s{number}")).collect();
+    let names: Vec<String> = (0..STAGES).map(|number| format!("s{number}")).collect();
     let place = Place::new(plan("crowd", names.iter().map(|name| stage(name, &[], 10)).collect()));
     let running = place.start_with(|options| options.heartbeat_ms = 1_000).await;
     let before = resident_bytes();
@@ -80,9 +102,10 @@ async fn five_hundred_workers_lose_no_lease() {
     let peers = join_all(joins).await;
     let (job, _) = submit(&channels[0], &place.plan.job).await.unwrap();
     let began = Instant::now();
+    let done = Arc::new(watch::Sender::new(0));
     let working = peers.into_iter().enumerate().map(|(number, peer)| {
         let channel = channels[number / ON_ONE_CHANNEL].clone();
-        tokio::spawn(work(peer, channel))
+        tokio::spawn(work(peer, channel, Arc::clone(&done)))
     });
     let mut answers = Vec::new();
     for worked in join_all(working).await {
@@ -93,17 +116,17 @@ async fn five_hundred_workers_lose_no_lease() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let end = view(&channels[0], &job).await;
-    assert_eq!((end.outcome, published(&end)), (Some(Outcome::Succeeded), WORKERS * EACH));
+    assert_eq!((end.outcome, published(&end)), (Some(Outcome::Succeeded), STAGES));
     let leases: BTreeSet<LeaseId> = answers.iter().map(|(lease, _)| *lease).collect();
-    let last = LeaseId((WORKERS * EACH) as u64);
-    assert_eq!((leases.len(), leases.last()), (WORKERS * EACH, Some(&last)), "each stage was handed out once");
+    let last = LeaseId(STAGES as u64);
+    assert_eq!((leases.len(), leases.last()), (STAGES, Some(&last)), "each stage was handed out once");
     let mut answers: Vec<Duration> = answers.into_iter().map(|(_, answered)| answered).collect();
     answers.sort_unstable();
     let grown = resident_bytes().saturating_sub(before);
     println!(
         "{} stages on {WORKERS} workers in {took:.1?}; a checkpoint was acknowledged after {:.0?} (median), {:.0?} (99th \
          percentile); resident memory grew by {} MB, the workers' ends of the sessions included",
-        WORKERS * EACH,
+        STAGES,
         answers[answers.len() / 2],
         answers[answers.len() * 99 / 100],
         grown >> 20,

@@ -13,7 +13,7 @@ use graftwork_shared::{
 };
 use tch::{Device, Tensor};
 
-use super::Network;
+use super::{Network, below::Below};
 use crate::{
     EngineError,
     bottleneck::{BottleneckSite, BottleneckWeights},
@@ -51,6 +51,7 @@ pub(super) fn network(trunk: Trunk, setup: Setup, weights: Tensors) -> Result<Ne
         heads.push(head.ok_or_else(|| EngineError::Setup(format!("head {name} has no layers")))?);
     }
     let flat = Tensor::from_slice(&store.flat).to_device(trunk.device());
+    let below = Below::new(&layers, trunk.device()).map(Arc::new);
     Ok(Network {
         trunk,
         setup: Arc::new(setup),
@@ -59,6 +60,7 @@ pub(super) fn network(trunk: Trunk, setup: Setup, weights: Tensors) -> Result<Ne
         flat_lock: Arc::new(RwLock::new(())),
         layers,
         heads,
+        below,
     })
 }
 

@@ -3,6 +3,7 @@
 //! [`Network::lane`] is the one step of training that touches libtorch; [`Network::predict`] is everything else. Both
 //! are pure functions of their arguments and the parameters, whatever thread they run on (invariant 5).
 
+mod below;
 mod build;
 mod pass;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use crate::{
     trunk::Trunk,
 };
 
+pub use below::Keep;
 pub(crate) use pass::{Input, train};
 
 /// A trunk with adapters and heads, ready to train and to predict. `Send`, not `Sync`: see [`Network::share`].
@@ -37,6 +39,8 @@ pub struct Network {
     flat_lock: Arc<RwLock<()>>,
     layers: Vec<LayerSites>,
     heads: Vec<HeadWeights>,
+    /// What lies below the first adapter, for the rows of training; absent where nothing does.
+    below: Option<Arc<below::Below>>,
 }
 
 impl Network {
@@ -62,6 +66,16 @@ impl Network {
             flat_lock: Arc::clone(&self.flat_lock),
             layers: self.layers.iter().map(LayerSites::share).collect(),
             heads: self.heads.iter().map(HeadWeights::share).collect(),
+            below: self.below.as_ref().map(Arc::clone),
+        }
+    }
+
+    /// How much this network and all that share its storage may keep of what lies below the first adapter, so that
+    /// later epochs need not compute it again. Unless it is said, 256 MiB of memory where whole layers lie below,
+    /// otherwise nothing. Changes no byte of a result.
+    pub fn keep_below(&self, keep: &Keep) {
+        if let Some(below) = &self.below {
+            below.bound(keep);
         }
     }
 
@@ -115,7 +129,7 @@ impl Network {
         let input = Input::new(&lane.tokens, &lane.rows, self.description());
         self.check_rows(&input.spans)?;
         let _guard = self.flat_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(tch::no_grad(|| pass::train(self, &input, &lane.targets, options, false)).0)
+        Ok(tch::no_grad(|| pass::lane(self, &input, &lane.targets, options)))
     }
 
     /// Logits of every head, and how much attention each fusion gave to its adapters.

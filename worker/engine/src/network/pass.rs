@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 
 use graftwork_model::{Family, TrunkDescription};
-use tch::{Kind, Tensor};
+use graftwork_shared::composition::Composition;
+use tch::{Device, Kind, Tensor};
 
 use super::Network;
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     layer::{Constants, Depth, Layer, LayerSites, SavedLayer},
     parameters::{Leaves, to_host},
     rows::{FusionAttention, HeadLogits, LaneOptions, LaneOutput, Prediction, Targets, Tokens},
-    spans::{Spans, signed},
+    spans::{Span, Spans, signed},
 };
 
 /// Packed rows as the trunk reads them.
@@ -43,6 +44,67 @@ impl Input {
         let positions = of_row.collect();
         Self { ids: tokens.ids.clone(), type_ids: tokens.type_ids.clone(), positions, spans }
     }
+
+    /// Rows `from..to` alone.
+    fn part(&self, from: usize, to: usize) -> Self {
+        let tokens = self.spans.token(from)..self.spans.token(to);
+        Self {
+            ids: self.ids[tokens.clone()].to_vec(),
+            type_ids: self.type_ids[tokens.clone()].to_vec(),
+            positions: self.positions[tokens].to_vec(),
+            spans: self.spans.slice(from, to).0,
+        }
+    }
+
+    /// These rows alone, in this order.
+    pub(super) fn rows(&self, rows: &[usize]) -> Self {
+        let mut part = Self { ids: Vec::new(), type_ids: Vec::new(), positions: Vec::new(), spans: Spans(Vec::new()) };
+        for span in rows.iter().map(|&row| self.spans.0[row]) {
+            let tokens = span.start..span.start + span.length;
+            part.spans.0.push(Span { start: part.ids.len(), ..span });
+            part.ids.extend_from_slice(&self.ids[tokens.clone()]);
+            part.type_ids.extend_from_slice(&self.type_ids[tokens.clone()]);
+            part.positions.extend_from_slice(&self.positions[tokens]);
+        }
+        part
+    }
+
+    /// Runs of rows with at most `most` tokens each, or of one row: edges, from 0 to the number of rows.
+    pub(super) fn edges(&self, most: usize) -> Vec<usize> {
+        let mut edges = vec![0];
+        let mut tokens = 0;
+        for (row, span) in self.spans.0.iter().enumerate() {
+            if tokens > 0 && tokens + span.length > most {
+                edges.push(row);
+                tokens = 0;
+            }
+            tokens += span.length;
+        }
+        edges.push(self.spans.rows());
+        edges
+    }
+}
+
+/// Tokens that travel through the layers together: 256 to 768 were equally fast, fewer 4 % slower. The activations of more
+/// would no longer lie in the caches, and each takes 60 KB.
+const TOGETHER: usize = 512;
+
+/// Loss and gradient of a lane, whose rows travel in runs: their number depends on the rows' lengths alone, and each run
+/// adds to the gradient of the one before. Autograd is off.
+pub(super) fn lane(network: &Network, input: &Input, targets: &Targets, options: &LaneOptions) -> LaneOutput {
+    let edges = network.runs(input);
+    let mut leaves = Leaves::new(&network.layout, &network.flat, true);
+    let mut loss = 0.0;
+    for edge in edges.windows(2) {
+        let (from, to) = (edge[0], edge[1]);
+        loss += run(network, (&input.part(from, to), &targets.part(from, to)), options, false, &mut leaves).0;
+    }
+    LaneOutput { loss, gradient: leaves.into_gradient() }
+}
+
+/// Whether a block says which rows of a batch it serves.
+fn cuts_rows(block: &Composition) -> bool {
+    matches!(block, Composition::BatchSplit { .. }) || block.children().iter().any(cuts_rows)
 }
 
 /// What a forward pass leaves behind.
@@ -57,10 +119,17 @@ struct Forward {
 
 /// Rows and depth of one layer in this pass.
 #[derive(Clone)]
-struct Frame {
+pub(super) struct Frame {
     spans: Spans,
     out_spans: Spans,
     depth: Depth,
+}
+
+impl Frame {
+    /// All tokens in and out.
+    pub(super) fn whole(spans: &Spans, depth: Depth) -> Self {
+        Self { spans: spans.clone(), out_spans: spans.clone(), depth }
+    }
 }
 
 /// What a pass is asked for.
@@ -92,10 +161,22 @@ pub(crate) fn train(
     whole: bool,
 ) -> (LaneOutput, Inside) {
     let mut leaves = Leaves::new(&network.layout, &network.flat, true);
+    let (loss, inside) = run(network, (input, targets), options, whole, &mut leaves);
+    (LaneOutput { loss, gradient: leaves.into_gradient() }, inside)
+}
+
+/// Forward and backward of some rows; gradients are added to `leaves`.
+fn run(
+    network: &Network,
+    (input, targets): (&Input, &Targets),
+    options: &LaneOptions,
+    whole: bool,
+    leaves: &mut Leaves,
+) -> (f64, Inside) {
     let masks = Masks::of(options, network.trunk.device());
     let ask =
         Ask { input, skip_layers: options.skip_layers, masks: masks.as_ref(), attention: None, train: true, whole };
-    let forward = network.forward(&ask, &leaves);
+    let forward = network.forward(&ask, leaves);
     let first_bd = first_tokens(&forward);
     let reaches_trunk = !forward.saved.is_empty();
     let rows = input.spans.rows();
@@ -108,23 +189,44 @@ pub(crate) fn train(
         let leaf_indices = network.heads[service.head].leaves.clone();
         let mut head_logits = None;
         let (island, value) = Island::forward(&[&rows_bd], reaches_trunk, leaf_indices, |x| {
-            let out_bc = network.head_logits(&service, &x[0], &forward.spans, (&leaves, masks.as_ref()));
+            let out_bc = network.head_logits(&service, &x[0], &forward.spans, (&*leaves, masks.as_ref()));
             head_logits = Some(out_bc.detach());
             loss_of(&out_bc, targets, (service.first_target, count), scale)
         });
         loss += loss_value(&value);
         logits.extend(head_logits);
-        gradients.extend(island.backward_of_loss(&mut leaves));
+        gradients.extend(island.backward_of_loss(leaves));
     }
     if reaches_trunk {
         let gradient_bd = Tensor::cat(&gradients, 0);
-        network.backward(&forward.spans, forward.saved, gradient_bd, &mut leaves);
+        network.backward(&forward.spans, forward.saved, gradient_bd, leaves);
     }
-    (LaneOutput { loss, gradient: leaves.into_gradient() }, Inside { hidden_td: forward.out_td, logits })
+    (loss, Inside { hidden_td: forward.out_td, logits })
 }
 
-/// Logits and fusion attention. Autograd is off.
+/// Logits and fusion attention, of runs of rows as in training. Autograd is off.
 pub(super) fn predict(network: &Network, input: &Input, skip_layers: &[u32]) -> Prediction {
+    let edges = network.runs(input);
+    let runs = edges.windows(2).map(|edge| predict_run(network, &input.part(edge[0], edge[1]), skip_layers));
+    runs.reduce(joined).expect("a batch has a run of rows")
+}
+
+/// What two runs of rows say together.
+fn joined(mut first: Prediction, then: Prediction) -> Prediction {
+    for (head, then) in first.heads.iter_mut().zip(then.heads) {
+        head.logits.extend(then.logits);
+    }
+    for (note, then) in first.fusion_attention.iter_mut().zip(then.fusion_attention) {
+        let tokens = note.tokens + then.tokens;
+        for (weight, then_weight) in note.weights.iter_mut().zip(then.weights) {
+            *weight = (*weight * note.tokens as f64 + then_weight * then.tokens as f64) / tokens as f64;
+        }
+        note.tokens = tokens;
+    }
+    first
+}
+
+fn predict_run(network: &Network, input: &Input, skip_layers: &[u32]) -> Prediction {
     let leaves = Leaves::new(&network.layout, &network.flat, false);
     let attention = RefCell::new(Vec::new());
     let ask = Ask { input, skip_layers, masks: None, attention: Some(&attention), train: false, whole: false };
@@ -163,11 +265,18 @@ impl Network {
         let repeat_at = (0..last).find(|layer| self.active(*layer, ask.skip_layers)).unwrap_or(last);
         let copies = self.copies();
         let mut spans = ask.input.spans.clone();
-        let mut x_td = self.embed(ask.input, ask.masks);
+        // Rows of a comparison may have hidden tokens, and dropout draws anew: neither is kept.
+        let alike = ask.train && !ask.whole && ask.masks.is_none_or(|masks| masks.of_trunk(1.0) <= 0.0);
+        let (first, mut kept) = match if alike { self.at_cut(ask.input) } else { None } {
+            Some((cut, tensors)) => (cut.layer, tensors),
+            None => (0, vec![self.embed(ask.input, ask.masks)]),
+        };
+        let mut x_td = kept[0].shallow_clone();
         let mut saved = Vec::new();
-        for index in 0..description.layers {
+        for index in first..description.layers {
             if index == repeat_at && copies > 1 {
                 x_td = x_td.repeat([signed(copies), 1]);
+                kept.iter_mut().for_each(|kept| *kept = kept.repeat([signed(copies), 1]));
                 spans = spans.repeat(copies);
             }
             let first_only = index == last
@@ -177,10 +286,15 @@ impl Network {
             let depth = if ask.train { self.depth(index, ask.skip_layers) } else { Depth::Nothing };
             let frame = Frame { spans, out_spans, depth };
             let layer = self.layer(index, &frame, context.as_ref(), ask);
-            let (out_td, kept) = layer.forward(&x_td);
+            let (out_td, of_layer) = match kept.as_slice() {
+                // Only the first layer of this pass may begin at its end.
+                [hidden_td, middle_td] => layer.output_end([hidden_td, middle_td], None),
+                _ => layer.forward(&x_td),
+            };
+            kept.clear();
             x_td = out_td;
             spans = frame.out_spans.clone();
-            saved.extend(kept.map(|kept| (index, frame, kept)));
+            saved.extend(of_layer.map(|of_layer| (index, frame, of_layer)));
         }
         Forward { out_td: x_td, spans, saved }
     }
@@ -202,7 +316,7 @@ impl Network {
         }
     }
 
-    fn embed(&self, input: &Input, masks: Option<&Masks>) -> Tensor {
+    pub(super) fn embed(&self, input: &Input, masks: Option<&Masks>) -> Tensor {
         let embeddings = &self.trunk.embeddings;
         let device = self.trunk.device();
         let rows = |table: &Tensor, ids: &[i64]| table.index_select(0, &Tensor::from_slice(ids).to_device(device));
@@ -250,10 +364,20 @@ impl Network {
         lowest(layer).map_or(Depth::Nothing, Depth::DownTo)
     }
 
+    /// Edges of the runs in which rows travel.
+    fn runs(&self, input: &Input) -> Vec<usize> {
+        // A run of rows must be what a whole batch is to the composition; accelerators want all rows at once.
+        let cut = self.setup.composition.as_ref().is_some_and(cuts_rows);
+        if cut || self.trunk.device() != Device::Cpu {
+            return vec![0, input.spans.rows()];
+        }
+        input.edges(TOGETHER / self.copies())
+    }
+
     /// How often `Parallel` repeats the batch.
     fn copies(&self) -> usize {
         match crate::head::final_block(self.setup.composition.as_ref()) {
-            Some(graftwork_shared::composition::Composition::Parallel { children }) => children.len(),
+            Some(Composition::Parallel { children }) => children.len(),
             _ => 1,
         }
     }
@@ -274,8 +398,8 @@ impl Network {
         }
     }
 
-    /// A layer as its backward needs it: without sites, since islands keep what they need.
-    fn layer_frame<'a>(&'a self, index: u32, frame: &'a Frame) -> Layer<'a> {
+    /// A layer as its backward needs it: without what the forward pass reads at its sites.
+    pub(super) fn layer_frame<'a>(&'a self, index: u32, frame: &'a Frame) -> Layer<'a> {
         let description = self.description();
         let constants = Constants {
             activation: description.hidden_act,
@@ -285,6 +409,7 @@ impl Network {
         Layer {
             index,
             weights: &self.trunk.layers[index as usize],
+            all_sites: &self.layers[index as usize],
             sites: None,
             constants,
             site_context: None,

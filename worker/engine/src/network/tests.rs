@@ -1,5 +1,8 @@
 //! What a network promises whatever its methods: lanes add up, packing and threads change nothing, bad input is named.
 
+mod counted;
+mod direct;
+
 use std::collections::BTreeMap;
 
 use graftwork_model::Tensors;
@@ -81,6 +84,39 @@ fn two_lanes_add_up_to_one_with_and_without_dropout() {
             assert!((loss - one.loss).abs() < 1e-6 && difference < 1e-6, "{what} {dropout:?}: {difference}");
         }
     }
+}
+
+#[test]
+fn rows_beyond_what_travels_together_are_added_up() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let whole = rows(&[14; 80], 7);
+    let one = network.lane(&whole, &options(None)).unwrap();
+    let parts = split(&whole, 30).map(|lane| network.lane(&lane, &options(None)).unwrap());
+    let loss: f64 = parts.iter().map(|part| part.loss).sum();
+    let [a, b] = parts.map(|part| part.gradient);
+    let sum: Vec<f32> = a.iter().zip(b).map(|(a, b)| a + b).collect();
+    let largest = sum.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    let difference = largest_difference(&sum, &one.gradient);
+    assert!((loss - one.loss).abs() < 1e-5 && difference < 1e-5 * largest, "{difference} {largest}");
+    // Predictions of a fusion are joined as well.
+    let fusion = shaken(&fusion_setup(fusion_alone()));
+    let predict = |lane: &Lane| fusion.predict(&lane.tokens, &[]).unwrap();
+    let (together, parts) = (predict(&whole), split(&whole, 30).map(|lane| predict(&lane)));
+    assert_eq!(together.heads[0].logits, [parts[0].heads[0].logits.clone(), parts[1].heads[0].logits.clone()].concat());
+    for (note, [a, b]) in together
+        .fusion_attention
+        .iter()
+        .enumerate()
+        .map(|(index, note)| (note, parts.each_ref().map(|part| &part.fusion_attention[index])))
+    {
+        assert_eq!(note.tokens, a.tokens + b.tokens);
+        let mean = (a.weights[0] * a.tokens as f64 + b.weights[0] * b.tokens as f64) / note.tokens as f64;
+        assert!((note.weights[0] - mean).abs() < 1e-9 && (note.weights.iter().sum::<f64>() - 1.0).abs() < 1e-6);
+    }
+    // 54 rows of 14 tokens, then the rest.
+    let input = Input::new(&whole.tokens, &whole.rows, network.description());
+    assert_eq!(input.edges(768), [0, 54, 80]);
+    assert_eq!(Input::new(&rows(&[14], 0).tokens, &[0], network.description()).edges(5), [0, 1]);
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::ops::Range;
 
 use graftwork_shared::training::Training;
 
+use crate::kernel::vectorised;
+
 /// First and second moments of every trained number, in the order of the layout.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Moments {
@@ -45,9 +47,22 @@ impl Moments {
         decays: bool,
     ) {
         let keep = if decays { factors.keep } else { 1.0 };
-        let moments = self.first[range.clone()].iter_mut().zip(&mut self.second[range.clone()]);
-        let values = parameters[range.clone()].iter_mut().zip(&gradient[range]);
-        for ((parameter, &gradient), (first, second)) in values.zip(moments) {
+        let (first, second) = (&mut self.first[range.clone()], &mut self.second[range.clone()]);
+        update(&mut parameters[range.clone()], &gradient[range], first, second, *factors, keep);
+    }
+}
+
+vectorised! {
+    fn update(
+        parameters: &mut [f32],
+        gradient: &[f32],
+        first: &mut [f32],
+        second: &mut [f32],
+        factors: Factors,
+        keep: f32,
+    ) {
+        let values = parameters.iter_mut().zip(gradient);
+        for ((parameter, &gradient), (first, second)) in values.zip(first.iter_mut().zip(second)) {
             *first += factors.first_weight * (gradient - *first);
             *second = *second * factors.second_keep + factors.second_weight * gradient * gradient;
             let scale = second.sqrt() / factors.second_correction + factors.epsilon;

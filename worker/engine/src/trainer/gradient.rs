@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use crate::{EngineError, Layout, Setup};
+use crate::{EngineError, Layout, Setup, kernel::vectorised};
 
 /// Weight of fusion's regulariser (Pfeiffer et al. 2021), as in AdapterHub.
 const FUSION_PENALTY: f64 = 0.01;
@@ -42,14 +42,16 @@ pub(crate) fn value_matrices(layout: &Layout, setup: &Setup) -> Result<Vec<Value
 pub(crate) fn add_fusion_penalty(matrices: &[ValueMatrix], parameters: &[f32], gradient: &mut [f32]) -> f64 {
     let mut penalty = 0.0;
     for matrix in matrices {
-        let values = parameters[matrix.range.clone()].iter().zip(&mut gradient[matrix.range.clone()]);
-        for (index, (&value, gradient)) in values.enumerate() {
-            let identity = f64::from(u8::from(index / matrix.size == index % matrix.size));
-            let distance = f64::from(value) - identity;
-            penalty += distance * distance;
-            #[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
-            let pull = (2.0 * FUSION_PENALTY * distance) as f32;
-            *gradient += pull;
+        let rows = parameters[matrix.range.clone()].chunks_exact(matrix.size);
+        let rows = rows.zip(gradient[matrix.range.clone()].chunks_exact_mut(matrix.size));
+        for (row, (values, gradient)) in rows.enumerate() {
+            for (column, (&value, gradient)) in values.iter().zip(gradient).enumerate() {
+                let distance = if row == column { f64::from(value) - 1.0 } else { f64::from(value) };
+                penalty += distance * distance;
+                #[expect(clippy::cast_possible_truncation, reason = "gradients are f32")]
+                let pull = (2.0 * FUSION_PENALTY * distance) as f32;
+                *gradient += pull;
+            }
         }
     }
     FUSION_PENALTY * penalty
@@ -57,14 +59,27 @@ pub(crate) fn add_fusion_penalty(matrices: &[ValueMatrix], parameters: &[f32], g
 
 /// The norm over all trained numbers. Eight sums run side by side, so that the loop can use vector instructions.
 pub(crate) fn norm(gradient: &[f32]) -> f64 {
-    const SIDE_BY_SIDE: usize = 8;
-    let mut squares = [0.0_f64; SIDE_BY_SIDE];
-    for chunk in gradient.chunks(SIDE_BY_SIDE) {
-        for (square, &value) in squares.iter_mut().zip(chunk) {
+    let mut squares = [0.0; SIDE_BY_SIDE];
+    add_squares(gradient, &mut squares);
+    squares.iter().sum::<f64>().sqrt()
+}
+
+const SIDE_BY_SIDE: usize = 8;
+
+vectorised! {
+    fn add_squares(gradient: &[f32], squares: &mut [f64; SIDE_BY_SIDE]) {
+        let (chunks, rest) = gradient.as_chunks::<SIDE_BY_SIDE>();
+        let mut sums = *squares;
+        for chunk in chunks {
+            for (square, &value) in sums.iter_mut().zip(chunk) {
+                *square += f64::from(value) * f64::from(value);
+            }
+        }
+        for (square, &value) in sums.iter_mut().zip(rest) {
             *square += f64::from(value) * f64::from(value);
         }
+        *squares = sums;
     }
-    squares.iter().sum::<f64>().sqrt()
 }
 
 /// Scales the gradient so that its norm is at most `limit`, as `torch.nn.utils.clip_grad_norm_` does: by

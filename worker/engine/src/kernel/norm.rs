@@ -1,0 +1,222 @@
+//! Layer norm over each row, forward and backward, with the additions that stand in front of it.
+
+use super::vectorised;
+
+/// Sums that run side by side over a row, whatever the width of the machine's vectors.
+const SIDE_BY_SIDE: usize = 16;
+
+/// A frozen layer norm.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Norm<'a> {
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+    pub(crate) eps: f64,
+}
+
+/// Where a layer norm writes.
+#[derive(Debug)]
+pub(crate) struct Outputs<'a> {
+    /// The result.
+    pub(crate) out: &'a mut [f32],
+    /// The rows before weight and bias.
+    pub(crate) normal: &'a mut [f32],
+    /// For each row, 1 / deviation.
+    pub(crate) rstd: &'a mut [f32],
+}
+
+/// Layer norm of the sum of `terms`, one to three, each `[rows, width]`.
+pub(crate) fn normalise(terms: &[&[f32]], norm: Norm, Outputs { out, normal, rstd }: Outputs) {
+    let width = norm.weight.len();
+    assert!(norm.bias.len() == width && out.len() == rstd.len() * width && normal.len() == out.len());
+    assert!(!terms.is_empty() && terms.iter().all(|term| term.len() == out.len()));
+    let (first, rest) = (terms[0], &terms[1..]);
+    let (second, third) = (rest.first().copied().unwrap_or(&[]), rest.get(1).copied().unwrap_or(&[]));
+    forward(first, second, third, norm, out, normal, rstd);
+}
+
+/// Gradient of the sum that was normalised, from the gradient of the result, added to `onto`. `normal` and `rstd` are
+/// what the forward pass gave.
+pub(crate) fn normalise_backward(
+    gradient: &[f32],
+    (normal, rstd): (&[f32], &[f32]),
+    weight: &[f32],
+    onto: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let size = rstd.len() * weight.len();
+    assert!([gradient.len(), normal.len(), out.len()].iter().all(|length| *length == size));
+    assert!(onto.is_none_or(|onto| onto.len() == size));
+    backward(gradient, normal, rstd, weight, onto.unwrap_or(&[]), out);
+}
+
+vectorised! {
+    fn forward(
+        first: &[f32],
+        second: &[f32],
+        third: &[f32],
+        norm: Norm,
+        out: &mut [f32],
+        normal: &mut [f32],
+        rstd: &mut [f32],
+    ) {
+        let width = norm.weight.len();
+        for (row, rstd) in rstd.iter_mut().enumerate() {
+            let range = row * width..(row + 1) * width;
+            let normal = &mut normal[range.clone()];
+            normal.copy_from_slice(&first[range.clone()]);
+            for term in [second, third] {
+                if let Some(term) = term.get(range.clone()) {
+                    normal.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
+                }
+            }
+            let mean = sum(normal, |x| x) / width as f32;
+            normal.iter_mut().for_each(|x| *x -= mean);
+            let variance = sum(normal, |x| x * x) / width as f32;
+            #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
+            let scale = (1.0 / (f64::from(variance) + norm.eps).sqrt()) as f32;
+            *rstd = scale;
+            let constants = norm.weight.iter().zip(norm.bias);
+            for ((normal, out), (weight, bias)) in normal.iter_mut().zip(&mut out[range]).zip(constants) {
+                *normal *= scale;
+                *out = *normal * weight + bias;
+            }
+        }
+    }
+}
+
+vectorised! {
+    fn backward(
+        gradient: &[f32],
+        normal: &[f32],
+        rstd: &[f32],
+        weight: &[f32],
+        onto: &[f32],
+        out: &mut [f32],
+    ) {
+        let width = weight.len();
+        for (row, rstd) in rstd.iter().enumerate() {
+            let range = row * width..(row + 1) * width;
+            let (normal, out) = (&normal[range.clone()], &mut out[range.clone()]);
+            for ((out, gradient), weight) in out.iter_mut().zip(&gradient[range.clone()]).zip(weight) {
+                *out = gradient * weight;
+            }
+            let mean = sum(out, |x| x) / width as f32;
+            let along = dot(out, normal) / width as f32;
+            for (out, normal) in out.iter_mut().zip(normal) {
+                *out = (*out - mean - normal * along) * rstd;
+            }
+            if let Some(onto) = onto.get(range) {
+                out.iter_mut().zip(onto).for_each(|(out, onto)| *out += onto);
+            }
+        }
+    }
+}
+
+/// Sum of `f` over a row: sixteen sums side by side, then those in order.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
+fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0.0; SIDE_BY_SIDE];
+    let (chunks, rest) = row.as_chunks::<SIDE_BY_SIDE>();
+    for chunk in chunks {
+        sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum += f(*x));
+    }
+    sums.iter_mut().zip(rest).for_each(|(sum, x)| *sum += f(*x));
+    together(sums, |a, b| a + b)
+}
+
+/// Sum of the products of two rows.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; SIDE_BY_SIDE];
+    let ((a, rest), (b, other)) = (a.as_chunks::<SIDE_BY_SIDE>(), b.as_chunks::<SIDE_BY_SIDE>());
+    for (a, b) in a.iter().zip(b) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    sums.iter_mut().zip(rest.iter().zip(other)).for_each(|(sum, (a, b))| *sum += a * b);
+    together(sums, |a, b| a + b)
+}
+
+/// Folds sixteen numbers in halves.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
+pub(crate) fn together(mut values: [f32; SIDE_BY_SIDE], fold: impl Fn(f32, f32) -> f32) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for place in 0..half {
+            values[place] = fold(values[place], values[place + half]);
+        }
+    }
+    values[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wave(length: usize, step: f32) -> Vec<f32> {
+        (0..length).map(|n| (n as f32 * step).sin()).collect()
+    }
+
+    #[test]
+    fn the_sum_of_terms_is_normalised_row_by_row() {
+        for (rows, width) in [(1, 3), (4, 16), (3, 50), (2, 384)] {
+            let terms = [wave(rows * width, 0.7), wave(rows * width, 0.31), wave(rows * width, 1.7)];
+            let (weight, bias) = (wave(width, 0.9), wave(width, 1.1));
+            for count in 1..=3 {
+                let terms: Vec<&[f32]> = terms[..count].iter().map(Vec::as_slice).collect();
+                let (mut out, mut normal, mut rstd) =
+                    (vec![9.0; rows * width], vec![9.0; rows * width], vec![9.0; rows]);
+                let norm = Norm { weight: &weight, bias: &bias, eps: 1e-5 };
+                normalise(&terms, norm, Outputs { out: &mut out, normal: &mut normal, rstd: &mut rstd });
+                for row in 0..rows {
+                    let at =
+                        |column: usize| terms.iter().map(|term| f64::from(term[row * width + column])).sum::<f64>();
+                    let mean = (0..width).map(at).sum::<f64>() / width as f64;
+                    let variance = (0..width).map(|c| (at(c) - mean).powi(2)).sum::<f64>() / width as f64;
+                    for column in 0..width {
+                        let x = (at(column) - mean) / (variance + 1e-5).sqrt();
+                        let expected = x * f64::from(weight[column]) + f64::from(bias[column]);
+                        assert!((f64::from(out[row * width + column]) - expected).abs() < 2e-6);
+                        assert!((f64::from(normal[row * width + column]) - x).abs() < 2e-6);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_backward_is_the_slope_of_the_forward() {
+        let (rows, width) = (2, 19);
+        let (x, gradient, weight) = (wave(rows * width, 0.7), wave(rows * width, 0.43), wave(width, 0.9));
+        let mean_var = |row: &[f64]| {
+            let mean = row.iter().sum::<f64>() / width as f64;
+            (mean, row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64)
+        };
+        let loss = |x: &[f64]| -> f64 {
+            x.chunks(width)
+                .zip(gradient.chunks(width))
+                .map(|(x, gradient)| {
+                    let (mean, variance) = mean_var(x);
+                    let term = |c: usize| (x[c] - mean) / variance.sqrt() * f64::from(weight[c] * gradient[c]);
+                    (0..width).map(term).sum::<f64>()
+                })
+                .sum()
+        };
+        let (mut out, mut normal, mut rstd) = (vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; rows]);
+        let norm = Norm { weight: &weight, bias: &weight, eps: 0.0 };
+        normalise(&[&x], norm, Outputs { out: &mut out, normal: &mut normal, rstd: &mut rstd });
+        let mut found = vec![0.0; x.len()];
+        normalise_backward(&gradient, (&normal, &rstd), &weight, Some(&x), &mut found);
+        for (place, found) in found.iter().enumerate() {
+            let at = |step: f64| {
+                let mut x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+                x[place] += step;
+                loss(&x)
+            };
+            let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
+            let slope = slope + f64::from(x[place]);
+            assert!((f64::from(*found) - slope).abs() < 1e-5, "{place}: {found} {slope}");
+        }
+    }
+}

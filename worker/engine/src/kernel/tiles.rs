@@ -1,0 +1,180 @@
+//! The inside of products and transposes in vectors of 16 and of 8. The only intrinsics of the kernels stand here.
+//!
+//! Written with pointers: the compiler keeps sums in registers only where it sees every index.
+
+use std::arch::x86_64::{
+    __m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+/// One tile: `out[r] = begin[r] + Σ left[r · row + k · column] right[k]` for rows of 16 or 32 columns.
+pub(super) struct Tile {
+    pub(super) left: *const f32,
+    pub(super) row: usize,
+    pub(super) column: usize,
+    pub(super) right: *const f32,
+    /// Distance between rows of the right factor.
+    pub(super) right_row: usize,
+    pub(super) sums: usize,
+    pub(super) begin: *const f32,
+    pub(super) begin_row: usize,
+    pub(super) out: *mut f32,
+    pub(super) out_row: usize,
+}
+
+/// A tile of `16 · halves` columns.
+///
+/// # Safety
+/// The machine has AVX-512F, `height` is 1 to 12, `halves` 1 or 2, and every element that the tile's formula names for
+/// so many rows and columns may be read, or written where it belongs to `out`.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn avx512(height: usize, halves: usize, tile: &Tile) {
+    // SAFETY: what the caller promises for `height` rows and `halves` vectors.
+    unsafe {
+        if halves == 1 {
+            tall::<1>(height, tile);
+        } else {
+            tall::<2>(height, tile);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`avx512`], with `HALVES` vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn tall<const HALVES: usize>(height: usize, tile: &Tile) {
+    // SAFETY: what the caller promises for `height` rows.
+    unsafe {
+        match height {
+            1 => wide::<1, HALVES>(tile),
+            2 => wide::<2, HALVES>(tile),
+            3 => wide::<3, HALVES>(tile),
+            4 => wide::<4, HALVES>(tile),
+            5 => wide::<5, HALVES>(tile),
+            6 => wide::<6, HALVES>(tile),
+            7 => wide::<7, HALVES>(tile),
+            8 => wide::<8, HALVES>(tile),
+            9 => wide::<9, HALVES>(tile),
+            10 => wide::<10, HALVES>(tile),
+            11 => wide::<11, HALVES>(tile),
+            _ => wide::<12, HALVES>(tile),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`avx512`], with AVX2 and FMA, and `height` 1 to 6.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn avx2(height: usize, halves: usize, tile: &Tile) {
+    for half in 0..halves {
+        // SAFETY: what the caller promises for `height` rows; each half has 16 columns.
+        unsafe {
+            match height {
+                1 => narrow::<1>(tile, 16 * half),
+                2 => narrow::<2>(tile, 16 * half),
+                3 => narrow::<3>(tile, 16 * half),
+                4 => narrow::<4>(tile, 16 * half),
+                5 => narrow::<5>(tile, 16 * half),
+                _ => narrow::<6>(tile, 16 * half),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`avx512`], for `ROWS` rows.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn wide<const ROWS: usize, const HALVES: usize>(tile: &Tile) {
+    let &Tile { mut left, row, column, mut right, right_row, sums, begin, begin_row, out, out_row } = tile;
+    let mut sum = [[_mm512_setzero_ps(); HALVES]; ROWS];
+    // SAFETY: every address is one that the caller promises; `left` and `right` are not read behind the last sum.
+    unsafe {
+        for (line, sum) in sum.iter_mut().enumerate() {
+            for (half, sum) in sum.iter_mut().enumerate() {
+                *sum = _mm512_loadu_ps(begin.add(line * begin_row + 16 * half));
+            }
+        }
+        for _ in 0..sums {
+            let mut values = [_mm512_setzero_ps(); HALVES];
+            for (half, values) in values.iter_mut().enumerate() {
+                *values = _mm512_loadu_ps(right.add(16 * half));
+            }
+            for (line, sum) in sum.iter_mut().enumerate() {
+                let factor = _mm512_set1_ps(*left.add(line * row));
+                for (sum, values) in sum.iter_mut().zip(values) {
+                    *sum = _mm512_fmadd_ps(factor, values, *sum);
+                }
+            }
+            left = left.wrapping_add(column);
+            right = right.wrapping_add(right_row);
+        }
+        for (line, sum) in sum.iter().enumerate() {
+            for (half, sum) in sum.iter().enumerate() {
+                _mm512_storeu_ps(out.add(line * out_row + 16 * half), *sum);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As for [`avx2`], for `ROWS` rows of 16 columns from column `first` on.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn narrow<const ROWS: usize>(tile: &Tile, first: usize) {
+    let &Tile { mut left, row, column, right, right_row, sums, begin, begin_row, out, out_row } = tile;
+    let mut sum = [[_mm256_setzero_ps(); 2]; ROWS];
+    // SAFETY: every address is one that the caller promises; `left` and `right` are not read behind the last sum.
+    unsafe {
+        let mut right = right.wrapping_add(first);
+        for (line, sum) in sum.iter_mut().enumerate() {
+            let begin = begin.add(line * begin_row + first);
+            *sum = [_mm256_loadu_ps(begin), _mm256_loadu_ps(begin.add(8))];
+        }
+        for _ in 0..sums {
+            let (low, high) = (_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8)));
+            for (line, sum) in sum.iter_mut().enumerate() {
+                let factor = _mm256_set1_ps(*left.add(line * row));
+                sum[0] = _mm256_fmadd_ps(factor, low, sum[0]);
+                sum[1] = _mm256_fmadd_ps(factor, high, sum[1]);
+            }
+            left = left.wrapping_add(column);
+            right = right.wrapping_add(right_row);
+        }
+        for (line, sum) in sum.iter().enumerate() {
+            let out = out.add(line * out_row + first);
+            _mm256_storeu_ps(out, sum[0]);
+            _mm256_storeu_ps(out.add(8), sum[1]);
+        }
+    }
+}
+
+/// Turns a block of 8 by 8: `out[c][r] = from[r][c]`, rows this far apart.
+///
+/// # Safety
+/// The machine has AVX, and 8 values may be read at each of 8 rows of `from` and written at each of 8 rows of `out`.
+#[inline]
+#[target_feature(enable = "avx")]
+pub(super) unsafe fn turn(from: *const f32, from_row: usize, out: *mut f32, out_row: usize) {
+    let pair = |a: __m256, b: __m256| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    let cross = |(a, b): (__m256, __m256), (c, d): (__m256, __m256)| {
+        [
+            _mm256_shuffle_ps::<0x44>(a, c),
+            _mm256_shuffle_ps::<0xee>(a, c),
+            _mm256_shuffle_ps::<0x44>(b, d),
+            _mm256_shuffle_ps::<0xee>(b, d),
+        ]
+    };
+    // SAFETY: what the caller promises.
+    unsafe {
+        let row = |row: usize| _mm256_loadu_ps(from.add(row * from_row));
+        let upper = cross(pair(row(0), row(1)), pair(row(2), row(3)));
+        let lower = cross(pair(row(4), row(5)), pair(row(6), row(7)));
+        for (column, (a, b)) in upper.into_iter().zip(lower).enumerate() {
+            _mm256_storeu_ps(out.add(column * out_row), _mm256_permute2f128_ps::<0x20>(a, b));
+            _mm256_storeu_ps(out.add((column + 4) * out_row), _mm256_permute2f128_ps::<0x31>(a, b));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! How much a lane multiplies: fails when work that nobody needs is done again, however fast the machine is.
+
+use graftwork_shared::{adapter::AdapterConfig, composition::Composition};
+
+use super::{LENGTHS, mixed, options};
+use crate::{
+    kernel::take_multiplications,
+    network::{Keep, Network},
+    rows::{Dropout, Lane, LaneOptions},
+    testing::{adapter_setup, rows, shaken},
+};
+
+/// Sizes of the tiny trunk, and the width of a `seq_bn` adapter on it.
+struct Sizes {
+    d: u64,
+    i: u64,
+    r: u64,
+}
+
+fn sizes(network: &Network) -> Sizes {
+    let description = network.description();
+    assert_eq!(description.layers, 2);
+    Sizes { d: description.hidden_size.into(), i: description.intermediate_size.into(), r: 1 }
+}
+
+fn memory(memory_bytes: u64) -> Keep {
+    Keep { memory_bytes, folder: None }
+}
+
+fn counted(network: &Network, lane: &Lane, skip_layers: &[u32]) -> u64 {
+    take_multiplications();
+    network.lane(lane, &LaneOptions { skip_layers, ..options(None) }).unwrap();
+    take_multiplications()
+}
+
+#[test]
+fn real_tokens_alone_are_computed_and_the_last_layer_for_first_tokens_alone() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let Sizes { d, i, r } = sizes(&network);
+    let (tokens, first): (u64, u64) = (37, 4);
+    assert_eq!(LENGTHS.iter().sum::<usize>(), 37);
+    let below_last = tokens * (4 * d * d + 2 * d * i + 2 * d * r);
+    // Keys and values of all tokens; queries, their output and the feed-forward block of first tokens.
+    let last = tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 2 * d * r);
+    let back_through_last = tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 4 * d * r);
+    // The lowest adapter needs the gradients of its weights, and nothing below it needs any.
+    let lowest = tokens * 3 * d * r;
+    let lane = rows(&LENGTHS, 7);
+    assert_eq!(counted(&network, &lane, &[]), below_last + last + back_through_last + lowest);
+    // Without the adapter of layer 0 the backward ends at that of layer 1.
+    let below_last = tokens * (4 * d * d + 2 * d * i);
+    assert_eq!(counted(&network, &lane, &[0]), below_last + last + first * 3 * d * r);
+}
+
+#[test]
+fn layers_below_the_first_adapter_are_computed_once_for_all_of_a_parallel_block() {
+    let mut setup = mixed(["seq_bn", "seq_bn"], |children| Composition::Parallel { children }, &["a", "b"]);
+    for config in setup.adapters.values_mut() {
+        *config = AdapterConfig::preset("seq_bn").unwrap().without(&[0]);
+    }
+    let network = shaken(&setup);
+    let Sizes { d, i, r } = sizes(&network);
+    take_multiplications();
+    network.predict(&rows(&LENGTHS, 7).tokens, &[]).unwrap();
+    let (tokens, first) = (37, 4);
+    let below = tokens * (4 * d * d + 2 * d * i);
+    let last = 2 * (tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 2 * d * r));
+    assert_eq!(take_multiplications(), below + last);
+}
+
+#[test]
+fn a_fusion_needs_three_products_whatever_the_number_of_adapters() {
+    let setup = super::fusion_setup(super::fusion_alone());
+    let network = shaken(&setup);
+    let Sizes { d, i, r } = sizes(&network);
+    take_multiplications();
+    network.predict(&rows(&LENGTHS, 7).tokens, &[]).unwrap();
+    let of_token = |adapters: u64| 3 * d * d + adapters * 2 * d * r;
+    let (tokens, first) = (37, 4);
+    let trunk = tokens * (6 * d * d + 2 * d * i) + first * (2 * d * d + 2 * d * i);
+    assert_eq!(take_multiplications(), trunk + (tokens + first) * of_token(2));
+}
+
+#[test]
+fn what_lies_below_the_first_adapter_is_computed_once_and_changes_no_byte() {
+    for (preset, at_end) in [("seq_bn", true), ("double_seq_bn", false), ("lora", false)] {
+        let mut setup = adapter_setup(preset, "a");
+        if !at_end {
+            setup.adapters.values_mut().for_each(|config| *config = config.clone().without(&[0]));
+        }
+        let network = shaken(&setup);
+        let Sizes { d, i, .. } = sizes(&network);
+        let (lane, other) = (rows(&LENGTHS, 7), rows(&[5, 12], 9));
+        let run = |lane: &Lane| network.lane(lane, &options(None)).unwrap();
+        network.keep_below(&Keep::default());
+        let expected = [run(&lane), run(&other)];
+        let whole = counted(&network, &lane, &[]);
+        let folder = tempfile::tempdir().unwrap();
+        let on_disk = |memory_bytes, most| Keep { memory_bytes, folder: Some((folder.path().to_owned(), most)) };
+        for keep in [on_disk(0, 1 << 20), on_disk(2000, 1 << 20), memory(1 << 20)] {
+            network.keep_below(&keep);
+            assert_eq!(counted(&network, &lane, &[]), whole, "{preset}");
+            assert_eq!(whole - counted(&network, &lane, &[]), 37 * (4 * d * d + 2 * d * i), "{preset} {keep:?}");
+            assert_eq!(run(&lane), expected[0]);
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        // Row 9 of the other lane has other tokens than row 9 of the first one.
+        assert_eq!(
+            [run(&lane), run(&other), run(&other)],
+            [expected[0].clone(), expected[1].clone(), expected[1].clone()]
+        );
+        // A bound that no row fits in keeps nothing.
+        network.keep_below(&memory(100));
+        assert_eq!([whole, whole], [counted(&network, &lane, &[]), counted(&network, &lane, &[])]);
+    }
+}
+
+#[test]
+fn rows_of_a_pass_with_dropout_in_the_trunk_are_not_kept() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let lane = rows(&LENGTHS, 7);
+    let with = options(Some(Dropout { seed: 1, base_model: true }));
+    let expected = network.lane(&lane, &with).unwrap();
+    network.keep_below(&memory(1 << 20));
+    network.lane(&lane, &options(None)).unwrap();
+    assert_eq!(network.lane(&lane, &with).unwrap(), expected);
+}
