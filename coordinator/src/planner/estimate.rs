@@ -3,21 +3,17 @@
 
 use std::path::PathBuf;
 
-use graftwork_model::{Footprint, TrunkDescription};
+use graftwork_model::TrunkDescription;
 use graftwork_scheduler::PlannedStage;
 use graftwork_shared::{data::SplitManifest, diagnostic::Diagnostic, job::Job, training::Training};
 
-use super::{Planning, problems::Problems};
+use super::{Planning, memory, problems::Problems};
 
-/// Bytes of activations for one token in flight with 6 layers of 384, measured; grows with layers × width.
-const ACTIVATION_BYTES_PER_TOKEN: u64 = 125_000;
 /// Sustained floating-point operations a second of one trainer thread on packed rows of a small model: two thirds of what
 /// the `step_time` example of the engine reached on a server core of 2.5 GHz (60e9), since jobs also read and score.
 pub(crate) const OPERATIONS_PER_SECOND: f64 = 40e9;
 /// Forward, and backward with respect to the input, for each weight and token.
 const OPERATIONS_PER_WEIGHT: f64 = 4.0;
-/// Bytes of one process with libtorch opened, before any model.
-const PROCESS_BYTES: u64 = 400 << 20;
 /// Copies of trained numbers that a state folder and a hub hold at a time: two checkpoints with moments and best
 /// weights, the result, and both weight formats of the release, four bytes each.
 const BYTES_ON_DISK_FOR_EACH_TRAINED: u64 = (2 * 4 + 1 + 2) * 4;
@@ -51,31 +47,12 @@ pub(crate) struct Estimate {
 }
 
 /// Tokens of a row, special tokens included, from the stored size of its columns.
-fn tokens_per_row(rows: &SplitManifest, training: &Training) -> f64 {
+pub(super) fn tokens_per_row(rows: &SplitManifest, training: &Training) -> f64 {
     let bytes: u64 = rows.files.iter().flat_map(|file| &file.content.row_group_bytes).sum();
     let all: u64 = rows.files.iter().map(|file| file.content.rows()).sum();
     // English text has about four bytes a token.
     let tokens = 2.0 + bytes as f64 / all.max(1) as f64 / 4.0;
     tokens.min(f64::from(training.max_length))
-}
-
-/// Bytes that a stage needs beside the base model: its numbers, and the activations of the lanes in flight.
-pub(super) fn stage_memory(
-    footprint: &Footprint,
-    training: &Training,
-    rows: &SplitManifest,
-    trunk: &TrunkDescription,
-) -> u64 {
-    let scale = u64::from(trunk.layers) * u64::from(trunk.hidden_size);
-    let for_each_token = ACTIVATION_BYTES_PER_TOKEN * scale / (6 * 384);
-    // A batch may hold only long rows; twice the mean is seldom passed by the sum of a whole batch.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a positive number below max_length × 2"
-    )]
-    let tokens_per_row = (2.0 * tokens_per_row(rows, training)).min(f64::from(training.max_length)).ceil() as u64;
-    footprint.stage_bytes() + u64::from(training.batch_size) * tokens_per_row * for_each_token
 }
 
 /// Adds up what the stages take.
@@ -102,11 +79,8 @@ pub(super) fn estimate(stages: &[PlannedStage], trunk: &TrunkDescription, job: &
     let mut memory: Vec<u64> = stages.iter().map(|stage| stage.memory_bytes).collect();
     memory.sort_unstable_by(|a, b| b.cmp(a));
     let at_once: u64 = memory.iter().take(threads as usize).sum();
-    let vocabulary = f64::from(trunk.vocab_size + trunk.max_positions) * hidden;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a number of bytes below 2^52")]
-    let trunk_bytes = (4.0 * (weights + vocabulary)) as u64;
     Estimate {
-        memory_bytes: trunk_bytes + at_once + u64::from(workers) * PROCESS_BYTES,
+        memory_bytes: memory::trunk(trunk) + at_once + u64::from(workers) * memory::process(trunk),
         disk_bytes: stages.iter().map(|stage| stage.trained_parameters * BYTES_ON_DISK_FOR_EACH_TRAINED).sum(),
         seconds: stage_seconds.iter().sum(),
         stage_seconds,

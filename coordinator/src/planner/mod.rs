@@ -10,6 +10,7 @@ mod draft;
 mod estimate;
 mod fusion;
 mod head;
+mod memory;
 mod method;
 mod outside;
 mod problems;

@@ -14,7 +14,7 @@ use graftwork_shared::{
     view::StageKind,
 };
 
-use super::{Base, estimate, head, method, problems::Problems, rows::Rows, sweep};
+use super::{Base, head, memory, method, problems::Problems, rows::Rows, sweep};
 
 /// What fusions need of a task, even when its own stage has a problem.
 pub(super) struct PlannedTask {
@@ -101,7 +101,15 @@ pub(super) fn stage(task: &Task, of: &Of<'_>, problems: &Problems<'_>) -> Option
         test: rows.test.clone(),
         total_steps: task.training.total_steps(rows.train.rows),
         trained_parameters: footprint.trained_parameters,
-        memory_bytes: estimate::stage_memory(&footprint, &task.training, &rows.train, &base.model.description),
+        memory_bytes: memory::Stage {
+            footprint: &footprint,
+            training: &task.training,
+            rows: &rows.train,
+            trunk: &base.model.description,
+            threads: job.resources.threads,
+            keeps: task.adapter.leave_out().contains(&0),
+        }
+        .bytes(),
         expect: task.expect,
         publish_as: task.publish_as.clone(),
         method: method::adapter_line(&task.adapter),

@@ -221,9 +221,15 @@ mod tests {
         context.transpose(0, 1).reshape([context.size()[1], -1])
     }
 
-    #[expect(clippy::many_single_char_names, reason = "queries, keys, values and gradients as everywhere")]
+    /// Narrow heads, heads of whole vectors, and such as end within one.
     fn check(queries: &Spans, keys: &Spans) {
-        let (heads, d) = (3, 24);
+        for (heads, d) in [(3, 24), (2, 32), (2, 64), (2, 52), (1, 96)] {
+            check_heads(queries, keys, (heads, d));
+        }
+    }
+
+    #[expect(clippy::many_single_char_names, reason = "queries, keys, values and gradients as everywhere")]
+    fn check_heads(queries: &Spans, keys: &Spans, (heads, d): (i64, i64)) {
         let (q, g) = (normal(1, &[signed(queries.tokens()), d]), normal(4, &[signed(queries.tokens()), d]));
         let (k, v) = (normal(2, &[signed(keys.tokens()), d]), normal(3, &[signed(keys.tokens()), d]));
         let leaves: Vec<Tensor> = [&q, &k, &v].iter().map(|x| x.detach().set_requires_grad(true)).collect();
