@@ -11,7 +11,7 @@ use std::{
 };
 
 use graftwork_driver::Core;
-use graftwork_scheduler::Scheduler;
+use graftwork_scheduler::{Plan, Scheduler};
 use graftwork_shared::id::{JobId, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -68,6 +68,8 @@ pub(super) struct Driver {
     pub(super) joining: HashMap<u64, Box<Join>>,
     pub(super) joined: u64,
     pub(super) stories: BTreeMap<JobId, Story>,
+    /// Plans as the hub is asked about them.
+    pub(super) plans: HashMap<JobId, Arc<Plan>>,
     /// Which groups may meet.
     pub(super) meetings: watch::Sender<Epochs>,
 }

@@ -284,6 +284,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         joining: HashMap::new(),
         joined: 0,
         stories: BTreeMap::new(),
+        plans: HashMap::new(),
         meetings,
     };
     let driver = tokio::spawn(driver.run(waiting));

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use graftwork_driver::{Gone, Output};
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, v1};
-use graftwork_scheduler::{Command, StageKey};
+use graftwork_scheduler::{Command, Fact, StageKey};
 use graftwork_shared::{
     assignment::{Blame, Failure},
     digest::Digest,
@@ -34,6 +34,7 @@ impl Driver {
     pub(super) fn perform(&mut self, output: Output<Reply>) {
         match output {
             Output::Write(facts) => {
+                self.forget_plans(&facts);
                 self.journal.append(facts, self.core.machine().state());
             }
             Output::Reply(reply) => reply(),
@@ -122,6 +123,19 @@ impl Driver {
         }
     }
 
+    /// Facts that change a plan, or after which nobody asks for it.
+    fn forget_plans(&mut self, facts: &[Fact]) {
+        for fact in facts {
+            match fact {
+                Fact::JobReopened { plan, .. } => drop(self.plans.remove(&plan.id())),
+                Fact::ResourcesChanged { job, .. } | Fact::TrialChosen { job, .. } | Fact::JobEnded { job, .. } => {
+                    self.plans.remove(job);
+                }
+                _ => {}
+            }
+        }
+    }
+
     pub(super) fn tell(&mut self, job: JobId, stage: Option<Name>, kind: EventKind) {
         if let EventKind::Stuck { refusals } = &kind {
             let reasons = refusals.iter().map(|(stage, refusal)| format!("{stage}: {refusal}"));
@@ -131,8 +145,16 @@ impl Driver {
         self.stories.entry(job).or_insert_with_key(|job| Story::new(job.to_string())).tell(event);
     }
 
-    fn stage_of_plan(&self, key: &StageKey) -> Option<StageOfPlan> {
-        let plan = Arc::new(self.machine().plan(&key.job)?.clone());
+    /// Stages share one copy of their job's plan.
+    fn stage_of_plan(&mut self, key: &StageKey) -> Option<StageOfPlan> {
+        let plan = match self.plans.get(&key.job) {
+            Some(plan) => Arc::clone(plan),
+            None => {
+                let plan = Arc::new(self.machine().plan(&key.job)?.clone());
+                self.plans.insert(key.job.clone(), Arc::clone(&plan));
+                plan
+            }
+        };
         plan.stage(&key.stage)?;
         Some(StageOfPlan { plan, name: key.stage.clone(), blobs: self.blobs.clone() })
     }

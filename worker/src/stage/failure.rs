@@ -7,6 +7,7 @@ use graftwork_shared::{
     NUMERICS_VERSION,
     assignment::{Blame, Failure},
     cause::told,
+    credentials::CredentialError,
 };
 use graftwork_store::StoreError;
 
@@ -43,7 +44,10 @@ pub(super) fn of_host(error: &anyhow::Error) -> Failure {
 /// may be there for another worker, with the mount or the variable that this one lacks.
 pub(super) fn of_data(error: &DataError) -> Failure {
     match error {
-        DataError::MissingFile { .. } | DataError::Refused { .. } | DataError::Credentials { .. } => {
+        DataError::MissingFile { .. }
+        | DataError::Refused { .. }
+        | DataError::Credentials { .. }
+        | DataError::Forbidden(CredentialError::NotAllowed(_)) => {
             machine(format!("{error}; planning could read it, this worker cannot"))
         }
         _ => Failure { blame: error.blame(), message: error.to_string() },
