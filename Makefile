@@ -64,7 +64,7 @@ $(WEED): | $(LIBTORCH)
 
 test-all: test test-servers
 	@scripts/peer.sh
-	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test scale
+	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test memory --test scale
 
 check: $(LIBTORCH)
 	cargo fmt --all -- --check

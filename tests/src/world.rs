@@ -66,12 +66,12 @@ impl World {
         Ok(path)
     }
 
-    /// Writes a job that gives workers time to come and go: two tasks and a fusion, each of 960 updates in four lanes.
+    /// Writes a job that gives workers time to come and go: two tasks and a fusion, each of 1,440 updates in four lanes.
     /// `more` is put at the end of the file.
     pub fn long_job(&self, file: &str, hub: &str, more: &str) -> Result<PathBuf> {
         let text = format!(
             "name = \"long\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"{hub}\"\norganisation = \"tests\"\n\
-             [defaults.training]\nepochs = 80\nbatch_size = 8\nlanes = 4\nlearning_rate = 1e-3\nmax_length = 32\n\
+             [defaults.training]\nepochs = 120\nbatch_size = 8\nlanes = 4\nlearning_rate = 1e-3\nmax_length = 32\n\
              checkpoint_every = 50\nevaluate_every = 100\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 4\n\
              {}{}[fusions.mood_fused]\nadapters = [\"topic\", \"mood\"]\ntask = \"mood\"\n{more}",
             task("topic"),

