@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent / ".graftwork"
@@ -163,6 +164,17 @@ def start_weed(folder, environment):
     return process, port, log, "SeaweedFS"
 
 
+def make_bucket(filer_port):
+    """The bucket of the tests, as a folder of the filer: what lists it may come before what writes to it."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(urllib.request.Request(f"http://{ADDRESS}:{filer_port}/buckets/graftwork/", method="POST"))
+            return
+        except OSError:
+            time.sleep(0.05)
+    sys.exit("servers: the bucket of the tests cannot be made")
+
+
 def stop(process):
     try:
         os.killpg(process.pid, signal.SIGKILL)
@@ -183,6 +195,7 @@ def main():
                 running.append(start(Path(folder), environment))
             for process, port, log, what in running:
                 wait_for(port, process, log, what)
+            make_bucket(running[1][1] + 3)
             return subprocess.run(sys.argv[1:], env=environment).returncode
         finally:
             for process, *_ in running:

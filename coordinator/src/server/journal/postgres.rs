@@ -333,7 +333,7 @@ impl Postgres {
         let mut kept = Kept { snapshot: snapshot.as_ref().map(row), facts: Vec::new() };
         loop {
             self.renew()?;
-            let last = kept.facts.last().map_or(0, |row| column(row.number));
+            let last = kept.facts.last().map_or(i64::MIN, |row| column(row.number));
             let facts = self.ask_once(async |Session { client, .. }| client.query(FACTS, &[&last, &PAGE]).await)?;
             if facts.is_empty() {
                 return Ok(kept);
@@ -449,7 +449,7 @@ impl Ledger for Postgres {
             let moment = client.build_transaction().read_only(true);
             let transaction = moment.isolation_level(tokio_postgres::IsolationLevel::RepeatableRead).start().await?;
             let snapshot = transaction.query_opt(SNAPSHOT, &[]).await?;
-            let facts = transaction.query(FACTS, &[&0_i64, &i64::MAX]).await?;
+            let facts = transaction.query(FACTS, &[&i64::MIN, &i64::MAX]).await?;
             Ok(Kept { snapshot: snapshot.as_ref().map(row), facts: facts.iter().map(row).collect() })
         })
     }
