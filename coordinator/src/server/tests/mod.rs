@@ -52,7 +52,10 @@ impl Publisher for Hub {
         let number = self.published.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
             let lost = |error: super::BlobError| Failure { blame: Blame::Machine, message: error.to_string() };
-            publication.stage.blobs.read(publication.result.weights).map_err(lost)?;
+            let (blobs, wanted) = (publication.stage.blobs.clone(), publication.result.weights);
+            // An object store's connections live on the thread of the test, which must not wait for them.
+            let read = tokio::task::spawn_blocking(move || blobs.read(wanted)).await;
+            read.expect("reading does not panic").map_err(lost)?;
             let weights = publication.fused_weights();
             assert_eq!(weights.len(), publication.stage.stage().fused.len());
             Ok(format!("org/{}@{number}", publication.stage.name))
