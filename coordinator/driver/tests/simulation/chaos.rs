@@ -1,6 +1,6 @@
 //! Faults as they strike.
 
-use graftwork_scheduler::StageKey;
+use graftwork_scheduler::{Policy, StageKey};
 use graftwork_shared::{
     assignment::{Blame, Failure},
     digest::Digest,
@@ -123,5 +123,14 @@ impl World {
         if self.processes.get(&process).is_some_and(|process| process.welcome.is_some()) {
             self.say(process, vec![word]);
         }
+    }
+
+    /// Only whoever stood still, or could not be heard, was silent: never a worker whose coordinator did not listen.
+    pub(crate) fn was_silent(&self, link: u64) {
+        let Some(process) = self.processes.get(&self.links[&link].process) else { return };
+        let heard = process.link == Some(link) && self.links[&link].broken_ms.is_none();
+        let longest = Policy::default().silence_ms + 2 * self.faults.delay_ms;
+        let healthy = process.partition == [false; 2] && self.now > process.troubled_until + longest;
+        assert!(!heard || !healthy, "a healthy worker was given up for its silence");
     }
 }

@@ -428,15 +428,6 @@ impl World {
         }
     }
 
-    /// Only whoever stood still, or could not be heard, was silent: never a worker whose coordinator did not listen.
-    fn was_silent(&self, link: u64) {
-        let Some(process) = self.processes.get(&self.links[&link].process) else { return };
-        let heard = process.link == Some(link) && self.links[&link].broken_ms.is_none();
-        let longest = Policy::default().silence_ms + 2 * self.faults.delay_ms;
-        let healthy = process.partition == [false; 2] && self.now > process.troubled_until + longest;
-        assert!(!heard || !healthy, "a healthy worker was given up for its silence");
-    }
-
     fn send(&mut self, worker: WorkerId, command: Command) {
         let (now, delay, most) = (self.now, self.delay(), if self.calm { 256 } else { self.faults.unread });
         let coordinator = self.coordinator.as_mut().unwrap();
