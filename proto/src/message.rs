@@ -2,8 +2,10 @@
 //!
 //! A conversion error names the field, so that a foreign or damaged peer is found at once.
 
+use std::collections::BTreeSet;
+
 use graftwork_shared::{
-    assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
+    assignment::{Assignment, Evaluation, Failure, Holdings, StageResult, Usage},
     digest::Digest,
     event::StepReport,
     id::{LeaseId, Term, WorkerId},
@@ -52,6 +54,10 @@ pub struct Hello {
     pub leases: Vec<LeaseId>,
     /// The host on which alone other members of a group reach it; empty: they do from anywhere.
     pub reached_on: String,
+    /// The numerics version that it computes; 0: it does not say.
+    pub numerics_version: u32,
+    /// What it need not load again.
+    pub holdings: Holdings,
 }
 
 /// What a worker says.
@@ -77,6 +83,8 @@ pub enum WorkerMessage {
     Released(LeaseId),
     /// It was told to end, for this reason: it takes no more work, and gives back what it holds.
     Leaving(String),
+    /// What it need not load again.
+    Holds(Holdings),
     /// It has loaded what it joins, and waits for [`CoordinatorMessage::Form`].
     Prepared(LeaseId),
     /// The group of this epoch failed for it; with the reason.
@@ -170,6 +178,28 @@ pub fn to_document<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("documents can be written as JSON")
 }
 
+fn holdings(wire: v1::Holds) -> Result<Holdings, WireError> {
+    Ok(Holdings {
+        base_models: digests("holds.base_models", &wire.base_models)?,
+        rows: digests("holds.rows", &wire.rows)?,
+    })
+}
+
+fn to_holds(holdings: &Holdings) -> v1::Holds {
+    v1::Holds {
+        base_models: holdings.base_models.iter().map(Digest::to_string).collect(),
+        rows: holdings.rows.iter().map(Digest::to_string).collect(),
+    }
+}
+
+fn digests(field: &'static str, texts: &[String]) -> Result<BTreeSet<Digest>, WireError> {
+    if texts.len() > Holdings::MOST {
+        let problem = format!("{} digests, but a worker says at most {}", texts.len(), Holdings::MOST);
+        return Err(WireError::Wrong { field, problem });
+    }
+    texts.iter().map(|text| digest(field, text)).collect()
+}
+
 /// Reads a document; the error names the field.
 pub fn from_document<T: DeserializeOwned>(field: &'static str, text: &str) -> Result<T, WireError> {
     serde_json::from_str(text).map_err(|error| WireError::Wrong { field, problem: error.to_string() })
@@ -205,6 +235,7 @@ impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
             Message::Failed(m) => WorkerMessage::Failed(LeaseId(m.lease), from_document("failed.failure", &m.failure)?),
             Message::Released(m) => WorkerMessage::Released(LeaseId(m.lease)),
             Message::Leaving(m) => WorkerMessage::Leaving(m.reason),
+            Message::Holds(m) => WorkerMessage::Holds(holdings(m)?),
             Message::Prepared(m) => WorkerMessage::Prepared(LeaseId(m.lease)),
             Message::Broken(m) => WorkerMessage::Broken(LeaseId(m.lease), m.epoch, m.reason),
             Message::Spent(m) => WorkerMessage::Spent(LeaseId(m.lease), from_document("spent.usage", &m.usage)?),
@@ -233,6 +264,8 @@ impl TryFrom<v1::Hello> for Hello {
             key: wire.key,
             leases: wire.leases.into_iter().map(LeaseId).collect(),
             reached_on: wire.reached_on,
+            numerics_version: wire.numerics_version,
+            holdings: holdings(wire.holds.unwrap_or_default())?,
         })
     }
 }
@@ -252,6 +285,8 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
                 key: hello.key,
                 leases: hello.leases.into_iter().map(|lease| lease.0).collect(),
                 reached_on: hello.reached_on,
+                numerics_version: hello.numerics_version,
+                holds: Some(to_holds(&hello.holdings)),
             }),
             WorkerMessage::Heartbeat(leases) => {
                 Message::Heartbeat(v1::Heartbeat { leases: leases.into_iter().map(|lease| lease.0).collect() })
@@ -277,6 +312,7 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
             }
             WorkerMessage::Released(lease) => Message::Released(v1::Released { lease: lease.0 }),
             WorkerMessage::Leaving(reason) => Message::Leaving(v1::Leaving { reason }),
+            WorkerMessage::Holds(holdings) => Message::Holds(to_holds(&holdings)),
             WorkerMessage::Spent(lease, usage) => {
                 Message::Spent(v1::Spent { lease: lease.0, usage: to_document(&usage) })
             }
@@ -375,6 +411,8 @@ mod tests {
             key: "key".to_owned(),
             leases: vec![LeaseId(5)],
             reached_on: "here".to_owned(),
+            numerics_version: 2,
+            holdings: Holdings { rows: [Digest::of(b"r")].into(), ..Holdings::default() },
         }
     }
 
@@ -390,6 +428,7 @@ mod tests {
             WorkerMessage::Released(LeaseId(3)),
             WorkerMessage::Leaving("SIGTERM".to_owned()),
             WorkerMessage::Paused(LeaseId(3), scores, true),
+            WorkerMessage::Holds(Holdings { base_models: [Digest::of(b"m")].into(), rows: [Digest::of(b"r")].into() }),
             WorkerMessage::Prepared(LeaseId(3)),
             WorkerMessage::Broken(LeaseId(3), 2, "rank 1 is gone".to_owned()),
             WorkerMessage::Spent(LeaseId(3), Usage { core_seconds: 1.5, tokens: 7, ..Usage::default() }),
@@ -399,6 +438,15 @@ mod tests {
             let wire = v1::WorkerMessage::from(envelope.clone());
             assert_eq!(WorkerEnvelope::try_from(wire).unwrap(), envelope);
         }
+    }
+
+    #[test]
+    fn a_worker_that_says_it_holds_more_than_anybody_could_is_refused() {
+        let rows = vec![Digest::of(b"r").to_string(); Holdings::MOST + 1];
+        let message = Some(v1::worker_message::Message::Holds(v1::Holds { rows, ..v1::Holds::default() }));
+        let error =
+            WorkerEnvelope::try_from(v1::WorkerMessage { message, ..v1::WorkerMessage::default() }).unwrap_err();
+        assert_eq!(error.to_string(), "holds.rows: 4097 digests, but a worker says at most 4096");
     }
 
     #[test]

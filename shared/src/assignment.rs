@@ -1,6 +1,6 @@
 //! The scheduler's unit of work, as it is handed to a worker, and what comes back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +114,25 @@ impl Usage {
         self.examples += other.examples;
         self.tokens += other.tokens;
         self.peak_memory_bytes = self.peak_memory_bytes.max(other.peak_memory_bytes);
+    }
+}
+
+/// What a worker need not fetch or load again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holdings {
+    /// Base models that it has opened, by digest.
+    pub base_models: BTreeSet<Digest>,
+    /// Training rows that it has read, by the footer of their first file.
+    pub rows: BTreeSet<Digest>,
+}
+
+impl Holdings {
+    /// Digests of a kind that a worker says at most.
+    pub const MOST: usize = 4096;
+
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.base_models.is_empty() && self.rows.is_empty()
     }
 }
 

@@ -80,6 +80,9 @@ pub struct StageView {
     pub trial: Option<TrialView>,
     /// Where it stands.
     pub state: StageState,
+    /// Why it stands there, as `explain` says it, for a stage that waits or runs.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
     /// Step reports so far, oldest first, thinned to at most 500.
     pub curve: Vec<StepReport>,
     /// Validation scores so far.
@@ -242,6 +245,13 @@ pub enum Refusal {
         /// Milliseconds since 1970 when it is tried again.
         until_ms: u64,
     },
+    /// It was planned for another numerics version than any worker computes.
+    NumericsVersion {
+        /// The version it needs.
+        needs: u32,
+        /// The versions there are.
+        have: Vec<u32>,
+    },
     /// Its checkpoint was computed in another numeric class than any worker's.
     NumericClass {
         /// The class it needs.
@@ -265,7 +275,11 @@ impl Refusal {
     /// Whether it stays until another worker comes or the job changes: no wait alone ends it.
     pub fn lasts(&self) -> bool {
         match self {
-            Self::Device { .. } | Self::Memory { .. } | Self::NumericClass { .. } | Self::Quota { most: 0, .. } => true,
+            Self::Device { .. }
+            | Self::Memory { .. }
+            | Self::NumericsVersion { .. }
+            | Self::NumericClass { .. }
+            | Self::Quota { most: 0, .. } => true,
             Self::NoWorker
             | Self::LookingForReuse
             | Self::Busy { .. }
@@ -304,6 +318,15 @@ impl std::fmt::Display for Refusal {
             }
             Self::BackingOff { failure, attempts, until_ms } => {
                 write!(f, "attempt {attempts} failed ({}); the next one starts at {until_ms} ms", failure.message)
+            }
+            Self::NumericsVersion { needs, have } => {
+                let have: Vec<String> = have.iter().map(u32::to_string).collect();
+                write!(
+                    f,
+                    "it was planned for numerics version {needs}, and workers here compute version {}; start a worker \
+                     of the program that planned it, or cancel the job and submit it again",
+                    have.join(", ")
+                )
             }
             Self::NumericClass { needs, have } => write!(
                 f,

@@ -6,12 +6,13 @@ use std::{
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::{World, history, program};
 
@@ -69,6 +70,23 @@ impl Cluster {
     /// kill -9 of a worker.
     pub fn kill_worker(&mut self, pid: u32) {
         self.workers.extract_if(.., |worker| worker.id() == pid).for_each(end);
+    }
+
+    /// SIGTERM to a worker, which finishes its step, hands over and ends; gives how it ended.
+    pub fn stop_worker(&mut self, pid: u32) -> Result<ExitStatus> {
+        let position = self.workers.iter().position(|worker| worker.id() == pid).context("no such worker")?;
+        let mut worker = self.workers.remove(position);
+        let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
+        ensure!(sent.success(), "cannot send SIGTERM to {pid}");
+        let until = Instant::now() + Duration::from_mins(1);
+        while Instant::now() < until {
+            if let Some(status) = worker.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        end(worker);
+        bail!("a worker that was told to end did not within a minute")
     }
 
     /// kill -9 of everything, and a coordinator that knows nothing and an empty hub in its place.

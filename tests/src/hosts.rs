@@ -1,5 +1,6 @@
 //! Hosts of their own for coordinator and workers: network namespaces on one machine, joined by a switch that delays,
-//! loses and cuts. Every connection goes over TLS with tokens, as between machines.
+//! loses and cuts. Coordinators, workers, commands and the database speak TLS and show tokens, as between machines; what members of a
+//! group exchange, and SeaweedFS, are plain on this network, which is the test's alone.
 
 use std::{
     collections::BTreeMap,
@@ -193,7 +194,8 @@ impl Hosts {
                 command.args(["--database-password-env", "GRAFTWORK_TEST_PASSWORD"]);
                 command.args(["--blobs", "s3://graftwork/hosts", "--blobs-credentials-env", "GRAFTWORK_TEST_S3_KEYS"]);
                 command.args(["--folder", &format!("coordinator-{host}")]).envs(settings);
-                command.env("AWS_ENDPOINT_URL_S3", &settings["GRAFTWORK_TEST_S3"])
+                // SeaweedFS speaks plain HTTP here, on a network that is the test's alone.
+                command.env("AWS_ALLOW_HTTP", "true").env("AWS_ENDPOINT_URL_S3", &settings["GRAFTWORK_TEST_S3"])
             }
         };
         command.env("XDG_CACHE_HOME", self.path().join("cache"));
@@ -241,7 +243,7 @@ impl Hosts {
             "--cache",
             &format!("cache-{host}"),
         ]);
-        command.args(["--group-address", &format!("10.77.0.{host}")]);
+        command.args(["--private-network", "--group-address", &format!("10.77.0.{host}")]);
         let log = File::options().create(true).append(true).open(self.path().join(format!("worker-{host}.log")))?;
         let worker = command.stderr(log).spawn()?;
         self.workers.insert(host, worker);

@@ -88,6 +88,11 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
     let (alone, story) = run(&world, &mut cluster, 1, |_, _, _| Ok(()))?;
     ensure!(story.largest.is_empty(), "one worker forms no group: {:?}", story.largest);
 
+    for workers in [2, 3] {
+        let (some, story) = run(&world, &mut cluster, workers, |_, _, _| Ok(()))?;
+        ensure!(story.largest.get("mood_fused") == Some(&workers), "the last stage takes all: {:?}", story.largest);
+        assert_eq!(some, alone, "{workers} workers");
+    }
     let (four, story) = run(&world, &mut cluster, 4, |_, _, _| Ok(()))?;
     ensure!(story.largest.get("mood_fused") == Some(&4), "the last stage takes every worker: {:?}", story.largest);
     assert_eq!(four, alone, "four workers");
@@ -125,5 +130,35 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
     ensure!(act == 4, "only {act} of the four changes came about: {:?}", story.largest);
     ensure!(story.failures == 0, "members that are lost cost no attempt: {}", story.failures);
     assert_eq!(changing, alone, "two workers, four, and one");
+    Ok(())
+}
+
+/// Rolling upgrade: members of a group are told to end one by one, the leader too, while another one comes for each.
+#[test]
+fn workers_that_are_told_to_end_hand_over_and_cost_no_attempt() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+    let (alone, _) = run(&world, &mut cluster, 1, |_, _, _| Ok(()))?;
+    let (mut act, mut members) = (0, Vec::new());
+    let (rolled, story) = run(&world, &mut cluster, 2, |event, story, cluster| {
+        if event.stage.as_ref().is_none_or(|stage| stage.as_str() != "mood_fused") {
+            return Ok(());
+        }
+        match &event.kind {
+            EventKind::GroupFormed { members: formed, .. } => members.clone_from(formed),
+            EventKind::Step(_) if members.len() == 2 && act < 2 => {
+                // The follower first, then whoever leads.
+                let leaver = members[1 - act];
+                cluster.start_worker()?;
+                let status = cluster.stop_worker(story.processes[&leaver])?;
+                ensure!(status.success(), "it was asked to end: {status}");
+                (act, members) = (act + 1, Vec::new());
+            }
+            _ => {}
+        }
+        Ok(())
+    })?;
+    ensure!(act == 2, "only {act} of the two members were replaced: {:?}", story.largest);
+    ensure!(story.failures == 0, "handing over costs no attempt: {}", story.failures);
+    assert_eq!(rolled, alone, "members replaced one by one");
     Ok(())
 }

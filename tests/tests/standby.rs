@@ -1,7 +1,7 @@
 //! A coordinator that waits takes over from one that is killed, frozen or cut off from the database, through the real
 //! programs on PostgreSQL and an object store: the job ends with the same bytes as undisturbed (invariants 2, 4 and 5).
 //!
-//! Ignored without the servers that `scripts/servers.py` starts; `make test` runs it with them.
+//! Ignored without the servers that `scripts/servers.py` starts; `make test-servers` runs it with them.
 
 use std::{
     collections::BTreeMap,

@@ -137,9 +137,12 @@ pub(crate) struct SessionArguments {
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     die_with_parent: Option<i32>,
     /// Address of this machine that other workers reach: members of a group exchange gradients over it. That traffic is
-    /// plain TCP without tokens, so name an address of a private network.
+    /// plain TCP without tokens, so one beyond this machine needs --private-network too.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     group_address: IpAddr,
+    /// The network of --group-address is ours alone: nobody else reads or changes what passes on it.
+    #[arg(long)]
+    private_network: bool,
     /// Never give up looking for a lost coordinator.
     #[arg(long, conflicts_with = "patience")]
     persist: bool,
@@ -185,9 +188,17 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
     let (rows, messages) = (runtime()?, runtime()?);
     let _inside = messages.enter();
     if !arguments.group_address.is_loopback() {
+        if !arguments.private_network {
+            let cause = anyhow::anyhow!(
+                "--group-address {} is reached from other machines, and what members of a group exchange is plain TCP \
+                 without tokens; if that network is yours alone, say so with --private-network",
+                arguments.group_address
+            );
+            return Err(CommandError { cause, code: USER });
+        }
         tracing::warn!(
             address = %arguments.group_address,
-            "what members of a group exchange is not encrypted: keep this address on a private network"
+            "what members of a group exchange is not encrypted: this network must be yours alone"
         );
     }
     let serves_others = arguments.coordinator.iter().any(|address| !matches!(address, Address::Unix(_)));

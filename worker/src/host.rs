@@ -6,6 +6,7 @@
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::PathBuf,
     sync::{
@@ -20,7 +21,7 @@ use graftwork_collective::{Aborter, Backend, CollectiveError, FormRequest, Group
 use graftwork_engine::{Device, Trunk};
 use graftwork_proto::Formation;
 use graftwork_shared::{
-    assignment::{Assignment, Evaluation, Failure, Usage},
+    assignment::{Assignment, Evaluation, Failure, Holdings, Usage},
     digest::Digest,
     event::StepReport,
     id::LeaseId,
@@ -54,6 +55,16 @@ pub(crate) struct Shared {
     pub(crate) rows: Handle,
     pub(crate) device: Device,
     pub(crate) place: Place,
+    /// Training rows that were read, by the footer of their first file.
+    pub(crate) rows_read: Arc<Mutex<BTreeSet<Digest>>>,
+}
+
+impl Shared {
+    /// What need not be loaded again; `None` at a moment in which that changes.
+    pub(crate) fn holdings(&self) -> Option<Holdings> {
+        let rows = self.rows_read.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(Holdings { base_models: self.trunks.opened()?, rows })
+    }
 }
 
 /// The session's hand on one stage.
@@ -245,9 +256,13 @@ impl StageHost<'_> {
 }
 
 impl stage::Host for StageHost<'_> {
-    fn run<T: Send + 'static>(&self, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
+    fn run_while<T: Send + 'static>(
+        &self,
+        tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
+        meanwhile: impl FnOnce(),
+    ) -> Vec<T> {
         self.leave_if_abandoned();
-        match self.shared.pool.run(tasks) {
+        match self.shared.pool.run_while(tasks, meanwhile) {
             Ok(ran) => {
                 let nanoseconds = u64::try_from(ran.cpu.as_nanos()).unwrap_or(u64::MAX);
                 self.device_cpu.fetch_add(nanoseconds, Ordering::Relaxed);
@@ -282,6 +297,12 @@ impl stage::Host for StageHost<'_> {
     }
 
     fn on_step(&self, report: StepReport) {
+        let rows = self.assignment.train.files.first().map(|file| file.content.footer);
+        let mut read = self.shared.rows_read.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.len() < Holdings::MOST {
+            read.extend(rows);
+        }
+        drop(read);
         self.mention(StageEvent::Stepped(report));
     }
 

@@ -90,6 +90,18 @@ impl Pool {
         &self,
         tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
     ) -> Result<Ran<T>, TaskFailed> {
+        self.run_while(tasks, || ())
+    }
+
+    /// The same, and does something else on the calling thread meanwhile.
+    ///
+    /// # Errors
+    /// As those of [`Self::run`].
+    pub(crate) fn run_while<T: Send + 'static>(
+        &self,
+        tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Ran<T>, TaskFailed> {
         let count = tasks.len();
         let (done, results) = channel();
         let job = |(position, task): (usize, Box<dyn FnOnce() -> T + Send>)| -> Job {
@@ -104,6 +116,7 @@ impl Pool {
         };
         self.queue.add(tasks.into_iter().enumerate().map(job).collect());
         drop(done);
+        meanwhile();
         let mut finished: Vec<_> = results.iter().collect();
         finished.sort_by_key(|(position, ..)| *position);
         let cpu = finished.iter().map(|(_, _, cpu)| *cpu).sum();

@@ -4,7 +4,7 @@
 //! digest is not the recipe's is refused before any weight of it is used.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::{Mutex, PoisonError},
 };
@@ -29,6 +29,11 @@ impl Trunks {
     /// None opened yet; remote models are kept below `cache_folder`, and uploaded ones come from `blobs`.
     pub(crate) fn new(device: Device, cache_folder: PathBuf, blobs: Blobs) -> Self {
         Self { device, cache_folder, blobs, opened: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// Digests of those opened; `None` while one is being fetched or opened.
+    pub(crate) fn opened(&self) -> Option<BTreeSet<Digest>> {
+        Some(self.opened.try_lock().ok()?.keys().copied().collect())
     }
 
     /// The base model at a location, which must have this digest. Blocks while it is fetched and opened; a second

@@ -62,6 +62,10 @@ fn what_cannot_be_predicted_is_refused_with_its_mend() {
     refused(&text_of(&["--file", "/nowhere/rows.csv"]), "name the one with the text by --column");
     refused(&text_of(&["--file", "/nowhere/rows.csv", "--column", "c"]), "/nowhere/rows.csv");
     refused(&["worker", "--coordinator", "http://10.0.0.1:1"], "plain text beyond loopback would show tokens");
+    refused(
+        &["worker", "--coordinator", "https://x:1", "--group-address", "10.0.0.8"],
+        "if that network is yours alone, say so with --private-network",
+    );
     refused(&["worker", "--coordinator", "nowhere"], "write unix:///path/to/socket");
     refused(
         &["worker", "--coordinator", "https://x:1", "--tls-ca", "/nowhere/ca.pem"],

@@ -256,9 +256,10 @@ impl<R, M: Machine> Core<R, M> {
         }
     }
 
-    /// What was to be said to a worker could not be: its session is over, and the scheduler hears of it in its turn.
-    pub fn on_unsaid(&mut self, worker: WorkerId, gone: Gone) {
-        if self.sessions.contains_key(&worker) {
+    /// What was to be said over a session could not be: it is over, and the scheduler hears of it in its turn. A worker
+    /// that has another one by then has lost nothing.
+    pub fn on_unsaid(&mut self, (worker, session): (WorkerId, Session), gone: Gone) {
+        if self.is_open(worker, session) {
             self.end(worker);
             self.follow_ups.push_back(left(worker, gone));
         }
@@ -348,6 +349,9 @@ impl<R, M: Machine> Core<R, M> {
         if self.machine().info(worker).is_none() {
             return self.outputs.push_back(Output::TurnAway(session));
         }
+        // The end of an earlier session of it, which the scheduler has not heard of yet, would end this one.
+        let of_it = |event: &Event| matches!(event, Event::LinkLost { worker: of, .. } | Event::WorkerLeft { worker: of, .. } if *of == worker);
+        self.follow_ups.retain(|event| !of_it(event));
         self.sessions.insert(worker, session);
         self.outputs.push_back(Output::Command(Command::Welcome { session, worker }));
     }

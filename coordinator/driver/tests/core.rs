@@ -119,10 +119,30 @@ fn words_of_a_replaced_session_count_for_nothing() {
 #[test]
 fn whoever_cannot_be_spoken_to_is_heard_of_in_its_turn() {
     let (mut bench, worker) = Bench::training();
-    bench.core.on_unsaid(worker, Gone::Wrong("it does not read".to_owned()));
+    bench.core.on_unsaid((worker, 1), Gone::Wrong("it does not read".to_owned()));
     let outputs = bench.settled();
     assert!(matches!(outputs[0], Output::End(ended) if ended == worker), "{outputs:?}");
     assert!(bench.core.machine().info(worker).is_none());
+}
+
+#[test]
+fn the_end_of_an_earlier_session_does_not_end_the_one_of_now() {
+    // It was told before the next one was welcomed, or after.
+    for told_first in [true, false] {
+        let (mut bench, worker) = Bench::training();
+        let gone = || Gone::Link("it left before it was welcomed".to_owned());
+        if told_first {
+            bench.core.on_unsaid((worker, 1), gone());
+        }
+        assert_eq!(bench.join(2), worker, "the same process");
+        if !told_first {
+            bench.core.on_unsaid((worker, 1), gone());
+        }
+        bench.settled();
+        assert!(bench.core.is_open(worker, 2) && bench.core.machine().info(worker).is_some(), "{told_first}");
+        bench.checkpoint(worker, 2, 20);
+        assert_eq!(accepted(&bench.settled()), [20], "{told_first}");
+    }
 }
 
 #[test]

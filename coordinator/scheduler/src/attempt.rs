@@ -67,6 +67,14 @@ impl Scheduler {
                 "a result came of a trial, which pauses at its rungs".to_owned(),
             );
         }
+        let (steps, stage) = (result.steps, &job.plan.stages[position]);
+        let total_steps = stage.total_steps;
+        // Only early stopping ends a training before its last update.
+        let may_be_fewer = stage.recipe.training.early_stopping.is_some();
+        if steps > total_steps || (steps < total_steps && !may_be_fewer) {
+            let message = format!("a result came after {steps} updates, but the stage has {total_steps}");
+            return self.give_up(key, (worker, lease), message);
+        }
         let granted = job.stages[position].phase.grant().map(|grant| grant.class.clone());
         if granted.as_ref() != Some(&result.numeric_class) {
             let class = granted.map(|class| class.to_string()).unwrap_or_default();

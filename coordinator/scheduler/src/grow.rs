@@ -11,7 +11,6 @@ use std::{
 
 use graftwork_shared::{
     id::{LeaseId, WorkerId},
-    recipe::NumericClass,
     view::Refusal,
 };
 
@@ -19,7 +18,7 @@ use crate::{
     group::{Joiner, Role},
     index::{Demand, Kind, Round, Wait},
     machine::Scheduler,
-    message::Command,
+    message::{Arithmetic, Command},
     serve::Turns,
 };
 
@@ -87,8 +86,8 @@ impl Scheduler {
     }
 
     /// The group that a worker of this kind joins best.
-    fn best_to_join(&mut self, worker: WorkerId, (class, host, hold_bytes): &Kind) -> Result<LeaseId, Closed> {
-        let berth = (Arc::clone(class), Arc::clone(host));
+    fn best_to_join(&mut self, worker: WorkerId, (arithmetic, host, hold_bytes): &Kind) -> Result<LeaseId, Closed> {
+        let berth = (Arc::clone(arithmetic), Arc::clone(host));
         let (mut after, mut closed, mut looked_at) = (None, Closed::ToAll, 0);
         let found = loop {
             looked_at += 1;
@@ -164,7 +163,8 @@ impl Scheduler {
         able.sort_by_key(|helper| (!helper.asked, Reverse(helper.size), Reverse(helper.worker)));
         let mut turns = Turns::begin(self, &|_, _, wait, demand| within(&able, wait, demand));
         while let Some(head) = turns.next(self) {
-            let fits = |helper: &Helper| head.demand.suits(&helper.class) && head.memory_bytes <= helper.room_bytes;
+            let fits =
+                |helper: &Helper| head.demand.suits(&helper.arithmetic) && head.memory_bytes <= helper.room_bytes;
             if let Some(found) = able.iter().position(fits) {
                 self.count(found);
                 let Helper { worker, lease, .. } = able[found];
@@ -186,7 +186,7 @@ impl Scheduler {
         let room_bytes = room.filter(|_| seat.takes_work && taken < u64::from(known.info.slots))?;
         let asked = self.was_asked_back(worker, lease);
         let size = self.state.grant(lease).map_or(0, |grant| grant.others.len());
-        Some(Helper { worker, lease, asked, size, class: Arc::clone(&seat.class), room_bytes })
+        Some(Helper { worker, lease, asked, size, arithmetic: Arc::clone(&seat.arithmetic), room_bytes })
     }
 
     /// With quotas, what a helper's leaving makes room for depends on its owner: stage by stage, until no helper is left.
@@ -255,12 +255,12 @@ struct Helper {
     asked: bool,
     /// Of its group.
     size: usize,
-    class: Arc<NumericClass>,
+    arithmetic: Arc<Arithmetic>,
     room_bytes: u64,
 }
 
 /// What one of these helpers would make room for.
 fn within(able: &[Helper], wait: Wait, demand: &Demand) -> Option<u64> {
-    let suited = able.iter().filter(|helper| wait == Wait::Place && demand.suits(&helper.class));
+    let suited = able.iter().filter(|helper| wait == Wait::Place && demand.suits(&helper.arithmetic));
     suited.map(|helper| helper.room_bytes).max()
 }

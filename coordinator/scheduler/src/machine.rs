@@ -279,6 +279,7 @@ impl Scheduler {
             Event::Broken { worker, lease, epoch, reason } => self.on_broken((worker, lease), epoch, &reason),
             Event::DrainWorker { worker, reason } => self.drain(worker, &reason),
             Event::Leaving { worker } => self.on_leaving(worker),
+            Event::Holds { worker, holdings } => self.on_holds(worker, holdings),
             Event::StoodStill { gap_ms } => self.on_stood_still(gap_ms),
             Event::Stop { reason } => {
                 if self.policy.sends_home {

@@ -5,7 +5,7 @@
 
 use std::{cmp::Reverse, fmt};
 
-use graftwork_shared::{digest::Digest, id::WorkerId};
+use graftwork_shared::{assignment::Holdings, digest::Digest, id::WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -75,7 +75,11 @@ impl Worker {
         stage.rows_id().is_some_and(|rows| self.data.contains(&rows))
     }
 
-    /// It has the stage's base model and rows from now on.
+    pub(crate) fn hold(&mut self, holdings: Holdings) {
+        (self.trunks, self.data) = (holdings.base_models, holdings.rows);
+    }
+
+    /// It will have the stage's base model and rows.
     pub(crate) fn take_in(&mut self, stage: &PlannedStage) {
         self.trunks.insert(stage.recipe.base_model);
         self.data.extend(stage.rows_id());
@@ -91,6 +95,19 @@ pub(crate) fn usual_speed(stage: &PlannedStage, workers: &[(WorkerId, &Worker)])
 }
 
 impl Scheduler {
+    /// What a worker says it has, and what it was handed and may not have loaded yet.
+    pub(crate) fn on_holds(&mut self, worker: WorkerId, holdings: Holdings) {
+        self.hear(worker);
+        let Some(known) = self.workers.get_mut(&worker) else { return };
+        known.hold(holdings);
+        for key in known.leases.keys().filter_map(|lease| self.state.live().get(lease)).cloned().collect::<Vec<_>>() {
+            let stage = self.state.record(&key).map(|(job, position)| &job.plan.stages[position]);
+            if let (Some(known), Some(stage)) = (self.workers.get_mut(&worker), stage) {
+                known.take_in(stage);
+            }
+        }
+    }
+
     /// The worker for a stage whose turn it is, and why: as [`Self::choose`] says, among those with room alone.
     pub(crate) fn best_worker(&mut self, head: &Head) -> Option<Chosen> {
         let roomy: Vec<WorkerId> = self.board.fleet.roomy(&head.demand, head.memory_bytes).collect();

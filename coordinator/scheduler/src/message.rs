@@ -1,7 +1,7 @@
 //! What goes into the machine and what comes out of it: events, commands, and the facts that must be durable first.
 
 use graftwork_shared::{
-    assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
+    assignment::{Assignment, Evaluation, Failure, Holdings, StageResult, Usage},
     digest::Digest,
     event::{EventKind, StepReport},
     id::{JobId, LeaseId, Name, WorkerId},
@@ -43,16 +43,45 @@ pub struct WorkerInfo {
     pub reached_on: String,
     /// Its numeric class.
     pub class: NumericClass,
+    /// The numerics version that it computes; 0 if it did not say, and then it refuses other ones itself.
+    #[serde(default)]
+    pub numerics_version: u32,
     /// Digest of its process's random name, by which it is known again after its link broke, or after the coordinator
     /// was another process; empty: it cannot come back.
     #[serde(skip)]
     pub key: String,
+    /// What it need not load again.
+    #[serde(skip)]
+    pub holdings: Holdings,
 }
 
 impl WorkerInfo {
+    pub(crate) fn arithmetic(&self) -> Arithmetic {
+        Arithmetic { class: self.class.clone(), version: self.numerics_version }
+    }
+
     /// Whether both were said by one process.
     pub(crate) fn is_same_process(&self, other: &Self) -> bool {
-        !self.key.is_empty() && self == other
+        // A worker of an earlier version, or facts about one, do not say which numerics version.
+        let versions = [self.numerics_version, other.numerics_version];
+        let alike = Self { numerics_version: versions[1], holdings: other.holdings.clone(), ..self.clone() };
+        let known = versions[0] == versions[1] || versions.contains(&0);
+        !self.key.is_empty() && known && alike == *other
+    }
+}
+
+/// What a worker computes by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Arithmetic {
+    pub(crate) class: NumericClass,
+    /// 0 if unknown.
+    pub(crate) version: u32,
+}
+
+impl Arithmetic {
+    /// Whether recipes of this numerics version are computed; what is not known is not held against it.
+    pub(crate) fn computes(&self, version: u32) -> bool {
+        self.version == 0 || self.version == version
     }
 }
 
@@ -213,6 +242,13 @@ pub enum Event {
     Leaving {
         /// The worker.
         worker: WorkerId,
+    },
+    /// A worker tells which base models and rows it has.
+    Holds {
+        /// The worker.
+        worker: WorkerId,
+        /// What it has.
+        holdings: Holdings,
     },
     /// Nothing was read for so long, since the coordinator's process or its disk stood still.
     StoodStill {

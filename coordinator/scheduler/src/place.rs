@@ -6,7 +6,10 @@
 //! fastest as far as speeds are known, then one that has the base model loaded, then one that has read the rows. The
 //! order is total, so the same state gives the same placement (invariant 6), and a refusal is a value (invariant 7).
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use graftwork_shared::{
     assignment::Assignment,
@@ -165,6 +168,12 @@ impl Scheduler {
         if workers.is_empty() {
             return Err(Refusal::Memory { needs_bytes: stage.memory_bytes, largest_bytes });
         }
+        let needs = stage.recipe.numerics_version;
+        let have = distinct(workers.iter().map(|(_, worker)| worker.info.numerics_version));
+        workers.retain(|(_, worker)| worker.info.arithmetic().computes(needs));
+        if workers.is_empty() {
+            return Err(Refusal::NumericsVersion { needs, have });
+        }
         if let Some(checkpoint) = &record.checkpoint {
             let have = distinct(workers.iter().map(|(_, worker)| worker.info.class.to_string()));
             workers.retain(|(_, worker)| worker.info.class == checkpoint.class);
@@ -202,7 +211,8 @@ impl Scheduler {
         if self.reuse.contains_key(&key) {
             return;
         }
-        let classes: Vec<NumericClass> = self.board.fleet.classes.keys().map(|class| (**class).clone()).collect();
+        let classes: BTreeSet<&NumericClass> = self.board.fleet.classes.keys().map(|of| &of.class).collect();
+        let classes: Vec<NumericClass> = classes.into_iter().cloned().collect();
         self.count(classes.len());
         self.set_reuse(&key, Some(Reuse::Asked));
         self.out.commands.push(Command::LookForReuse { key, classes });
@@ -256,5 +266,5 @@ impl JobState {
 }
 
 fn distinct<T: Ord>(values: impl Iterator<Item = T>) -> Vec<T> {
-    values.collect::<std::collections::BTreeSet<T>>().into_iter().collect()
+    values.collect::<BTreeSet<T>>().into_iter().collect()
 }

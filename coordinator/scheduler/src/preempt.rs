@@ -184,7 +184,7 @@ impl Scheduler {
         let found = self.board.fleet.coming.range(from.unwrap_or(WorkerId(0))..).copied().find(|id| {
             looked_at += 1;
             let seat = self.board.fleet.seats.get(id);
-            let suits = seat.is_some_and(|seat| seat.takes_work && head.demand.suits(&seat.class));
+            let suits = seat.is_some_and(|seat| seat.takes_work && head.demand.suits(&seat.arithmetic));
             let worker = self.workers.get(id).filter(|_| suits);
             worker.is_some_and(|worker| self.has_room_after((*id, worker), memory_bytes, &rooms.claims, &[]))
         });

@@ -238,10 +238,26 @@ impl Scheduler {
     fn costly_view(&self, job: &JobState, position: usize, line: &Served<'_>) -> StageView {
         let usage = self.stage_cost(&job.stages[position]);
         let (sweep, trial) = (self.sweep_view(job, position), job.trial_view(position));
-        StageView { usage, sweep, trial, ..Self::stage_view(job, position, self.stage_state(job, position, line)) }
+        let state = self.stage_state(job, position, line);
+        let why = self.why_not_ended(job, position, (&state, line));
+        StageView { usage, sweep, trial, why, ..Self::stage_view(job, position, state) }
     }
 
-    /// Without what it cost.
+    /// What `explain` says of a stage that waits or runs. That there is no worker is no news of an interrupted job.
+    fn why_not_ended(&self, job: &JobState, position: usize, (state, line): (&StageState, &Served<'_>)) -> String {
+        let told = match state {
+            StageState::Ready { refusal } => *refusal != Refusal::NoWorker,
+            state => matches!(state, StageState::Waiting { .. } | StageState::Running { .. }),
+        };
+        let words = [self.sentence(job, position, state), self.why(job, position, line).to_string()];
+        if told {
+            words.into_iter().filter(|words| !words.is_empty()).collect::<Vec<_>>().join("; ")
+        } else {
+            String::new()
+        }
+    }
+
+    /// Without what it cost and why it stands where it does.
     pub(crate) fn stage_view(job: &JobState, position: usize, state: StageState) -> StageView {
         use graftwork_shared::head::HeadOutput;
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
@@ -273,6 +289,7 @@ impl Scheduler {
             sweep: None,
             trial: None,
             state,
+            why: String::new(),
             curve: Vec::new(),
             validation: record.result.as_ref().map(|result| result.validation.clone()).unwrap_or_default(),
             result: record.result.clone(),

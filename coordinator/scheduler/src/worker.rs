@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
+    assignment::Holdings,
     digest::Digest,
     event::EventKind,
     id::{LeaseId, WorkerId},
@@ -33,13 +34,48 @@ pub(crate) struct Worker {
     pub(crate) draining: bool,
     /// Measured speeds: of the moment.
     pub(crate) speeds: Vec<(SpeedOf, f64)>,
-    /// Base models that it has loaded, and data that it has read: it was handed stages with them. A process forgets
-    /// neither.
+    /// Base models that it has loaded, and data that it has read, as it says, and what came with its leases.
     pub(crate) trunks: BTreeSet<Digest>,
     pub(crate) data: BTreeSet<Digest>,
+    pub(crate) lateness: Lateness,
     /// Its connection broke.
     pub(crate) apart: Option<Apart>,
 }
+
+/// How far apart a worker's heartbeats arrive, as a moving mean and a moving mean of what they differ from it by (the
+/// estimator of TCP's timer, Jacobson 1988). On a link on which they come late and unevenly, silence means less.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Lateness {
+    last_ms: Option<u64>,
+    mean_ms: u64,
+    spread_ms: u64,
+}
+
+impl Lateness {
+    fn beat(&mut self, now_ms: u64) {
+        if let Some(last_ms) = self.last_ms.replace(now_ms) {
+            let gap_ms = now_ms.saturating_sub(last_ms);
+            let differs_ms = gap_ms.abs_diff(self.mean_ms);
+            (self.mean_ms, self.spread_ms) = match self.mean_ms {
+                0 => (gap_ms, gap_ms / 2),
+                mean_ms => ((7 * mean_ms + gap_ms) / 8, (3 * self.spread_ms + differs_ms) / 4),
+            };
+        }
+    }
+
+    /// The coordinator stood still: what comes next says nothing about the worker.
+    fn forget_last(&mut self) {
+        self.last_ms = None;
+    }
+
+    /// Silence after which a worker is given up: what the policy says, and more where beats are far apart.
+    fn silence_ms(&self, policy: &Policy) -> u64 {
+        policy.silence_ms.max(2 * (self.mean_ms + 4 * self.spread_ms)).min(MOST_PATIENCE * policy.silence_ms)
+    }
+}
+
+/// However slow a link is, a worker is not waited for longer than so many times the silence of the policy.
+const MOST_PATIENCE: u64 = 6;
 
 /// Since when, and why, nothing can be said to a worker.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,14 +98,16 @@ impl Apart {
 
 impl Worker {
     pub(crate) fn new(info: WorkerInfo, seen_ms: u64) -> Self {
+        let Holdings { base_models: trunks, rows: data } = info.holdings.clone();
         Self {
             info,
             seen_ms,
             leases: BTreeMap::new(),
             draining: false,
             speeds: Vec::new(),
-            trunks: BTreeSet::new(),
-            data: BTreeSet::new(),
+            trunks,
+            data,
+            lateness: Lateness::default(),
             apart: None,
         }
     }
@@ -87,7 +125,7 @@ impl Worker {
 
     /// When it is given up if nothing is heard of it.
     pub(crate) fn deadline_ms(&self, policy: &Policy) -> u64 {
-        let silence = self.seen_ms + policy.silence_ms;
+        let silence = self.seen_ms + self.lateness.silence_ms(policy);
         self.apart.as_ref().map_or(silence, |apart| silence.min(apart.until_ms(policy)))
     }
 }
@@ -98,7 +136,7 @@ impl Scheduler {
         let same = |id: &&WorkerId| self.workers.get(id).is_some_and(|worker| worker.info.is_same_process(&info));
         let known = alike.copied().find(|id| same(&id));
         if let Some(worker) = known {
-            return self.on_worker_returned(session, worker, leases);
+            return self.on_worker_returned(session, worker, (info.holdings, leases));
         }
         let worker = self.state.next_worker();
         self.record(entered(worker, &info));
@@ -113,7 +151,7 @@ impl Scheduler {
     }
 
     /// The same process on a new connection; the old one may not even have been missed.
-    fn on_worker_returned(&mut self, session: u64, worker: WorkerId, leases: &[LeaseId]) {
+    fn on_worker_returned(&mut self, session: u64, worker: WorkerId, (holdings, leases): (Holdings, &[LeaseId])) {
         let held = self.held_by(worker);
         let now_ms = self.now_ms;
         let draining = self.edit_worker(worker, |known| {
@@ -129,6 +167,7 @@ impl Scheduler {
         for lease in leases {
             self.take_up(worker, *lease);
         }
+        self.on_holds(worker, holdings);
         let held = held.into_iter().filter(|(_, lease)| self.holds(worker, *lease).is_some());
         for (key, lease) in held.filter(|(_, lease)| !leases.contains(lease)).collect::<Vec<_>>() {
             let reason = "the assignment, or what came of it, was lost with the connection".to_owned();
@@ -178,6 +217,8 @@ impl Scheduler {
         if !known.leases.keys().all(stays) {
             self.edit_worker(worker, |known| known.leases.retain(|lease, _| stays(lease)));
         }
+        let now_ms = self.now_ms;
+        self.workers.get_mut(&worker).into_iter().for_each(|known| known.lateness.beat(now_ms));
         self.hear(worker);
         for lease in leases {
             if self.holds(worker, *lease).is_none() {
@@ -226,6 +267,7 @@ impl Scheduler {
         for worker in self.workers.keys().copied().collect::<Vec<_>>() {
             self.edit_worker(worker, |known| {
                 known.seen_ms = (known.seen_ms + gap_ms).min(now_ms);
+                known.lateness.forget_last();
                 if let Some(apart) = &mut known.apart {
                     apart.since_ms = (apart.since_ms + gap_ms).min(now_ms);
                 }
@@ -241,12 +283,17 @@ impl Scheduler {
         let over: Vec<(WorkerId, Option<Apart>)> = over.into_iter().map(|id| (id, apart(id))).collect();
         for (worker, apart) in over {
             let reason = apart.map_or_else(
-                || format!("it was silent for {} ms", self.policy.silence_ms),
+                || format!("it was silent for {} ms", self.silence_ms(worker)),
                 |apart| format!("{}, and it did not come back", apart.reason),
             );
             self.out.commands.push(Command::Disconnect { worker, reason: reason.clone() });
             self.remove_worker(worker, &reason);
         }
+    }
+
+    fn silence_ms(&self, worker: WorkerId) -> u64 {
+        let known = self.workers.get(&worker);
+        known.map_or(self.policy.silence_ms, |known| known.lateness.silence_ms(&self.policy))
     }
 
     /// Live leases of a worker.

@@ -62,6 +62,33 @@ fn told(commands: &[Command]) -> Vec<&EventKind> {
 }
 
 #[test]
+fn a_worker_whose_beats_come_late_and_unevenly_is_waited_for_longer_but_not_for_ever() {
+    let mut machine = Machine::new();
+    let silence_ms = machine.scheduler.policy().silence_ms;
+    machine.submit(&plan("one", vec![stage("a", &[], 100)]));
+    let (steady, _) = machine.join(keyed("steady"));
+    let (late, _) = machine.join(keyed("late"));
+    let beat = |worker| Event::Heartbeat { worker, leases: Vec::new() };
+    let mut since_late = 0;
+    for second in 1..=60 {
+        machine.after(1_000, beat(steady));
+        since_late += 1;
+        // Every 4 to 9 seconds.
+        if since_late >= 4 + second % 6 {
+            machine.apply(beat(late));
+            since_late = 0;
+        }
+    }
+    machine.apply(beat(late));
+    let gone = |machine: &Machine, worker| machine.scheduler.workers().iter().all(|known| known.id != worker);
+    machine.after(silence_ms + 500, Event::Tick);
+    assert!(gone(&machine, steady), "whoever beat each second is given up after {silence_ms} ms");
+    assert!(!gone(&machine, late));
+    machine.after(6 * silence_ms, Event::Tick);
+    assert!(gone(&machine, late));
+}
+
+#[test]
 fn a_worker_that_comes_back_in_time_keeps_its_leases_and_its_result_counts() {
     let mut machine = Machine::new();
     let (job, worker, lease) = working(&mut machine);
@@ -217,7 +244,7 @@ fn fusing(machine: &mut Machine) -> (JobId, WorkerId, LeaseId) {
     let (_, commands) = machine.join(info(2));
     let mut last = Vec::new();
     for (stage, worker, lease) in assigned(&commands) {
-        last = machine.finish((worker, lease), result(&stage, 100, 0.9));
+        last = machine.finish((worker, lease), result(&stage, if stage == "a" { 100 } else { 200 }, 0.9));
     }
     for stage in ["a", "b"] {
         machine.apply(Event::Published { key: key(&job, stage), release: format!("org/{stage}") });

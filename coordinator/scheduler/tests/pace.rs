@@ -10,6 +10,7 @@ use std::time::Duration;
 use fixture::{Machine, assigned, grouped, info, invited, name, plan, result, stage};
 use graftwork_scheduler::{Command, Event, Slow, StageExplanation, WorkerInfo};
 use graftwork_shared::{
+    assignment::Holdings,
     event::StepReport,
     id::{JobId, LeaseId, WorkerId},
 };
@@ -168,12 +169,32 @@ fn among_workers_of_equal_speed_the_base_model_counts_and_then_the_rows() {
     let work = assigned(&machine.nothing_to_reuse(commands));
     assert_eq!(work.iter().map(|(_, worker, _)| *worker).collect::<Vec<_>>(), [second, third]);
     for (stage, worker, lease) in work {
-        machine.finish((worker, lease), result(&stage, 100, 0.9));
+        machine.finish((worker, lease), result(&stage, if stage == "c" { 90 } else { 100 }, 0.9));
     }
     let commands =
         machine.apply(Event::Submitted { plan: Box::new(plan("again", vec![stage("d", &[], 100)])), gone: Vec::new() });
     let work = assigned(&machine.nothing_to_reuse(commands));
     assert_eq!(work[0].1, third, "it has the base model of this one");
+}
+
+#[test]
+fn what_a_worker_says_that_it_holds_counts_before_it_was_handed_anything() {
+    let mut machine = Machine::new();
+    let wanted = stage("a", &[], 100);
+    let (_, second) = (machine.join(keyed(0)), machine.join(keyed(1)).0);
+    let base_models = [wanted.recipe.base_model].into();
+    let holdings = Holdings { base_models, ..Holdings::default() };
+    machine.apply(Event::Holds { worker: second, holdings: holdings.clone() });
+    let commands =
+        machine.apply(Event::Submitted { plan: Box::new(plan("first", vec![wanted.clone()])), gone: Vec::new() });
+    let (_, worker, lease) = assigned(&machine.nothing_to_reuse(commands))[0].clone();
+    assert_eq!(worker, second);
+    // What comes with a lease is not forgotten when the worker has not loaded it yet.
+    machine.apply(Event::Holds { worker, holdings: Holdings::default() });
+    machine.finish((worker, lease), result("a", 100, 0.9));
+    let commands =
+        machine.apply(Event::Submitted { plan: Box::new(plan("then", vec![stage("b", &[], 100)])), gone: Vec::new() });
+    assert_eq!(assigned(&machine.nothing_to_reuse(commands))[0].1, second);
 }
 
 #[test]
@@ -199,6 +220,14 @@ fn explain_says_what_is_needed_what_is_free_who_is_ahead_and_when_it_may_start()
     assert_eq!((needs.device.as_str(), needs.memory_bytes, needs.class), ("cpu", 1 << 20, None));
     let text = machine.scheduler.explain(&waiting).unwrap().to_string();
     assert!(text.contains("it needs cpu and 1 MiB, and 0 of 1 places are free; it may start in "), "{text}");
+    // The page shows the same words.
+    let view = machine.scheduler.view(&waiting).unwrap();
+    assert!(view.stages.iter().all(|stage| text.contains(&stage.why.split("; ").next().unwrap_or("?").to_owned())));
+    assert!(
+        view.stages[0].why.contains("it needs cpu and 1 MiB, and 0 of 1 places are free"),
+        "{}",
+        view.stages[0].why
+    );
     let json = serde_json::to_string(&machine.scheduler.explain(&waiting).unwrap()).unwrap();
     let back: graftwork_scheduler::Explanation = serde_json::from_str(&json).unwrap();
     assert_eq!(back, machine.scheduler.explain(&waiting).unwrap());

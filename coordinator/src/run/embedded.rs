@@ -192,7 +192,9 @@ impl Led<'_> {
 
     /// Other workers will not come by themselves, so there is nothing to wait for.
     fn stuck(&self, refusals: &BTreeMap<Name, Refusal>) -> Result<Tried, Failure> {
-        let begun_elsewhere = refusals.values().any(|refusal| matches!(refusal, Refusal::NumericClass { .. }));
+        let begun_elsewhere = refusals
+            .values()
+            .any(|refusal| matches!(refusal, Refusal::NumericClass { .. } | Refusal::NumericsVersion { .. }));
         if begun_elsewhere && self.training.again {
             return Ok(Tried::StartOver);
         }

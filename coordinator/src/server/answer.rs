@@ -121,7 +121,9 @@ impl Driver {
             memory_bytes: hello.memory_bytes,
             reached_on: hello.reached_on.clone(),
             class: hello.numeric_class.clone(),
+            numerics_version: hello.numerics_version,
             key: pins::known_as(&hello.key),
+            holdings: hello.holdings.clone(),
         };
         let leases = hello.leases.clone();
         self.joined += 1;
@@ -152,6 +154,7 @@ impl Driver {
                 tracing::info!(%worker, reason, "a worker leaves");
                 Event::Leaving { worker }
             }
+            WorkerMessage::Holds(holdings) => Event::Holds { worker, holdings },
             WorkerMessage::Spent(lease, usage) => Event::Spent { worker, lease, usage },
             WorkerMessage::Prepared(lease) => Event::Prepared { worker, lease },
             WorkerMessage::Broken(lease, epoch, reason) => Event::Broken { worker, lease, epoch, reason },

@@ -47,6 +47,7 @@ impl Clock {
 
 /// A worker's session as the driver holds it; dropping it ends the session.
 pub(super) struct Session {
+    pub(super) number: u64,
     pub(super) outgoing: Outgoing,
     pub(super) _open: oneshot::Sender<()>,
 }

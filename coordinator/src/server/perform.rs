@@ -93,9 +93,9 @@ impl Driver {
         let (keep, open) = oneshot::channel();
         let term = self.machine().state().term();
         if join.welcome.send(Welcome { worker, session, term, open }).is_err() {
-            return self.core.on_unsaid(worker, Gone::Link("it left before it was welcomed".to_owned()));
+            return self.core.on_unsaid((worker, session), Gone::Link("it left before it was welcomed".to_owned()));
         }
-        self.sessions.insert(worker, Session { outgoing: join.outgoing, _open: keep });
+        self.sessions.insert(worker, Session { number: session, outgoing: join.outgoing, _open: keep });
         let heartbeat_ms = self.heartbeat_ms;
         self.send(worker, String::new(), CoordinatorMessage::Welcome { worker, heartbeat_ms });
     }
@@ -107,13 +107,14 @@ impl Driver {
 
     fn send(&mut self, worker: WorkerId, trace: String, message: CoordinatorMessage) {
         let Some(session) = self.sessions.get(&worker) else { return };
+        let number = session.number;
         let envelope = CoordinatorEnvelope { term: self.machine().state().term(), trace, message };
         let gone = match session.outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope))) {
             Ok(()) => return,
             Err(TrySendError::Closed(_)) => Gone::Link("its connection is closed".to_owned()),
             Err(TrySendError::Full(_)) => Gone::Wrong("it does not read its messages".to_owned()),
         };
-        self.core.on_unsaid(worker, gone);
+        self.core.on_unsaid((worker, number), gone);
     }
 
     fn discard(&mut self, blob: Digest) {

@@ -135,6 +135,7 @@ impl Workers {
             | WorkerMessage::Failed(..)
             | WorkerMessage::Released(_)
             | WorkerMessage::Leaving(_)
+            | WorkerMessage::Holds(_)
             | WorkerMessage::Spent(..)
             | WorkerMessage::Prepared(_)
             | WorkerMessage::Broken(..) => Ok(()),

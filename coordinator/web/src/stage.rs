@@ -22,6 +22,7 @@ pub(crate) fn card(view: &StageView) -> Markup {
             h3 { (view.name) }
             p.muted { (view.method) " · " (number::count(view.total_steps)) " steps" }
             @if let StageState::Failed { failure } = &view.state { p.bad { (failure.message) } }
+            @if !view.why.is_empty() { p.muted { (view.why) } }
             @if let Some(preempted) = &view.preempted { p.muted { (preempted) } }
             @if let StageState::Trained { reused: true } | StageState::Published { reused: true } = &view.state {
                 p.muted { "taken from an earlier result of the same recipe" }

@@ -85,6 +85,7 @@ fn stage(name: &str, kind: StageKind, metric: Metric, score: f64, expect: f64) -
         sweep: None,
         trial: None,
         state: StageState::Published { reused: false },
+        why: String::new(),
         curve: (1..=30).map(|i| step(i * 10)).collect(),
         validation: [(100, 0.6), (200, score + 0.01), (300, score)].map(|(s, v)| evaluation(metric, s, v)).to_vec(),
         usage: result.usage,
@@ -147,9 +148,11 @@ fn a_job_that_just_began_has_a_page_too() {
         stage.validation.clear();
         stage.result = None;
         stage.state = StageState::Waiting { for_stages: Vec::new() };
+        "waits for <movie>".clone_into(&mut stage.why);
     }
     let page = report_page(&job);
     assert!(page.contains("no points yet") && !page.contains("NaN"));
+    assert_eq!(page.matches("waits for &lt;movie&gt;").count(), job.stages.len(), "explain's words are on the page");
 }
 
 /// A task whose second trial was chosen; the first one stopped at its first rung.

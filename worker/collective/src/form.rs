@@ -23,6 +23,10 @@ use crate::{
     transport::{gloo, in_process, left, nccl},
 };
 
+/// What members say to each other in an update, and in which order. Raise it with any change of that: a member of another
+/// version meets a disagreement instead of messages that it would misread.
+const EXCHANGE: u32 = 2;
+
 /// How long one question to the rendezvous lasts: an abort is noticed within this time.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -92,7 +96,7 @@ impl FormRequest {
             Backend::Gloo { .. } => "gloo",
             Backend::Nccl { .. } => "nccl",
         };
-        format!("{} ranks over {backend}", self.size)
+        format!("{} ranks over {backend}, exchange {EXCHANGE}", self.size)
     }
 }
 

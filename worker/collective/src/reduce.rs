@@ -22,10 +22,6 @@ pub enum Way {
     Native,
 }
 
-/// Up to this many numbers (0.26 MB) one round is as fast as two or faster for up to four ranks; from 0.5 MB on slices
-/// are, the more so the more ranks (example `exchange`, Gloo on loopback; ARCHITECTURE.md has the table).
-const SMALL_NUMBERS: usize = 64 * 1024;
-
 /// The sum over a group.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reduced {
@@ -36,9 +32,18 @@ pub struct Reduced {
 }
 
 impl Way {
+    /// Up to this many numbers (0.26 MB) one round is as fast as two or faster for up to four ranks; from 0.5 MB on slices
+    /// are, the more so the more ranks (example `exchange`, Gloo on loopback; ARCHITECTURE.md has the table).
+    pub const SMALL_NUMBERS: usize = 64 * 1024;
+
     /// The faster way for sums of `length` numbers.
     pub fn of(length: usize) -> Self {
-        if length <= SMALL_NUMBERS { Self::Small } else { Self::Sliced }
+        Self::cut_at(length, Self::SMALL_NUMBERS)
+    }
+
+    /// The way for sums of `length` numbers, where up to `small_numbers` go whole.
+    pub fn cut_at(length: usize, small_numbers: usize) -> Self {
+        if length <= small_numbers { Self::Small } else { Self::Sliced }
     }
 }
 

@@ -3,6 +3,8 @@
 //! All lanes read the same storage, each through leaves of its own, so that lanes can run on several threads at once.
 //! Nothing may write to the storage while a lane runs; see [`crate::Network::set_parameters`].
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use crate::{host, spans::signed};
@@ -121,6 +123,13 @@ impl Leaves {
 
     pub(crate) fn add_gradient(&mut self, index: usize, gradient: &Tensor) {
         let _ = self.gradients[index].g_add_(gradient);
+    }
+
+    /// The gradient so far at these places of the flat buffer, one behind the other.
+    pub(crate) fn gradient_at(&self, ranges: &[Range<usize>]) -> Vec<f32> {
+        let values =
+            |range: &Range<usize>| to_host(&self.flat_gradient.narrow(0, signed(range.start), signed(range.len())));
+        ranges.iter().flat_map(values).collect()
     }
 
     /// The flat gradient.

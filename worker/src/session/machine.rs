@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, WorkerEnvelope, WorkerMessage};
 use graftwork_shared::{
-    assignment::{Assignment, Blame, Evaluation, Failure, StageResult, Usage},
+    assignment::{Assignment, Blame, Evaluation, Failure, Holdings, StageResult, Usage},
     digest::Digest,
     event::StepReport,
     id::{LeaseId, Term, WorkerId},
@@ -43,6 +43,8 @@ pub(crate) enum Event {
     Lost,
     /// It is time for a heartbeat.
     Beat,
+    /// What this worker has loaded by now.
+    Holds(Holdings),
     /// This process was asked to end.
     Stop(String),
     /// A stage told its story.
@@ -172,6 +174,7 @@ pub(crate) struct Machine {
     link: Link,
     trace: String,
     slots: usize,
+    holdings: Holdings,
     leases: BTreeMap<LeaseId, Lease>,
     /// Set once this worker is leaving: it takes no more work and ends when it holds none.
     leaving: Option<String>,
@@ -182,7 +185,8 @@ impl Machine {
     pub(crate) fn new(slots: u32, trace: String) -> Self {
         let slots = usize::try_from(slots).unwrap_or(usize::MAX);
         let leases = BTreeMap::new();
-        Self { term: Term(0), link: Link::Down, trace, slots, leases, leaving: None }
+        let holdings = Holdings::default();
+        Self { term: Term(0), link: Link::Down, trace, slots, holdings, leases, leaving: None }
     }
 
     /// The latest term that was seen; 0 before the first Welcome.
@@ -205,6 +209,11 @@ impl Machine {
         self.leaving.is_some()
     }
 
+    /// What is loaded, as it was last told.
+    pub(crate) fn holdings(&self) -> &Holdings {
+        &self.holdings
+    }
+
     /// Leases held, in order.
     pub(crate) fn leases(&self) -> Vec<LeaseId> {
         self.leases.keys().copied().collect()
@@ -216,6 +225,7 @@ impl Machine {
             Event::Message(envelope) => self.on_message(envelope),
             Event::Lost => self.on_lost(),
             Event::Beat => self.on_beat(),
+            Event::Holds(holdings) => self.on_holds(holdings),
             Event::Stop(reason) => self.on_stop(reason),
             Event::Stage(lease, event) => self.on_stage(lease, event),
         };
@@ -275,6 +285,14 @@ impl Machine {
             commands.push(self.say(&self.trace, WorkerMessage::Heartbeat(self.leases())));
         }
         commands
+    }
+
+    fn on_holds(&mut self, holdings: Holdings) -> Vec<Command> {
+        if self.holdings == holdings {
+            return Vec::new();
+        }
+        self.holdings = holdings.clone();
+        if self.link == Link::Down { Vec::new() } else { vec![self.say(&self.trace, WorkerMessage::Holds(holdings))] }
     }
 
     /// Says what the coordinator did not accept before the link broke.

@@ -26,7 +26,7 @@ use anyhow::Context;
 use graftwork_engine::Device;
 use graftwork_proto::{Hello, Token, WorkerEnvelope, WorkerMessage};
 use graftwork_shared::{
-    assignment::{Assignment, Blame, Failure},
+    assignment::{Assignment, Blame, Failure, Holdings},
     digest::Digest,
     id::LeaseId,
 };
@@ -131,6 +131,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         runtime: Handle::current(),
         rows: options.rows.clone(),
         device: options.device,
+        rows_read: Arc::default(),
         place: Place::new(options.coordinators.lazy(), options.token.clone(), options.group_address),
     };
     tracing::info!(class = %hello.numeric_class, threads = hello.threads, slots = hello.slots, "worker starts");
@@ -166,8 +167,10 @@ fn hello(options: &Options) -> std::io::Result<Hello> {
         memory_bytes: computer::Memory::read().total_bytes,
         reached_on: if options.group_address.is_loopback() { computer::host_name() } else { String::new() },
         numeric_class: computer::numeric_class(options.device),
+        numerics_version: graftwork_shared::NUMERICS_VERSION,
         key: Digest::of(&random).to_string(),
         leases: Vec::new(),
+        holdings: Holdings::default(),
     })
 }
 
@@ -279,7 +282,8 @@ impl Session {
 
     fn dial(&mut self, wait: Duration) {
         // What is held does not change until the next welcome: without a link nothing is assigned or accepted.
-        let hello = Hello { leases: self.machine.leases(), ..self.hello.clone() };
+        let (leases, holdings) = (self.machine.leases(), self.machine.holdings().clone());
+        let hello = Hello { leases, holdings, ..self.hello.clone() };
         let message = WorkerMessage::Hello(hello);
         let greeting = WorkerEnvelope { term: self.machine.term(), trace: self.machine.trace().to_owned(), message };
         self.link = Link::dial(self.options.coordinators.current().clone(), self.options.token.clone(), greeting, wait);
@@ -287,7 +291,8 @@ impl Session {
 
     /// Applies an event and performs what follows from it.
     fn drive(&mut self, event: Event) -> Option<Exit> {
-        let mut events = VecDeque::from([event]);
+        let holds = if matches!(event, Event::Beat) { self.shared.holdings().map(Event::Holds) } else { None };
+        let mut events: VecDeque<Event> = holds.into_iter().chain([event]).collect();
         while let Some(event) = events.pop_front() {
             for command in self.machine.apply(event) {
                 match command {

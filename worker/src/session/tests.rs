@@ -3,7 +3,7 @@
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, WorkerMessage};
 use graftwork_shared::{
     adapter::AdapterConfig,
-    assignment::{Assignment, Blame, Evaluation, Failure, StageResult, Usage},
+    assignment::{Assignment, Blame, Evaluation, Failure, Holdings, StageResult, Usage},
     data::{Columns, SplitManifest, TextColumns},
     digest::Digest,
     head::{Head, HeadOutput},
@@ -302,6 +302,19 @@ fn a_stopped_worker_says_that_it_leaves_before_it_gives_anything_back() {
     let (said, rest) = split(machine.apply(Event::Stage(LeaseId(1), StageEvent::Stopped)));
     assert_eq!(said, [(3, WorkerMessage::Released(LeaseId(1)))]);
     assert_eq!(rest, [Command::Exit(Exit::Left("SIGTERM".to_owned()))]);
+}
+
+#[test]
+fn what_a_worker_holds_is_said_when_it_changes() {
+    let mut machine = working(1);
+    let holdings = Holdings { base_models: [Digest::of(b"base")].into(), ..Holdings::default() };
+    let word = WorkerMessage::Holds(holdings.clone());
+    assert_eq!(split(machine.apply(Event::Holds(holdings.clone()))).0, [(3, word.clone())]);
+    assert!(machine.apply(Event::Holds(holdings)).is_empty(), "nothing has changed");
+    // The next hello says it.
+    machine.apply(Event::Lost);
+    assert!(machine.apply(Event::Holds(Holdings::default())).is_empty(), "nobody listens");
+    assert!(machine.holdings().is_empty());
 }
 
 #[test]

@@ -23,10 +23,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use graftwork_collective::{ExchangePlan, Partial, Way, partial_sums};
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest};
 use graftwork_engine::{
-    EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Scored, StepOptions, TextEncoder,
+    EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Parts, Scored, StepOptions, TextEncoder,
     TrainError, Trainer, Update,
 };
 use graftwork_shared::{
@@ -35,7 +34,6 @@ use graftwork_shared::{
     digest::Digest,
     event::StepReport,
     recipe::{Method, NumericClass},
-    training::Reduction,
 };
 
 use super::{
@@ -53,6 +51,8 @@ pub(super) struct Driver<'a, H> {
     pub(super) access: Access,
     pub(super) encoder: Arc<TextEncoder>,
     pub(super) network: Network,
+    /// The parts in which gradients travel.
+    pub(super) parts: Arc<Parts>,
     /// `None` only while it is on a device thread.
     pub(super) trainer: Option<Trainer>,
     pub(super) membership: Membership,
@@ -233,20 +233,17 @@ impl<H: Host> Driver<'_, H> {
         let Update { lanes, consumed } = self.input().next_update().map_err(|error| failure::of_input(&error))?;
         let (rows, tokens) = (consumed.rows, consumed.tokens);
         self.state.input_cost = consumed.cost;
-        let (length, options) = (self.trainer().parameters().len(), self.trainer().step_options(rows));
+        let options = self.trainer().step_options(rows);
         let own = self.membership.lanes(lanes.len());
         let computed = u32::try_from(own.len()).unwrap_or(u32::MAX);
-        let (first, lanes) = (own.start, lanes.into_iter().skip(own.start).take(own.len()).collect());
-        let outputs = self.compute(lanes, options)?;
+        let lanes = lanes.into_iter().skip(own.start).take(own.len()).collect();
         let outcome = match self.membership.plan().cloned() {
-            None => self.on_trainer(move |trainer| trainer.apply(outputs, consumed))?,
+            None => {
+                let outputs = self.compute(lanes, options)?;
+                self.on_trainer(move |trainer| trainer.apply(outputs, consumed))?
+            }
             Some(plan) => {
-                let (partials, losses) = self.sum_own(plan, first, outputs);
-                let way = match self.assignment.recipe.training.reduction {
-                    Reduction::Exact => Way::of(length),
-                    Reduction::Fast => Way::Native,
-                };
-                let sum = self.membership.sum(self.host, partials, losses, (length, way))?;
+                let sum = self.compute_and_exchange(&plan, own.start, lanes, options)?;
                 self.on_trainer(move |trainer| trainer.apply_sum(sum, consumed))?
             }
         };
@@ -297,23 +294,6 @@ impl<H: Host> Driver<'_, H> {
         }
         let mut outputs = outputs.into_iter();
         Ok(present.into_iter().map(|present| if present { outputs.next() } else { None }).collect())
-    }
-
-    /// The sums of this member's subtrees and the losses of its lanes, on a device thread as the rest of an update.
-    fn sum_own(
-        &mut self,
-        plan: ExchangePlan,
-        first: usize,
-        outputs: Vec<Option<LaneOutput>>,
-    ) -> (Vec<Partial>, Vec<Option<f64>>) {
-        let task = move || {
-            let lanes = outputs.into_iter().map(|lane| lane.map(|lane| (lane.loss, lane.gradient)));
-            let (losses, gradients): (Vec<_>, Vec<_>) = lanes.map(Option::unzip).unzip();
-            (partial_sums(plan.tree(), first, gradients), losses)
-        };
-        let (sums, cost) = run_one(self.host, move || measured(task));
-        self.meter.add_task(cost, self.on_gpu);
-        sums
     }
 
     /// The trainer travels to a device thread and back, so that the sum and the optimizer take turns with the lanes of

@@ -13,13 +13,9 @@
 //!                                  └──── formation of many, states compared ────┘
 //! ```
 
-use std::{
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, time::Duration};
 
 use graftwork_collective::{CollectiveError, ExchangePlan, Group, Partial, Way, reduce_lanes};
-use graftwork_engine::LaneSum;
 use graftwork_proto::Formation;
 use graftwork_shared::assignment::Failure;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -163,29 +159,40 @@ impl Membership {
         }
     }
 
-    /// Sums all members' lanes: `partials` are this member's own subtrees, of so many numbers each, `losses` those of its
-    /// lanes.
-    pub(super) fn sum<H: Host>(
+    /// Sums one part of all members' gradients: `partials` are this member's own subtrees, of so many numbers each. `None`
+    /// when no lane has rows.
+    pub(super) fn sum_part(
+        &mut self,
+        partials: Vec<Partial>,
+        (length, way): (usize, Way),
+    ) -> Result<Option<Vec<f32>>, Halt> {
+        let formed = self.formed()?;
+        let reduced = reduce_lanes(formed.group.as_mut(), &formed.plan, partials, length, way)?;
+        self.waits.sent_bytes += reduced.sent_bytes;
+        Ok(reduced.sum)
+    }
+
+    /// Ends an exchange: says this member's word and losses, and hears those of all, in the order of the lanes.
+    pub(super) fn end_exchange<H: Host>(
         &mut self,
         host: &H,
-        partials: Vec<Partial>,
         losses: Vec<Option<f64>>,
-        (length, way): (usize, Way),
-    ) -> Result<LaneSum, Halt> {
+    ) -> Result<Vec<Option<f64>>, Halt> {
         let word = Word {
             leaving: host.interrupted(),
             epoch: host.formation().epoch,
             losses: losses.into_iter().map(|loss| loss.map(f64::to_bits)).collect(),
         };
-        let (epoch, began) = (self.epoch, Instant::now());
+        let epoch = self.epoch;
         let formed = self.formed()?;
         let words: Vec<Word> = gather(formed.group.as_mut(), &word)?;
-        let reduced = reduce_lanes(formed.group.as_mut(), &formed.plan, partials, length, way)?;
         formed.changes = words.iter().any(|word| word.leaving || word.epoch > epoch);
-        let losses = words.into_iter().flat_map(|word| word.losses).map(|loss| loss.map(f64::from_bits)).collect();
-        self.waits.sent_bytes += reduced.sent_bytes;
-        self.waits.members += began.elapsed();
-        Ok(LaneSum::of(losses, reduced.sum.unwrap_or_default()))
+        Ok(words.into_iter().flat_map(|word| word.losses).map(|loss| loss.map(f64::from_bits)).collect())
+    }
+
+    /// Counts time in which this member had nothing to do but wait for the others.
+    pub(super) fn add_wait(&mut self, time: Duration) {
+        self.waits.members += time;
     }
 
     /// Every member's value, by rank. In a group whose members leave all of them halt instead.

@@ -7,6 +7,7 @@
 
 mod data;
 mod drive;
+mod exchange;
 mod failure;
 mod membership;
 mod meter;
@@ -15,6 +16,8 @@ mod pause;
 mod score;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use exchange::Cuts;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -40,7 +43,21 @@ use network::Built;
 /// What a stage needs from the process that runs it.
 pub(crate) trait Host {
     /// Runs the tasks on the device threads and returns what they gave, in the order of the tasks.
-    fn run<T: Send + 'static>(&self, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T>;
+    fn run<T: Send + 'static>(&self, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
+        self.run_while(tasks, || ())
+    }
+
+    /// The same, and does something else on the calling thread meanwhile.
+    fn run_while<T: Send + 'static>(
+        &self,
+        tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
+        meanwhile: impl FnOnce(),
+    ) -> Vec<T>;
+
+    /// How gradients travel in a group.
+    fn cuts(&self) -> Cuts {
+        Cuts::default()
+    }
 
     /// A blob's bytes.
     fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>>;
@@ -162,6 +179,7 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
         on_gpu: trunk.device() != Device::Cpu,
         layers: description.layers,
         state: DriverState::after(accepted_step),
+        parts: Arc::new(network.parts(host.cuts().part_numbers)),
         network,
         trainer: Some(trainer),
         membership: Membership::alone(),

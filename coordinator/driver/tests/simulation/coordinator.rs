@@ -382,7 +382,9 @@ impl World {
         match command {
             Command::Welcome { session, worker } => {
                 if self.links[&session].closed {
-                    return coordinator.core.on_unsaid(worker, Gone::Link("it left before it was welcomed".to_owned()));
+                    return coordinator
+                        .core
+                        .on_unsaid((worker, session), Gone::Link("it left before it was welcomed".to_owned()));
                 }
                 coordinator.workers.insert(session, worker);
                 if let Some(earlier) = coordinator.sessions.insert(worker, session) {
@@ -443,7 +445,7 @@ impl World {
             let arrival = link.arrival(DOWN, now, delay);
             return self.after(arrival - now, Deed::Down(number, term, Box::new(command)));
         };
-        coordinator.core.on_unsaid(worker, gone);
+        coordinator.core.on_unsaid((worker, number), gone);
     }
 
     /// The coordinator ends its side of a connection; the worker learns of it behind what it was told before.

@@ -28,6 +28,8 @@ pub(crate) struct Faults {
     pub(crate) drain: u64,
     pub(crate) wall: u64,
     pub(crate) cancel: u64,
+    /// Of a thousand words of workers, those that arrive twice.
+    pub(crate) twice: u64,
     /// Of a thousand publications, those that fail.
     pub(crate) hub: u64,
     /// Workers are sent home when the coordinator stops.
@@ -57,6 +59,7 @@ impl Faults {
             drain: 0,
             wall: 0,
             cancel: 0,
+            twice: 0,
             hub: 0,
             sends_home: false,
             unread: 256,
@@ -88,6 +91,7 @@ impl Faults {
         faults.delay_ms = [1, 5, 60, 900][usize::try_from(dice.below(4)).unwrap()];
         faults.write_ms = [1, 8, 60, 700][usize::try_from(dice.below(4)).unwrap()];
         faults.crash_at_write = [0, 0, 10, 60][usize::try_from(dice.below(4)).unwrap()];
+        faults.twice = [0, 0, 20, 200][usize::try_from(dice.below(4)).unwrap()];
         faults.hub = [0, 0, 100, 400][usize::try_from(dice.below(4)).unwrap()];
         faults.sends_home = dice.chance(300);
         faults.unread = if dice.chance(150) { 4 } else { 256 };

@@ -37,7 +37,16 @@ impl World {
     /// A worker says these over its connection.
     pub(crate) fn say(&mut self, process: usize, words: Vec<Word>) {
         let Some(number) = self.processes.get(&process).and_then(|process| process.link) else { return };
+        let twice = |world: &mut Self, word: &Word| {
+            !matches!(word, Word::Hello(_) | Word::Step(..)) && world.strikes(world.faults.twice)
+        };
+        let mut said = Vec::new();
         for word in words {
+            // As a proxy, or a client that repeats what it thinks was lost, would.
+            said.extend(twice(self, &word).then(|| word.clone()));
+            said.push(word);
+        }
+        for word in said {
             let (delay, now) = (self.delay(), self.now);
             let arrival = self.links.get_mut(&number).unwrap().arrival(UP, now, delay);
             self.after(arrival - now, Deed::Up(number, word));
@@ -173,7 +182,10 @@ impl World {
     pub(crate) fn join(&mut self, class: &str) {
         self.joined += 1;
         let (index, slots) = (self.joined, u32::try_from(self.dice.between(1, 3)).unwrap());
-        let info = WorkerInfo { class: fixture::class(class), key: format!("process {index}"), ..fixture::info(slots) };
+        // Some do not say which numerics version they compute, and some compute another one and get nothing.
+        let numerics_version = if self.strikes(100) { 2 } else { u32::from(!self.dice.chance(200)) };
+        let class = fixture::class(class);
+        let info = WorkerInfo { class, numerics_version, key: format!("process {index}"), ..fixture::info(slots) };
         self.processes.insert(index, Process::new(info));
         let wait = self.dice.below(1_000);
         self.after(wait, Deed::Beat(index));

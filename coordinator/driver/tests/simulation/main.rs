@@ -23,7 +23,7 @@ mod world;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use faults::Faults;
@@ -76,6 +76,12 @@ fn worlds_of_all_seeds_keep_every_invariant_and_end_every_job() {
     });
     println!("{count} seeds, {} things that happened, in {:?}", turns.into_inner(), begun.elapsed());
     assert!(failed.is_empty(), "{} of {count} seeds failed: {failed:?}", failed.len());
+    let most = Duration::from_mins(2);
+    assert!(
+        count > SEEDS || begun.elapsed() < most,
+        "the seeds of make test may take two minutes: {:?}",
+        begun.elapsed()
+    );
 }
 
 #[test]

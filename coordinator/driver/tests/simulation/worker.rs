@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use graftwork_scheduler::{Command, Event, WorkerInfo};
 use graftwork_shared::{
-    assignment::{Assignment, Blame, Failure, StageResult, Usage},
+    assignment::{Assignment, Blame, Failure, Holdings, StageResult, Usage},
     digest::Digest,
     id::{LeaseId, Name, Term, WorkerId},
 };
@@ -99,6 +99,7 @@ pub(crate) enum Word {
     Failed(LeaseId, Failure),
     Released(LeaseId),
     Leaving,
+    Holds(Holdings),
     Prepared(LeaseId),
     Broken(LeaseId, u64),
 }
@@ -115,6 +116,7 @@ impl Word {
             Self::Failed(lease, failure) => Event::Failed { worker, lease, failure },
             Self::Released(lease) => Event::Released { worker, lease },
             Self::Leaving => Event::Leaving { worker },
+            Self::Holds(holdings) => Event::Holds { worker, holdings },
             Self::Prepared(lease) => Event::Prepared { worker, lease },
             Self::Broken(lease, epoch) => Event::Broken { worker, lease, epoch, reason: "peer closed".to_owned() },
         })
@@ -175,7 +177,10 @@ impl Process {
             let leases: Vec<LeaseId> = self.leases.keys().copied().collect();
             let leaving = self.leaving.then_some(Word::Leaving);
             let held = (!leases.is_empty()).then_some(Word::Heartbeat(leases));
-            return leaving.into_iter().chain(held).collect();
+            // What it has loaded follows its first leases.
+            let rows = [Digest::of(b"rows")].into();
+            let holds = (self.info.slots > 1).then(|| Word::Holds(Holdings { rows, ..Holdings::default() }));
+            return leaving.into_iter().chain(held).chain(holds).collect();
         }
         match command {
             Command::Assign { lease, assignment, joining, .. } => self.on_assign(*lease, assignment, *joining, total),

@@ -187,6 +187,8 @@ impl World {
                     return self.leaves_nothing();
                 }
                 if self.now > end + 5_000 {
+                    let idle = |process: &Process| process.welcome.is_none() || process.leases.is_empty();
+                    assert!(self.processes.values().all(idle), "a worker was never told that its lease is over");
                     self.processes
                         .keys()
                         .copied()

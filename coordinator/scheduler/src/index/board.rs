@@ -26,7 +26,7 @@ use crate::{
     group::{Group, MOST_BROKEN, Role},
     job::JobState,
     machine::{Reuse, Scheduler},
-    message::StageKey,
+    message::{Arithmetic, StageKey},
     worker::Worker,
 };
 
@@ -180,7 +180,7 @@ impl Scheduler {
         let role = |lease: &LeaseId| self.role(id, *lease);
         let helps = |lease: &LeaseId| matches!(role(lease), Some(Role::Follows | Role::Joins));
         Seat {
-            class: known.map_or_else(|| Arc::new(worker.info.class.clone()), |known| Arc::clone(&known.class)),
+            arithmetic: known.map_or_else(|| Arc::new(worker.info.arithmetic()), |known| Arc::clone(&known.arithmetic)),
             reached_on: known
                 .map_or_else(|| Arc::from(worker.info.reached_on.as_str()), |known| Arc::clone(&known.reached_on)),
             takes_work,
@@ -259,9 +259,12 @@ impl Scheduler {
         let all = grant.members().iter().all(|member| self.board.fleet.seats.get(member).is_some_and(steady));
         let order = (Reverse(job.plan.job.priority), job.order, at);
         let rank = (grant.others.len(), Reverse(job.index.chain(at)), order, lease);
-        let class =
-            if *leader.class == grant.class { Arc::clone(&leader.class) } else { Arc::new(grant.class.clone()) };
-        all.then(|| ((class, Arc::clone(&leader.reached_on)), rank, stage.memory_bytes))
+        let arithmetic = if leader.arithmetic.class == grant.class {
+            Arc::clone(&leader.arithmetic)
+        } else {
+            Arc::new(Arithmetic { class: grant.class.clone(), ..*leader.arithmetic })
+        };
+        all.then(|| ((arithmetic, Arc::clone(&leader.reached_on)), rank, stage.memory_bytes))
     }
 
     /// Follows whether a stage is ready, and what it waits for.
@@ -295,7 +298,7 @@ impl Scheduler {
         Some(Entry {
             line: (Reverse(job.index.shape.priority), job.index.shape.owner.clone()),
             rank: (job.order, Reverse(job.index.chain(at)), at),
-            demand: Demand::new(job.plan.job.resources.device, class),
+            demand: Demand::new(job.plan.job.resources.device, stage.recipe.numerics_version, class),
             memory_bytes: stage.memory_bytes,
             wait,
         })

@@ -5,17 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use graftwork_shared::{
-    id::{LeaseId, WorkerId},
-    recipe::NumericClass,
-};
+use graftwork_shared::id::{LeaseId, WorkerId};
 
 use super::queue::Demand;
+use crate::message::Arithmetic;
 
 /// What was last seen of a worker.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Seat {
-    pub(crate) class: Arc<NumericClass>,
+    pub(crate) arithmetic: Arc<Arithmetic>,
     /// The host on which alone others reach it.
     pub(crate) reached_on: Arc<str>,
     /// New work may go to it.
@@ -32,10 +30,10 @@ pub(crate) struct Seat {
     pub(crate) coming: bool,
 }
 
-/// Idle workers that are alike: class, host, and the memory that a stage may need.
-pub(crate) type Kind = (Arc<NumericClass>, Arc<str>, u64);
+/// Idle workers that are alike: arithmetic, host, and the memory that a stage may need.
+pub(crate) type Kind = (Arc<Arithmetic>, Arc<str>, u64);
 
-/// Workers of one numeric class that take work.
+/// Workers of one arithmetic that take work.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Class {
     /// How many can hold so much.
@@ -48,7 +46,7 @@ pub(crate) struct Class {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Fleet {
     pub(crate) seats: BTreeMap<WorkerId, Seat>,
-    pub(crate) classes: BTreeMap<Arc<NumericClass>, Class>,
+    pub(crate) classes: BTreeMap<Arc<Arithmetic>, Class>,
     pub(crate) idle: BTreeMap<Kind, BTreeSet<WorkerId>>,
     pub(crate) helping: BTreeSet<(WorkerId, LeaseId)>,
     pub(crate) coming: BTreeSet<WorkerId>,
@@ -69,7 +67,7 @@ impl Class {
 
 impl Fleet {
     fn suiting<'f>(&'f self, demand: &'f Demand) -> impl Iterator<Item = &'f Class> {
-        self.classes.iter().filter(|(class, _)| demand.suits(class)).map(|(_, of)| of)
+        self.classes.iter().filter(|(arithmetic, _)| demand.suits(arithmetic)).map(|(_, of)| of)
     }
 
     /// The most memory that a worker has left which has a free place.
@@ -112,8 +110,8 @@ impl Fleet {
             self.leave(worker, old);
         }
         if before != after {
-            before.into_iter().zip(&old).for_each(|(bytes, old)| self.count(&old.class, bytes, false));
-            after.into_iter().zip(&seat).for_each(|(bytes, seat)| self.count(&seat.class, bytes, true));
+            before.into_iter().zip(&old).for_each(|(bytes, old)| self.count(&old.arithmetic, bytes, false));
+            after.into_iter().zip(&seat).for_each(|(bytes, seat)| self.count(&seat.arithmetic, bytes, true));
         }
         if let Some(seat) = seat {
             self.enter(worker, &seat);
@@ -122,9 +120,9 @@ impl Fleet {
         Some(old)
     }
 
-    /// One more worker of a class holds so much, or one less.
-    fn count(&mut self, class: &Arc<NumericClass>, bytes: u64, more: bool) {
-        let of = self.classes.entry(Arc::clone(class)).or_default();
+    /// One more worker of an arithmetic holds so much, or one less.
+    fn count(&mut self, arithmetic: &Arc<Arithmetic>, bytes: u64, more: bool) {
+        let of = self.classes.entry(Arc::clone(arithmetic)).or_default();
         let holds = of.holds.entry(bytes).or_default();
         *holds = if more { *holds + 1 } else { *holds - 1 };
         self.refits += u64::from(*holds == usize::from(more));
@@ -132,7 +130,7 @@ impl Fleet {
             of.holds.remove(&bytes);
         }
         if of.holds.is_empty() {
-            self.classes.remove(class);
+            self.classes.remove(arithmetic);
         }
     }
 
@@ -144,7 +142,7 @@ impl Fleet {
         if !seat.takes_work {
             return;
         }
-        if let Some(class) = self.classes.get_mut(&seat.class) {
+        if let Some(class) = self.classes.get_mut(&seat.arithmetic) {
             class.rooms.extend(seat.room_bytes.map(|room| (room, worker)));
         }
         if seat.idle {
@@ -160,7 +158,7 @@ impl Fleet {
         if !seat.takes_work {
             return;
         }
-        if let Some(class) = self.classes.get_mut(&seat.class) {
+        if let Some(class) = self.classes.get_mut(&seat.arithmetic) {
             seat.room_bytes.map(|room| class.rooms.remove(&(room, worker)));
         }
         if seat.idle {
@@ -177,6 +175,6 @@ impl Fleet {
 
 impl Seat {
     pub(crate) fn kind(&self) -> Kind {
-        (Arc::clone(&self.class), Arc::clone(&self.reached_on), self.hold_bytes)
+        (Arc::clone(&self.arithmetic), Arc::clone(&self.reached_on), self.hold_bytes)
     }
 }

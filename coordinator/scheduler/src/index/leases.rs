@@ -6,15 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use graftwork_shared::{
-    id::{LeaseId, WorkerId},
-    recipe::NumericClass,
-};
+use graftwork_shared::id::{LeaseId, WorkerId};
 
 use super::ranked::Ranked;
+use crate::message::Arithmetic;
 
-/// Workers that could join a group: of its class, and reached on its host.
-pub(crate) type Berth = (Arc<NumericClass>, Arc<str>);
+/// Workers that could join a group: of its arithmetic, and reached on its host.
+pub(crate) type Berth = (Arc<Arithmetic>, Arc<str>);
 
 /// The order in which groups are joined: the smallest, the longest chain, the first served.
 pub(crate) type JoinRank = (usize, Reverse<u64>, (Reverse<i32>, u64, usize), LeaseId);

@@ -12,6 +12,7 @@ use std::{
 use graftwork_shared::{job::Device, recipe::NumericClass};
 
 use super::{ranked::Ranked, state::Spot};
+use crate::message::Arithmetic;
 
 /// A line: the priority and the owner.
 pub(crate) type LineKey = (Reverse<i32>, String);
@@ -23,6 +24,8 @@ pub(crate) type Rank = (u64, Reverse<u64>, usize);
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Demand {
     pub(crate) cpu: bool,
+    /// The numerics version of its recipe.
+    pub(crate) version: u32,
     /// Of its checkpoint.
     pub(crate) class: Option<NumericClass>,
 }
@@ -68,12 +71,15 @@ pub(crate) struct Queue {
 }
 
 impl Demand {
-    pub(crate) fn new(device: Device, class: Option<NumericClass>) -> Self {
-        Self { cpu: device == Device::Cpu, class }
+    pub(crate) fn new(device: Device, version: u32, class: Option<NumericClass>) -> Self {
+        Self { cpu: device == Device::Cpu, version, class }
     }
 
-    pub(crate) fn suits(&self, class: &NumericClass) -> bool {
-        (class.device == "cpu") == self.cpu && self.class.as_ref().is_none_or(|needs| needs == class)
+    pub(crate) fn suits(&self, arithmetic: &Arithmetic) -> bool {
+        let class = &arithmetic.class;
+        (class.device == "cpu") == self.cpu
+            && arithmetic.computes(self.version)
+            && self.class.as_ref().is_none_or(|needs| needs == class)
     }
 }
 

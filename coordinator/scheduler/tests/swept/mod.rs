@@ -20,6 +20,9 @@ use super::{
 /// Updates of each trial.
 const STEPS: u64 = 40;
 
+/// Updates of the other task, and of the fusion.
+const OTHER_STEPS: u64 = 5;
+
 pub(crate) fn whole(factor: u32) -> Option<Halving> {
     Some(Halving { factor, first: 0.25, asynchronous: false })
 }
@@ -55,8 +58,8 @@ pub(crate) fn swept(trials: u32, halving: Option<Halving>) -> Plan {
         publish_as,
         ..trials[0].clone()
     };
-    let other = stage("b", &[], 5);
-    let mut fusion = stage("f", &["s", "b"], 5);
+    let other = stage("b", &[], OTHER_STEPS);
+    let mut fusion = stage("f", &["s", "b"], OTHER_STEPS);
     let fused = |of: &PlannedStage| match &of.recipe.method {
         Method::Adapter(config) => FusedAdapter { config: config.clone(), origin: of.recipe_digest },
         Method::Fusion { .. } => panic!("an adapter"),
@@ -312,7 +315,7 @@ impl Run {
     /// A piece of work comes to its end.
     pub(crate) fn advance(&mut self, work: &Work) {
         let Some(until) = work.until else {
-            let done = result(&work.stage, STEPS, 0.9);
+            let done = result(&work.stage, if work.stage == "s" { STEPS } else { OTHER_STEPS }, 0.9);
             let (worker, lease) = (work.worker, work.lease);
             let commands = self.machine.apply(Event::Finished { worker, lease, result: Box::new(done) });
             return self.take(commands);

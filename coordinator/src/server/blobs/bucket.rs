@@ -40,6 +40,17 @@ fn variable(names: [&str; 2]) -> Option<String> {
     names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
+/// Whether an `http://` address is of this machine.
+fn is_loopback(endpoint: &str) -> bool {
+    let rest = endpoint.trim_start_matches("http://");
+    let host = rest.split(['/', '?']).next().unwrap_or_default();
+    let host = match host.strip_prefix('[') {
+        Some(host) => host.split(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
 impl Bucket {
     /// The prefix behind `s3://BUCKET/PREFIX`; `keys` are `ACCESS_KEY:SECRET_KEY[:SESSION_TOKEN]`. Connects to nothing.
     pub(crate) fn open(url: &str, keys: Option<&str>) -> Result<Self, BlobError> {
@@ -67,7 +78,15 @@ impl Bucket {
             .with_conditional_put(S3ConditionalPut::ETagMatch)
             .with_retry(retry);
         if let Some(endpoint) = endpoint {
-            builder = builder.with_allow_http(endpoint.starts_with("http://")).with_endpoint(endpoint);
+            let plain = endpoint.starts_with("http://");
+            if plain && !is_loopback(endpoint) && variable(["AWS_ALLOW_HTTP", "ALLOW_HTTP"]).as_deref() != Some("true")
+            {
+                return Err(wrong(&format!(
+                    "{endpoint} is plain HTTP beyond this machine, where all could read checkpoints and keys could be \
+                     guessed from requests: use https://, or set AWS_ALLOW_HTTP=true if the network between is yours alone"
+                )));
+            }
+            builder = builder.with_allow_http(plain).with_endpoint(endpoint);
         }
         let parts = keys.map(|keys| keys.splitn(3, ':').collect::<Vec<_>>());
         builder = match parts.as_deref() {

@@ -290,6 +290,20 @@ async fn a_store_that_does_not_keep_its_word_is_refused() {
 }
 
 #[test]
+fn plain_http_beyond_this_machine_is_refused() {
+    let at = |endpoint: &str| Bucket::open_at("s3://bucket/prefix", None, Some(endpoint));
+    for endpoint in
+        ["http://10.0.0.7:8333", "http://store.example", "http://127.0.0.1.example:80", "http://[fe80::1]:80/x"]
+    {
+        let error = at(endpoint).unwrap_err().to_string();
+        assert!(error.contains("plain HTTP beyond this machine") && error.contains("AWS_ALLOW_HTTP=true"), "{error}");
+    }
+    for endpoint in ["http://127.0.0.1:8333", "http://localhost", "http://[::1]:8333/", "https://store.example"] {
+        at(endpoint).unwrap();
+    }
+}
+
+#[test]
 fn keys_are_shown_nowhere() {
     let at = |url: &str, keys: Option<&str>| Bucket::open_at(url, keys, Some("http://127.0.0.1:1"));
     for (url, keys) in [

@@ -18,7 +18,8 @@ use tonic::{Code, transport::Channel};
 
 use super::{
     Place,
-    fixture::{plan, small_plan, stage},
+    fixture::{plan, stage},
+    fused_plan,
     peer::{Peer, connect, get, hello, put_as, submit, view, watch},
 };
 
@@ -147,7 +148,7 @@ async fn a_result_that_rots_before_it_is_published_is_trained_again() {
 
 #[tokio::test]
 async fn an_adapter_that_rots_before_it_is_fused_is_trained_again_first() {
-    let place = Place::new(small_plan()).with_files();
+    let place = Place::new(fused_plan()).with_files();
     let running = place.start().await;
     let channel = connect(&running).await;
     let (job, _) = submit(&channel, &place.plan.job).await.unwrap();

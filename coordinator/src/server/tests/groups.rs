@@ -79,9 +79,9 @@ async fn two_workers_train_one_stage_and_the_first_finishes_it() {
     second.send(WorkerMessage::Heartbeat(vec![lease])).await;
     first.send(WorkerMessage::Step(lease, report(6))).await;
     first.checkpoint(lease, 50).await;
-    let result = first.result("a").await;
+    let result = first.result_after("a", 100).await;
     first.send(WorkerMessage::Finished(lease, result)).await;
-    assert_eq!(first.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 10));
+    assert_eq!(first.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 100));
     assert_eq!(second.next().await.unwrap(), CoordinatorMessage::Fenced(lease));
     let events = watching.await.unwrap();
     let steps = events.iter().filter_map(|event| match &event.kind {
@@ -105,9 +105,9 @@ async fn a_member_that_dies_is_left_out_and_the_other_goes_on() {
     let formation = Formation { epoch: 2, rank: 0, ranks: 1, at_once: true, checkpointed: 5, shares: Vec::new() };
     assert_eq!(second.next().await.unwrap(), CoordinatorMessage::Form(lease, formation));
     second.checkpoint(lease, 60).await;
-    let result = second.result("a").await;
+    let result = second.result_after("a", 100).await;
     second.send(WorkerMessage::Finished(lease, result)).await;
-    assert_eq!(second.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 10));
+    assert_eq!(second.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 100));
     let events = watch(&channel, &job).await;
     assert!(!events.iter().any(|event| matches!(event.kind, EventKind::AttemptFailed { .. })));
 }
@@ -122,7 +122,7 @@ async fn a_broken_group_is_told_to_form_again_and_a_follower_cannot_commit() {
         let formation = Formation { epoch: 2, rank, ranks: 2, at_once: true, checkpointed: 5, shares: Vec::new() };
         assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Form(lease, formation));
     }
-    let result = second.result("a").await;
+    let result = second.result_after("a", 100).await;
     second.send(WorkerMessage::Finished(lease, result)).await;
     assert_eq!(second.next().await.unwrap(), CoordinatorMessage::Fenced(lease));
     let formation = Formation { epoch: 3, rank: 0, ranks: 1, at_once: true, checkpointed: 5, shares: Vec::new() };
@@ -167,9 +167,9 @@ async fn nothing_of_an_older_group_is_kept_or_answered() {
     assert_eq!(code(waiting.await.unwrap()), Code::FailedPrecondition, "it is told at once");
     assert_eq!(code(meet(&channel, (lease, 1), "x", What::WaitMs(0)).await), Code::FailedPrecondition);
     assert_eq!(code(meet(&channel, (lease, 2), "x", What::WaitMs(0)).await), Code::NotFound);
-    let result = first.result("a").await;
+    let result = first.result_after("a", 100).await;
     first.send(WorkerMessage::Finished(lease, result)).await;
-    assert_eq!(first.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 10));
+    assert_eq!(first.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 100));
     assert_eq!(code(meet(&channel, (lease, 2), "x", What::WaitMs(0)).await), Code::FailedPrecondition);
 }
 

@@ -41,6 +41,12 @@ impl Planner for Stages {
     }
 }
 
+/// Two tasks and the fusion of them, ten updates each.
+pub(super) fn fused_plan() -> Plan {
+    let stage = |name, needs| fixture::stage(name, needs, 10);
+    fixture::plan("fused", vec![stage("a", &[]), stage("b", &[]), stage("f", &["a", "b"])])
+}
+
 /// A hub that counts.
 #[derive(Default)]
 pub(super) struct Hub {

@@ -11,7 +11,7 @@ use graftwork_proto::{
 };
 use graftwork_shared::{
     VERSION,
-    assignment::{Assignment, StageResult},
+    assignment::{Assignment, Holdings, StageResult},
     digest::Digest,
     event::Event,
     id::{JobId, LeaseId, Term, WorkerId},
@@ -89,8 +89,10 @@ pub(super) fn hello() -> Hello {
         memory_bytes: 1 << 30,
         reached_on: String::new(),
         numeric_class: fixture::class("avx2"),
+        numerics_version: 1,
         key: String::new(),
         leases: Vec::new(),
+        holdings: Holdings::default(),
     }
 }
 
@@ -198,9 +200,14 @@ impl Peer {
         blob
     }
 
-    /// A result whose blobs are uploaded.
+    /// A result after ten updates, whose blobs are uploaded.
     pub(super) async fn result(&self, stage: &str) -> StageResult {
-        let result = fixture::result(stage, 10, 0.9);
+        self.result_after(stage, 10).await
+    }
+
+    /// The same after more.
+    pub(super) async fn result_after(&self, stage: &str, steps: u64) -> StageResult {
+        let result = fixture::result(stage, steps, 0.9);
         for text in [format!("weights of {stage}"), format!("predictions of {stage}")] {
             put(&self.channel, text.as_bytes()).await.unwrap();
         }

@@ -16,7 +16,8 @@ use tonic::Code;
 
 use super::{
     Place,
-    fixture::{plan, small_plan, stage},
+    fixture::{plan, stage},
+    fused_plan,
     peer::{Peer, connect, get, hello, put, submit, view, watch},
 };
 
@@ -41,7 +42,7 @@ pub(super) fn report(step: u64) -> StepReport {
 
 #[tokio::test]
 async fn two_workers_take_a_job_to_its_end() {
-    let place = Place::new(small_plan());
+    let place = Place::new(fused_plan());
     let running = place.start().await;
     let channel = connect(&running).await;
     let (job, attached) = submit(&channel, &place.plan.job).await.unwrap();

@@ -5,6 +5,7 @@
 
 mod below;
 mod build;
+mod parts;
 mod pass;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ use crate::{
 };
 
 pub use below::Keep;
+pub use parts::Parts;
 pub(crate) use pass::{Input, train};
 
 /// A trunk with adapters and heads, ready to train and to predict. `Send`, not `Sync`: see [`Network::share`].
@@ -114,6 +116,31 @@ impl Network {
     /// # Errors
     /// When rows, targets and lengths do not fit each other, the trunk or the composition.
     pub fn lane(&self, lane: &Lane, options: &LaneOptions) -> Result<LaneOutput, EngineError> {
+        self.with_lane(lane, |input| pass::lane(self, input, &lane.targets, options))
+    }
+
+    /// The same, but the gradient is handed on part by part, each as soon as it is complete: `give` is called once for each
+    /// part, in their order, with its number and its values. Gives the loss.
+    ///
+    /// # Errors
+    /// As those of [`Self::lane`]; then nothing was handed on.
+    pub fn lane_in_parts(
+        &self,
+        lane: &Lane,
+        options: &LaneOptions,
+        parts: &Parts,
+        give: &mut dyn FnMut(usize, Vec<f32>),
+    ) -> Result<f64, EngineError> {
+        self.with_lane(lane, |input| pass::lane_in_parts(self, (input, &lane.targets), options, parts, give))
+    }
+
+    /// The flat gradient cut into parts of at least `least` numbers (all of it, if there are not two of that size), in the
+    /// order in which they are complete.
+    pub fn parts(&self, least: usize) -> Parts {
+        Parts::new(&self.layout, least)
+    }
+
+    fn with_lane<T>(&self, lane: &Lane, pass: impl FnOnce(&Input) -> T) -> Result<T, EngineError> {
         self.check_tokens(&lane.tokens)?;
         let rows = lane.tokens.rows();
         if lane.rows.len() != rows || lane.targets.len() != rows {
@@ -129,7 +156,7 @@ impl Network {
         let input = Input::new(&lane.tokens, &lane.rows, self.description());
         self.check_rows(&input.spans)?;
         let _guard = self.flat_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(tch::no_grad(|| pass::lane(self, &input, &lane.targets, options)))
+        Ok(tch::no_grad(|| pass(&input)))
     }
 
     /// Logits of every head, and how much attention each fusion gave to its adapters.

@@ -1,12 +1,15 @@
 //! One pass through a network: embeddings, layers, heads, and back.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, cmp::Reverse};
 
 use graftwork_model::{Family, TrunkDescription};
 use graftwork_shared::composition::Composition;
 use tch::{Device, Kind, Tensor};
 
-use super::Network;
+use super::{
+    Network,
+    parts::{Parts, Stage},
+};
 use crate::{
     bottleneck::SiteContext,
     dropout::{Address, Masks, Place},
@@ -92,14 +95,52 @@ const TOGETHER: usize = 512;
 /// Loss and gradient of a lane, whose rows travel in runs: their number depends on the rows' lengths alone, and each run
 /// adds to the gradient of the one before. Autograd is off.
 pub(super) fn lane(network: &Network, input: &Input, targets: &Targets, options: &LaneOptions) -> LaneOutput {
+    let (loss, leaves) = lane_watched(network, input, targets, options, &mut |_, _| ());
+    LaneOutput { loss, gradient: leaves.into_gradient() }
+}
+
+/// The same, but the gradient is handed on part by part, each as soon as it is complete. Gives the loss.
+pub(super) fn lane_in_parts(
+    network: &Network,
+    (input, targets): (&Input, &Targets),
+    options: &LaneOptions,
+    parts: &Parts,
+    give: &mut dyn FnMut(usize, Vec<f32>),
+) -> f64 {
+    let mut given = 0;
+    let mut hand_on = |stage, leaves: &Leaves| {
+        for (part, ranges) in parts.complete(given, stage) {
+            give(part, leaves.gradient_at(ranges));
+            given = part + 1;
+        }
+    };
+    let (loss, leaves) = lane_watched(network, input, targets, options, &mut hand_on);
+    hand_on(Stage::End, &leaves);
+    loss
+}
+
+/// What is told of a backward pass on its way: how far it is, and the gradients so far.
+type Watch<'a> = &'a mut dyn FnMut(Stage, &Leaves);
+
+/// Only the last run completes anything.
+fn lane_watched(
+    network: &Network,
+    input: &Input,
+    targets: &Targets,
+    options: &LaneOptions,
+    watch: Watch,
+) -> (f64, Leaves) {
     let edges = network.runs(input);
     let mut leaves = Leaves::new(&network.layout, &network.flat, true);
     let mut loss = 0.0;
     for edge in edges.windows(2) {
         let (from, to) = (edge[0], edge[1]);
-        loss += run(network, (&input.part(from, to), &targets.part(from, to)), options, false, &mut leaves).0;
+        let rows = (&input.part(from, to), &targets.part(from, to));
+        let mut unfinished = |_: Stage, _: &Leaves| ();
+        let watch: Watch = if to == input.spans.rows() { &mut *watch } else { &mut unfinished };
+        loss += run(network, rows, options, false, (&mut leaves, watch)).0;
     }
-    LaneOutput { loss, gradient: leaves.into_gradient() }
+    (loss, leaves)
 }
 
 /// Whether a block says which rows of a batch it serves.
@@ -161,7 +202,7 @@ pub(crate) fn train(
     whole: bool,
 ) -> (LaneOutput, Inside) {
     let mut leaves = Leaves::new(&network.layout, &network.flat, true);
-    let (loss, inside) = run(network, (input, targets), options, whole, &mut leaves);
+    let (loss, inside) = run(network, (input, targets), options, whole, (&mut leaves, &mut |_, _| ()));
     (LaneOutput { loss, gradient: leaves.into_gradient() }, inside)
 }
 
@@ -171,7 +212,7 @@ fn run(
     (input, targets): (&Input, &Targets),
     options: &LaneOptions,
     whole: bool,
-    leaves: &mut Leaves,
+    (leaves, watch): (&mut Leaves, Watch),
 ) -> (f64, Inside) {
     let masks = Masks::of(options, network.trunk.device());
     let ask =
@@ -197,9 +238,10 @@ fn run(
         logits.extend(head_logits);
         gradients.extend(island.backward_of_loss(leaves));
     }
+    watch(Stage::Heads, leaves);
     if reaches_trunk {
         let gradient_bd = Tensor::cat(&gradients, 0);
-        network.backward(&forward.spans, forward.saved, gradient_bd, leaves);
+        network.backward(&forward.spans, forward.saved, gradient_bd, (leaves, watch));
     }
     (loss, Inside { hidden_td: forward.out_td, logits })
 }
@@ -300,7 +342,13 @@ impl Network {
     }
 
     /// Sends the gradient of the first tokens down to the lowest trained site.
-    fn backward(&self, spans: &Spans, saved: Vec<(u32, Frame, SavedLayer)>, gradient_bd: Tensor, leaves: &mut Leaves) {
+    fn backward(
+        &self,
+        spans: &Spans,
+        saved: Vec<(u32, Frame, SavedLayer)>,
+        gradient_bd: Tensor,
+        (leaves, watch): (&mut Leaves, Watch),
+    ) {
         let mut gradient = gradient_bd;
         if spans.tokens() != spans.rows() {
             let size = [signed(spans.tokens()), gradient.size()[1]];
@@ -313,6 +361,7 @@ impl Network {
                 Some(below) => gradient = below,
                 None => return,
             }
+            watch(Stage::Above(Reverse(index)), leaves);
         }
     }
 

@@ -137,6 +137,29 @@ fn threads_give_the_same_bytes() {
 }
 
 #[test]
+fn a_gradient_in_parts_has_the_bytes_of_a_whole_one() {
+    for (what, setup) in every_setup() {
+        let network = shaken(&setup);
+        // So many rows that they travel in runs: only the last one completes anything.
+        for lane in [rows(&LENGTHS, 7), rows(&[14; 80], 7)] {
+            let whole = network.lane(&lane, &options(None)).unwrap();
+            for least in [1, 40, usize::MAX] {
+                let parts = network.parts(least);
+                let (mut flat, mut order) = (vec![f32::NAN; whole.gradient.len()], Vec::new());
+                let mut take = |part, numbers: Vec<f32>| {
+                    order.push(part);
+                    parts.place(part, &numbers, &mut flat);
+                };
+                let loss = network.lane_in_parts(&lane, &options(None), &parts, &mut take).unwrap();
+                assert_eq!(order, (0..parts.count()).collect::<Vec<_>>(), "{what}");
+                let found = LaneOutput { loss, gradient: flat };
+                assert_eq!(found, whole, "{what} in {} parts", parts.count());
+            }
+        }
+    }
+}
+
+#[test]
 fn a_rows_logits_do_not_depend_on_its_neighbours() {
     for (what, setup) in every_setup() {
         let network = shaken(&setup);

@@ -104,8 +104,17 @@ impl LocalHost {
 }
 
 impl Host for LocalHost {
-    fn run<T: Send + 'static>(&self, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
-        self.pool.run(tasks).unwrap().values
+    fn run_while<T: Send + 'static>(
+        &self,
+        tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
+        meanwhile: impl FnOnce(),
+    ) -> Vec<T> {
+        self.pool.run_while(tasks, meanwhile).unwrap().values
+    }
+
+    /// Even tiny gradients travel in many parts, the larger of them in slices.
+    fn cuts(&self) -> Cuts {
+        Cuts { part_numbers: 16, small_numbers: 24 }
     }
 
     fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>> {

@@ -52,6 +52,25 @@ fn real_tokens_alone_are_computed_and_the_last_layer_for_first_tokens_alone() {
     assert_eq!(counted(&network, &lane, &[0]), below_last + last + first * 3 * d * r);
 }
 
+/// What an exchange with other ranks can hide behind.
+#[test]
+fn upper_parts_of_a_gradient_are_complete_before_the_layers_below_are_passed() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let parts = network.parts(1);
+    let lane = rows(&LENGTHS, 7);
+    let whole = counted(&network, &lane, &[]);
+    let mut between = Vec::new();
+    take_multiplications();
+    network.lane_in_parts(&lane, &options(None), &parts, &mut |_, _| between.push(take_multiplications())).unwrap();
+    assert_eq!(parts.count(), 3);
+    assert_eq!(take_multiplications(), 0);
+    assert_eq!(between.iter().sum::<u64>(), whole);
+    // The head, then the last layer, then the lowest adapter.
+    let Sizes { d, i, r } = sizes(&network);
+    let back_through_last = 37 * 2 * d * d + 4 * (2 * d * d + 2 * d * i + 4 * d * r);
+    assert_eq!(between[1..], [back_through_last, 37 * 3 * d * r]);
+}
+
 #[test]
 fn layers_below_the_first_adapter_are_computed_once_for_all_of_a_parallel_block() {
     let mut setup = mixed(["seq_bn", "seq_bn"], |children| Composition::Parallel { children }, &["a", "b"]);
