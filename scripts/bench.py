@@ -57,13 +57,13 @@ def main():
     options = parse()
     data = Data(options.data, ROOT / ".graftwork/data", options.rows)
     rows = [row for row in ROWS if row.name in options.only or not options.only]
-    rows = [row for row in rows if options.peer or not row.with_peer or row.name == "start"]
     record = begin(options, data)
     say(f"rows: {data.words}")
     say(f"machine: {record['machine']['processor']}, {record['machine']['cores']} cores, load {record['machine']['load']}")
     failed = measure(options, data, rows, record)
-    show(rows, record)
     save(options, record)
+    show(rows, record)
+    say(f"{options.out}/record.json, {options.out}/index.html")
     return 2 if failed else verdict(rows, record, options.peer)
 
 
@@ -134,7 +134,7 @@ def table(rows, samples):
     for row in rows:
         value, reached = outcome(row, samples)
         bars = (row.show(row.least), row.show(row.aim)) if row.least is not None else ("", "")
-        runs = min((len(samples[need]) for need in row.needs if samples.get(need)), default=0)
+        runs = 0 if value is None else min(len(samples[need]) for need in row.needs if samples.get(need))
         yield Shown(row, value, "not measured" if value is None else row.show(value), *bars, reached, runs)
 
 
@@ -143,6 +143,11 @@ def show(rows, record):
     print(f"{'':15} {'':{width}}  {'value':>14} {'at least':>10} {'aim':>10}  reached   runs")
     for row, _, text, least, aim, reached, runs in table(rows, record["samples"]):
         print(f"{row.name:15} {row.what:{width}}  {text:>14} {least:>10} {aim:>10}  {reached:8}  {runs:4}")
+    print("\nMedians (all figures are in the record):")
+    for need in dict.fromkeys(need for row in rows for need in row.needs):
+        figures = list(record.get("medians", {}).get(need, {}).items())[:3]
+        if figures:
+            print(f"{need:26} " + ", ".join(f"{name} {value:,.4g}" for name, value in figures))
 
 
 def save(options, record):

@@ -8,14 +8,14 @@ STYLE = """
 :root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1f23; margin: 0 auto; max-width: 1120px; padding: 24px 20px 60px; }
 h1 { font-size: 26px; margin: 0 0 4px; } h2 { font-size: 19px; margin: 36px 0 8px; }
-p { margin: 6px 0; max-width: 80ch; } .quiet, figcaption { color: #57606a; font-size: 13px; }
+p { margin: 6px 0; } .quiet, figcaption { color: #57606a; font-size: 13px; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; color: #57606a; font-weight: 600; border-bottom: 1px solid #c9d1d9; padding: 5px 10px 5px 0; }
 td { border-bottom: 1px solid #e6e9ec; padding: 6px 10px 6px 0; vertical-align: middle; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .aim { color: #24713a; font-weight: 600; } .least { color: #2563a8; font-weight: 600; } .below { color: #b3261e; font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 24px 36px; }
-figure { margin: 0; } figure h3 { font-size: 15px; margin: 0 0 2px; } figcaption span { margin-right: 14px; white-space: nowrap; }
+figure { margin: 0; } figure h3 { font-size: 15px; margin: 0 0 2px; } figcaption span { display: inline-block; margin-right: 14px; }
 svg { width: 100%; height: auto; display: block; } svg.gauge { width: 176px; height: 20px; }
 .grid { stroke: #e6e9ec; } .axis { stroke: #8b949e; fill: none; } .tick { font-size: 12px; fill: #57606a; } .name { font-size: 12.5px; fill: #1b1f23; }
 details { margin-top: 8px; } details td { padding: 2px 10px 2px 0; } summary { cursor: pointer; }
@@ -25,7 +25,7 @@ details { margin-top: 8px; } details td { padding: 2px 10px 2px 0; } summary { c
 def page(record, rows):
     machine, versions = record["machine"], record["versions"]
     facts = f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['instructions'])}, {machine['memory_mb'] // 1024} GB"
-    programs = " · ".join(f"{name} {version}" for name, version in versions.items() if version)
+    programs = " · ".join(version if version.startswith((name, "adapters")) else f"{name} {version}" for name, version in versions.items() if version)
     way = f"{record['way']['rows'] or 'all'} training rows of each task at most; {record['way']['data']}"
     parts = [
         "<h1>How fast Graftwork is</h1>",
@@ -135,7 +135,7 @@ def memory(adapters):
     counts = [1, 8, 32, 128]
     points = [(count, adapters[f"pss_mb_{count}"]) for count in counts]
     least = [(count, points[0][1] + (count - 1) * adapters["adapter_mb"]) for count in counts]
-    plot = Plot(Axis(1, 128, log=True, ticks=counts), Axis(0, 1.1 * max(value for _, value in points + least)), "tasks in training", "MB")
+    plot = Plot(Axis(0, 128, ticks=counts), Axis(0, 1.1 * max(value for _, value in points + least)), "tasks in training", "MB")
     plot.line(least, COLOURS[4], "weights, gradients and moments alone", dashed=True, marks=False)
     plot.line(points, COLOURS[0], f"measured; one more takes {adapters['one_more_mb']:.1f} MB, its numbers are {adapters['adapter_mb']:.1f}")
     return plot.svg()

@@ -9,10 +9,6 @@ class Row:
         self.name, self.what, self.against, self.needs, self.of = name, what, against, needs, of
         self.least, self.aim, self.unit, self.lower = least, aim, unit, lower
 
-    @property
-    def with_peer(self):
-        return any(need.startswith("peer.") for need in self.needs)
-
     def value(self, samples):
         return self.of(lambda need, figure: statistics.median(sample[figure] for sample in samples[need]))
 
@@ -68,7 +64,7 @@ ROWS = [
     Row("cores", "two cores", "one core",
         ["ours.one_core", "ours.two_cores"], ratio(("ours.one_core", "seconds_from_first_step"), ("ours.two_cores", "seconds_from_first_step")), 1.85, 1.95),
     Row("memory", "peak memory, 4 tasks in training (PSS of all processes)", "peer's peak",
-        ["ours.four_tasks", "peer.four_tasks"], ratio(("ours.four_tasks", "pss_mb"), ("peer.four_tasks", "pss_mb")), 1 / 3, 1 / 4, "of it", lower=True),
+        ["ours.four_tasks", "peer.four_tasks"], ratio(("ours.four_tasks", "pss_mb"), ("peer.four_tasks", "pss_mb")), 1 / 3, 1 / 4, "%", lower=True),
     Row("adapter-memory", "memory for one more adapter in training", "its weights, gradient and two moments",
         ["ours.adapters"], ratio(("ours.adapters", "one_more_mb"), ("ours.adapters", "adapter_mb")), 1.5, 1.2, lower=True),
     Row("start", "command to first completed step, tokens cached, disk warm", "peer: see the record",
