@@ -29,7 +29,8 @@ class Data:
         self.suite = tasks(folder, SUITE) if folder else []
         missing = [task.name for task in self.suite if not task.train.exists()]
         if folder and missing:
-            raise SystemExit(f"bench: {folder} has no train.parquet for {', '.join(missing)}; the suite needs " + ", ".join(name for name, *_ in SUITE))
+            names = ", ".join(name for name, *_ in SUITE)
+            raise SystemExit(f"bench: {folder} has no train.parquet for {', '.join(missing)}; the suite needs {names}")
         self.is_suite = bool(self.suite)
         if self.is_suite:
             self.words = f"the suite's own texts in {folder}"

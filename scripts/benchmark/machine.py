@@ -45,8 +45,9 @@ def versions(options, root):
         "rustc": first_line("rustc", "--version"),
     }
     if options.peer:
-        words = "import adapters, torch, transformers; print('adapters', adapters.__version__, 'torch', torch.__version__, 'transformers', transformers.__version__)"
-        found["peer"] = first_line(options.peer_python, "-c", words)
+        names = ("adapters", "torch", "transformers")
+        words = [f"import {', '.join(names)}", *(f"print('{name}', {name}.__version__, end=' ')" for name in names)]
+        found["peer"] = first_line(options.peer_python, "-c", "; ".join(words))
     return found
 
 

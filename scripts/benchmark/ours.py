@@ -59,6 +59,10 @@ class Ours:
         done = self.run(self.job([section("dropped", task)], training, "leave_out = [0, 1, 2]"))
         return {"first_epoch_examples_per_second": done.pace("dropped", 0, 1), "later_examples_per_second": done.pace("dropped", 1, 3)}
 
+    def lora(self):
+        done = self.run(self.job([section("lora", self.data.middle.first(STEADY_ROWS))], {"epochs": 1}, method="lora"))
+        return {"examples_per_second": done.pace("lora")}
+
     def one_core(self):
         return self.cores({0}, 1)
 
@@ -143,7 +147,8 @@ class Ours:
     def grid(self):
         options = ["--tokens", "10,20,40,80,120", "--batches", "4,16,64", "--cuts", "2x2", "--json"]
         lines = self.example("step_time", [self.base, "seq_bn", 1, *options])
-        return {f"tokens{line['rows']}_batch{line['batch']}_{figure}": line[figure] for line in lines for figure in ("examples_per_second", "tokens_per_second", "useful_gflops")}
+        names = ("examples_per_second", "tokens_per_second", "useful_gflops")
+        return {f"tokens{line['rows']}_batch{line['batch']}_{name}": line[name] for line in lines for name in names}
 
     def roofline(self):
         figures = {}
@@ -185,7 +190,8 @@ class Ours:
     def in_training(self, count):
         folder = self.fresh()
         task = self.data.short.first(320)
-        job = self.job([section(f"task{number}", task) for number in range(count)], {"epochs": 100000, "evaluate_every": 1000000, "checkpoint_every": 1000000})
+        never = {"epochs": 100000, "evaluate_every": 1000000, "checkpoint_every": 1000000}
+        job = self.job([section(f"task{number}", task) for number in range(count)], never)
         (folder / "job.toml").write_text(job)
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "GRAFTWORK_COORDINATOR": f"unix://{folder}/state/door/socket"}
         programs, log = self.programs / "graftwork", open(folder / "log", "w")
@@ -216,11 +222,11 @@ class Ours:
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
-    def job(self, sections, training, adapter="", threads=2):
+    def job(self, sections, training, adapter="", threads=2, method="seq_bn"):
         values = "\n".join(f"{key} = {json.dumps(value)}" for key, value in training.items())
         return (
             f'name = "bench"\n[base_model]\nlocation = "{self.base}"\n[publish]\nhub = "hub"\norganisation = "bench"\n'
-            f'[resources]\nthreads = {threads}\n[defaults.adapter]\nmethod = "seq_bn"\n{adapter}\n'
+            f'[resources]\nthreads = {threads}\n[defaults.adapter]\nmethod = "{method}"\n{adapter}\n'
             f"[defaults.training]\nlearning_rate = {RATE}\nbatch_size = {BATCH}\n{values}\n" + "\n".join(sections)
         )
 

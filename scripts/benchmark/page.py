@@ -1,5 +1,6 @@
 """The page of a record: the table with both bars, plots, and every figure. Self-contained."""
 import html
+import re
 import statistics
 
 from .plot import COLOURS, Axis, Plot, bars, gauge, number
@@ -25,7 +26,8 @@ details { margin-top: 8px; } details td { padding: 2px 10px 2px 0; } summary { c
 def page(record, rows):
     machine, versions = record["machine"], record["versions"]
     facts = f"{machine['processor']}, {machine['cores']} cores, {', '.join(machine['instructions'])}, {machine['memory_mb'] // 1024} GB"
-    programs = " · ".join(version if version.startswith((name, "adapters")) else f"{name} {version}" for name, version in versions.items() if version)
+    named = lambda name, version: version if version.startswith((name, "adapters")) else f"{name} {version}"
+    programs = " · ".join(named(name, version) for name, version in versions.items() if version)
     way = f"{record['way']['rows'] or 'all'} training rows of each task at most; {record['way']['data']}"
     parts = [
         "<h1>How fast Graftwork is</h1>",
@@ -76,7 +78,8 @@ def by_length(grid):
         tokens, batch, _ = name.split("_", 2)
         batches.add(int(batch[5:]))
         lengths.add(int(tokens[6:]))
-    lines = {batch: [(length, grid[f"tokens{length}_batch{batch}_tokens_per_second"]) for length in sorted(lengths)] for batch in sorted(batches)}
+    of = lambda length, batch: (length, grid[f"tokens{length}_batch{batch}_tokens_per_second"])
+    lines = {batch: [of(length, batch) for length in sorted(lengths)] for batch in sorted(batches)}
     most = max(value for line in lines.values() for _, value in line)
     plot = Plot(Axis(min(lengths), max(lengths), log=True, ticks=sorted(lengths)), Axis(0, 1.1 * most), "tokens of a row", "tokens a second")
     for (batch, line), colour in zip(lines.items(), COLOURS):
@@ -88,7 +91,8 @@ def roofline(medians):
     roof = medians.get("ours.roofline")
     if not roof:
         return ""
-    rows = sorted(int(name[len("threads2_product"):-len("_gflops")]) for name in roof if name.startswith("threads2_product") and name.endswith("_gflops") and "sgemm" not in name)
+    found = (re.fullmatch(r"threads2_product(\d+)_gflops", name) for name in roof)
+    rows = sorted(int(name[1]) for name in found if name)
     of = lambda row, figure: roof[f"threads2_product{row}_{figure}"]
     ours = [(of(row, "intensity"), of(row, "gflops")) for row in rows]
     library = [(of(row, "intensity"), of(row, "sgemm_gflops")) for row in rows]
@@ -96,11 +100,14 @@ def roofline(medians):
     low, high = 0.3, 200
     plot = Plot(Axis(low, high, log=True), Axis(4, 1.5 * peak, log=True), "operations for each byte", "GFLOP/s")
     knee = peak / bandwidth
-    plot.line([(max(low, 4.2 / bandwidth), max(low, 4.2 / bandwidth) * bandwidth), (knee, peak), (high, peak)], "#444", f"roof: {number(peak)} GFLOP/s, {number(bandwidth)} GB/s", marks=False)
+    first = max(low, 4.2 / bandwidth)
+    roof_name = f"roof: {number(peak)} GFLOP/s, {number(bandwidth)} GB/s"
+    plot.line([(first, first * bandwidth), (knee, peak), (high, peak)], "#444", roof_name, marks=False)
     plot.line(library, COLOURS[1], "libtorch's sgemm", dashed=True)
     plot.line(ours, COLOURS[0], "our products")
     steps = medians.get("ours.steps", {})
-    points = [(intensity(steps[f"batch{batch}_threads2_tokens_per_batch"] / 2), steps[f"batch{batch}_threads2_useful_gflops"]) for batch in (16, 64) if steps]
+    of = lambda batch, figure: steps[f"batch{batch}_threads2_{figure}"]
+    points = [(intensity(of(batch, "tokens_per_batch") / 2), of(batch, "useful_gflops")) for batch in (16, 64) if steps]
     if points:
         plot.points(points, COLOURS[2], "whole step on real pairs, useful arithmetic", 5)
     return plot.svg()
@@ -125,7 +132,8 @@ def scaling(medians):
     drawn = bars(groups, "examples/s")
     jobs = [medians.get(f"ours.{name}_core{'s' * (name == 'two')}", {}).get("seconds_from_first_step") for name in ("one", "two")]
     if all(jobs):
-        drawn += bars([("a job, evaluation and publishing included", [("one core", jobs[0], ""), ("two cores", jobs[1], f" · {jobs[0] / jobs[1]:.2f} ×")])], "s")
+        two = ("two cores", jobs[1], f" · {jobs[0] / jobs[1]:.2f} ×")
+        drawn += bars([("a job, evaluation and publishing included", [("one core", jobs[0], ""), two])], "s")
     return drawn
 
 
@@ -158,7 +166,10 @@ def figures(record):
         for name in samples[0] if samples else ():
             values = [sample[name] for sample in samples]
             ends = f"{number(min(values))} – {number(max(values))}" if len(values) > 1 else ""
-            lines.append(f"<tr><td>{need}</td><td>{html.escape(name)}</td><td class=n>{number(statistics.median(values))}</td><td class=n>{ends}</td><td class=n>{len(values)}</td></tr>")
-    failed = "".join(f"<p class=below>{html.escape(need)} failed: {html.escape(why[:300])}</p>" for need, why in record.get("failed", {}).items())
+            median = number(statistics.median(values))
+            cells = f"<td>{need}</td><td>{html.escape(name)}</td><td class=n>{median}</td><td class=n>{ends}</td><td class=n>{len(values)}</td>"
+            lines.append(f"<tr>{cells}</tr>")
+    failures = record.get("failed", {}).items()
+    failed = "".join(f"<p class=below>{html.escape(need)} failed: {html.escape(why[:300])}</p>" for need, why in failures)
     head = "<tr><th>measurement</th><th>figure</th><th class=n>median</th><th class=n>range</th><th class=n>runs</th></tr>"
     return f"<h2>Every figure</h2>{failed}<details><summary>{len(lines)} figures; raw samples are in record.json</summary><table>{head}{''.join(lines)}</table></details>"

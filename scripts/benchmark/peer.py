@@ -36,6 +36,10 @@ class Peer:
         _, events = self.train([self.data.middle.first(STEADY_ROWS)], ["--fuse", str(count)])
         return {"examples_per_second": events[0]["examples_per_second"]}
 
+    def lora(self):
+        _, events = self.train([self.data.middle.first(STEADY_ROWS)], ["--method", "lora"])
+        return {"examples_per_second": events[0]["examples_per_second"]}
+
     def predict(self):
         done = self.run("predict", [self.data.pairs], [])
         event = next(event for event in done["events"] if event["event"] == "predicted")

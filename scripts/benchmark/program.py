@@ -1,6 +1,6 @@
 """What is measured of AdapterHub's library, in its documented way. Runs in the library's own Python (scripts/peer.sh).
 
-    program.py train   --base DIR --tasks JSON --padding longest|group|max [--dropout default|off] [--fuse N]
+    program.py train   --base DIR --tasks JSON --padding longest|group|max [--method seq_bn] [--dropout default|off] [--fuse N]
     program.py predict --base DIR --tasks JSON [--passes 8]
 
 Prints one line of JSON for each event, with the time of day, so that whoever started it can count from the command on.
@@ -89,7 +89,7 @@ def train(options, tasks):
             model.train_adapter_fusion(parts)
             model.active_head = name
         else:
-            model.add_adapter(name, config="seq_bn")
+            model.add_adapter(name, config=options.method)
             model.add_classification_head(name, num_labels=labels)
             model.train_adapter(name)
         fit(model, name, rows, held_out, tokenizer, options)
@@ -136,6 +136,7 @@ def main():
     parser.add_argument("--tasks", type=json.loads, required=True)
     parser.add_argument("--padding", choices=("longest", "group", "max"), default="longest")
     parser.add_argument("--dropout", choices=("default", "off"), default="default")
+    parser.add_argument("--method", default="seq_bn")
     parser.add_argument("--fuse", type=int, default=0)
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)

@@ -46,6 +46,8 @@ ROWS = [
         ["ours.fusion3", "peer.fusion3"], ratio(("ours.fusion3", "examples_per_second"), ("peer.fusion3", "examples_per_second")), 4, 5),
     Row("fusion8", "fusion of 8 adapters, training", "peer, longest in batch",
         ["ours.fusion8", "peer.fusion8"], ratio(("ours.fusion8", "examples_per_second"), ("peer.fusion8", "examples_per_second")), 6, 9),
+    Row("lora", "LoRA, training", "peer, longest in batch",
+        ["ours.lora", "peer.lora"], ratio(("ours.lora", "examples_per_second"), ("peer.lora", "examples_per_second"))),
     Row("below", "first adapter at layer 3 of 6, second epoch on", "our own first epoch",
         ["ours.dropped"], ratio(("ours.dropped", "later_examples_per_second"), ("ours.dropped", "first_epoch_examples_per_second")), 1.8, 2.5),
     Row("parallel8", "inference, 8 adapters Parallel", "8 single passes of the peer",
