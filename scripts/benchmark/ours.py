@@ -47,7 +47,8 @@ class Ours:
     def fusion(self, count):
         task = self.data.middle.first(STEADY_ROWS)
         names = [f"part{number}" for number in range(count)]
-        parts = [section(name, task, "steps = 1") for name in names]
+        # Stages of one recipe would be trained once.
+        parts = [section(name, task, f"steps = 1, seed = {seed}") for seed, name in enumerate(names)]
         fused = f'[fusions.fused]\nadapters = {json.dumps(names)}\ntask = "part0"\n'
         done = self.run(self.job([*parts, fused], {"epochs": 1}))
         if count == 8:
@@ -193,7 +194,7 @@ class Ours:
         folder = self.fresh()
         task = self.data.short.first(320)
         never = {"epochs": 100000, "evaluate_every": 1000000, "checkpoint_every": 1000000}
-        job = self.job([section(f"task{number}", task) for number in range(count)], never)
+        job = self.job([section(f"task{number}", task, f"seed = {number}") for number in range(count)], never)
         (folder / "job.toml").write_text(job)
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "GRAFTWORK_COORDINATOR": f"unix://{folder}/state/door/socket"}
         programs, log = self.programs / "graftwork", open(folder / "log", "w")
