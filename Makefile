@@ -12,7 +12,7 @@ DATA := $(foreach set,$(SETS),$(HOME_FOLDER)/data/$(set)/import.json)
 GRAFTWORK := target/release/graftwork
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test test-servers test-all check golden follow build nccl data clean help
+.PHONY: quickstart test test-servers test-all check bench bench-peer bench-pieces bench-programs golden follow build nccl data clean help
 
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
@@ -21,6 +21,9 @@ help:
 	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
 	@echo "make check        formatting, lints and docs, warnings as errors"
 	@echo "make nccl         fetch NCCL, which workers with GPUs need (make test does it too)"
+	@echo "make bench        measure Graftwork: a table, out/bench/record.json and a page; BENCH='--rows 400 --runs 1' is quick"
+	@echo "make bench-peer   the same beside AdapterHub's library, in turn, against what must be reached (hours)"
+	@echo "make bench-pieces kernels and input, each alone, with statistics"
 	@echo "make golden GOLDEN=DIR          compare the engine with golden numerics"
 	@echo "make follow TRAJECTORY=DIR      follow a recorded training run step by step"
 
@@ -70,6 +73,20 @@ check: $(LIBTORCH)
 	cargo fmt --all -- --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps --document-private-items
+
+# BENCH holds options of scripts/bench.py, such as --data DIR --rows 400 --runs 1 --only suite start.
+bench: bench-programs data
+	@scripts/bench.py $(BENCH)
+
+bench-peer: bench-programs data
+	@scripts/peer.sh
+	@scripts/bench.py --peer $(BENCH)
+
+bench-pieces: $(LIBTORCH) $(BASE)
+	@cargo bench --locked -p graftwork-engine --bench pieces -- $(BENCH)
+
+bench-programs: build
+	@cargo build --release --locked --quiet -p graftwork-engine --examples
 
 golden: build
 	@$(GRAFTWORK) golden $(GOLDEN)

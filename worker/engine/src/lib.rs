@@ -32,6 +32,8 @@ mod lora;
 mod metrics;
 mod network;
 mod parameters;
+#[doc(hidden)]
+pub mod pieces;
 mod process;
 mod rows;
 mod scoring;

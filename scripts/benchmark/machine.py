@@ -1,0 +1,62 @@
+"""What was measured on: machine, versions, and the figures of the benchmarks of pieces if there are any."""
+import hashlib
+import json
+import os
+import pathlib
+import platform
+import subprocess
+
+
+def facts():
+    cpu = {}
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        cpu.setdefault(key.strip(), value.strip())
+    memory = next(line for line in pathlib.Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
+    wanted = ("avx2", "fma", "avx512f", "avx512vl", "avx512_bf16", "amx_bf16")
+    return {
+        "processor": cpu.get("model name", platform.machine()),
+        "megahertz": cpu.get("cpu MHz"),
+        "cores": os.cpu_count(),
+        "instructions": [flag for flag in wanted if flag in cpu.get("flags", "").split()],
+        "memory_mb": int(memory.split()[1]) // 1024,
+        "kernel": platform.release(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def programs(folder):
+    """Digests of the programs, so that figures of other ones are not mixed in."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in ("graftwork", "graftwork-worker")}
+
+
+def versions(options, root):
+    def first_line(*command):
+        try:
+            return subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=root).stdout.strip().split("\n")[0]
+        except OSError:
+            return ""
+
+    libtorch = root / ".graftwork/libtorch/torch/build-version"
+    found = {
+        "graftwork": first_line(options.programs / "graftwork", "--version"),
+        "commit": first_line("git", "rev-parse", "HEAD"),
+        "libtorch": libtorch.read_text().strip() if libtorch.exists() else "",
+        "rustc": first_line("rustc", "--version"),
+    }
+    if options.peer:
+        names = ("adapters", "torch", "transformers")
+        words = [f"import {', '.join(names)}", *(f"print('{name}', {name}.__version__, end=' ')" for name in names)]
+        found["peer"] = first_line(options.peer_python, "-c", "; ".join(words))
+    return found
+
+
+def pieces(folder):
+    """Median and its 95 % interval in nanoseconds, of each benchmark that `cargo bench -p graftwork-engine` has run."""
+    found = {}
+    for path in sorted(folder.glob("**/new/estimates.json")):
+        median = json.loads(path.read_text())["median"]
+        interval = median["confidence_interval"]
+        name = str(path.parent.parent.relative_to(folder))
+        found[name] = [median["point_estimate"], interval["lower_bound"], interval["upper_bound"]]
+    return found

@@ -1,0 +1,309 @@
+"""What is measured of Graftwork: each function runs real commands once and returns figures by name."""
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import time
+
+from . import watch
+
+# Training of the suite, the same for the peer.
+BATCH, RATE = 16, 1e-3
+# Rows of measurements that need only a steady pace.
+STEADY_ROWS = 1600
+
+
+class Ours:
+    def __init__(self, options, data, scratch):
+        self.programs, self.base, self.data, self.scratch = options.programs, options.base, data, pathlib.Path(scratch)
+        # Where eight adapters are published that predictions can read.
+        self.hub = None
+
+    # -- the suite ------------------------------------------------------------------------------------------------
+
+    def suite(self):
+        return self.run_suite({})
+
+    def suite_with_dropout(self):
+        return self.run_suite({"base_model_dropout": True})
+
+    def run_suite(self, training):
+        job = self.job([section(task.name, task) for task in self.data.suite], {"epochs": 1, **training})
+        done = self.run(job)
+        rows = sum(stage["rows"][0] for stage in done.stages)
+        scores = {f"accuracy_{stage['name']}": score(stage) for stage in done.stages}
+        return {"wall_s": done.seconds, "first_step_s": done.first_step, "rows_per_second": rows / done.seconds, **scores}
+
+    # -- paces of single stages -----------------------------------------------------------------------------------
+
+    def fusion3(self):
+        return self.fusion(3)
+
+    def fusion8(self):
+        return self.fusion(8)
+
+    def fusion(self, count):
+        task = self.data.middle.first(STEADY_ROWS)
+        names = [f"part{number}" for number in range(count)]
+        # Stages of one recipe would be trained once.
+        parts = [section(name, task, f"steps = 1, seed = {seed}") for seed, name in enumerate(names)]
+        fused = f'[fusions.fused]\nadapters = {json.dumps(names)}\ntask = "part0"\n'
+        done = self.run(self.job([*parts, fused], {"epochs": 1}))
+        if count == 8:
+            self.hub = done.folder / "hub/bench"
+        return {"examples_per_second": done.pace("fused")}
+
+    def dropped(self):
+        """The first adapter in layer 3: what lies below it is computed in the first epoch alone."""
+        task = self.data.middle.first(STEADY_ROWS)
+        training = {"epochs": 3, "evaluate_every": 1000000}
+        done = self.run(self.job([section("dropped", task)], training, "leave_out = [0, 1, 2]"))
+        return {"first_epoch_examples_per_second": done.pace("dropped", 0, 1), "later_examples_per_second": done.pace("dropped", 1, 3)}
+
+    def lora(self):
+        done = self.run(self.job([section("lora", self.data.middle.first(STEADY_ROWS))], {"epochs": 1}, method="lora"))
+        return {"examples_per_second": done.pace("lora")}
+
+    def one_core(self):
+        return self.cores({0}, 1)
+
+    def two_cores(self):
+        return self.cores({0, 1}, 2)
+
+    def cores(self, cpus, threads):
+        tasks = [task.first(STEADY_ROWS) for task in (self.data.middle, self.data.pairs)]
+        done = self.run(self.job([section(task.name, task) for task in tasks], {"epochs": 1}, threads=threads), cpus=cpus)
+        return {"seconds_from_first_step": done.seconds - done.first_step}
+
+    def start(self):
+        """A command like one that was given before: tokens and all else that is kept on disk are there."""
+        job = self.job([section("start", self.data.short.first(64))], {"epochs": 1})
+        folder = self.fresh()
+        self.run(job, folder=folder)
+        return {"first_step_s": self.run(job, folder=folder, options=["--again"]).first_step}
+
+    # -- prediction -----------------------------------------------------------------------------------------------
+
+    def predict(self):
+        """Whole commands on a file, less the same command on one text."""
+        if self.hub is None:
+            self.fusion(8)
+        names = [f"part{number}" for number in range(8)]
+        figures = {}
+        for figure, adapters, compose in (
+            ("single", names[:1], None),
+            ("parallel8", names, f"Parallel[{', '.join(names)}]"),
+            ("split8", names, f"BatchSplit[{', '.join(f'{name}:2' for name in names)}]"),
+        ):
+            command = [self.programs / "graftwork", "predict", "--base-model", self.base, "--output", "jsonl", "--max-length", "128"]
+            for name in adapters:
+                command += ["--adapter", f"{name}={self.hub / name}"]
+            command += ["--compose", compose] if compose else []
+            columns = self.data.pairs.columns
+            file = ["--file", self.data.pairs.validation, "--column", columns[0], *(["--pair-column", columns[1]] if columns[1:] else [])]
+            rows = self.rows_of_predictions() if figure == "split8" else None
+            if rows:
+                file = ["--file", rows, "--column", "text"]
+            text = ["--file", self.sixteen(), "--column", "text"] if figure == "split8" else ["--text", "A short text."]
+            whole = watch.run(command + file)
+            alone = watch.run(command + text)
+            done = whole["output"].count("\n")
+            figures[f"{figure}_rows"] = done
+            figures[f"{figure}_seconds"] = whole["seconds"] - alone["seconds"]
+            figures[f"{figure}_rows_per_second"] = done / figures[f"{figure}_seconds"]
+        return figures
+
+    def sixteen(self):
+        return self.texts("sixteen", 16)
+
+    def rows_of_predictions(self):
+        return self.texts("many", 1600)
+
+    def texts(self, name, count):
+        """A file of texts of 5 to 36 words: `BatchSplit` takes whole batches alone, and a data set rarely ends with one."""
+        path = self.scratch / f"{name}.jsonl"
+        words = "the film was a slow and quiet story of seven people who never said what they had seen".split()
+        texts = [" ".join(words[(row + word) % len(words)] for word in range(5 + row % 32)) for row in range(count)]
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return path
+
+    # -- the step, kernels and input, by the engine's examples ----------------------------------------------------
+
+    def steps(self):
+        figures = {}
+        for line in self.step_time("seq_bn", 3, ["--batches", "16,64", "--cuts", "1x1,2x2"]):
+            name = f"batch{line['batch']}_threads{line['threads']}"
+            for figure in ("share_of_sgemm", "useful_gflops", "sgemm_gflops", "examples_per_second", "tokens_per_batch"):
+                figures[f"{name}_{figure}"] = line[figure]
+        return figures
+
+    def single_rows(self):
+        line, = self.step_time("seq_bn+predict", 2, ["--batches", "1", "--cuts", "1x1"])
+        return {"median_ms": line["step_ms_median"], "90_percent_ms": line["step_ms_90"]}
+
+    def step_time(self, preset, seconds, options):
+        texts = ["--texts", self.data.pairs.train, "--columns", ",".join(self.data.pairs.columns)]
+        return self.example("step_time", [self.base, preset, seconds, *texts, *options, "--json"])
+
+    def grid(self):
+        options = ["--tokens", "10,20,40,80,120", "--batches", "4,16,64", "--cuts", "2x2", "--json"]
+        lines = self.example("step_time", [self.base, "seq_bn", 1, *options])
+        names = ("examples_per_second", "tokens_per_second", "useful_gflops")
+        return {f"tokens{line['rows']}_batch{line['batch']}_{name}": line[name] for line in lines for name in names}
+
+    def roofline(self):
+        figures = {}
+        for line in self.example("roofline", [0.4]):
+            name = f"threads{line['threads']}_{line['kind']}{line.get('rows', '')}"
+            figures.update({f"{name}_{figure}": value for figure, value in line.items() if isinstance(value, float)})
+        return figures
+
+    def input(self):
+        lines = self.example("input_rate", [self.base, self.data.pairs.train, ",".join(self.data.pairs.columns), 3])
+        return {f"{line['kind']}_rows_per_second": line["rows_per_second"] for line in lines}
+
+    def example(self, name, arguments):
+        environment = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        output = watch.run([self.programs / "examples" / name, *arguments], environment)["output"]
+        return [json.loads(line) for line in output.splitlines()]
+
+    # -- memory ---------------------------------------------------------------------------------------------------
+
+    def four_tasks(self):
+        tasks = [section(task.name, task.first(800)) for task in self.data.four]
+        done = self.run(self.job(tasks, {"epochs": 1}, threads=4), memory=True)
+        ends = [event["at_ms"] for event in done.events if event["event"] == "stage_finished"]
+        together = {event["stage"] for event in done.events if event["event"] == "step" and event["at_ms"] < min(ends)}
+        if len(together) < 4:
+            raise watch.Failed(f"only {sorted(together)} trained at the same time")
+        return {"pss_mb": done.pss_mb}
+
+    def adapters(self):
+        """One worker with so many tasks in training, under a coordinator; the sum over both."""
+        figures = {}
+        for count in (1, 8, 32, 128):
+            figures[f"pss_mb_{count}"], numbers = self.in_training(count)
+        # Weights, gradient and two moments, of four bytes each.
+        figures["adapter_mb"] = 16 * numbers / (1 << 20)
+        figures["one_more_mb"] = (figures["pss_mb_128"] - figures["pss_mb_8"]) / 120
+        return figures
+
+    def in_training(self, count):
+        folder = self.fresh()
+        task = self.data.short.first(320)
+        never = {"epochs": 100000, "evaluate_every": 1000000, "checkpoint_every": 1000000}
+        job = self.job([section(f"task{number}", task, f"seed = {number}") for number in range(count)], never)
+        (folder / "job.toml").write_text(job)
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "GRAFTWORK_COORDINATOR": f"unix://{folder}/state/door/socket"}
+        programs, log = self.programs / "graftwork", open(folder / "log", "w")
+        start = lambda *words: subprocess.Popen([str(word) for word in (programs, *words)], cwd=folder, env=environment, stdout=log, stderr=log)
+        cluster = [start("coordinator", "--state", folder / "state")]
+        try:
+            wait(lambda: (folder / "state/door/socket").exists(), 30, "the coordinator's socket", folder)
+            cluster.append(start("worker", "--coordinator", environment["GRAFTWORK_COORDINATOR"], "--threads", 2, "--slots", count))
+            ask = lambda *words: watch.run([programs, *words], environment, folder=folder)["output"]
+            submitted = ask("submit", "--shared-root", "/", "job.toml")
+            job = submitted.split()[0] if submitted.split() else ""
+            wait(lambda: self.trained(ask, job) == count, 60 + 3 * count, f"{count} tasks in training", folder)
+            samples = []
+            for _ in range(20):
+                samples.append(watch.pss_mb([process.pid for process in cluster]))
+                time.sleep(0.1)
+            view = json.loads(ask("status", job, "--output", "json"))
+            return max(samples), stages_of(view)[0]["trained_parameters"]
+        finally:
+            for process in reversed(cluster):
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+
+    @staticmethod
+    def trained(ask, job):
+        """How many stages have taken a step."""
+        return sum(bool(stage.get("curve")) for stage in stages_of(json.loads(ask("status", job, "--output", "json"))))
+
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def job(self, sections, training, adapter="", threads=2, method="seq_bn"):
+        values = "\n".join(f"{key} = {json.dumps(value)}" for key, value in training.items())
+        return (
+            f'name = "bench"\n[base_model]\nlocation = "{self.base}"\n[publish]\nhub = "hub"\norganisation = "bench"\n'
+            f'[resources]\nthreads = {threads}\n[defaults.adapter]\nmethod = "{method}"\n{adapter}\n'
+            f"[defaults.training]\nlearning_rate = {RATE}\nbatch_size = {BATCH}\n{values}\n" + "\n".join(sections)
+        )
+
+    def fresh(self):
+        """An empty folder; what earlier measurements left is gone, but for the hub that predictions read."""
+        for old in self.scratch.glob("run-*"):
+            if self.hub is None or old not in self.hub.parents:
+                shutil.rmtree(old)
+        number = max((int(old.name[4:]) for old in self.scratch.glob("run-*")), default=0) + 1
+        folder = self.scratch / f"run-{number}"
+        folder.mkdir()
+        return folder
+
+    def run(self, job, folder=None, cpus=None, memory=False, options=()):
+        """`graftwork run`, with a state and a cache of its own."""
+        folder = folder or self.fresh()
+        (folder / "job.toml").write_text(job)
+        events = []
+
+        def hear(line, seconds):
+            if line.startswith("{"):
+                events.append({**json.loads(line), "seconds": seconds})
+
+        command = [self.programs / "graftwork", "run", "job.toml", "--state", folder / "state", "--progress", "json", *options]
+        done = watch.run(command, {"XDG_CACHE_HOME": str(folder / "cache")}, cpus, hear, memory, folder)
+        report = max(folder.glob("state/*/report.json"), key=os.path.getmtime)
+        return Done(folder, events, done, stages_of(json.loads(report.read_text())))
+
+
+class Done:
+    """A job that has run."""
+
+    def __init__(self, folder, events, done, stages):
+        self.folder, self.events, self.stages = folder, events, stages
+        self.seconds, self.pss_mb = done["seconds"], done.get("pss_mb")
+        self.first_step = next(event["seconds"] for event in events if event["event"] == "step")
+
+    def pace(self, stage, since=0.0, until=float("inf")):
+        """Examples a second between the first and the last report of these epochs before any evaluation."""
+        steps = []
+        for event in self.events:
+            if event["stage"] == stage and event["event"] == "evaluated":
+                break
+            if event["stage"] == stage and event["event"] == "step" and since < event["epoch"] <= until:
+                steps.append(event)
+        if len(steps) < 3:
+            raise watch.Failed(f"{stage} took only {len(steps)} reported steps; give it more rows")
+        first, last = steps[0], steps[-1]
+        return BATCH * (last["step"] - first["step"]) / (last["at_ms"] - first["at_ms"]) * 1e3
+
+
+def section(name, task, training=""):
+    text = json.dumps(task.columns) if task.pair else '"text"'
+    rows = f"rows = {task.rows}\n" if task.rows else ""
+    own = f"training = {{ {training} }}\n" if training else ""
+    return (
+        f'[tasks.{name}]\ntrain = "{task.train}"\nvalidation = "{task.validation}"\ntext = {text}\nlabel = "label"\n'
+        f'head = "classification"\n{rows}{own}'
+    )
+
+
+def stages_of(view):
+    return view.get("stages") or view["job"]["stages"]
+
+
+def score(stage):
+    metrics = stage["result"]["scores"]["validation"]["metrics"]
+    return metrics["accuracy"]
+
+
+def wait(holds, seconds, what, folder):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            log = (folder / "log").read_text()[-2000:]
+            raise watch.Failed(f"{what} did not come within {seconds} s:\n{log}")
+        time.sleep(0.3)

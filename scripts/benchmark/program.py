@@ -1,0 +1,153 @@
+"""What is measured of AdapterHub's library, in its documented way. Runs in the library's own Python (scripts/peer.sh).
+
+    program.py train   --base DIR --tasks JSON --padding longest|group|max [--method seq_bn] [--dropout default|off] [--fuse N]
+    program.py predict --base DIR --tasks JSON [--passes 8]
+
+Prints one line of JSON for each event, with the time of day, so that whoever started it can count from the command on.
+JSON is a list of {"name", "train", "validation", "columns", "rows"}; rows 0 takes all.
+"""
+import argparse
+import json
+import os
+import time
+import warnings
+
+warnings.filterwarnings("ignore")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import datasets
+import pyarrow.parquet as parquet
+import torch
+from adapters import AdapterTrainer, AutoAdapterModel
+from adapters.composition import Fuse
+from transformers import AutoTokenizer, DataCollatorWithPadding, TrainerCallback, TrainingArguments, logging, set_seed
+
+logging.set_verbosity_error()
+LONGEST = 128
+
+
+def say(event, **facts):
+    print(json.dumps({"event": event, "at": time.time(), **facts}), flush=True)
+
+
+def rows_of(path, task, tokenizer, limit, padding):
+    table = parquet.read_table(path)
+    table = table.slice(0, limit) if limit else table
+    texts = [table[name].to_pylist() for name in task["columns"]]
+    encoded = tokenizer(*texts, truncation=True, max_length=LONGEST, padding="max_length" if padding == "max" else False)
+    return datasets.Dataset.from_dict({**encoded, "labels": table["label"].to_pylist()})
+
+
+class Steps(TrainerCallback):
+    """The times of the first and the last update."""
+
+    def __init__(self):
+        self.first = self.last = None
+        self.count = 0
+
+    def on_step_end(self, *_, **__):
+        self.last = time.perf_counter()
+        self.count += 1
+        if self.first is None:
+            self.first = self.last
+            say("first_step")
+
+
+def fit(model, name, rows, held_out, tokenizer, options):
+    arguments = TrainingArguments(
+        output_dir=options.scratch, learning_rate=options.learning_rate, num_train_epochs=1,
+        per_device_train_batch_size=options.batch, per_device_eval_batch_size=64, group_by_length=options.padding == "group",
+        report_to=[], save_strategy="no", logging_steps=10**6, disable_tqdm=True, use_cpu=True, seed=17, label_names=["labels"],
+    )
+    collator = None if options.padding == "max" else DataCollatorWithPadding(tokenizer)
+    steps = Steps()
+    trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[steps])
+    trainer.train()
+    answers = trainer.predict(held_out)
+    logits = answers.predictions[0] if isinstance(answers.predictions, tuple) else answers.predictions
+    accuracy = float((logits.argmax(-1) == answers.label_ids).mean())
+    pace = options.batch * (steps.count - 1) / (steps.last - steps.first) if steps.count > 1 else None
+    say("trained", name=name, rows=len(rows), examples_per_second=pace, accuracy=accuracy)
+
+
+def train(options, tasks):
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if options.dropout == "off" else {}
+    tokenizer = AutoTokenizer.from_pretrained(options.base)
+    model = AutoAdapterModel.from_pretrained(options.base, **dropout)
+    for task in tasks:
+        rows = rows_of(task["train"], task, tokenizer, task["rows"], options.padding)
+        held_out = rows_of(task["validation"], task, tokenizer, 0, options.padding)
+        name, labels = task["name"], max(rows["labels"] + held_out["labels"]) + 1
+        if options.fuse:
+            # The speed of a fusion does not depend on what its adapters have learnt.
+            parts = Fuse(*(f"part{number}" for number in range(options.fuse)))
+            for part in parts:
+                model.add_adapter(part, config="seq_bn")
+            model.add_adapter_fusion(parts)
+            model.add_classification_head(name, num_labels=labels)
+            model.train_adapter_fusion(parts)
+            model.active_head = name
+        else:
+            model.add_adapter(name, config=options.method)
+            model.add_classification_head(name, num_labels=labels)
+            model.train_adapter(name)
+        fit(model, name, rows, held_out, tokenizer, options)
+
+
+def predict(options, tasks):
+    tokenizer = AutoTokenizer.from_pretrained(options.base)
+    model = AutoAdapterModel.from_pretrained(options.base)
+    names = [f"part{number}" for number in range(options.passes)]
+    for name in names:
+        model.add_adapter(name, config="seq_bn")
+        model.add_classification_head(name, num_labels=3)
+    model.eval()
+    task, = tasks
+    table = parquet.read_table(task["validation"])
+    texts = list(zip(*(table[name].to_pylist() for name in task["columns"])))
+
+    def batches(size, rows):
+        for first in range(0, len(rows), size):
+            some = rows[first:first + size]
+            yield tokenizer(*map(list, zip(*some)), truncation=True, max_length=LONGEST, padding=True, return_tensors="pt")
+
+    with torch.inference_mode():
+        def go(name, size, rows):
+            model.set_active_adapters(name)
+            model.active_head = name
+            began = time.perf_counter()
+            seconds = []
+            for batch in batches(size, rows):
+                model(**batch)
+                seconds.append(time.perf_counter() - began - sum(seconds))
+            return time.perf_counter() - began, sorted(seconds)
+
+        go(names[0], options.batch, texts[:64])
+        passes = [go(name, options.batch, texts)[0] for name in names]
+        _, single = go(names[0], 1, texts[:200])
+    say("predicted", rows=len(texts), seconds=sum(passes), first=passes[0], single_ms=1e3 * single[len(single) // 2])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "predict"))
+    parser.add_argument("--base", required=True)
+    parser.add_argument("--tasks", type=json.loads, required=True)
+    parser.add_argument("--padding", choices=("longest", "group", "max"), default="longest")
+    parser.add_argument("--dropout", choices=("default", "off"), default="default")
+    parser.add_argument("--method", default="seq_bn")
+    parser.add_argument("--fuse", type=int, default=0)
+    parser.add_argument("--passes", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--scratch", default="peer-scratch")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    set_seed(17)
+    {"train": train, "predict": predict}[options.what](options, options.tasks)
+
+
+if __name__ == "__main__":
+    main()
