@@ -31,11 +31,13 @@ mod layer;
 mod lora;
 mod metrics;
 mod network;
+mod packed;
 mod parameters;
 mod process;
 mod rows;
 mod scoring;
 mod setup;
+mod shelf;
 mod spans;
 #[cfg(test)]
 mod testing;
@@ -60,6 +62,7 @@ pub use process::{cuda_devices, use_one_thread};
 pub use rows::{Dropout, FusionAttention, HeadLogits, Lane, LaneOptions, LaneOutput, Prediction, Targets, Tokens};
 pub use scoring::Scored;
 pub use setup::{Setup, Trained};
+pub use shelf::{Shelves, Visit};
 /// Where tensors live.
 pub use tch::Device;
 pub use timing::{Work, take_work_times};
