@@ -105,6 +105,9 @@ pub(crate) enum Command {
     Verbs,
 }
 
+/// No disk of a worker is larger.
+const MOST_KEPT_GIB: i64 = 1 << 20;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct SessionArguments {
     /// unix:///path/to/socket, https://HOST:PORT, or http://127.0.0.1:PORT on loopback; several, separated by commas,
@@ -133,6 +136,11 @@ pub(crate) struct SessionArguments {
     /// Folder for fetched base models; by default ~/.cache/graftwork.
     #[arg(long, value_name = "FOLDER")]
     cache: Option<PathBuf>,
+    /// GiB of the cache folder for what would otherwise be computed again: token ids, and values of base models below
+    /// the first adapter. What was used the longest ago goes first; 0 keeps nothing.
+    #[arg(long, value_name = "GIB", default_value_t = 4, env = "GRAFTWORK_KEEP_GIB")]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=MOST_KEPT_GIB))]
+    keep_gib: u32,
     /// End when the process that started this one ends; with its id, even if it has ended already.
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     die_with_parent: Option<i32>,
@@ -183,6 +191,7 @@ fn verdict(within_tolerance: bool) -> u8 {
 
 fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
     let device = arguments.device.open()?;
+    trunks::keep_at_most(u64::from(arguments.keep_gib) << 30);
     let threads = arguments.threads.unwrap_or_else(|| u32::try_from(computer::processors()).unwrap_or(1));
     // Decoding a large page holds a thread for as long as it takes: heartbeats and blobs must not wait behind it.
     let (rows, messages) = (runtime()?, runtime()?);

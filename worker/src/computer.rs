@@ -7,7 +7,7 @@
 use std::{fs, path::Path};
 
 use graftwork_engine::Device;
-use graftwork_shared::recipe::NumericClass;
+use graftwork_shared::{digest::Digest, recipe::NumericClass};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use serde::Serialize;
 
@@ -73,6 +73,17 @@ pub(crate) fn numeric_class(device: Device) -> NumericClass {
         libtorch: libtorch_version(),
         vendor: processor("vendor_id"),
     }
+}
+
+/// This very program, as a file: what another build of the same version computes is not taken for what this one would.
+pub(crate) fn program() -> Digest {
+    let file = fs::metadata("/proc/self/exe");
+    let built = file.and_then(|file| Ok((file.len(), file.modified()?)));
+    let built = built.ok().map(|(bytes, at)| {
+        let since = at.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
+        (bytes, since.as_secs(), since.subsec_nanos())
+    });
+    Digest::of_value("graftwork program", &(graftwork_shared::VERSION, built))
 }
 
 /// The accelerator's model as its driver tells it.

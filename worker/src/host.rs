@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use graftwork_collective::{Aborter, Backend, CollectiveError, FormRequest, Group, form};
-use graftwork_engine::{Device, Trunk};
+use graftwork_engine::{Device, Shelves, Trunk};
 use graftwork_proto::Formation;
 use graftwork_shared::{
     assignment::{Assignment, Evaluation, Failure, Holdings, Usage},
@@ -371,6 +371,10 @@ impl stage::Host for StageHost<'_> {
         self.leave_if_abandoned();
         let credentials = self.assignment.base_model_credentials.as_deref();
         self.shared.trunks.get(&self.shared.runtime, location, credentials, digest)
+    }
+
+    fn shelves(&self) -> Option<Arc<Shelves>> {
+        self.shared.trunks.shelves()
     }
 
     fn rows(&self) -> &Handle {

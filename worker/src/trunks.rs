@@ -1,4 +1,5 @@
-//! Base models of this process: each is fetched, checked and opened once, and then shared.
+//! Base models of this process: each is fetched, checked and opened once, and then shared. Beside them in the cache folder
+//! lie shelves with what would otherwise be computed again from them.
 //!
 //! The trunk's bytes never change (invariant 1): files are mapped read-only by the engine, and a base model whose
 //! digest is not the recipe's is refused before any weight of it is used.
@@ -6,11 +7,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use anyhow::{Context, bail};
-use graftwork_engine::{Device, Trunk};
+use graftwork_engine::{Device, Shelves, Trunk};
 use graftwork_model::BaseModel;
 use graftwork_shared::digest::Digest;
 use tokio::runtime::Handle;
@@ -22,13 +23,29 @@ pub(crate) struct Trunks {
     device: Device,
     cache_folder: PathBuf,
     blobs: Blobs,
+    shelves: Option<Arc<Shelves>>,
     opened: Mutex<BTreeMap<Digest, Trunk>>,
+}
+
+/// Bytes of shelves, once the command line has said it.
+static KEPT_BYTES: OnceLock<u64> = OnceLock::new();
+
+/// How many bytes of the cache folder shelves may take, in this process; 0 keeps nothing. Said once, at the start.
+pub(crate) fn keep_at_most(bytes: u64) {
+    KEPT_BYTES.get_or_init(|| bytes);
 }
 
 impl Trunks {
     /// None opened yet; remote models are kept below `cache_folder`, and uploaded ones come from `blobs`.
     pub(crate) fn new(device: Device, cache_folder: PathBuf, blobs: Blobs) -> Self {
-        Self { device, cache_folder, blobs, opened: Mutex::new(BTreeMap::new()) }
+        let most = KEPT_BYTES.get().copied().unwrap_or(0);
+        let shelves = (most > 0).then(|| Arc::new(Shelves::new(cache_folder.join("shelves"), most)));
+        Self { device, cache_folder, blobs, shelves, opened: Mutex::new(BTreeMap::new()) }
+    }
+
+    /// What is kept from stage to stage, if anything is.
+    pub(crate) fn shelves(&self) -> Option<Arc<Shelves>> {
+        self.shelves.clone()
     }
 
     /// Digests of those opened; `None` while one is being fetched or opened.
@@ -62,6 +79,10 @@ impl Trunks {
             );
         }
         let trunk = Trunk::open(&base, self.device).with_context(|| format!("base model {location}"))?;
+        let trunk = match &self.shelves {
+            Some(shelves) => trunk.packed_once(shelves, &digest),
+            None => trunk,
+        };
         let shared = trunk.share();
         opened.insert(digest, trunk);
         Ok(shared)

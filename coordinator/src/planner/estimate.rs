@@ -80,7 +80,7 @@ pub(super) fn estimate(stages: &[PlannedStage], trunk: &TrunkDescription, job: &
     memory.sort_unstable_by(|a, b| b.cmp(a));
     let at_once: u64 = memory.iter().take(threads as usize).sum();
     Estimate {
-        memory_bytes: memory::trunk(trunk) + at_once + u64::from(workers) * memory::process(trunk),
+        memory_bytes: memory::trunk(trunk) + at_once + u64::from(workers) * memory::process(),
         disk_bytes: stages.iter().map(|stage| stage.trained_parameters * BYTES_ON_DISK_FOR_EACH_TRAINED).sum(),
         seconds: stage_seconds.iter().sum(),
         stage_seconds,

@@ -77,11 +77,10 @@ pub(super) fn plan(job: &Job, fusion: &Fusion, parts: &Parts<'_>, problems: &Pro
     for variant in sweep::variants(&adapters, &tasks, dropped) {
         footprints.push(footprint(fusion, &variant, target, base, problems)?);
     }
-    let keeps = adapters.iter().all(|adapter| adapter.config.leave_out().contains(&0));
     let method = Method::Fusion { config: fusion.config.clone(), adapters };
     let memory = |footprint: &Footprint| {
         let (training, rows, trunk) = (&fusion.training, &target.rows.train, &base.model.description);
-        memory::Stage { footprint, training, rows, trunk, threads: job.resources.threads, keeps }.bytes()
+        memory::Stage { footprint, training, rows, trunk, threads: job.resources.threads }.bytes()
     };
     let rows = &target.rows;
     let recipe = Recipe {

@@ -18,9 +18,6 @@ const TOKEN_BYTES: u64 = 122_500;
 /// Tokens of a lane that travel through the layers together, as the engine cuts them; a longer row travels alone.
 const RUN_TOKENS: f64 = 512.0;
 
-/// Bytes that a stage may keep of what lies below its first adapter, as the engine bounds them.
-const KEPT_BYTES: u64 = 256 << 20;
-
 /// What a stage needs beside its process and the trunk.
 pub(super) struct Stage<'a> {
     pub(super) footprint: &'a Footprint,
@@ -29,15 +26,13 @@ pub(super) struct Stage<'a> {
     pub(super) trunk: &'a TrunkDescription,
     /// Trainer threads of a worker, where the job says how many.
     pub(super) threads: Option<u32>,
-    /// Whole layers lie below the first adapter.
-    pub(super) keeps: bool,
 }
 
 impl Stage<'_> {
-    /// Bytes: its numbers, the activations of the lanes in flight, and what is kept between epochs.
+    /// Bytes: its numbers, and the activations of the lanes in flight. What is kept between epochs lies on disk.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive numbers below 2^52")]
     pub(super) fn bytes(&self) -> u64 {
-        let Self { footprint, training, rows, trunk, threads, keeps } = self;
+        let Self { footprint, training, rows, trunk, threads } = self;
         let mean = tokens_per_row(rows, training);
         let lane_rows = f64::from(training.batch_size) / f64::from(training.lanes.max(1));
         // Lengths scatter by about their mean's two thirds: the largest of many sums of so many rows.
@@ -49,17 +44,8 @@ impl Stage<'_> {
         // Probabilities of attention: for each head and layer one for each token that it may look at.
         let attention = 4.0 * f64::from(trunk.layers) * f64::from(trunk.attention_heads) * longest;
         let activations = lanes * run * (TOKEN_BYTES as f64 * scale + attention);
-        let kept = if *keeps { kept_bytes(rows, mean, trunk) } else { 0 };
-        footprint.stage_bytes() + activations as u64 + kept
+        footprint.stage_bytes() + activations as u64
     }
-}
-
-/// Two tensors of the trunk's width and the ids, for each token of the training rows.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a positive number below 2^52")]
-fn kept_bytes(rows: &SplitManifest, tokens_per_row: f64, trunk: &TrunkDescription) -> u64 {
-    let tokens = rows.rows as f64 * tokens_per_row;
-    let bytes = tokens * (8.0 * f64::from(trunk.hidden_size) + 16.0);
-    (bytes as u64).min(KEPT_BYTES)
 }
 
 fn layer_bytes(trunk: &TrunkDescription) -> u64 {
@@ -67,12 +53,13 @@ fn layer_bytes(trunk: &TrunkDescription) -> u64 {
     4 * u64::from(trunk.layers) * (4 * hidden * hidden + 2 * hidden * inner)
 }
 
-/// Bytes of the base model's file in memory, which all workers of a machine share.
+/// Bytes of the base model's files in memory, which all workers of a machine share: tables, and the layers' weights packed
+/// for both directions.
 pub(super) fn trunk(trunk: &TrunkDescription) -> u64 {
-    4 * u64::from(trunk.vocab_size + trunk.max_positions) * u64::from(trunk.hidden_size) + layer_bytes(trunk)
+    4 * u64::from(trunk.vocab_size + trunk.max_positions) * u64::from(trunk.hidden_size) + 2 * layer_bytes(trunk)
 }
 
-/// Bytes of each worker's process before any stage: with the layers' weights packed for both directions.
-pub(super) fn process(trunk: &TrunkDescription) -> u64 {
-    PROCESS_BYTES + 2 * layer_bytes(trunk)
+/// Bytes of each worker's process before any stage.
+pub(super) fn process() -> u64 {
+    PROCESS_BYTES
 }

@@ -107,7 +107,6 @@ pub(super) fn stage(task: &Task, of: &Of<'_>, problems: &Problems<'_>) -> Option
             rows: &rows.train,
             trunk: &base.model.description,
             threads: job.resources.threads,
-            keeps: task.adapter.leave_out().contains(&0),
         }
         .bytes(),
         expect: task.expect,

@@ -24,6 +24,9 @@ const MOST_DEATHS: u32 = 6;
 /// How long workers may take to leave at the end before they are killed: nothing of theirs is lost by then.
 const LEAVING: Duration = Duration::from_secs(3);
 
+/// What a worker would start itself again for, and open libtorch twice.
+const OPENMP: [(&str, &str); 2] = [("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")];
+
 /// How each worker is started.
 #[derive(Clone, Debug)]
 pub(super) struct Start {
@@ -68,6 +71,7 @@ impl Pool {
         let log = log.with_context(|| format!("opening {}", start.log.display()))?;
         let mut command = Command::from(start.worker.command());
         command
+            .envs(OPENMP)
             .arg("worker")
             .arg("--coordinator")
             .arg(format!("unix://{}", start.socket.display()))

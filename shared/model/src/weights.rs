@@ -5,7 +5,7 @@
 
 use std::{fs::File, ops::Range, path::Path};
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::{
     error::{FormatError, ModelError},
@@ -59,6 +59,17 @@ impl MappedWeights {
     /// When the tensor is of another base model.
     pub fn bytes(&self, tensor: &TrunkTensor) -> &[u8] {
         &self.files[tensor.file].bytes[tensor.range.clone()]
+    }
+
+    /// Gives the files' pages back to the system, which reads them again when somebody asks: after a pass over all that
+    /// is not needed soon.
+    pub fn leave_pages(&self) {
+        for file in &self.files {
+            // SAFETY: the mapping is of a file and read-only, so its pages come back with the same bytes.
+            let left = unsafe { file.bytes.unchecked_advise(UncheckedAdvice::DontNeed) };
+            // Advice that is not taken costs memory and nothing else.
+            left.ok();
+        }
     }
 
     /// A tensor's values as fp32 in row-major order, whatever its type and order in the file.

@@ -11,6 +11,7 @@ use tch::{Kind, Tensor};
 use crate::{
     host,
     kernel::{self, Bend, Left, Norm, Outputs, Panels, Start, normalise, normalise_backward, product},
+    packed::{PackedFile, Unpacked},
     timing::{Work, timed},
 };
 
@@ -27,7 +28,25 @@ pub(crate) struct Linear {
 struct Packed {
     forward: OnceLock<Panels>,
     backward: OnceLock<Panels>,
+    /// A file with both, and the number of the first one in it.
+    file: OnceLock<(Arc<PackedFile>, usize)>,
 }
+
+impl Packed {
+    /// Panels from the file, or else packed now.
+    fn get(&self, way: usize, sizes: [usize; 2], pack: impl FnOnce() -> Panels) -> &Panels {
+        let cell = [&self.forward, &self.backward][way];
+        cell.get_or_init(|| {
+            let mapped = self.file.get().and_then(|(file, first)| file.panels(first + way, sizes));
+            mapped.unwrap_or_else(pack)
+        })
+    }
+}
+
+/// Place of a weight's panels for `x Wᵀ`.
+const FORWARD: usize = 0;
+/// Place of a weight's panels for `g W`.
+const BACKWARD: usize = 1;
 
 /// A frozen layer norm over the last dimension.
 #[derive(Debug)]
@@ -77,7 +96,8 @@ impl Linear {
         let (x, bias) = (host::values(x_ti)?, host::values(&self.bias_o)?);
         let [outputs, inputs] = host::sizes(&self.weight_oi);
         let weight = host::values(&self.weight_oi)?;
-        let panels = self.packed.forward.get_or_init(|| Panels::of_columns(weight, [inputs, outputs]));
+        let sizes = [inputs, outputs];
+        let panels = self.packed.get(FORWARD, sizes, || Panels::of_columns(weight, sizes));
         let rows = x.len() / inputs;
         let mut out_to = host::fresh([rows, outputs]);
         product(Left::rows(x, inputs), rows, panels, Start::Bias(bias), host::values_mut(&mut out_to)?);
@@ -92,11 +112,39 @@ impl Linear {
         };
         let [outputs, inputs] = host::sizes(&self.weight_oi);
         let weight = host::values(&self.weight_oi)?;
-        let panels = self.packed.backward.get_or_init(|| Panels::of_rows(weight, [outputs, inputs]));
+        let sizes = [outputs, inputs];
+        let panels = self.packed.get(BACKWARD, sizes, || Panels::of_rows(weight, sizes));
         let rows = gradient.len() / outputs;
         let mut below_ti = host::fresh([rows, inputs]);
         product(Left::rows(gradient, outputs), rows, panels, start, host::values_mut(&mut below_ti)?);
         Some(below_ti)
+    }
+
+    /// Both ways of packing the weight; `None` where kernels cannot read it.
+    pub(crate) fn unpacked(&self) -> Option<[Unpacked<'_>; 2]> {
+        let [outputs, inputs] = host::sizes(&self.weight_oi);
+        let weight = host::values(&self.weight_oi)?;
+        let [forward, backward] = [[inputs, outputs], [outputs, inputs]];
+        Some([
+            Unpacked { sizes: forward, pack: Box::new(move || Panels::of_columns(weight, forward)) },
+            Unpacked { sizes: backward, pack: Box::new(move || Panels::of_rows(weight, backward)) },
+        ])
+    }
+
+    /// Takes panels from a file in which both ways lie, the first one at this number. Without effect where they are
+    /// packed already.
+    pub(crate) fn packed_in(&self, file: &Arc<PackedFile>, first: usize) {
+        self.packed.file.get_or_init(|| (Arc::clone(file), first));
+    }
+
+    /// How many of both ways were taken from a file.
+    #[cfg(test)]
+    pub(crate) fn mapped(&self) -> usize {
+        [&self.packed.forward, &self.packed.backward]
+            .iter()
+            .filter_map(|cell| cell.get())
+            .filter(|p| p.is_mapped())
+            .count()
     }
 
     pub(crate) fn share(&self) -> Self {

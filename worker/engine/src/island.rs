@@ -9,6 +9,12 @@ use crate::{
     timing::{Work, timed},
 };
 
+#[cfg(test)]
+thread_local! {
+    /// How many islands this thread has computed.
+    pub(crate) static ISLANDS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
+}
+
 /// A site's forward pass, kept until its backward.
 pub(crate) struct Island {
     /// The result, still attached to the site's own graph.
@@ -30,6 +36,8 @@ impl Island {
         leaves: Vec<usize>,
         site: impl FnOnce(&[Tensor]) -> Tensor,
     ) -> (Self, Tensor) {
+        #[cfg(test)]
+        ISLANDS.set(ISLANDS.get() + 1);
         let inputs: Vec<Tensor> = inputs.iter().map(|input| input.detach().set_requires_grad(input_gradient)).collect();
         let out = timed(Work::Islands, || tch::with_grad(|| site(&inputs)));
         let value = out.detach();

@@ -31,6 +31,7 @@ mod layer;
 mod lora;
 mod metrics;
 mod network;
+mod packed;
 mod parameters;
 #[doc(hidden)]
 pub mod pieces;
@@ -38,6 +39,7 @@ mod process;
 mod rows;
 mod scoring;
 mod setup;
+mod shelf;
 mod spans;
 #[cfg(test)]
 mod testing;
@@ -62,6 +64,7 @@ pub use process::{cuda_devices, use_one_thread};
 pub use rows::{Dropout, FusionAttention, HeadLogits, Lane, LaneOptions, LaneOutput, Prediction, Targets, Tokens};
 pub use scoring::Scored;
 pub use setup::{Setup, Trained};
+pub use shelf::{Shelves, Visit};
 /// Where tensors live.
 pub use tch::Device;
 pub use timing::{Work, take_work_times};

@@ -1,19 +1,24 @@
 //! The frozen transformer's weights on a device.
 //!
-//! On the CPU the tensors lie in the mapped weight file itself, so that all threads and processes of a machine share
-//! its pages. Nothing ever writes to them (invariant 1).
+//! On the CPU the tensors lie in the mapped weight file itself, and packed ones in another, so that all threads and
+//! processes of a machine share their pages. Nothing ever writes to them (invariant 1).
 
 use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use graftwork_model::{BaseModel, Dtype, MappedWeights, ModelError, TrunkDescription, TrunkTensor};
+use graftwork_shared::digest::Digest;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    EngineError,
+    EngineError, InputError, TextEncoder,
     block::{LayerNorm, Linear},
+    input::Rules,
+    packed::PackedFile,
+    shelf::Shelves,
     spans::signed,
 };
 
@@ -21,6 +26,8 @@ use crate::{
 pub struct Trunk {
     description: Arc<TrunkDescription>,
     tokenizer: Arc<PathBuf>,
+    /// Opened once for each limit of length.
+    rules: Arc<Mutex<BTreeMap<u32, Arc<Rules>>>>,
     /// The file behind the tensors; must outlive every one of them.
     mapped: Arc<MappedWeights>,
     device: Device,
@@ -79,7 +86,23 @@ impl Trunk {
         let pooler = if base.has_pooler() { Some(reader.linear("pooler.dense")?) } else { None };
         let description = Arc::new(base.description.clone());
         let tokenizer = Arc::new(base.tokenizer.clone());
-        Ok(Self { description, tokenizer, mapped, device, embeddings, layers, pooler })
+        Ok(Self { description, tokenizer, rules: Arc::default(), mapped, device, embeddings, layers, pooler })
+    }
+
+    /// Reads packed weights from a file that all processes of the machine share, and writes it first where it is not there
+    /// yet. `digest` is that of the base model. Changes no byte of a result; without effect on accelerators.
+    pub fn packed_once(self, shelves: &Arc<Shelves>, digest: &Digest) -> Self {
+        let linears: Vec<&Linear> = self.layers.iter().flat_map(LayerWeights::linears).collect();
+        let matrices: Option<Vec<_>> = linears.iter().map(|linear| linear.unpacked()).collect();
+        let matrices: Vec<_> = matrices.into_iter().flatten().flatten().collect();
+        if let Some(file) = PackedFile::of(shelves, digest, &matrices).filter(|_| !matrices.is_empty()) {
+            let file = Arc::new(file);
+            linears.iter().enumerate().for_each(|(number, linear)| linear.packed_in(&file, 2 * number));
+        }
+        drop(matrices);
+        // Where the file was written just now, all weights were read, and few are again.
+        self.mapped.leave_pages();
+        self
     }
 
     /// The same weights for another thread; costs a few dozen reference counts.
@@ -103,6 +126,7 @@ impl Trunk {
         Self {
             description: Arc::clone(&self.description),
             tokenizer: Arc::clone(&self.tokenizer),
+            rules: Arc::clone(&self.rules),
             mapped: Arc::clone(&self.mapped),
             device: self.device,
             embeddings,
@@ -116,14 +140,32 @@ impl Trunk {
         &self.description
     }
 
-    /// The base model's `tokenizer.json`.
-    pub fn tokenizer(&self) -> &Path {
-        &self.tokenizer
+    /// The base model's tokenizer for rows of at most so many tokens, special ones included.
+    ///
+    /// # Errors
+    /// As [`TextEncoder::open`].
+    pub fn encoder(&self, max_length: u32) -> Result<TextEncoder, InputError> {
+        let mut opened = self.rules.lock().unwrap_or_else(PoisonError::into_inner);
+        let rules = match opened.get(&max_length) {
+            Some(rules) => Arc::clone(rules),
+            None => {
+                let rules = Arc::new(Rules::open(&self.tokenizer, max_length, self.description.type_vocab_size)?);
+                opened.insert(max_length, Arc::clone(&rules));
+                rules
+            }
+        };
+        Ok(TextEncoder::with(rules))
     }
 
     /// Where the weights lie.
     pub fn device(&self) -> Device {
         self.device
+    }
+}
+
+impl LayerWeights {
+    pub(crate) fn linears(&self) -> [&Linear; 6] {
+        [&self.query, &self.key, &self.value, &self.attention_output, &self.intermediate, &self.output]
     }
 }
 

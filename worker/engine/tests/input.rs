@@ -3,16 +3,19 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail by a panic")]
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use graftwork_dataset::{Access, GroupDigests, Order, ReadRequest, open, select};
-use graftwork_engine::{BatchShape, Input, InputError, InputRequest, Position, Targets, TextEncoder, Update};
+use graftwork_engine::{BatchShape, Input, InputError, InputRequest, Position, Shelves, Targets, TextEncoder, Update};
 use graftwork_shared::{
     assignment::Blame,
     data::{Columns, SplitManifest, TextColumns},
+    digest::Digest,
     head::HeadOutput,
 };
 use parquet::arrow::ArrowWriter;
@@ -115,6 +118,10 @@ impl Data {
     }
 
     fn input(&self, manifest: SplitManifest, position: Position, updates: u64) -> Input {
+        self.input_of(manifest, position, updates, Arc::new(encoder(20)))
+    }
+
+    fn input_of(&self, manifest: SplitManifest, position: Position, updates: u64, encoder: Arc<TextEncoder>) -> Input {
         let labels = vec!["0".to_owned(), "1".to_owned()];
         let read = ReadRequest {
             manifest,
@@ -127,7 +134,7 @@ impl Data {
         };
         let shape = BatchShape { batch_size: 3, accumulation: 2, lanes: 2 };
         let request = InputRequest { read, access: Access::anonymous(), shape, position, updates };
-        Input::start(self.runtime.handle(), request, Arc::new(encoder(20)))
+        Input::start(self.runtime.handle(), request, encoder)
     }
 }
 
@@ -190,4 +197,72 @@ fn files_that_changed_since_the_plan_are_refused_by_name() {
     let error = (0..2).find_map(|_| input.next_update().err()).unwrap();
     assert_eq!(error.blame(), Blame::User);
     assert!(error.to_string().contains("a.parquet"), "{error}");
+}
+
+/// Waits until so many updates are packed.
+fn wait_until_ready(input: &Input, updates: usize) {
+    let since = Instant::now();
+    while input.ready() < updates {
+        assert!(since.elapsed() < Duration::from_secs(60), "{} of {updates} updates are ready", input.ready());
+        std::thread::yield_now();
+    }
+}
+
+// What must be ready is counted: a trainer that is slower than the input never finds an update missing, through the ends
+// of epochs too.
+#[test]
+fn updates_are_packed_before_they_are_asked_for() {
+    let data = Data::write(20);
+    let updates = 12;
+    let mut input = data.input(data.manifest(), Position::start(), updates);
+    for taken in 0..updates {
+        // Four wait, and a fifth one is in the thread's hands.
+        wait_until_ready(&input, usize::try_from(updates - taken).unwrap().min(5));
+        input.next_update().unwrap();
+    }
+    assert_eq!((input.late(), input.ready()), (0, 0));
+}
+
+#[test]
+fn each_text_is_tokenised_once_and_in_no_later_run() {
+    let (data, folder) = (Data::write(20), TempDir::new().unwrap());
+    let run = |max_length, shelves: Option<u64>| {
+        let encoder = match shelves {
+            None => encoder(max_length),
+            // Other shelves each time: what another process left is found.
+            Some(most) => {
+                let shelves = Arc::new(Shelves::new(folder.path().to_owned(), most));
+                encoder(max_length).keeping(&shelves, &Digest::of(b"these files"))
+            }
+        };
+        let encoder = Arc::new(encoder);
+        let mut input = data.input_of(data.manifest(), Position::start(), 12, Arc::clone(&encoder));
+        let lanes: Vec<_> = (0..12).map(|_| input.next_update().unwrap().lanes).collect();
+        (lanes, encoder.tokenised())
+    };
+    // Three epochs of 20 rows, with 5 texts among them.
+    let (expected, tokenised) = run(20, None);
+    assert_eq!(tokenised, 60);
+    assert_eq!(run(20, Some(1 << 20)), (expected.clone(), 5));
+    assert_eq!(run(20, Some(1 << 20)), (expected.clone(), 0));
+    // Ids under another limit are others.
+    let (shorter, tokenised) = run(6, Some(1 << 20));
+    assert_eq!(tokenised, 5);
+    assert_ne!(shorter, expected);
+    assert_eq!(run(20, Some(1 << 20)), (expected.clone(), 0));
+    // No room: tokenised again.
+    let (lanes, tokenised) = run(16, Some(4));
+    assert_eq!(tokenised, 60);
+    assert_eq!(lanes, run(16, None).0);
+    // Damage.
+    for shelf in fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()) {
+        for file in fs::read_dir(shelf).unwrap().map(|entry| entry.unwrap().path()) {
+            let mut bytes = fs::read(&file).unwrap();
+            bytes[3] ^= 1;
+            fs::write(file, bytes).unwrap();
+        }
+    }
+    let (lanes, tokenised) = run(20, Some(1 << 20));
+    assert_eq!(lanes, expected);
+    assert!((1..=6).contains(&tokenised), "{tokenised}");
 }

@@ -203,7 +203,8 @@ pub(crate) fn run(arguments: &Arguments, runtime: &Handle) -> Result<(), Predict
         skip_layers: assembled.skip_layers,
         batch_rows: assembled.batch_rows.unwrap_or(usize::from(arguments.batch_size)),
         is_cut: assembled.batch_rows.is_some(),
-        network: Network::new(Trunk::open(&base, device)?, assembled.setup, assembled.tensors)?,
+        network: Network::new(Trunk::open(&base, device)?, assembled.setup, assembled.tensors)?
+            .for_rows_that_return(false),
         pool: Pool::start(
             arguments.threads.map_or_else(computer::processors, usize::from),
             graftwork_engine::use_one_thread,

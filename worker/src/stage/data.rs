@@ -19,10 +19,12 @@ use graftwork_shared::{
     assignment::{Assignment, Failure},
     data::{Split, SplitManifest},
     digest::Digest,
+    recipe::Recipe,
     upload::{self, UploadedFile},
 };
 
 use super::{Host, failure};
+use crate::computer::program;
 
 /// The uploaded files of an assignment, by digest, as files of this machine; each is fetched once and then read as any
 /// local file.
@@ -36,6 +38,14 @@ pub(super) fn uploads<H: Host>(assignment: &Assignment, host: &H) -> Result<BTre
         paths.insert(digest, path.map_err(|error| failure::of_host(&error))?);
     }
     Ok(paths)
+}
+
+/// Digest of the files that a recipe's rows come from, of the columns of their texts, and of this program: stages that read
+/// the same texts have the same one, however they cut them into splits.
+pub(super) fn files_digest(recipe: &Recipe) -> Digest {
+    let splits = [Some(&recipe.train), Some(&recipe.validation), recipe.test.as_ref()];
+    let files = splits.into_iter().flatten().flat_map(|split| &split.files).map(|file| file.footer);
+    Digest::of_value("graftwork files of texts", &(files.collect::<BTreeSet<_>>(), &recipe.columns.text, program()))
 }
 
 /// An assignment whose files were looked at.

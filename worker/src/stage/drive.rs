@@ -126,7 +126,8 @@ impl<H: Host> Driver<'_, H> {
             self.membership.check(self.host)?;
             self.update()?;
         }
-        self.state.input = None;
+        let late = self.state.input.take().map_or(0, |input| input.late());
+        tracing::debug!(late, tokenised = self.encoder.tokenised(), "updates whose rows were waited for");
         self.report_rest();
         Ok(self.finish()?.map(StageEnd::Finished))
     }
@@ -373,6 +374,7 @@ impl<H: Host> Driver<'_, H> {
             access: &self.access,
             encoder: &self.encoder,
             network: &self.network,
+            rows_return: split == Split::Validation && self.trainer().evaluations() > 1,
             on_gpu: self.on_gpu,
         };
         let ScoredSplit { scored, groups } = scorer.score(&manifest, &known, &mut self.membership, &mut self.meter)?;

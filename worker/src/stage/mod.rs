@@ -23,7 +23,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use graftwork_collective::{CollectiveError, Group};
 use graftwork_dataset::Access;
-use graftwork_engine::{Course, Device, TextEncoder, Trainer, Trunk};
+use graftwork_engine::{Course, Device, Shelves, Trainer, Trunk};
 use graftwork_proto::Formation;
 use graftwork_shared::{
     NUMERICS_VERSION,
@@ -102,6 +102,9 @@ pub(crate) trait Host {
     /// The base model at a location, opened once per process and shared. Its digest must be this one.
     fn trunk(&self, location: &str, digest: Digest) -> anyhow::Result<Trunk>;
 
+    /// Where to keep what other stages and later runs would compute again; changes no byte of a result.
+    fn shelves(&self) -> Option<Arc<Shelves>>;
+
     /// The async runtime on which rows are read.
     fn rows(&self) -> &tokio::runtime::Handle;
 }
@@ -149,9 +152,13 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
     let (assignment, recipe) = (&pinned.assignment, &pinned.assignment.recipe);
     let trunk = host.trunk(&assignment.base_model, recipe.base_model).map_err(|error| failure::of_host(&error))?;
     let description = trunk.description();
-    let encoder = TextEncoder::open(trunk.tokenizer(), recipe.training.max_length, description.type_vocab_size)
-        .map_err(|error| failure::of_input(&error))?;
+    let encoder = trunk.encoder(recipe.training.max_length).map_err(|error| failure::of_input(&error))?;
+    let encoder = match host.shelves() {
+        Some(shelves) => encoder.keeping(&shelves, &data::files_digest(recipe)),
+        None => encoder,
+    };
     let Built { network, setup } = network::build(assignment, &trunk, host)?;
+    network.keep_below(&network::kept(recipe, &trunk, host));
     let course = Course { training: recipe.training.clone(), metric: recipe.metric, rows: assignment.train.rows };
     let untrained =
         Trainer::new(course, &setup, network.layout(), network.parameters()).map_err(failure::of_training)?;
@@ -180,7 +187,7 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
         layers: description.layers,
         state: DriverState::after(accepted_step),
         parts: Arc::new(network.parts(host.cuts().part_numbers)),
-        network,
+        network: network.for_rows_that_return(trainer.repeats_rows()),
         trainer: Some(trainer),
         membership: Membership::alone(),
     };
@@ -191,10 +198,12 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
             Some(false) => {
                 tracing::warn!("validation rows changed since step {accepted_step}: the stage starts over");
                 network::set_parameters(host, &driver.network, untrained.parameters());
-                driver.trainer = Some(untrained);
+                driver.trainer = Some(untrained.clone());
             }
         }
     }
+    // As large as what is trained, and no longer needed.
+    drop(untrained);
     let progress = driver.trainer().progress();
     let trained = [progress.examples, progress.tokens];
     driver.meter.go_on_from(trained);

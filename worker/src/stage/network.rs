@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use graftwork_engine::{Network, Setup, Trained, Trunk, initial_weights};
+use graftwork_engine::{Keep, Network, Setup, Trained, Trunk, initial_weights};
 use graftwork_model::{Tensors, adapter_shapes, check_tensors, rename, safetensors};
 use graftwork_shared::{
     adapter::AdapterConfig,
@@ -17,6 +17,7 @@ use graftwork_shared::{
 };
 
 use super::{Host, failure};
+use crate::computer::{numeric_class, program};
 
 /// A stage's network and what it was made of.
 pub(super) struct Built {
@@ -50,6 +51,14 @@ pub(super) fn build<H: Host>(assignment: &Assignment, trunk: &Trunk, host: &H) -
     let (trunk, made) = (trunk.share(), setup.clone());
     let network = run_one(host, move || Network::new(trunk, made, weights));
     Ok(Built { network: network.map_err(failure::of_engine)?, setup })
+}
+
+/// Where what lies below the first adapter is kept: on a shelf for all stages that compute the same there, never in this
+/// process's own memory.
+pub(super) fn kept<H: Host>(recipe: &Recipe, trunk: &Trunk, host: &H) -> Keep {
+    let of = (recipe.base_model, numeric_class(trunk.device()), recipe.numerics_version, program());
+    let shelves = host.shelves().map(|shelves| (shelves, Digest::of_value("graftwork values of a trunk", &of)));
+    Keep { memory_bytes: 0, shelves }
 }
 
 /// Runs one task on a device thread.

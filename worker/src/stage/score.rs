@@ -32,6 +32,8 @@ pub(super) struct Scorer<'a, H> {
     pub(super) access: &'a Access,
     pub(super) encoder: &'a Arc<TextEncoder>,
     pub(super) network: &'a Network,
+    /// The split is scored again later.
+    pub(super) rows_return: bool,
     pub(super) on_gpu: bool,
 }
 
@@ -98,7 +100,8 @@ impl<H: Host> Scorer<'_, H> {
     }
 
     fn task(&self, batch: Arc<Lane>, skip_layers: &Arc<[u32]>) -> Task {
-        let (network, skip_layers) = (self.network.share(), Arc::clone(skip_layers));
+        let network = self.network.share().for_rows_that_return(self.rows_return);
+        let skip_layers = Arc::clone(skip_layers);
         Box::new(move || measured(|| network.predict(&batch.tokens, &skip_layers)))
     }
 }

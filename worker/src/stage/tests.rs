@@ -1,5 +1,6 @@
 //! Stages from rows in Parquet files to uploaded blobs, on a tiny random BERT, with real device threads.
 
+mod keeping;
 mod local;
 mod pausing;
 mod together;

@@ -10,7 +10,8 @@ mod pack;
 use std::{
     sync::{
         Arc,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
     thread,
     time::{Duration, Instant},
@@ -23,6 +24,7 @@ use graftwork_shared::{
 };
 use tokio::runtime::Handle;
 
+pub(crate) use encoder::Rules;
 pub use encoder::{Encoded, TextEncoder};
 pub use pack::BatchShape;
 
@@ -165,6 +167,9 @@ pub struct InputRequest {
 #[derive(Debug)]
 pub struct Input {
     updates: Receiver<Result<Update, InputError>>,
+    packed: Arc<AtomicUsize>,
+    taken: usize,
+    late: u64,
     waited: Duration,
 }
 
@@ -173,23 +178,43 @@ impl Input {
     pub fn start(runtime: &Handle, request: InputRequest, encoder: Arc<TextEncoder>) -> Self {
         let (sender, updates) = sync_channel(UPDATES_AHEAD);
         let runtime = runtime.clone();
+        let packed = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&packed);
         let make = move || {
-            let packer = Packer { runtime, request, encoder, sender: &sender };
+            let packer = Packer { runtime, request, encoder, sender: &sender, packed: &count };
             if let Err(error) = packer.run() {
                 // A receiver that is gone no longer wants to know.
                 let _ = sender.send(Err(error));
             }
         };
         thread::Builder::new().name("input".to_owned()).spawn(make).expect("the system starts a thread");
-        Self { updates, waited: Duration::ZERO }
+        Self { updates, packed, taken: 0, late: 0, waited: Duration::ZERO }
     }
 
     /// The next update; blocks until it is packed. Call it as often as there are updates.
     pub fn next_update(&mut self) -> Result<Update, InputError> {
-        let began = Instant::now();
-        let update = self.updates.recv().unwrap_or(Err(InputError::Stopped));
-        self.waited += began.elapsed();
-        update
+        let update = self.updates.try_recv().or_else(|error| {
+            if error == TryRecvError::Disconnected {
+                return Ok(Err(InputError::Stopped));
+            }
+            self.late += u64::from(self.taken > 0);
+            let began = Instant::now();
+            let update = self.updates.recv();
+            self.waited += began.elapsed();
+            update
+        });
+        self.taken += 1;
+        update.unwrap_or(Err(InputError::Stopped))
+    }
+
+    /// Updates that are packed and wait to be taken.
+    pub fn ready(&self) -> usize {
+        self.packed.load(Ordering::Relaxed).saturating_sub(self.taken)
+    }
+
+    /// How many updates after the first were not ready when they were asked for.
+    pub fn late(&self) -> u64 {
+        self.late
     }
 
     /// How long [`Self::next_update`] has blocked so far.
@@ -203,6 +228,7 @@ struct Packer<'a> {
     request: InputRequest,
     encoder: Arc<TextEncoder>,
     sender: &'a SyncSender<Result<Update, InputError>>,
+    packed: &'a AtomicUsize,
 }
 
 impl Packer<'_> {
@@ -217,6 +243,7 @@ impl Packer<'_> {
                 position.clone_from(&update.consumed.position);
                 let (bytes, ended) = (update.consumed.cost.bytes_read, update.consumed.finished_epoch.is_some());
                 made += 1;
+                self.packed.fetch_add(1, Ordering::Relaxed);
                 if self.sender.send(Ok(update)).is_err() || made == self.request.updates {
                     return Ok(());
                 }

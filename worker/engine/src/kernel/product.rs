@@ -365,6 +365,50 @@ mod tests {
         }
     }
 
+    // 1,536 values a row: a chunk has 84 rows, so there are three, the last one of 32.
+    #[test]
+    fn long_left_factors_are_multiplied_chunk_by_chunk() {
+        let [rows, sums, columns] = [200, 1536, 40];
+        assert!(rows > 2 * (CHUNK / sums / TALLEST) * TALLEST);
+        let (a, b) = (wave(rows * sums, 0.7), wave(sums * columns, 1.3));
+        let (bias, matrix) = (wave(columns, 0.9), wave(rows * columns, 1.9));
+        let right = Panels::of_rows(&b, [sums, columns]);
+        // Row r of this one lies in column r.
+        let mut turned_a = vec![0.0; a.len()];
+        turned([rows, sums], (&a, sums), (&mut turned_a, rows));
+        for instructions in all() {
+            for start in [Start::Zero, Start::Bias(&bias), Start::Matrix(&matrix), Start::Out] {
+                let whole = run(instructions, Left::rows(&a, sums), rows, &right, start);
+                let expected = expected(Left::rows(&a, sums), rows, (&b, [sums, columns]), start);
+                let far = whole.iter().zip(&expected).any(|(a, b)| (f64::from(*a) - b).abs() > 1e-3);
+                assert!(!far, "{instructions:?} {start:?}");
+                // The same values from the other side are the same bytes.
+                assert_eq!(run(instructions, Left::turned(&turned_a, rows), rows, &right, start), whole);
+            }
+            let whole = run(instructions, Left::rows(&a, sums), rows, &right, Start::Zero);
+            for first in [0, 83, 84, 168, 199] {
+                let alone = run(instructions, Left::rows(&a[first * sums..], sums), 1, &right, Start::Zero);
+                assert_eq!(alone, whole[first * columns..(first + 1) * columns], "row {first}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_turned_left_factor_is_the_transpose_of_what_lies_there() {
+        let (rows, sums) = (5, 3);
+        // Element (row, k) lies at k · rows + row.
+        let values: Vec<f32> = (0..rows * sums).map(|n| n as f32).collect();
+        let left = Left::turned(&values, rows);
+        let identity = Panels::of_rows(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], [3, 3]);
+        for instructions in all() {
+            let out = run(instructions, left, rows, &identity, Start::Zero);
+            for (row, out) in out.chunks(sums).enumerate() {
+                let expected = [0, 1, 2].map(|k| (k * rows + row) as f32);
+                assert_eq!(out, expected, "{instructions:?} row {row}");
+            }
+        }
+    }
+
     #[test]
     fn a_row_is_the_same_bytes_among_any_number_of_rows() {
         let (sums, columns) = (50, 70);

@@ -1,38 +1,34 @@
-//! What lies below the first adapter, kept from one epoch to the next.
+//! What lies below the first adapter, kept from one pass over the rows to the next.
 //!
 //! Nothing there is trained, and a row's values depend on its tokens alone, whatever the lane or thread that computes
-//! them, so keeping them changes no byte. They are found by the row's tokens themselves. Kept in memory up to a bound of
-//! bytes, then in a file without a name up to another; what comes later is computed anew each time, since rows of an
-//! epoch come in turn and none is worth more than another. A file that cannot be written or read is as good as none.
+//! them, so keeping them changes no byte. They are found by the row's tokens themselves: by other epochs, by evaluations,
+//! and on a [`Shelves`] by other stages over the same texts. Kept in memory up to a bound of bytes, then on a shelf; what
+//! comes later is computed anew each time, since rows of an epoch come in turn and none is worth more than another.
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io,
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use graftwork_shared::digest::{Digest, Hasher};
 use tch::{Device, Tensor};
 
 use super::{Network, pass::Input};
 use crate::{
     host,
     layer::{Depth, LayerSites},
+    shelf::{Shelves, Visit},
     spans::Spans,
 };
 
-/// How much of what lies below the first adapter a network may keep from one epoch to the next.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// How much of what lies below the first adapter a network may keep from one pass over its rows to the next.
+#[derive(Clone, Debug, Default)]
 pub struct Keep {
     /// Bytes in memory; 0 keeps nothing there.
     pub memory_bytes: u64,
-    /// A folder for what does not fit, and how many bytes may lie in it. The file has no name and ends with the network.
-    pub folder: Option<(PathBuf, u64)>,
+    /// Where to keep what does not fit, with the digest of all that decides values below an adapter beside a row's
+    /// tokens: the base model and the numeric class.
+    pub shelves: Option<(Arc<Shelves>, Digest)>,
 }
 
 /// Bytes of memory that a network takes unless it is told otherwise: 40,000 tokens of a trunk 384 wide.
@@ -70,85 +66,67 @@ pub(super) struct Below {
 
 #[derive(Default)]
 struct Kept {
-    memory: Bound,
-    disk: Bound,
-    file: Option<Arc<File>>,
-    rows: HashMap<Vec<i64>, Place>,
-}
-
-/// Bytes that are used, and the most that may be.
-#[derive(Clone, Copy, Default)]
-struct Bound {
-    used: u64,
-    most: u64,
-}
-
-/// Where a row's values lie.
-#[derive(Clone)]
-enum Place {
-    Memory(Arc<[f32]>),
-    /// Floats from this byte of the file on.
-    Disk(Arc<File>, u64, usize),
-}
-
-impl Bound {
-    /// Takes so many bytes, if they are there, and says where they begin.
-    fn take(&mut self, bytes: u64) -> Option<u64> {
-        let first = self.used;
-        (first + bytes <= self.most).then(|| {
-            self.used += bytes;
-            first
-        })
-    }
+    memory_bytes: u64,
+    memory_used: u64,
+    rows: HashMap<Digest, Arc<[f32]>>,
+    shelf: Option<Arc<Visit>>,
 }
 
 impl Below {
     pub(super) fn new(layers: &[LayerSites], device: Device) -> Option<Self> {
         let cut = Cut::of(layers).filter(|_| device == Device::Cpu)?;
-        let most = if cut.pays() { MEMORY_BYTES } else { 0 };
-        let kept = Kept { memory: Bound { used: 0, most }, ..Kept::default() };
-        Some(Self { cut, kept: Mutex::new(kept) })
+        let memory_bytes = if cut.pays() { MEMORY_BYTES } else { 0 };
+        Some(Self { cut, kept: Mutex::new(Kept { memory_bytes, ..Kept::default() }) })
     }
 
-    /// Changes the bounds; what was kept is forgotten.
+    /// Changes where rows are kept; those in memory are forgotten.
     pub(super) fn bound(&self, keep: &Keep) {
-        let file = keep.folder.as_ref().and_then(|(folder, most)| Some((nameless(folder).ok()?, *most)));
-        let disk = Bound { used: 0, most: file.as_ref().map_or(0, |(_, most)| *most) };
-        let memory = Bound { used: 0, most: keep.memory_bytes };
-        *self.lock() = Kept { memory, disk, file: file.map(|(file, _)| Arc::new(file)), rows: HashMap::new() };
+        let shelf = keep.shelves.as_ref().map(|(shelves, of)| {
+            let Cut { layer, at_end } = self.cut;
+            let key = Digest::of_value("graftwork values below adapters", &(of, layer, at_end));
+            Arc::new(shelves.visit("below", &key))
+        });
+        *self.lock() = Kept { memory_bytes: keep.memory_bytes, shelf, ..Kept::default() };
     }
 
-    /// The values of these rows where they are kept; `None` where nothing is kept at all.
-    fn find(&self, keys: &[Vec<i64>]) -> Option<Vec<Option<Arc<[f32]>>>> {
-        let places: Vec<Option<Place>> = {
+    /// Whether anything is kept at all.
+    fn keeps(&self) -> bool {
+        let kept = self.lock();
+        kept.memory_bytes > 0 || kept.shelf.is_some()
+    }
+
+    /// The values of these rows where they are kept.
+    fn find(&self, keys: &[Digest]) -> Vec<Option<Arc<[f32]>>> {
+        let (mut rows, shelf): (Vec<Option<Arc<[f32]>>>, _) = {
             let kept = self.lock();
-            if kept.memory.most == 0 && kept.disk.most == 0 {
-                return None;
-            }
-            keys.iter().map(|key| kept.rows.get(key).cloned()).collect()
+            (keys.iter().map(|key| kept.rows.get(key).cloned()).collect(), kept.shelf.clone())
         };
-        Some(places.into_iter().map(|place| place?.read()).collect())
+        if let Some(shelf) = shelf {
+            for (row, key) in rows.iter_mut().zip(keys).filter(|(row, _)| row.is_none()) {
+                *row = shelf.get(key).map(|bytes| floats(&bytes));
+            }
+        }
+        rows
     }
 
-    fn keep(&self, key: &[i64], values: &Arc<[f32]>) {
-        let bytes = (size_of_val(key) + size_of_val(&**values)) as u64;
-        let (file, first) = {
+    /// Keeps a row's values. A shelf takes rows that are expected to come again, or came before.
+    fn keep(&self, key: Digest, values: &Arc<[f32]>, expected: bool) {
+        let shelf = {
             let mut kept = self.lock();
-            if kept.rows.contains_key(key) {
+            let bytes = (size_of::<Digest>() + size_of_val(&**values)) as u64;
+            let fits = kept.memory_used + bytes <= kept.memory_bytes;
+            if fits && expected {
+                if kept.rows.insert(key, Arc::clone(values)).is_none() {
+                    kept.memory_used += bytes;
+                }
                 return;
             }
-            if kept.memory.take(bytes).is_some() {
-                kept.rows.insert(key.to_vec(), Place::Memory(Arc::clone(values)));
-                return;
-            }
-            let Some(file) = kept.file.clone() else { return };
-            let Some(first) = kept.disk.take(bytes) else { return };
-            (file, first)
+            kept.shelf.clone()
         };
-        // Written before anybody can find it, and without holding up others.
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
-        if file.write_all_at(&bytes, first).is_ok() {
-            self.lock().rows.insert(key.to_vec(), Place::Disk(file, first, values.len()));
+        let Some(shelf) = shelf else { return };
+        if expected || shelf.was_missed(&key) {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+            shelf.put(&key, &bytes);
         }
     }
 
@@ -157,41 +135,27 @@ impl Below {
     }
 }
 
-impl Place {
-    fn read(self) -> Option<Arc<[f32]>> {
-        match self {
-            Self::Memory(values) => Some(values),
-            Self::Disk(file, first, count) => {
-                let mut bytes = vec![0; count * size_of::<f32>()];
-                file.read_exact_at(&mut bytes, first).ok()?;
-                Some(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect())
-            }
-        }
-    }
-}
-
-/// A new file that has lost its name already, so that it is gone when the process is, however that ends.
-fn nameless(folder: &Path) -> io::Result<File> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let path = folder.join(format!(".below-{}-{number}", std::process::id()));
-    let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-    fs::remove_file(&path)?;
-    Ok(file)
+fn floats(bytes: &[u8]) -> Arc<[f32]> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect()
 }
 
 impl Network {
-    /// The tensors at the cut for these rows, computed where they are not kept yet; `None` where nothing is kept.
+    /// The tensors at the cut for these rows, computed where they are not kept yet; `None` where nothing is kept and
+    /// the rows are not repeated.
     pub(super) fn at_cut(&self, input: &Input) -> Option<(Cut, Vec<Tensor>)> {
         let below = self.below.as_ref()?;
-        let keys: Vec<Vec<i64>> = input.spans.0.iter().map(|span| key(input, span.start, span.length)).collect();
-        let mut rows = below.find(&keys)?;
+        if !below.keeps() {
+            // For all children of a `Parallel` at once.
+            return (self.copies() > 1).then(|| (below.cut, self.compute_below(below.cut, input)));
+        }
+        let keys: Vec<Digest> = input.spans.0.iter().map(|span| key(input, span.start, span.length)).collect();
+        let mut rows = below.find(&keys);
         let missing: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].is_none()).collect();
         if !missing.is_empty() {
             let part = input.rows(&missing);
             let computed = self.compute_below(below.cut, &part);
             for (&row, values) in missing.iter().zip(split(&computed, &part.spans)?) {
-                below.keep(&keys[row], &values);
+                below.keep(keys[row], &values, self.rows_return);
                 rows[row] = Some(values);
             }
         }
@@ -209,9 +173,15 @@ impl Network {
     }
 }
 
-fn key(input: &Input, start: usize, length: usize) -> Vec<i64> {
-    let tokens = start..start + length;
-    [&input.ids[tokens.clone()], &input.type_ids[tokens]].concat()
+/// What a row is found by: its tokens, and how many there are.
+fn key(input: &Input, start: usize, length: usize) -> Digest {
+    let mut hasher = Hasher::new();
+    hasher.update(&(length as u64).to_le_bytes());
+    for ids in [&input.ids, &input.type_ids] {
+        let bytes: Vec<u8> = ids[start..start + length].iter().flat_map(|id| id.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    hasher.finish()
 }
 
 /// Each row's values, of one tensor after the other.

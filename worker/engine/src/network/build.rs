@@ -61,6 +61,7 @@ pub(super) fn network(trunk: Trunk, setup: Setup, weights: Tensors) -> Result<Ne
         layers,
         heads,
         below,
+        rows_return: true,
     })
 }
 

@@ -41,8 +41,10 @@ pub struct Network {
     flat_lock: Arc<RwLock<()>>,
     layers: Vec<LayerSites>,
     heads: Vec<HeadWeights>,
-    /// What lies below the first adapter, for the rows of training; absent where nothing does.
+    /// What lies below the first adapter; absent where nothing does.
     below: Option<Arc<below::Below>>,
+    /// Rows that pass through this handle are expected to come again.
+    rows_return: bool,
 }
 
 impl Network {
@@ -69,11 +71,19 @@ impl Network {
             layers: self.layers.iter().map(LayerSites::share).collect(),
             heads: self.heads.iter().map(HeadWeights::share).collect(),
             below: self.below.as_ref().map(Arc::clone),
+            rows_return: self.rows_return,
         }
     }
 
+    /// The same handle, for rows that come again or do not: what lies below the first adapter is kept for those that
+    /// do, and looked up for all.
+    pub fn for_rows_that_return(mut self, they_do: bool) -> Self {
+        self.rows_return = they_do;
+        self
+    }
+
     /// How much this network and all that share its storage may keep of what lies below the first adapter, so that
-    /// later epochs need not compute it again. Unless it is said, 256 MiB of memory where whole layers lie below,
+    /// later epochs and evaluations need not compute it again. Unless it is said, 256 MiB of memory where whole layers lie below,
     /// otherwise nothing. Changes no byte of a result.
     pub fn keep_below(&self, keep: &Keep) {
         if let Some(below) = &self.below {

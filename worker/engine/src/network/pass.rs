@@ -308,7 +308,7 @@ impl Network {
         let copies = self.copies();
         let mut spans = ask.input.spans.clone();
         // Rows of a comparison may have hidden tokens, and dropout draws anew: neither is kept.
-        let alike = ask.train && !ask.whole && ask.masks.is_none_or(|masks| masks.of_trunk(1.0) <= 0.0);
+        let alike = !ask.whole && ask.masks.is_none_or(|masks| masks.of_trunk(1.0) <= 0.0);
         let (first, mut kept) = match if alike { self.at_cut(ask.input) } else { None } {
             Some((cut, tensors)) => (cut.layer, tensors),
             None => (0, vec![self.embed(ask.input, ask.masks)]),
@@ -424,7 +424,7 @@ impl Network {
     }
 
     /// How often `Parallel` repeats the batch.
-    fn copies(&self) -> usize {
+    pub(super) fn copies(&self) -> usize {
         match crate::head::final_block(self.setup.composition.as_ref()) {
             Some(Composition::Parallel { children }) => children.len(),
             _ => 1,

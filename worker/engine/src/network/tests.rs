@@ -2,6 +2,7 @@
 
 mod counted;
 mod direct;
+mod kept;
 
 use std::collections::BTreeMap;
 

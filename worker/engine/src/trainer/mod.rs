@@ -19,7 +19,7 @@ use graftwork_shared::{
     assignment::Evaluation,
     metric::Metric,
     random::{Purpose, Stream},
-    training::{AdapterDrop, Training},
+    training::{AdapterDrop, Interval, Training},
 };
 
 pub use progress::Progress;
@@ -132,6 +132,7 @@ pub struct Trainer {
     training: Training,
     metric: Metric,
     total_steps: u64,
+    steps_of_epoch: u64,
     value_matrices: Vec<ValueMatrix>,
 }
 
@@ -161,6 +162,7 @@ impl Trainer {
             best: None,
             progress: Progress::default(),
             total_steps: course.training.total_steps(course.rows),
+            steps_of_epoch: course.training.steps_per_epoch(course.rows).max(1),
             training: course.training,
             metric: course.metric,
         })
@@ -189,6 +191,20 @@ impl Trainer {
     /// Updates of the whole training, early stopping aside.
     pub fn total_steps(&self) -> u64 {
         self.total_steps
+    }
+
+    /// Whether training comes to a row more than once.
+    pub fn repeats_rows(&self) -> bool {
+        self.total_steps > self.steps_of_epoch
+    }
+
+    /// How often validation is scored, unless training ends early.
+    pub fn evaluations(&self) -> u64 {
+        let interval = match self.training.evaluate_every {
+            Interval::Epoch => self.steps_of_epoch,
+            Interval::Steps(steps) => steps.max(1),
+        };
+        self.total_steps.div_ceil(interval)
     }
 
     /// How rows are cut into lanes.

@@ -32,18 +32,19 @@ use super::{
 };
 use crate::pool::Pool;
 
-type Blobs = Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>;
+pub(super) type Blobs = Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>;
 
 pub(super) struct LocalHost {
     pool: Pool,
     runtime: Runtime,
-    blobs: Blobs,
+    pub(super) blobs: Blobs,
     checkpoints: Mutex<BTreeMap<u64, Digest>>,
     reports: Mutex<Vec<StepReport>>,
     evaluated: Mutex<Vec<u64>>,
     costs: Mutex<Vec<Usage>>,
     questions_left: Cell<u32>,
     seat: Option<Seat>,
+    shelves: Option<Arc<Shelves>>,
 }
 
 impl LocalHost {
@@ -58,7 +59,14 @@ impl LocalHost {
             costs: Mutex::default(),
             questions_left: Cell::new(u32::MAX),
             seat: None,
+            shelves: None,
         }
+    }
+
+    /// A host that keeps what it computes below this folder.
+    pub(super) fn keeping(folder: &Path, threads: usize) -> Self {
+        let shelves = Arc::new(Shelves::new(folder.to_owned(), 1 << 24));
+        Self { shelves: Some(shelves), ..Self::new(threads) }
     }
 
     /// Another host over the same blobs.
@@ -181,6 +189,10 @@ impl Host for LocalHost {
         Ok(Trunk::open(&BaseModel::open(Path::new(location))?, Device::Cpu)?)
     }
 
+    fn shelves(&self) -> Option<Arc<Shelves>> {
+        self.shelves.clone()
+    }
+
     fn rows(&self) -> &Handle {
         self.runtime.handle()
     }
@@ -259,7 +271,7 @@ impl Data {
     }
 }
 
-fn opinion(row: u32) -> (Option<String>, String) {
+pub(super) fn opinion(row: u32) -> (Option<String>, String) {
     let good = (row * 7 + row / 3).is_multiple_of(2);
     let subject = ["the film", "the cast", "this plot", "it"][row as usize % 4];
     let verb = ["was", "is"][row as usize / 4 % 2];

@@ -24,7 +24,7 @@ fn sizes(network: &Network) -> Sizes {
 }
 
 fn memory(memory_bytes: u64) -> Keep {
-    Keep { memory_bytes, folder: None }
+    Keep { memory_bytes, shelves: None }
 }
 
 fn counted(network: &Network, lane: &Lane, skip_layers: &[u32]) -> u64 {
@@ -98,40 +98,6 @@ fn a_fusion_needs_three_products_whatever_the_number_of_adapters() {
     let (tokens, first) = (37, 4);
     let trunk = tokens * (6 * d * d + 2 * d * i) + first * (2 * d * d + 2 * d * i);
     assert_eq!(take_multiplications(), trunk + (tokens + first) * of_token(2));
-}
-
-#[test]
-fn what_lies_below_the_first_adapter_is_computed_once_and_changes_no_byte() {
-    for (preset, at_end) in [("seq_bn", true), ("double_seq_bn", false), ("lora", false)] {
-        let mut setup = adapter_setup(preset, "a");
-        if !at_end {
-            setup.adapters.values_mut().for_each(|config| *config = config.clone().without(&[0]));
-        }
-        let network = shaken(&setup);
-        let Sizes { d, i, .. } = sizes(&network);
-        let (lane, other) = (rows(&LENGTHS, 7), rows(&[5, 12], 9));
-        let run = |lane: &Lane| network.lane(lane, &options(None)).unwrap();
-        network.keep_below(&Keep::default());
-        let expected = [run(&lane), run(&other)];
-        let whole = counted(&network, &lane, &[]);
-        let folder = tempfile::tempdir().unwrap();
-        let on_disk = |memory_bytes, most| Keep { memory_bytes, folder: Some((folder.path().to_owned(), most)) };
-        for keep in [on_disk(0, 1 << 20), on_disk(2000, 1 << 20), memory(1 << 20)] {
-            network.keep_below(&keep);
-            assert_eq!(counted(&network, &lane, &[]), whole, "{preset}");
-            assert_eq!(whole - counted(&network, &lane, &[]), 37 * (4 * d * d + 2 * d * i), "{preset} {keep:?}");
-            assert_eq!(run(&lane), expected[0]);
-        }
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        // Row 9 of the other lane has other tokens than row 9 of the first one.
-        assert_eq!(
-            [run(&lane), run(&other), run(&other)],
-            [expected[0].clone(), expected[1].clone(), expected[1].clone()]
-        );
-        // A bound that no row fits in keeps nothing.
-        network.keep_below(&memory(100));
-        assert_eq!([whole, whole], [counted(&network, &lane, &[]), counted(&network, &lane, &[])]);
-    }
 }
 
 #[test]

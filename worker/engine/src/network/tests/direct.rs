@@ -1,14 +1,18 @@
 //! Sites that are written out give what the recorded ones give.
 
-use graftwork_shared::{adapter::FusionConfig, composition::Composition};
+use graftwork_shared::{
+    adapter::{AdapterConfig, FusionConfig},
+    composition::Composition,
+};
 
 use super::{LENGTHS, every_setup, fusion_alone, fusion_setup, mixed, options};
 use crate::{
     direct::ISLANDS_ALONE,
+    island::ISLANDS,
     kernel::{ASKED, Instructions},
     rows::{Dropout, LaneOptions},
     setup::{Setup, Trained},
-    testing::{largest_difference, name, rows, shaken},
+    testing::{adapter_setup, largest_difference, name, rows, shaken},
 };
 
 /// Setups whose sites are written out, beyond those of [`every_setup`].
@@ -58,6 +62,32 @@ fn sites_written_out_agree_with_recorded_ones() {
             assert!(near, "{what} {dropout:?}: {difference} of {largest}, {} {}", direct.loss, recorded.loss);
         }
     }
+}
+
+/// Islands of one lane: those of heads, and of sites that are not written out.
+fn islands(setup: &Setup) -> u32 {
+    let network = shaken(setup);
+    ISLANDS.set(0);
+    network.lane(&rows(&LENGTHS, 7), &options(None)).unwrap();
+    ISLANDS.take()
+}
+
+#[test]
+fn usual_sites_are_written_out_and_unusual_ones_are_islands() {
+    for preset in ["seq_bn", "double_seq_bn", "par_bn", "lora"] {
+        assert_eq!(islands(&adapter_setup(preset, "a")), 1, "{preset}: the head alone");
+    }
+    assert_eq!(islands(&fusion_setup(fusion_alone())), 1);
+    let parallel = mixed(["seq_bn", "seq_bn"], |children| Composition::Parallel { children }, &["a", "b"]);
+    assert_eq!(islands(&parallel), 2, "two heads");
+    // A trained factor and a gate are recorded, once in each of two layers.
+    assert_eq!(islands(&adapter_setup("scaled_par_bn", "a")), 3);
+    let mut gated = adapter_setup("seq_bn", "a");
+    for config in gated.adapters.values_mut() {
+        let AdapterConfig::Bottleneck(config) = config else { panic!("a bottleneck") };
+        config.use_gating = true;
+    }
+    assert_eq!(islands(&gated), 3);
 }
 
 #[test]
