@@ -148,7 +148,8 @@ impl Scan {
         let is_worse = worse <= better;
         let (split, level) = if is_worse { (self.worst, worse) } else { (self.best, better) };
         // Medians, so that a single slow night does not make a change large.
-        let (before, after) = (median(&self.logs[..split.at]), median(&self.logs[split.at..]));
+        let before = median(&self.logs[..split.at]);
+        let after = if split.at < nights { median(&self.logs[split.at..]) } else { before };
         let sign = if series.worse == Worse::Higher { 1.0 } else { -1.0 };
         let detectable = self.detectable(&series.name, alone, settings);
         let finding = match () {
@@ -324,6 +325,7 @@ mod tests {
         for nights in 0..6 {
             let found = &changes(&[series(vec![1.0; nights], Worse::Higher)], &Settings::default())[0];
             assert_eq!((found.finding, found.detectable), (Finding::Short, None), "{nights}");
+            assert!(found.worse_by.abs() < 1e-12, "nothing is told of a change: {found:?}");
         }
         let constant = &changes(&[series(vec![5.0; 20], Worse::Higher)], &Settings::default())[0];
         assert_eq!(constant.finding, Finding::Steady, "{constant:?}");
