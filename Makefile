@@ -8,14 +8,17 @@ BASE := $(HOME_FOLDER)/base/all-minilm-l6-v2/model.safetensors
 WEED := $(HOME_FOLDER)/seaweedfs/weed
 WHEELS := $(HOME_FOLDER)/wheels
 SETS := question_type sms_spam movie_sentiment tweet_sentiment tweet_intensity bbc_topic
+NIGHT_SETS := question_kind plot_or_review film_intensity product_intensity editorial_intensity word_pleasantness word_arousal
 DATA := $(foreach set,$(SETS),$(HOME_FOLDER)/data/$(set)/import.json)
+NIGHT_DATA := $(foreach set,$(NIGHT_SETS),$(HOME_FOLDER)/data/$(set)/import.json)
 GRAFTWORK := target/release/graftwork
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart test test-servers test-all check bench bench-peer bench-pieces bench-programs golden follow build nccl data clean help
+.PHONY: quickstart nightly night-data test test-servers test-all check bench bench-peer bench-pieces bench-programs golden follow build nccl data clean help
 
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
+	@echo "make nightly      set up, then train and compare one night of the benchmark (jobs/nightly.toml)"
 	@echo "make test         set up, then run all tests"
 	@echo "make test-servers  the coordinator over PostgreSQL and an object store (make test-all does it too)"
 	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
@@ -29,6 +32,11 @@ help:
 
 quickstart: build data
 	@$(GRAFTWORK) run --again jobs/quickstart.toml || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
+
+nightly: build data night-data
+	@$(GRAFTWORK) nightly jobs/nightly.toml
+
+night-data: $(NIGHT_DATA)
 
 build: $(LIBTORCH)
 	@cargo build --release --locked --quiet -p graftwork -p graftwork-worker

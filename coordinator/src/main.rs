@@ -7,6 +7,7 @@
 //! server       coordinator's shell around the pure scheduler
 //! publish      results → releases in the hub folder
 //! run          the embedded coordinator with local workers as children
+//! nightly      the same job night after night: history, verdicts, and what is said of them
 //! client       gRPC client of a coordinator
 //! progress     what a person watches while it runs
 //! upload       what `submit` sends to a coordinator before the job
@@ -19,6 +20,7 @@ mod cli;
 mod client;
 #[cfg(test)]
 mod fixture;
+mod nightly;
 mod planner;
 mod progress;
 mod publish;

@@ -25,6 +25,7 @@ fn help_names_every_verb() {
     let verbs = [
         "plan",
         "run",
+        "nightly",
         "submit",
         "status",
         "watch",

@@ -69,6 +69,23 @@ impl Run {
         Ok(Self::of(child, Box::new(stderr), state))
     }
 
+    /// Starts `graftwork nightly JOB --progress json` in the job's folder, with its history in `history`.
+    pub fn nightly(job: &Path, history: &str) -> Result<Self> {
+        let folder = job.parent().context("a job file lies in a folder")?;
+        let state = folder.join(history).join("tonight/state");
+        history::forget(&state);
+        let mut child = Command::new(program())
+            .current_dir(folder)
+            .args(["nightly", "--progress", "json", "--threads", "2", "--history", history])
+            .arg(job)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stderr = child.stderr.take().context("stderr is piped")?;
+        Ok(Self::of(child, Box::new(stderr), state))
+    }
+
     /// Starts `graftwork watch JOB --progress json` at a coordinator.
     pub fn watch(coordinator: &str, job: &str) -> Result<Self> {
         let mut command = Command::new(program());

@@ -40,7 +40,7 @@ impl World {
         for (task, regression) in [("topic", false), ("mood", false), ("strength", true)] {
             for (split, rows, first) in [("train", 96, 0), ("validation", 32, 10_000), ("test", 32, 20_000)] {
                 let path = folder.path().join("data").join(task).join(format!("{split}.parquet"));
-                write_rows(&path, task, first..first + rows, regression)?;
+                write_rows(&path, task, first..first + rows, regression, false)?;
             }
         }
         Ok(Self { folder })
@@ -49,6 +49,12 @@ impl World {
     /// The folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Writes a split of a task anew. Spoiled rows have another class than they should, or the opposite value.
+    pub fn write_split(&self, task: &str, split: &str, numbers: std::ops::Range<u64>, spoiled: bool) -> Result<()> {
+        let path = self.path().join("data").join(task).join(format!("{split}.parquet"));
+        write_rows(&path, task, numbers, task == "strength", spoiled)
     }
 
     /// Writes a job over all three tasks and one fusion, publishing into `hub`; `more` is put at its end.
@@ -216,7 +222,7 @@ fn values(index: u32, name: &str, count: usize) -> Vec<u8> {
 }
 
 /// Rows whose label is decided by words in them: `topic` by its first kind of word, `mood` and `strength` by praise.
-fn write_rows(path: &Path, task: &str, numbers: std::ops::Range<u64>, regression: bool) -> Result<()> {
+fn write_rows(path: &Path, task: &str, numbers: std::ops::Range<u64>, regression: bool, spoiled: bool) -> Result<()> {
     let draw = Stream::new(11, Purpose::Split);
     let pick = |row: u64, place: u64, words: &[&'static str]| {
         words[index(draw.below(place_of(task), row * 64 + place, words.len() as u64))]
@@ -230,8 +236,10 @@ fn write_rows(path: &Path, task: &str, numbers: std::ops::Range<u64>, regression
         let fillers: Vec<&str> =
             (0..3 + draw.below(3, row, 9)).map(|place| pick(row, 3 + place, &WORDS[14..24])).collect();
         texts.push(format!("the {subject} is {opinion} {}", fillers.join(" ")));
-        classes.push(i32::try_from(if task == "topic" { topic } else { praise })?);
-        values.push(if praise == 1 { 1.0 } else { -1.0 } + draw.uniform(4, row) * 0.5);
+        let (class, of) = if task == "topic" { (topic, 3) } else { (praise, 2) };
+        classes.push(i32::try_from(if spoiled { (class + 1) % of } else { class })?);
+        let value = if praise == 1 { 1.0 } else { -1.0 } + draw.uniform(4, row) * 0.5;
+        values.push(if spoiled { -value } else { value });
     }
     let label: ArrayRef =
         if regression { Arc::new(Float32Array::from(values)) } else { Arc::new(Int32Array::from(classes)) };

@@ -17,7 +17,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("graftwork-collective", &["graftwork-shared"]),
     ("graftwork-scheduler", &["graftwork-shared"]),
     ("graftwork-driver", &["graftwork-shared", "graftwork-scheduler"]),
-    ("graftwork-web", &["graftwork-shared"]),
+    ("graftwork-verdict", &[]),
+    ("graftwork-web", &["graftwork-shared", "graftwork-verdict"]),
     ("graftwork-engine", &["graftwork-shared", "graftwork-model", "graftwork-dataset", "graftwork-collective"]),
     (
         "graftwork",
@@ -30,6 +31,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "graftwork-driver",
             "graftwork-scheduler",
             "graftwork-web",
+            "graftwork-verdict",
         ],
     ),
     (

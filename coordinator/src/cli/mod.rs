@@ -28,7 +28,7 @@ pub(crate) use plan::{JobFile, Output, Refused, show_problems};
 
 use crate::{
     client::{Client, ClientError},
-    run,
+    nightly, run,
 };
 
 /// Done.
@@ -56,6 +56,8 @@ enum Command {
     Plan(plan::Arguments),
     /// Train, score and publish a job on this machine; the same command goes on after any interruption.
     Run(run::Arguments),
+    /// Run a job with several seeds, keep its history, and say whether anything got worse; exits 1 when it did.
+    Nightly(Box<nightly::Arguments>),
     /// Hand a job to a coordinator.
     Submit(jobs::Submit),
     /// Show jobs, or one job's stages.
@@ -188,6 +190,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
     match command {
         Command::Plan(arguments) => wait_for(plan::run(arguments)),
         Command::Run(arguments) => wait_for(run::run(arguments)),
+        Command::Nightly(arguments) => wait_for(nightly::run(*arguments)),
         Command::Submit(arguments) => wait_for(jobs::submit(arguments)),
         Command::Status(arguments) => wait_for(jobs::status(arguments)),
         Command::Watch(arguments) => wait_for(watch::run(arguments)),

@@ -9,7 +9,7 @@ use graftwork_shared::{
     composition::Composition,
     data::{Split, SplitManifest},
     id::Name,
-    job::{AdapterRef, Job, Resources},
+    job::{AdapterRef, Job, Nightly, Resources},
     recipe::Method,
     record::{RECORD_VERSION, Record},
 };
@@ -27,7 +27,7 @@ pub(crate) fn job_of_stage(job: &Job, stage: &Name) -> Job {
     };
     let tasks = job.tasks.iter().filter(|task| needed(&task.name)).cloned().collect();
     let resources = Resources::of_device(job.resources.device);
-    Job { priority: 0, resources, tasks, fusions, ..job.clone() }
+    Job { priority: 0, resources, tasks, fusions, nightly: Nightly::default(), ..job.clone() }
 }
 
 /// The job in which each swept task is the trial that it became, so that training from the record trains that one alone.

@@ -8,6 +8,7 @@ mod check;
 mod duration;
 mod found;
 mod keys;
+mod nightly;
 mod parse;
 mod place;
 mod reference;
@@ -21,6 +22,7 @@ mod tree;
 
 use std::collections::BTreeMap;
 
+pub use nightly::{Expected, MOST_NIGHTS, Nightly};
 pub use parse::{Parsed, parse};
 pub use reference::reference_markdown;
 pub use schema::json_schema;
@@ -57,6 +59,9 @@ pub struct Job {
     pub tasks: Vec<Task>,
     /// Fusions in the file's order.
     pub fusions: Vec<Fusion>,
+    /// How nights are compared; not part of the digest.
+    #[serde(default, skip_serializing_if = "Nightly::is_default")]
+    pub nightly: Nightly,
 }
 
 /// The frozen base model.

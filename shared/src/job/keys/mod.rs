@@ -6,6 +6,7 @@
 
 mod adapter;
 mod fusion;
+mod nightly;
 mod sweep;
 mod task;
 mod top;

@@ -7,6 +7,7 @@ use super::{
     Shape::{Choice, Duration, Either, Name, Named, Place, Table, Text, Variable, Whole},
     adapter::ADAPTER,
     fusion::{FUSION, FUSION_LAYER},
+    nightly::NIGHTLY,
     task::{DEFAULT_HEAD, TASK},
     training::TRAINING,
 };
@@ -56,6 +57,7 @@ pub(crate) static TOP: Section = Section {
             "{ both = { adapters = [\"spam\", \"tone\"], task = \"spam\" } }",
             "The fusions by name; tasks and fusions share one set of names.",
         ),
+        Key::table("nightly", &NIGHTLY, "How nights of `graftwork nightly` are compared.").undigested(),
     ],
     exclusive: &[],
 };

@@ -6,6 +6,7 @@
 mod adapter;
 mod fusion;
 mod layers;
+mod nightly;
 mod sweep;
 mod task;
 mod training;
@@ -73,6 +74,8 @@ impl<'t> Resolver<'t> {
             fusions.iter().map(|(name, table)| self.fusion(name, table, &tasks, &fusions)).collect();
         self.shared_names(&tasks, &fusions);
         self.trial_names(&resolved_tasks, &tasks, &fusions);
+        let names: Vec<&str> = tasks.iter().chain(&fusions).map(|(name, _)| *name).collect();
+        let nightly = self.nightly(tree.table("nightly"), &names);
         if !tasks.is_empty() {
             self.unused_defaults();
         }
@@ -85,6 +88,7 @@ impl<'t> Resolver<'t> {
             resources,
             tasks: resolved_tasks.into_iter().collect::<Option<_>>()?,
             fusions: resolved_fusions.into_iter().collect::<Option<_>>()?,
+            nightly,
         })
     }
 

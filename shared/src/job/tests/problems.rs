@@ -31,6 +31,11 @@ problem!(
     "unknown-key",
     with("learning_rate = 1e-3\nlabels = [\"a\"]\n[training]\nepochs = 1\n[tasks.spam.training]\nr = 4")
 );
+problem!(
+    marks_of_a_nightly_are_for_tasks_of_the_job,
+    "unknown-task",
+    with("[nightly]\nseeds = [3, 1, 3]\n[nightly.expected.spma]\nscore = \"why\"\n[nightly.expected.spam]")
+);
 problem!(a_strange_key_lists_those_there_are, "unknown-key", with("[publish]\nzzz = 1"));
 problem!(
     a_wrong_type_says_what_is_allowed,

@@ -1,0 +1,203 @@
+//! A night against its baseline and against the history: verdicts, marks of expected changes, and the view of it all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use graftwork_shared::job::Nightly;
+use graftwork_verdict::{CostFinding, Finding, Settings, changes, judge};
+use graftwork_web::{Cost, Head, NightOutcome, NightlyView, Past, Row};
+
+use super::{
+    costs,
+    history::last_good,
+    night::{Judged, Night},
+    scores::{self, Opened},
+};
+
+/// How a night compares, and what is remembered of it.
+pub(super) struct Compared {
+    pub(super) view: NightlyView,
+    pub(super) judged: Judged,
+}
+
+/// Commands to be told with a verdict.
+pub(super) struct Commands {
+    /// Runs the job once more.
+    pub(super) again: String,
+    /// Ends with the name of what is to be repeated.
+    pub(super) repeat: String,
+}
+
+/// How strictly the job wants its nights compared.
+pub(super) fn settings(nightly: &Nightly) -> Settings {
+    Settings {
+        false_alarm: nightly.false_alarm,
+        power: nightly.power,
+        cost_threshold: nightly.cost_threshold,
+        ..Settings::default()
+    }
+}
+
+/// Compares a night; `nights` are all that are kept, oldest first, and it is the last of them.
+pub(super) fn compare(
+    night: Opened<'_>,
+    baseline: Option<Opened<'_>>,
+    nights: &[Night],
+    nightly: &Nightly,
+    commands: &Commands,
+) -> Compared {
+    let settings = settings(nightly);
+    let carried = carried(nights, night.night.number);
+    let mut marks = Marks { nightly, used: carried.used, now: BTreeSet::new() };
+    let (pairs, mut problems) = baseline.map_or_else(Default::default, |before| scores::pair(before, night, nights));
+    problems.splice(0..0, night.night.failed.iter().cloned());
+    let comparisons: Vec<_> = pairs.iter().map(|pair| pair.comparison.clone()).collect();
+    let mut rows: Vec<Row> = Vec::new();
+    for (pair, verdict) in pairs.iter().zip(judge(&comparisons, &settings)) {
+        let regressed = verdict.finding == Finding::Regressed;
+        rows.push(Row {
+            flipped: pair.flips(&verdict),
+            task: pair.task.to_string(),
+            fusion: pair.fusion,
+            method: pair.method.clone(),
+            main: pair.main,
+            expected: regressed.then(|| marks.take("score", pair.task.as_str())).flatten(),
+            repeat: format!("{}{}", commands.repeat, pair.task),
+            verdict,
+        });
+    }
+    let mut cost_since = carried.cost_since;
+    let costs = count_costs(nights, &settings, &mut marks, &mut cost_since);
+    rows.sort_by_key(|row| (rank(row.verdict.finding), row.expected.is_some()));
+    let fails =
+        rows.iter().any(Row::fails) || costs.iter().any(Cost::fails) || problems.iter().any(|problem| problem.fails);
+    let excused = rows.iter().any(|row| row.expected.is_some()) || costs.iter().any(|cost| cost.expected.is_some());
+    let outcome = match () {
+        () if fails => NightOutcome::Regressed,
+        () if excused => NightOutcome::Expected,
+        () if baseline.is_none() => NightOutcome::First,
+        () => NightOutcome::Good,
+    };
+    let used = marks.used.union(&marks.now).cloned().collect();
+    let judged = Judged { good: !fails, baseline: baseline.map(|before| before.night.number), used, cost_since };
+    let view = NightlyView {
+        job: night.night.job.name.clone(),
+        night: head(night.night),
+        baseline: baseline.map(|before| head(before.night)),
+        outcome,
+        problems,
+        scores: rows,
+        costs,
+        history: past(nights, night.night.number, judged.good),
+        usage: night.night.usage,
+        false_alarm: nightly.false_alarm,
+        again: commands.again.clone(),
+    };
+    Compared { view, judged }
+}
+
+/// The night to compare with, unless the user names one: the last good one before it.
+pub(super) fn baseline(nights: &[Night], number: u64) -> Option<u64> {
+    let before = nights.iter().take_while(|night| night.number < number).count();
+    last_good(&nights[..before]).map(|night| night.number)
+}
+
+/// What earlier nights left to this one.
+fn carried(nights: &[Night], number: u64) -> Judged {
+    let mut before = nights.iter().rev().filter(|night| night.number < number);
+    before.find_map(|night| night.judged.clone()).unwrap_or_default()
+}
+
+/// Reasons for expected changes; each counts for one night.
+struct Marks<'n> {
+    nightly: &'n Nightly,
+    used: BTreeSet<String>,
+    now: BTreeSet<String>,
+}
+
+impl Marks<'_> {
+    /// The reason why a change of this kind is expected tonight.
+    fn take(&mut self, kind: &str, task: &str) -> Option<String> {
+        let (_, expected) = self.nightly.expected.iter().find(|(name, _)| name.as_str() == task)?;
+        let reason = if kind == "score" { &expected.score } else { &expected.cost };
+        let reason = reason.clone()?;
+        let mark = format!("{kind} of {task}: {reason}");
+        if self.used.contains(&mark) {
+            return None;
+        }
+        self.now.insert(mark);
+        Some(reason)
+    }
+}
+
+fn count_costs(
+    nights: &[Night],
+    settings: &Settings,
+    marks: &mut Marks<'_>,
+    since: &mut BTreeMap<String, u64>,
+) -> Vec<Cost> {
+    let counted = costs::count(nights, since);
+    let series: Vec<_> = counted.iter().map(|counted| counted.series.clone()).collect();
+    let mut costs = Vec::new();
+    for (counted, change) in counted.iter().zip(changes(&series, settings)) {
+        let from = counted.nights.get(change.at).copied().unwrap_or_default();
+        let regressed = change.finding == CostFinding::Regressed;
+        let task = counted.task.as_ref().map(ToString::to_string);
+        // The whole night grows with any of its tasks, so any reason for one explains it.
+        let expected = match &task {
+            _ if !regressed => None,
+            Some(task) => marks.take("cost", task),
+            None => marks
+                .nightly
+                .expected
+                .keys()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .iter()
+                .find_map(|task| marks.take("cost", task)),
+        };
+        if expected.is_some() {
+            since.insert(change.name.clone(), from);
+        }
+        let values = counted.nights.iter().copied().zip(counted.series.values.iter().copied()).collect();
+        costs.push(Cost { change, task, since: from, expected, values });
+    }
+    costs.sort_by_key(|cost| cost.change.finding != CostFinding::Regressed);
+    costs
+}
+
+/// Regressions first, then what may be one.
+fn rank(finding: Finding) -> u8 {
+    match finding {
+        Finding::Regressed => 0,
+        Finding::Suspected => 1,
+        Finding::Improved => 2,
+        Finding::Small => 3,
+        Finding::Steady => 4,
+        Finding::Same => 5,
+    }
+}
+
+pub(super) fn head(night: &Night) -> Head {
+    Head {
+        number: night.number,
+        began_ms: night.began_ms,
+        ended_ms: night.ended_ms,
+        version: night.code.version.clone(),
+        numerics: night.code.numerics,
+        code: night.code.name.clone(),
+        resumed: night.resumed,
+    }
+}
+
+fn past(nights: &[Night], number: u64, good: bool) -> Vec<Past> {
+    let of = |night: &Night| {
+        let mut scores = BTreeMap::<String, Vec<f64>>::new();
+        for measured in &night.measurements {
+            let score = measured.scores.get(&measured.metric).copied();
+            scores.entry(measured.task.to_string()).or_default().extend(score);
+        }
+        let stored = night.judged.as_ref().is_some_and(|judged| judged.good);
+        Past { head: head(night), good: if night.number == number { good } else { stored }, scores, usage: night.usage }
+    };
+    nights.iter().map(of).collect()
+}

@@ -1,0 +1,73 @@
+//! Time and memory night by night, as series in which a change may be found.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use graftwork_shared::{id::Name, recipe::NumericClass};
+use graftwork_verdict::{Series, Worse};
+
+use super::{
+    night::{Measurement, Night},
+    scores::{seeds, tasks},
+};
+
+/// One cost, and the nights that its numbers are of.
+pub(super) struct Counted {
+    pub(super) series: Series,
+    pub(super) task: Option<Name>,
+    pub(super) nights: Vec<u64>,
+}
+
+/// A number of a night.
+type Number = fn(&Night) -> f64;
+
+/// What is measured of a whole night.
+const WHOLE: [(&str, Number); 3] = [
+    ("the night: wall seconds", |night| night.ended_ms.saturating_sub(night.began_ms) as f64 / 1000.0),
+    ("the night: core-seconds", |night| night.usage.core_seconds),
+    ("the night: peak memory, MiB", |night| night.usage.peak_memory_bytes as f64 / f64::from(1 << 20)),
+];
+
+/// The series that end with the newest night; `since` says where some begin anew.
+///
+/// Nights that went on after an interruption, or ran on another kind of machine, say nothing of cost and are left out;
+/// so are, for the whole night, those that measured other things.
+pub(super) fn count(nights: &[Night], since: &BTreeMap<String, u64>) -> Vec<Counted> {
+    let Some(last) = nights.last().filter(|night| night.resumed == 0) else { return Vec::new() };
+    let alike: Vec<&Night> = nights.iter().filter(|night| night.resumed == 0 && class(night) == class(last)).collect();
+    let from = |name: &str, night: &Night| since.get(name).is_none_or(|first| night.number >= *first);
+    let mut counted = Vec::new();
+    for (name, value) in WHOLE {
+        let whole = alike.iter().filter(|night| parts(night) == parts(last) && from(name, night));
+        counted.extend(of(name.to_owned(), None, whole.map(|night| (night.number, value(night))).collect()));
+    }
+    for task in tasks(last) {
+        let name = format!("{task}: core-seconds for 1,000 examples");
+        let nights = alike.iter().filter(|night| from(&name, night));
+        let values = nights.filter_map(|night| Some((night.number, per_thousand(&seeds(night, &task))?))).collect();
+        counted.extend(of(name, Some(task), values));
+    }
+    counted
+}
+
+fn of(name: String, task: Option<Name>, values: Vec<(u64, f64)>) -> Option<Counted> {
+    let values: Vec<(u64, f64)> = values.into_iter().filter(|(_, value)| *value > 0.0 && value.is_finite()).collect();
+    let (nights, values): (Vec<u64>, Vec<f64>) = values.into_iter().unzip();
+    let series = Series { name, values, worse: Worse::Higher };
+    (!nights.is_empty()).then_some(Counted { series, task, nights })
+}
+
+/// Over all seeds; evaluation is counted, and its rows are not.
+fn per_thousand(measured: &[&Measurement]) -> Option<f64> {
+    let sum = |of: fn(&Measurement) -> f64| measured.iter().map(|measured| of(measured)).sum::<f64>();
+    let examples = sum(|measured| measured.usage.examples as f64);
+    (examples > 0.0).then(|| 1000.0 * sum(|measured| measured.usage.core_seconds) / examples)
+}
+
+fn class(night: &Night) -> Option<&NumericClass> {
+    night.measurements.first().map(|measured| &measured.numeric_class)
+}
+
+/// What a night measured; methods count, so that another method begins another history.
+fn parts(night: &Night) -> BTreeSet<(&Name, u64, &str)> {
+    night.measurements.iter().map(|measured| (&measured.task, measured.seed, measured.method.as_str())).collect()
+}

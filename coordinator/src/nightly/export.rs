@@ -1,0 +1,83 @@
+//! The whole history as JSON and Parquet, for whoever wants to look at it with other tools.
+
+use std::{fs::File, path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt64Array};
+use parquet::arrow::ArrowWriter;
+
+use super::{
+    answers,
+    history::{History, labels},
+    night::{Measurement, Night},
+};
+use crate::cli::Failure;
+
+/// One score of one measurement.
+struct Line<'n> {
+    night: &'n Night,
+    measured: &'n Measurement,
+    metric: String,
+    score: f64,
+}
+
+/// Writes `history.json`, `measurements.parquet` and `answers.parquet` into a folder; gives the nights.
+pub(super) fn export(history: &History, folder: &Path) -> Result<usize, Failure> {
+    let nights = history.nights()?;
+    std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let json = serde_json::to_vec_pretty(&nights)?;
+    graftwork_store::write_atomically(&folder.join("history.json"), &json)?;
+    measurements(&nights, &folder.join("measurements.parquet"))?;
+    let mut writer = answers::Writer::create(&folder.join("answers.parquet"))?;
+    for night in &nights {
+        writer.add(night.number, &history.book(night)?, &|task| labels(night, task))?;
+    }
+    writer.finish()?;
+    Ok(nights.len())
+}
+
+fn measurements(nights: &[Night], path: &Path) -> anyhow::Result<()> {
+    let mut lines = Vec::new();
+    for night in nights {
+        for measured in &night.measurements {
+            let of = |(metric, score): (&graftwork_shared::metric::Metric, &f64)| Line {
+                night,
+                measured,
+                metric: metric.to_string(),
+                score: *score,
+            };
+            lines.extend(measured.scores.iter().map(of));
+        }
+    }
+    let whole = |of: fn(&Line<'_>) -> u64| -> ArrayRef { Arc::new(lines.iter().map(of).collect::<UInt64Array>()) };
+    let number = |of: fn(&Line<'_>) -> f64| -> ArrayRef { Arc::new(lines.iter().map(of).collect::<Float64Array>()) };
+    let text = |of: fn(&Line<'_>) -> String| -> ArrayRef {
+        Arc::new(lines.iter().map(|line| Some(of(line))).collect::<StringArray>())
+    };
+    let batch = RecordBatch::try_from_iter([
+        ("night", whole(|line| line.night.number)),
+        ("began_ms", whole(|line| line.night.began_ms)),
+        ("code", text(|line| line.night.code.name.clone())),
+        ("version", text(|line| line.night.code.version.clone())),
+        ("numerics_version", whole(|line| u64::from(line.night.code.numerics))),
+        ("interruptions", whole(|line| u64::from(line.night.resumed))),
+        ("task", text(|line| line.measured.task.to_string())),
+        ("seed", whole(|line| line.measured.seed)),
+        ("method", text(|line| line.measured.method.clone())),
+        ("metric", text(|line| line.metric.clone())),
+        ("score", number(|line| line.score)),
+        ("core_seconds", number(|line| line.measured.usage.core_seconds)),
+        ("wall_seconds", number(|line| line.measured.usage.wall_seconds)),
+        ("examples", whole(|line| line.measured.usage.examples)),
+        ("tokens", whole(|line| line.measured.usage.tokens)),
+        ("peak_memory_bytes", whole(|line| line.measured.usage.peak_memory_bytes)),
+        ("recipe", text(|line| line.measured.recipe.to_string())),
+        ("weights", text(|line| line.measured.weights.to_string())),
+        ("numeric_class", text(|line| line.measured.numeric_class.to_string())),
+    ])?;
+    let file = File::create(path).with_context(|| path.display().to_string())?;
+    let mut writer = ArrowWriter::try_new(file, batch.schema(), None)?;
+    writer.write(&batch)?;
+    writer.into_inner()?.sync_all()?;
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! What is kept of a night, and how it is gathered from a job that has ended.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
+
+use anyhow::{Context as _, anyhow, ensure};
+use graftwork_shared::{
+    NUMERICS_VERSION, VERSION,
+    assignment::Usage,
+    data::Split,
+    digest::{Digest, Hasher},
+    id::Name,
+    job::Job,
+    metric::Metric,
+    recipe::NumericClass,
+    view::{JobView, StageKind, StageState, StageView},
+};
+use graftwork_verdict::{Measure, Scorer};
+use graftwork_web::Problem;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    answers::{Asked, Book},
+    expand::measured,
+};
+use crate::cli::Worker;
+
+/// Version of the layout of a night's files.
+pub(super) const LAYOUT: u32 = 1;
+
+/// A stored night.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Night {
+    /// Version of this layout.
+    pub(super) layout: u32,
+    /// Its number, from 1.
+    pub(super) number: u64,
+    /// Milliseconds since 1970.
+    pub(super) began_ms: u64,
+    /// Milliseconds since 1970.
+    pub(super) ended_ms: u64,
+    /// Times it went on after an interruption.
+    pub(super) resumed: u32,
+    /// What was measured.
+    pub(super) code: Code,
+    /// The resolved job with its seeds.
+    pub(super) job: Job,
+    /// Each task and fusion with each seed.
+    pub(super) measurements: Vec<Measurement>,
+    /// What has no measurement, and why.
+    pub(super) failed: Vec<Problem>,
+    /// An expectation of the job file was missed.
+    pub(super) missed: bool,
+    /// What it used.
+    pub(super) usage: Usage,
+    /// Set once it was compared.
+    pub(super) judged: Option<Judged>,
+}
+
+/// What comparing a night left for the nights to come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Judged {
+    /// No regression that was not expected: it may be a baseline.
+    pub(super) good: bool,
+    /// The night it was compared with.
+    pub(super) baseline: Option<u64>,
+    /// Reasons for expected changes that were used up, in this night or an earlier one.
+    pub(super) used: BTreeSet<String>,
+    /// The night at which the history of a cost begins anew, since growth was expected there.
+    pub(super) cost_since: BTreeMap<String, u64>,
+}
+
+/// The code that was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Code {
+    /// Version of the programs.
+    pub(super) version: String,
+    /// Version of the numerics.
+    pub(super) numerics: u32,
+    /// As the user names it, else the digest of the programs.
+    pub(super) name: String,
+}
+
+impl Code {
+    /// The programs that run now.
+    pub(super) fn now(named: Option<&str>) -> anyhow::Result<Self> {
+        let name = match named {
+            Some(name) => name.to_owned(),
+            None => {
+                let mut hasher = Hasher::new();
+                let worker = Worker::find().map_err(|failure| failure.error)?;
+                for program in [std::env::current_exe()?, worker.command().get_program().into()] {
+                    let mut file = std::fs::File::open(&program).with_context(|| program.display().to_string())?;
+                    std::io::copy(&mut file, &mut hasher)?;
+                }
+                format!("programs {}", hasher.finish().short())
+            }
+        };
+        Ok(Self { version: VERSION.to_owned(), numerics: NUMERICS_VERSION, name })
+    }
+}
+
+/// One task or fusion with one seed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct Measurement {
+    /// The task or fusion.
+    pub(super) task: Name,
+    /// Its seed.
+    pub(super) seed: u64,
+    /// Adapter or fusion.
+    pub(super) kind: StageKind,
+    /// The method in a line.
+    pub(super) method: String,
+    /// The metric that counts.
+    pub(super) metric: Metric,
+    /// The rows it was measured on.
+    pub(super) split: Split,
+    /// Digest of those rows.
+    pub(super) data: Option<Digest>,
+    /// Class names; empty for numbers.
+    pub(super) labels: Vec<String>,
+    /// All scores.
+    pub(super) scores: BTreeMap<Metric, f64>,
+    /// Digest of the recipe.
+    pub(super) recipe: Digest,
+    /// Digest of the trained tensors.
+    pub(super) weights: Digest,
+    /// Where it was computed.
+    pub(super) numeric_class: NumericClass,
+    /// What the attempt that gave it cost.
+    pub(super) usage: Usage,
+    /// Attention of a fusion, `[layer][adapter]`.
+    pub(super) attention: Vec<Vec<f64>>,
+}
+
+/// How far a score that is computed again may lie from the one that the worker reported.
+const SAME_SCORE: f64 = 1e-6;
+
+/// Reads results and answers of all stages that have them; what has none is told.
+pub(super) fn gather(view: &JobView) -> anyhow::Result<(Vec<Measurement>, Book, Vec<Problem>)> {
+    let (mut measurements, mut book, mut failed) = (Vec::new(), Book::default(), Vec::new());
+    for stage in &view.stages {
+        let (task, seed) = measured(&stage.name).ok_or_else(|| anyhow!("{} is no stage of a night", stage.name))?;
+        match measurement(stage, task.clone(), seed)? {
+            Ok((measurement, asked)) => {
+                book.0.insert((task, seed), asked);
+                measurements.push(measurement);
+            }
+            Err(reason) => {
+                let message = format!("with seed {seed} has no score: {reason}");
+                failed.push(Problem { name: task.to_string(), message, fails: true });
+            }
+        }
+    }
+    Ok((measurements, book, failed))
+}
+
+type Measured = Result<(Measurement, Asked), String>;
+
+fn measurement(stage: &StageView, task: Name, seed: u64) -> anyhow::Result<Measured> {
+    let (Some(result), Some(release)) = (&stage.result, &stage.release) else {
+        return Ok(Err(match &stage.state {
+            StageState::Failed { failure } => failure.message.clone(),
+            StageState::Cancelled { reason } => reason.clone(),
+            _ => "it was not published".to_owned(),
+        }));
+    };
+    let split = if result.scores.contains_key(&Split::Test) { Split::Test } else { Split::Validation };
+    let scores = result.scores.get(&split).map(|evaluation| evaluation.metrics.clone()).unwrap_or_default();
+    let path = Path::new(release).join("predictions").join(format!("{split}.jsonl"));
+    let lines = std::fs::read(&path).with_context(|| format!("reading the answers of {}", stage.name))?;
+    let asked = Asked::read(&lines, &stage.labels).with_context(|| path.display().to_string())?;
+    for (metric, score) in &scores {
+        let again = Scorer::new(measure(*metric), &asked.right, &asked.given).plain();
+        ensure!(
+            (again - score).abs() <= SAME_SCORE,
+            "the answers of {} give {metric} {again}, and {score} was reported: this is a defect of Graftwork",
+            stage.name
+        );
+    }
+    let measurement = Measurement {
+        task,
+        seed,
+        kind: stage.kind,
+        method: stage.method.clone(),
+        metric: stage.metric,
+        split,
+        data: result.data.get(&split).copied(),
+        labels: stage.labels.clone(),
+        scores,
+        recipe: stage.recipe,
+        weights: result.weights,
+        numeric_class: result.numeric_class.clone(),
+        usage: result.usage,
+        attention: result.attention.clone(),
+    };
+    Ok(Ok((measurement, asked)))
+}
+
+/// The measure that computes a metric.
+pub(super) fn measure(metric: Metric) -> Measure {
+    match metric {
+        Metric::Accuracy | Metric::F1Micro => Measure::Accuracy,
+        Metric::F1 => Measure::F1,
+        Metric::F1Macro => Measure::F1Macro,
+        Metric::Matthews => Measure::Matthews,
+        Metric::Pearson => Measure::Pearson,
+        Metric::Spearman => Measure::Spearman,
+    }
+}

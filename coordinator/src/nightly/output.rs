@@ -1,0 +1,212 @@
+//! What is said of a night: a terminal summary, Markdown for a pull request, JUnit's XML for a build server, JSON.
+
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table};
+use graftwork_verdict::{CostFinding, Finding};
+use graftwork_web::{NightOutcome, NightlyView, Row};
+
+use crate::{progress::duration, report::STYLE};
+
+/// The view itself.
+pub(super) fn json(view: &NightlyView) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(view)? + "\n")
+}
+
+/// One line that says how the night ended.
+pub(super) fn headline(view: &NightlyView) -> String {
+    let against = match &view.baseline {
+        Some(head) => format!(" against night {}", head.number),
+        None => String::new(),
+    };
+    let failing: Vec<String> = failing(view);
+    let outcome = match view.outcome {
+        NightOutcome::First => "the first one, nothing to compare with yet".to_owned(),
+        NightOutcome::Good => "no regression".to_owned(),
+        NightOutcome::Expected => "regressions, all of them expected".to_owned(),
+        NightOutcome::Regressed => format!("REGRESSED: {}", failing.join(", ")),
+    };
+    format!("{}, night {}{against}: {outcome}", view.job, view.night.number)
+}
+
+/// What fails the night, each once.
+fn failing(view: &NightlyView) -> Vec<String> {
+    let scores = view.scores.iter().filter(|row| row.fails()).map(|row| row.task.clone());
+    let costs = view.costs.iter().filter(|cost| cost.fails()).map(|cost| cost.change.name.clone());
+    let problems = view.problems.iter().filter(|problem| problem.fails).map(|problem| problem.name.clone());
+    let mut names: Vec<String> = Vec::new();
+    scores.chain(problems).chain(costs).for_each(|name| {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    });
+    names
+}
+
+/// The summary for a terminal.
+pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
+    let mut text = headline(view) + "\n";
+    for problem in &view.problems {
+        text.push_str(&format!("  {} {}\n", problem.name, problem.message));
+    }
+    if !view.scores.is_empty() {
+        text.push_str(&format!("{}\n", table(view, color)));
+    }
+    for row in view.scores.iter().filter(|row| row.verdict.finding == Finding::Regressed) {
+        text.push_str(&format!("\n{}: {}\n", row.verdict.name, row.sentence()));
+        if let Some(reason) = &row.expected {
+            text.push_str(&format!("  expected: {reason}\n"));
+        }
+        text.push_str(&format!("  repeat it: {}\n", row.repeat));
+    }
+    for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
+        text.push_str(&format!("\n{}: {}\n", cost.change.name, cost.sentence()));
+        if let Some(reason) = &cost.expected {
+            text.push_str(&format!("  expected: {reason}\n"));
+        }
+    }
+    let wall = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
+    text.push_str(&format!(
+        "\n{:.1} core-seconds, {} examples, {}\n",
+        view.usage.core_seconds,
+        view.usage.examples,
+        duration(wall)
+    ));
+    text
+}
+
+fn table(view: &NightlyView, color: bool) -> Table {
+    let mut table = Table::new();
+    table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::MAX);
+    if color {
+        table.enforce_styling();
+    } else {
+        table.force_no_tty();
+    }
+    let header = ["score", "before", "now", "change", "±", "", "would be found"];
+    table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
+    let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+    for row in &view.scores {
+        let verdict = &row.verdict;
+        table.add_row([
+            Cell::new(&verdict.name),
+            right(format!("{:.4}", verdict.means[0])),
+            right(format!("{:.4}", verdict.means[1])),
+            right(format!("{:+.4}", verdict.change)),
+            right(format!("{:.4}", verdict.half_width)),
+            Cell::new(word(row)),
+            right(verdict.detectable.map_or("–".to_owned(), |drop| format!("-{drop:.4}"))),
+        ]);
+    }
+    table
+}
+
+fn word(row: &Row) -> &'static str {
+    match row.verdict.finding {
+        Finding::Regressed if row.expected.is_some() => "worse, as expected",
+        Finding::Regressed => "✗ worse",
+        Finding::Suspected => "lower, maybe chance",
+        Finding::Improved => "✓ better",
+        Finding::Small => "too small to matter",
+        Finding::Steady => "steady",
+        Finding::Same => "same answers",
+    }
+}
+
+/// The summary for a pull request.
+pub(super) fn markdown(view: &NightlyView) -> String {
+    let plain = |text: &str| text.replace('|', "\\|").replace('<', "&lt;");
+    let mut text = format!("### {}\n\n", plain(&headline(view)));
+    for problem in &view.problems {
+        text.push_str(&format!("- **{}** {}\n", plain(&problem.name), plain(&problem.message)));
+    }
+    let moved = |row: &&Row| !matches!(row.verdict.finding, Finding::Same | Finding::Steady);
+    if view.scores.iter().any(|row| moved(&row)) {
+        text.push_str("\n| score | before | now | change, 95 % | verdict |\n|---|---:|---:|---:|---|\n");
+        for row in view.scores.iter().filter(moved) {
+            let verdict = &row.verdict;
+            let reason = row.expected.as_ref().map_or(String::new(), |reason| format!(": {}", plain(reason)));
+            text.push_str(&format!(
+                "| {} | {:.4} | {:.4} | {:+.4} ± {:.4} | {}{reason} |\n",
+                plain(&verdict.name),
+                verdict.means[0],
+                verdict.means[1],
+                verdict.change,
+                verdict.half_width,
+                word(row)
+            ));
+        }
+    }
+    for row in view.scores.iter().filter(|row| row.fails()) {
+        text.push_str(&format!("\n{}: {}. Repeat it with `{}`.\n", row.verdict.name, row.sentence(), row.repeat));
+    }
+    for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
+        text.push_str(&format!("\n{}: {}.\n", plain(&cost.change.name), cost.sentence()));
+    }
+    let steady = view.scores.iter().filter(|row| !moved(row)).count();
+    text.push_str(&format!("\n{steady} of {} scores did not move.\n", view.scores.len()));
+    text
+}
+
+/// JUnit's XML: each score, cost and problem is a test case.
+pub(super) fn junit(view: &NightlyView) -> String {
+    let mut cases = Vec::new();
+    for problem in &view.problems {
+        cases.push(("measured", problem.name.clone(), problem.fails.then(|| problem.message.clone())));
+    }
+    for row in &view.scores {
+        let failure = row.fails().then(|| format!("{}\nrepeat it: {}", row.sentence(), row.repeat));
+        cases.push(("scores", row.verdict.name.clone(), failure));
+    }
+    for cost in &view.costs {
+        cases.push(("costs", cost.change.name.clone(), cost.fails().then(|| cost.sentence())));
+    }
+    let failures = cases.iter().filter(|(_, _, failure)| failure.is_some()).count();
+    let seconds = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
+    let mut text = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"{}, night {}\" tests=\"{}\" failures=\"{failures}\" \
+         time=\"{seconds:.1}\">\n",
+        escaped(&view.job),
+        view.night.number,
+        cases.len()
+    );
+    for (class, name, failure) in cases {
+        let head = format!("  <testcase classname=\"{class}\" name=\"{}\"", escaped(&name));
+        match failure {
+            None => text.push_str(&format!("{head}/>\n")),
+            Some(words) => {
+                let first = words.lines().next().unwrap_or_default();
+                text.push_str(&format!(
+                    "{head}>\n    <failure message=\"{}\">{}</failure>\n  </testcase>\n",
+                    escaped(first),
+                    escaped(&words)
+                ));
+            }
+        }
+    }
+    text + "</testsuite>\n"
+}
+
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            // XML 1.0 has no word for most control characters.
+            character if character.is_control() && character != '\n' => escaped.push(' '),
+            character => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xml_takes_any_text() {
+        assert_eq!(escaped("a<b> & \"c\"\u{1}\n"), "a&lt;b&gt; &amp; &quot;c&quot; \n");
+    }
+}

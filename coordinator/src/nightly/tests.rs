@@ -1,0 +1,234 @@
+//! Nights that never were, compared: what is named, what is excused, what is left out.
+
+use std::collections::BTreeMap;
+
+use graftwork_shared::{
+    assignment::Usage,
+    data::Split,
+    digest::Digest,
+    id::Name,
+    job::{Expected, Job, Nightly},
+    metric::Metric,
+    recipe::NumericClass,
+    view::StageKind,
+};
+use graftwork_verdict::{Answers, CostFinding, Finding, Random};
+use graftwork_web::{NightOutcome, NightlyView, Problem};
+
+use super::{
+    answers::{Asked, Book},
+    compare::{self, Commands},
+    night::{Code, Judged, LAYOUT, Measurement, Night},
+    output,
+    scores::Opened,
+};
+use crate::fixture::{TASK, World};
+
+const ROWS: u64 = 600;
+
+fn job() -> Job {
+    let (_, parsed) = World::new().parse(TASK);
+    parsed.job.unwrap_or_else(|| panic!("{:?}", parsed.diagnostics))
+}
+
+/// A night in which each task answers this share of its rows rightly, other ones with each seed and each night.
+fn night(number: u64, tasks: &[(&str, f64)]) -> (Night, Book) {
+    let mut book = Book::default();
+    let mut measurements = Vec::new();
+    for (task, share) in tasks {
+        for seed in 1..=3 {
+            let name: Name = task.parse().unwrap();
+            let mut luck = Random::named(100 * number + seed, task);
+            let right: Vec<u32> = (0..ROWS).map(|row| u32::from(row % 2 == 0)).collect();
+            let answer = |right: &u32| if luck.uniform() < *share { *right } else { 1 - right };
+            let given: Vec<u32> = right.iter().map(answer).collect();
+            let correct = right.iter().zip(&given).filter(|(right, given)| right == given).count();
+            measurements.push(Measurement {
+                task: name.clone(),
+                seed,
+                kind: StageKind::Adapter,
+                method: "seq_bn".to_owned(),
+                metric: Metric::Accuracy,
+                split: Split::Test,
+                data: Some(Digest::of(b"rows")),
+                labels: ["no", "yes"].map(str::to_owned).to_vec(),
+                scores: [(Metric::Accuracy, correct as f64 / ROWS as f64)].into(),
+                recipe: Digest::of(b"recipe"),
+                weights: Digest::of(format!("{task} {seed} {number}").as_bytes()),
+                numeric_class: NumericClass {
+                    device: "cpu".to_owned(),
+                    instructions: "avx2".to_owned(),
+                    libtorch: "2".to_owned(),
+                    vendor: "V".to_owned(),
+                },
+                usage: Usage { core_seconds: 10.0, examples: 1_000, ..Usage::default() },
+                attention: Vec::new(),
+            });
+            let (right, given) = (Answers::Classes(right), Answers::Classes(given));
+            book.0.insert((name, seed), Asked { rows: (0..ROWS).collect(), right, given });
+        }
+    }
+    let night = Night {
+        layout: LAYOUT,
+        number,
+        began_ms: number * 86_400_000,
+        ended_ms: number * 86_400_000 + 60_000,
+        resumed: 0,
+        code: Code { version: "0.1.0".to_owned(), numerics: 2, name: format!("commit {number}") },
+        job: job(),
+        measurements,
+        failed: Vec::new(),
+        missed: false,
+        usage: Usage { core_seconds: 60.0, peak_memory_bytes: 400 << 20, ..Usage::default() },
+        judged: None,
+    };
+    (night, book)
+}
+
+fn judged(mut night: Night, good: bool, used: &[&str]) -> Night {
+    let used = used.iter().map(|mark| (*mark).to_owned()).collect();
+    night.judged = Some(Judged { good, baseline: None, used, cost_since: BTreeMap::new() });
+    night
+}
+
+fn commands() -> Commands {
+    Commands {
+        again: "graftwork nightly job.toml".to_owned(),
+        repeat: "graftwork nightly job.toml --repeat 2:".to_owned(),
+    }
+}
+
+fn compared(before: &(Night, Book), after: &(Night, Book), nightly: &Nightly) -> compare::Compared {
+    let nights = [judged(before.0.clone(), true, &[]), after.0.clone()];
+    let (before, after) = (Opened { night: &nights[0], book: &before.1 }, Opened { night: &nights[1], book: &after.1 });
+    compare::compare(after, Some(before), &nights, nightly, &commands())
+}
+
+fn named(view: &NightlyView) -> Vec<&str> {
+    view.scores.iter().filter(|row| row.verdict.finding == Finding::Regressed).map(|row| row.task.as_str()).collect()
+}
+
+const STEADY: [(&str, f64); 4] = [("a", 0.9), ("b", 0.8), ("c", 0.95), ("d", 0.7)];
+
+#[test]
+fn a_drop_is_named_with_its_rows_and_the_command_that_repeats_it() {
+    let before = night(1, &STEADY);
+    let steady = compared(&before, &night(2, &STEADY), &Nightly::default());
+    assert_eq!((steady.view.outcome, steady.judged.good), (NightOutcome::Good, true), "{:?}", steady.view.scores);
+    let worse = compared(&before, &night(2, &[("a", 0.9), ("b", 0.6), ("c", 0.95), ("d", 0.7)]), &Nightly::default());
+    assert_eq!((worse.view.outcome, worse.judged.good), (NightOutcome::Regressed, false));
+    assert_eq!(named(&worse.view), ["b"]);
+    let row = &worse.view.scores[0];
+    assert!(row.repeat.ends_with("--repeat 2:b") && row.sentence().contains("would have been found"), "{row:?}");
+    assert!(row.flipped.len() == graftwork_web::MOST_FLIPS && row.flipped[0].worse >= row.flipped[49].worse);
+    assert!(
+        row.flipped.iter().all(|flip| flip.before.len() == 3 && flip.after.iter().any(|answer| *answer != flip.label))
+    );
+    for text in [output::terminal(&worse.view, false), output::markdown(&worse.view), output::headline(&worse.view)] {
+        assert!(text.contains("REGRESSED: b"), "{text}");
+    }
+    assert!(output::junit(&worse.view).contains("failures=\"1\""));
+}
+
+#[test]
+fn a_reason_excuses_one_night_and_no_more() {
+    let before = night(1, &STEADY);
+    let worse = night(2, &[("a", 0.9), ("b", 0.6), ("c", 0.95), ("d", 0.7)]);
+    let mut nightly = Nightly::default();
+    let reason = Expected { score: Some("rows were mended".to_owned()), cost: None };
+    nightly.expected.insert("b".parse().unwrap(), reason);
+    let excused = compared(&before, &worse, &nightly);
+    assert_eq!((excused.view.outcome, excused.judged.good), (NightOutcome::Expected, true));
+    assert_eq!(excused.view.scores[0].expected.as_deref(), Some("rows were mended"));
+    let mark = "score of b: rows were mended";
+    assert!(excused.judged.used.contains(mark));
+    // A night later the reason is used up, whatever is compared.
+    let nights = [judged(before.0, true, &[mark]), worse.0];
+    let (first, second) = (Opened { night: &nights[0], book: &before.1 }, Opened { night: &nights[1], book: &worse.1 });
+    let later = compare::compare(second, Some(first), &nights, &nightly, &commands());
+    assert_eq!(later.view.outcome, NightOutcome::Regressed);
+    assert!(later.judged.used.contains(mark), "it stays used up");
+}
+
+#[test]
+fn what_cannot_be_compared_is_said_and_fails_nothing_but_what_failed() {
+    let before = night(1, &[("a", 0.9), ("b", 0.8), ("gone", 0.8)]);
+    let mut after = night(2, &[("a", 0.9), ("b", 0.8), ("new", 0.8)]);
+    for measured in after.0.measurements.iter_mut().filter(|measured| measured.task.as_str() == "b") {
+        measured.data = Some(Digest::of(b"other rows"));
+    }
+    let view = compared(&before, &after, &Nightly::default()).view;
+    let told: Vec<String> =
+        view.problems.iter().map(|problem| format!("{} {}", problem.name, problem.message)).collect();
+    assert_eq!(
+        told,
+        [
+            "b cannot be compared with night 1: its held-out rows are other ones",
+            "new is new: night 1 did not measure it",
+            "gone is gone: night 1 measured it, and the job no longer has it",
+        ]
+    );
+    assert_eq!((view.outcome, view.scores.len()), (NightOutcome::Good, 1));
+    let message = "with seed 2 has no score: its loss is not a number".to_owned();
+    after.0.failed.push(Problem { name: "gone".to_owned(), message, fails: true });
+    let view = compared(&before, &after, &Nightly::default()).view;
+    assert_eq!(view.outcome, NightOutcome::Regressed);
+    assert!(output::headline(&view).ends_with("REGRESSED: gone"), "{}", output::headline(&view));
+    assert!(!view.problems.iter().any(|problem| problem.message.contains("is gone")), "it is told once");
+}
+
+#[test]
+fn the_baseline_is_the_last_good_night_before() {
+    let stored = |number, good| judged(night(number, &[("a", 0.9)]).0, good, &[]);
+    let nights = [stored(1, true), stored(2, true), stored(3, false), night(4, &[("a", 0.9)]).0];
+    assert_eq!(compare::baseline(&nights, 4), Some(2));
+    assert_eq!(compare::baseline(&nights, 2), Some(1));
+    assert_eq!(compare::baseline(&nights, 1), None);
+    let alone = compare::compare(
+        Opened { night: &nights[0], book: &night(1, &[("a", 0.9)]).1 },
+        None,
+        &nights[..1],
+        &Nightly::default(),
+        &commands(),
+    );
+    assert_eq!((alone.view.outcome, alone.judged.good), (NightOutcome::First, true));
+}
+
+/// Twenty nights, the last five a third slower for `a`.
+fn slower(reason: bool) -> compare::Compared {
+    let mut nights: Vec<Night> = (1..=20)
+        .map(|number| {
+            let mut night = night(number, &[("a", 0.9), ("b", 0.9)]).0;
+            for measured in &mut night.measurements {
+                let slow = if number > 15 && measured.task.as_str() == "a" { 1.35 } else { 1.0 };
+                measured.usage.core_seconds *= slow * (1.0 + 0.01 * (number % 3) as f64);
+            }
+            judged(night, true, &[])
+        })
+        .collect();
+    // A night that was interrupted, and was far slower for it, is no part of the history.
+    nights[9].resumed = 1;
+    nights[9].measurements[0].usage.core_seconds *= 30.0;
+    let book = night(20, &[("a", 0.9), ("b", 0.9)]).1;
+    let mut nightly = Nightly::default();
+    if reason {
+        let cost = Some("rows are longer".to_owned());
+        nightly.expected.insert("a".parse().unwrap(), Expected { score: None, cost });
+    }
+    let (first, last) = (Opened { night: &nights[18], book: &book }, Opened { night: &nights[19], book: &book });
+    compare::compare(last, Some(first), &nights, &nightly, &commands())
+}
+
+#[test]
+fn lasting_growth_of_time_is_named_since_its_night_and_may_be_expected() {
+    let named = slower(false);
+    let cost = &named.view.costs[0];
+    assert_eq!((cost.task.as_deref(), cost.change.finding, cost.since), (Some("a"), CostFinding::Regressed, 16));
+    assert_eq!(cost.values.len(), 19, "the interrupted night is left out");
+    assert_eq!(named.view.outcome, NightOutcome::Regressed);
+    assert!(output::headline(&named.view).contains("a: core-seconds for 1,000 examples"));
+    assert!(named.view.costs[1..].iter().all(|cost| !cost.fails()), "{:?}", named.view.costs);
+    let excused = slower(true);
+    assert_eq!(excused.view.outcome, NightOutcome::Expected);
+    assert_eq!(excused.judged.cost_since.get("a: core-seconds for 1,000 examples"), Some(&16));
+}

@@ -1,0 +1,50 @@
+//! Posts the end of a night to an address that only an environment variable holds: it may be a secret, so no message
+//! shows it.
+
+use std::time::Duration;
+
+use graftwork_web::NightlyView;
+use serde_json::json;
+
+use super::output::headline;
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Posts the summary; what goes wrong is told and fails nothing.
+pub(super) async fn post(variable: &str, view: &NightlyView) {
+    let Ok(address) = std::env::var(variable) else {
+        eprintln!("nothing is posted: the environment variable {variable}, which the job names as webhook, is not set");
+        return;
+    };
+    if let Err(reason) = send(&address, view).await {
+        eprintln!("the end of the night could not be posted to the address in {variable}: {reason}");
+    }
+}
+
+async fn send(address: &str, view: &NightlyView) -> Result<(), String> {
+    let regressions: Vec<_> = view
+        .scores
+        .iter()
+        .filter(|row| row.fails())
+        .map(|row| json!({ "name": row.verdict.name, "task": row.task, "verdict": row.sentence(), "repeat": row.repeat }))
+        .chain(view.costs.iter().filter(|cost| cost.fails()).map(|cost| {
+            json!({ "name": cost.change.name, "task": cost.task, "verdict": cost.sentence() })
+        }))
+        .collect();
+    let body = json!({
+        "text": headline(view),
+        "job": view.job,
+        "night": view.night,
+        "baseline": view.baseline,
+        "outcome": view.outcome,
+        "regressions": regressions,
+        "problems": view.problems,
+    });
+    // An error of the client may show the address, and that may be a secret.
+    let told = |error: reqwest::Error| graftwork_shared::cause::told(&error.without_url());
+    let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none());
+    let request = client.build().map_err(told)?.post(address).header("content-type", "application/json");
+    let answer = request.body(body.to_string()).send().await.map_err(told)?;
+    if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) }
+}

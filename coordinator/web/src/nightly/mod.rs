@@ -1,0 +1,203 @@
+//! The page of a night: regressions first, then the leaderboard, history, flipped rows and cost.
+
+mod history;
+mod view;
+
+use graftwork_verdict::{CostFinding, Finding, Verdict};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+pub use view::{Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, Past, Problem, Row, percent};
+
+use crate::number;
+
+/// The whole page, self-contained: style inside, no script, nothing fetched.
+pub fn nightly_page(view: &NightlyView) -> String {
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (view.job) " – night " (view.night.number) }
+                style { (PreEscaped(include_str!("../report.css"))) (PreEscaped(include_str!("../nightly.css"))) }
+            }
+            body {
+                header { (header(view)) }
+                main {
+                    section #regressions { h2 { "Regressions" } (regressions(view)) }
+                    @if !view.problems.is_empty() { section #problems { h2 { "Not measured or not comparable" } (problems(view)) } }
+                    section #leaderboard { h2 { "Leaderboard" } (leaderboard(view)) }
+                    section #history { h2 { "History" } (history::scores(view)) }
+                    section #flipped { h2 { "Rows whose answers got worse" } (flipped(view)) }
+                    section #costs { h2 { "Time and memory" } (costs(view)) (history::costs(view)) }
+                    section #error { h2 { "How far this may be wrong" } (error(view)) }
+                }
+            }
+        }
+    };
+    page.into_string()
+}
+
+fn header(view: &NightlyView) -> Markup {
+    let named =
+        view.scores.iter().filter(|row| row.fails()).count() + view.costs.iter().filter(|cost| cost.fails()).count();
+    let failed = view.problems.iter().filter(|problem| problem.fails).count();
+    let (class, words) = match view.outcome {
+        NightOutcome::First => ("good", "first night: nothing to compare with yet".to_owned()),
+        NightOutcome::Good => ("good", "no regression".to_owned()),
+        NightOutcome::Expected => ("warn", "regressions, all of them expected".to_owned()),
+        NightOutcome::Regressed if failed > 0 => ("bad", format!("{named} regressions, {failed} not measured")),
+        NightOutcome::Regressed if named == 1 => ("bad", "1 regression".to_owned()),
+        NightOutcome::Regressed => ("bad", format!("{named} regressions")),
+    };
+    let wall = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
+    html! {
+        p.kind { "Graftwork nightly" }
+        h1 { (view.job) ", night " (view.night.number) }
+        p { span class=(format!("badge {class}")) { (words) } }
+        dl.facts {
+            div { dt { "compared with" } dd { @match &view.baseline {
+                Some(head) => { "night " (head.number) },
+                None => "–",
+            } } }
+            div { dt { "wall time" } dd { (number::duration(wall)) } }
+            div { dt { "core time" } dd { (number::duration(view.usage.core_seconds)) } }
+            div { dt { "examples trained" } dd { (number::count(view.usage.examples)) } }
+            @if view.night.resumed > 0 { div { dt { "went on after interruptions" } dd { (view.night.resumed) } } }
+        }
+        dl.wide {
+            dt { "code" } dd { (code(&view.night)) }
+            @if let Some(head) = &view.baseline { dt { "baseline's code" } dd { (code(head)) } }
+            dt { "once more" } dd { code { (view.again) } }
+            dt { "learning curves, attention of fusions" } dd { a href="job.html" { "job.html" } }
+        }
+    }
+}
+
+fn code(head: &Head) -> Markup {
+    html! { "version " (head.version) ", numerics " (head.numerics) ", " code { (head.code) } }
+}
+
+fn regressions(view: &NightlyView) -> Markup {
+    let scores = || view.scores.iter().filter(|row| row.verdict.finding == Finding::Regressed);
+    let costs = || view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed);
+    html! {
+        @if scores().next().is_none() && costs().next().is_none() { p { "None." } }
+        @for row in scores() {
+            article.card.named {
+                h3 { (row.verdict.name) " " (badge(row.fails(), row.expected.as_deref())) }
+                p { (row.sentence()) "." }
+                p { (row.verdict.moved[0]) " answers got worse, " (row.verdict.moved[1]) " better." }
+                p.muted { "Repeat it: " code { (row.repeat) } }
+            }
+        }
+        @for cost in costs() {
+            article.card.named {
+                h3 { (cost.change.name) " " (badge(cost.fails(), cost.expected.as_deref())) }
+                p { (cost.sentence()) "." }
+            }
+        }
+    }
+}
+
+fn badge(fails: bool, expected: Option<&str>) -> Markup {
+    match expected {
+        _ if fails => html! { span.badge.bad { "regression" } },
+        Some(reason) => html! { span.badge.warn { "expected" } " " span.muted { (reason) } },
+        None => html! {},
+    }
+}
+
+fn problems(view: &NightlyView) -> Markup {
+    html! { ul { @for problem in &view.problems {
+        li { strong { (problem.name) } " " (problem.message) @if problem.fails { " " span.badge.bad { "fails the night" } } }
+    } } }
+}
+
+fn leaderboard(view: &NightlyView) -> Markup {
+    html! {
+        div.scroll { table {
+            thead { tr {
+                th { "task" } th { "method" } th { "score" } th.n { "rows" } th.n { "seeds" } th.n { "before" } th.n { "now" }
+                th.n { "change, 95 %" } th { "verdict" } th.n { "would be found" }
+            } }
+            tbody { @for row in &view.scores { (line(row)) } }
+        } }
+    }
+}
+
+fn line(row: &Row) -> Markup {
+    let Verdict { finding, measure, rows, seeds, means, change, half_width, detectable, .. } = &row.verdict;
+    let (class, words) = match finding {
+        Finding::Regressed if row.expected.is_some() => ("warn", "worse, as expected"),
+        Finding::Regressed => ("bad", "worse"),
+        Finding::Improved => ("good", "better"),
+        Finding::Suspected => ("warn", "lower, maybe chance"),
+        Finding::Small => ("", "smaller than matters"),
+        Finding::Steady => ("", "steady"),
+        Finding::Same => ("", "same answers"),
+    };
+    html! { tr {
+        th scope="row" { (row.task) @if row.fusion { " " span.tag { "fusion" } } }
+        td { (row.method) }
+        td { (format!("{measure:?}")) }
+        td.n { (rows) } td.n { (seeds) }
+        td.n { (number::score(means[0])) }
+        td.n.strong { (number::score(means[1])) }
+        td.n { (format!("{change:+.4} ± {half_width:.4}")) }
+        td { span class=(format!("badge {class}")) { (words) } }
+        td.n { (detectable.map_or("–".to_owned(), |drop| format!("−{drop:.4}"))) }
+    } }
+}
+
+fn flipped(view: &NightlyView) -> Markup {
+    let with = || view.scores.iter().filter(|row| !row.flipped.is_empty());
+    html! {
+        @if with().next().is_none() { p { "None." } }
+        @for row in with() {
+            details open[row.verdict.finding == Finding::Regressed] {
+                summary { (row.task) ": " (row.verdict.moved[0]) " answers worse, " (row.verdict.moved[1]) " better" }
+                div.scroll { table {
+                    thead { tr { th.n { "row" } th { "right" } th { "before, by seed" } th { "now, by seed" } th.n { "seeds worse" } } }
+                    tbody { @for flip in &row.flipped { tr {
+                        td.n { (flip.row) } td { (flip.label) } td { (flip.before.join(", ")) } td { (flip.after.join(", ")) }
+                        td.n { (flip.worse) }
+                    } } }
+                } }
+            }
+        }
+    }
+}
+
+fn costs(view: &NightlyView) -> Markup {
+    html! {
+        div.scroll { table {
+            thead { tr { th { "cost" } th.n { "now" } th { "verdict" } } }
+            tbody { @for cost in &view.costs { tr {
+                th scope="row" { (cost.change.name) }
+                td.n { (cost.values.last().map_or("–".to_owned(), |(_, value)| significant(*value))) }
+                td { (badge(cost.fails(), cost.expected.as_deref())) " " (cost.sentence()) }
+            } } }
+        } }
+    }
+}
+
+/// Three digits of any size of number.
+fn significant(value: f64) -> String {
+    match value.abs() {
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.5}"),
+    }
+}
+
+fn error(view: &NightlyView) -> Markup {
+    html! {
+        p { "A score is named when the rows speak against chance, when the seeds do, and when the drop matters. "
+            "Of nights without any change at most " (percent(view.false_alarm)) " name a score, and as many a cost: "
+            "Benjamini and Hochberg's procedure runs over all " (view.scores.len()) " scores and all " (view.costs.len()) " costs." }
+        p { "What would have been found stands beside each score: a drop of that size, even as the only one of the night, "
+            "is named as often as `power` in the job file says." }
+        p { "Nights that were interrupted are left out of the history of costs. A change of cost is told from noise only "
+            "after several nights, since one slow night is no change." }
+    }
+}

@@ -1,0 +1,221 @@
+//! What a night came to: the one value behind its page, its JSON document, JUnit's, the terminal and the Markdown.
+
+use std::collections::BTreeMap;
+
+use graftwork_shared::assignment::Usage;
+use graftwork_verdict::{Change, Finding, Verdict};
+use serde::{Deserialize, Serialize};
+
+/// A night and how it compares.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NightlyView {
+    /// The job's name.
+    pub job: String,
+    /// This night.
+    pub night: Head,
+    /// The night that it is compared with; none for the first one.
+    pub baseline: Option<Head>,
+    /// How it ended.
+    pub outcome: NightOutcome,
+    /// What could not be measured or compared.
+    pub problems: Vec<Problem>,
+    /// Scores, regressions first.
+    pub scores: Vec<Row>,
+    /// Costs, regressions first.
+    pub costs: Vec<Cost>,
+    /// All kept nights, oldest first, this one included.
+    pub history: Vec<Past>,
+    /// What the night used.
+    pub usage: Usage,
+    /// Chance that a night without any change names a score; the same for costs.
+    pub false_alarm: f64,
+    /// Command that runs this night's job once more.
+    pub again: String,
+}
+
+/// One night in a line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    /// Its number.
+    pub number: u64,
+    /// Milliseconds since 1970 when it began and ended.
+    pub began_ms: u64,
+    /// The end.
+    pub ended_ms: u64,
+    /// Version of the programs.
+    pub version: String,
+    /// Version of the numerics.
+    pub numerics: u32,
+    /// The code that was measured, as the user names it, or the digest of the programs.
+    pub code: String,
+    /// Times it went on after an interruption.
+    pub resumed: u32,
+}
+
+/// How a night ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NightOutcome {
+    /// Nothing to compare with yet.
+    First,
+    /// No regression.
+    Good,
+    /// Regressions, all of them expected.
+    Expected,
+    /// At least one regression that is not expected.
+    Regressed,
+}
+
+/// What could not be measured or compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The task or fusion.
+    pub name: String,
+    /// What and why.
+    pub message: String,
+    /// Whether it fails the night.
+    pub fails: bool,
+}
+
+/// One score.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The task or fusion.
+    pub task: String,
+    /// Whether it is a fusion.
+    pub fusion: bool,
+    /// The method in a line.
+    pub method: String,
+    /// Whether it is the metric that counts for the task.
+    pub main: bool,
+    /// Why a drop was expected, where it was.
+    pub expected: Option<String>,
+    /// Command that repeats exactly this measurement.
+    pub repeat: String,
+    /// Rows whose answers got worse, the most seeds first; at most [`MOST_FLIPS`].
+    pub flipped: Vec<Flip>,
+}
+
+/// Flipped rows that are listed at most.
+pub const MOST_FLIPS: usize = 50;
+
+/// A row whose answers got worse.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flip {
+    /// Its number in the split.
+    pub row: u64,
+    /// What is right.
+    pub label: String,
+    /// What the baseline answered, seed by seed.
+    pub before: Vec<String>,
+    /// What this night answered.
+    pub after: Vec<String>,
+    /// Seeds that got worse.
+    pub worse: u32,
+}
+
+/// One cost over the nights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// What the history says.
+    pub change: Change,
+    /// The task or fusion; the whole night without.
+    pub task: Option<String>,
+    /// The night from which on it changed.
+    pub since: u64,
+    /// Why growth was expected, where it was.
+    pub expected: Option<String>,
+    /// Night by night.
+    pub values: Vec<(u64, f64)>,
+}
+
+/// A night of the history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Past {
+    /// The night.
+    pub head: Head,
+    /// Whether it may be a baseline.
+    pub good: bool,
+    /// Main scores by task: seed by seed.
+    pub scores: BTreeMap<String, Vec<f64>>,
+    /// What it used.
+    pub usage: Usage,
+}
+
+impl Row {
+    /// Whether it fails the night.
+    pub fn fails(&self) -> bool {
+        self.verdict.finding == Finding::Regressed && self.expected.is_none()
+    }
+
+    /// The verdict in a sentence, with its own error.
+    pub fn sentence(&self) -> String {
+        let Verdict { finding, means: [before, after], change, half_width, seeds, rows, .. } = &self.verdict;
+        let measured = format!(
+            "{before:.4} → {after:.4} ({change:+.4} ± {half_width:.4}, {rows} rows, {seeds} seed{})",
+            if *seeds == 1 { "" } else { "s" }
+        );
+        let (finding, more) = match finding {
+            Finding::Same => ("the same answers", String::new()),
+            Finding::Steady => ("no change that chance would not give", String::new()),
+            Finding::Suspected => ("lower, but chance gives as much", String::new()),
+            Finding::Small => ("changed by less than matters", String::new()),
+            Finding::Improved => ("better", format!(", level {:.4}", self.verdict.levels.gain)),
+            Finding::Regressed => ("worse", format!(", level {:.4}", self.verdict.levels.drop)),
+        };
+        format!("{finding}: {measured}{more}; {}", self.error())
+    }
+
+    /// What would have been found, and how often nothing is found wrongly.
+    pub fn error(&self) -> String {
+        let verdict = &self.verdict;
+        let alarms = format!("at most {} of nights without a change name a score", percent(verdict.false_alarm));
+        let found = match verdict.detectable {
+            Some(drop) => format!("a drop of {drop:.4} would have been found with {}", percent(verdict.power)),
+            None => "with one seed and the same answers nothing tells of noise".to_owned(),
+        };
+        let seeds = if verdict.by_seeds.is_none() { " (what other seeds would give is not known)" } else { "" };
+        format!("{found}, {alarms}{seeds}")
+    }
+}
+
+impl Cost {
+    /// Whether it fails the night.
+    pub fn fails(&self) -> bool {
+        self.change.finding == graftwork_verdict::CostFinding::Regressed && self.expected.is_none()
+    }
+
+    /// The finding in a sentence, with its own error.
+    pub fn sentence(&self) -> String {
+        use graftwork_verdict::CostFinding as Found;
+        let Change { finding, nights, worse_by, level, detectable, power, .. } = &self.change;
+        let moved = || format!("{} since night {}, level {level:.4}", signed(*worse_by), self.since);
+        let found = match finding {
+            Found::Short => format!("{nights} nights are too few to tell"),
+            Found::Steady => format!("steady over {nights} nights"),
+            Found::Small => format!("changed by less than matters: {}", moved()),
+            Found::Regressed => format!("worse: {}", moved()),
+            Found::Improved => format!("better: {}", moved()),
+        };
+        match detectable {
+            Some((size, nights)) => format!(
+                "{found}; {} more over {nights} nights would have been found with {}",
+                percent(*size),
+                percent(*power)
+            ),
+            None => found,
+        }
+    }
+}
+
+/// A share as people read it.
+pub fn percent(share: f64) -> String {
+    let percent = share * 100.0;
+    if percent.fract().abs() < 0.05 { format!("{percent:.0} %") } else { format!("{percent:.1} %") }
+}
+
+fn signed(share: f64) -> String {
+    format!("{}{}", if share >= 0.0 { "+" } else { "−" }, percent(share.abs()))
+}

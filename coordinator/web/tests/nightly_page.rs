@@ -1,0 +1,117 @@
+//! The page of a night with one regression: what it must say first, and what it must never hold.
+
+use std::collections::BTreeMap;
+
+use graftwork_shared::assignment::Usage;
+use graftwork_verdict::{Answers, Comparison, Measure, Run, Series, Settings, Worse, changes, judge};
+use graftwork_web::{Cost, Flip, Head, NightOutcome, NightlyView, Past, Problem, Row, nightly_page};
+
+fn head(number: u64) -> Head {
+    Head {
+        number,
+        began_ms: number * 86_400_000,
+        ended_ms: number * 86_400_000 + 900_000,
+        version: "0.1.0".to_owned(),
+        numerics: 2,
+        code: format!("commit-{number}"),
+        resumed: 1,
+    }
+}
+
+fn comparison(name: &str, lost: usize) -> Comparison {
+    let truth: Vec<u32> = (0..500).map(|row| row % 2).collect();
+    let wrong = |from: usize, count: usize| {
+        let mut given = truth.clone();
+        given[from..from + count].iter_mut().for_each(|answer| *answer = 1 - *answer);
+        Answers::Classes(given)
+    };
+    let run = |seed: u64| {
+        let at = usize::try_from(seed).expect("a small seed") * 10;
+        Run { seed, before: wrong(at, 40), after: wrong(at + 3, 40 + lost) }
+    };
+    let runs = (1..=3).map(run).collect();
+    let (name, truth) = (name.to_owned(), Answers::Classes(truth));
+    Comparison { name, measure: Measure::Accuracy, threshold: 0.01, truth, runs, earlier: Vec::new() }
+}
+
+fn view() -> NightlyView {
+    let settings = Settings::default();
+    let verdicts = judge(&[comparison("<films> accuracy", 100), comparison("mail accuracy", 0)], &settings);
+    let scores = verdicts.into_iter().zip(["<films>", "mail"]).map(|(verdict, task)| Row {
+        flipped: vec![Flip {
+            row: 7,
+            label: "good & bad".to_owned(),
+            before: vec!["good".to_owned()],
+            after: vec!["bad".to_owned()],
+            worse: 3,
+        }],
+        task: task.to_owned(),
+        fusion: task == "mail",
+        method: "seq_bn".to_owned(),
+        main: true,
+        expected: None,
+        repeat: format!("graftwork nightly job.toml --repeat 8:{task}"),
+        verdict,
+    });
+    let values: Vec<f64> = vec![10.0, 10.1, 9.9, 10.0, 10.2, 9.8, 10.0];
+    let series = Series { name: "mail: core-seconds".to_owned(), values: values.clone(), worse: Worse::Higher };
+    let cost = changes(&[series], &settings).into_iter().map(|change| Cost {
+        change,
+        task: Some("mail".to_owned()),
+        since: 2,
+        expected: None,
+        values: (2..).zip(values.clone()).collect(),
+    });
+    let past = |number| Past {
+        head: head(number),
+        good: true,
+        scores: BTreeMap::from([("mail".to_owned(), vec![0.91, 0.92, 0.93])]),
+        usage: Usage::default(),
+    };
+    NightlyView {
+        job: "night & day".to_owned(),
+        night: head(8),
+        baseline: Some(head(7)),
+        outcome: NightOutcome::Regressed,
+        problems: vec![Problem { name: "poems".to_owned(), message: "is new".to_owned(), fails: false }],
+        scores: scores.collect(),
+        costs: cost.collect(),
+        history: (6..=8).map(past).collect(),
+        usage: Usage { core_seconds: 700.0, examples: 10_000, ..Usage::default() },
+        false_alarm: 0.05,
+        again: "graftwork nightly job.toml".to_owned(),
+    }
+}
+
+#[test]
+fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
+    let page = nightly_page(&view());
+    let sections: Vec<usize> =
+        ["id=\"regressions\"", "id=\"leaderboard\"", "id=\"history\"", "id=\"flipped\"", "id=\"costs\""]
+            .iter()
+            .map(|id| page.find(id).unwrap_or_else(|| panic!("no {id}")))
+            .collect();
+    assert!(sections.is_sorted(), "{sections:?}");
+    let regressions = &page[sections[0]..sections[1]];
+    assert!(regressions.contains("&lt;films&gt; accuracy") && !regressions.contains("mail"), "{regressions}");
+    assert!(regressions.contains("would have been found with 80 %") && regressions.contains("at most 5 % of nights"));
+    assert!(regressions.contains("--repeat 8:&lt;films&gt;"), "{regressions}");
+    assert!(page.contains("1 regression") && page.contains("night 7") && page.contains("good &amp; bad"));
+    assert!(page.contains("commit-8") && page.contains("went on after interruptions"));
+}
+
+#[test]
+fn the_page_is_self_contained_and_the_same_for_the_same_view() {
+    let page = nightly_page(&view());
+    assert_eq!(page, nightly_page(&view()));
+    for word in ["<script", "http://", "https://", "<link", "@import", "NaN", "inf<"] {
+        assert!(!page.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn a_view_survives_its_json() {
+    let view = view();
+    let text = serde_json::to_string(&view).expect("a view is JSON");
+    assert_eq!(serde_json::from_str::<NightlyView>(&text).expect("and back"), view);
+}

@@ -1,0 +1,209 @@
+//! Two nights of a small nightly. In the second one the rows of one task are spoiled and the coordinator is killed: the
+//! same command goes on, names exactly that task, exits 1, and its page says so.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    thread::JoinHandle,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_shared::event::EventKind;
+use graftwork_tests::{Run, World, program};
+use parquet::file::reader::{FileReader as _, SerializedFileReader};
+use serde_json::Value;
+
+/// Rows on which each task is scored.
+const TESTED: u64 = 240;
+
+fn write_job(world: &World, more: &str) -> Result<PathBuf> {
+    let task = |task: &str, head: &str| {
+        format!(
+            "[tasks.{task}]\ntrain = \"data/{task}/train.parquet\"\nvalidation = \"data/{task}/validation.parquet\"\n\
+             test = \"data/{task}/test.parquet\"\nhead = \"{head}\"\n"
+        )
+    };
+    let text = format!(
+        "name = \"Small nightly\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"hub\"\norganisation = \"tests\"\n\
+         [defaults.training]\nepochs = 3\nbatch_size = 8\nlanes = 2\nlearning_rate = 5e-3\nmax_length = 32\n\
+         checkpoint_every = 10\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 4\n{}{}{}\
+         [fusions.mood_fused]\nadapters = [\"mood\", \"strength\"]\ntask = \"mood\"\n\
+         [nightly]\nwebhook = \"NIGHT_HOOK\"\n{more}",
+        task("topic", "classification"),
+        task("mood", "classification"),
+        task("strength", "regression"),
+    );
+    let path = world.path().join("nightly.toml");
+    fs::write(&path, text)?;
+    Ok(path)
+}
+
+fn nightly(world: &World, more: &[&str], hook: &str) -> Result<Output> {
+    let mut command = Command::new(program());
+    command.current_dir(world.path()).env("NIGHT_HOOK", hook);
+    command.args(["nightly", "nightly.toml", "--history", "history", "--threads", "2", "--progress", "none"]);
+    Ok(command.args(more).output()?)
+}
+
+#[track_caller]
+fn expect(output: &Output, code: i32) -> String {
+    let said = format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    said
+}
+
+/// Takes one request, and gives its body.
+fn listen() -> Result<(String, JoinHandle<Result<Value>>)> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = format!("http://{}/hooks/secret-path", listener.local_addr()?);
+    let heard = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept()?;
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        stream.write_all(b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n")?;
+        Ok(serde_json::from_slice(&body)?)
+    });
+    Ok((address, heard))
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| path.display().to_string())
+}
+
+/// Names of what a report calls regressions.
+fn named(report: &Value) -> Result<Vec<String>> {
+    let rows = report["scores"].as_array().context("scores")?;
+    let mut names: Vec<String> = rows
+        .iter()
+        .filter(|row| row["verdict"]["finding"] == "regressed")
+        .filter_map(|row| Some(row["task"].as_str()?.to_owned()))
+        .collect();
+    names.dedup();
+    Ok(names)
+}
+
+fn rows(path: &Path) -> Result<i64> {
+    let reader = SerializedFileReader::new(File::open(path).with_context(|| path.display().to_string())?)?;
+    Ok(reader.metadata().file_metadata().num_rows())
+}
+
+#[test]
+fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
+    let world = World::new()?;
+    for task in ["topic", "mood", "strength"] {
+        world.write_split(task, "train", 0..240, false)?;
+        world.write_split(task, "test", 20_000..20_000 + TESTED, false)?;
+    }
+    let job = write_job(&world, "")?;
+
+    // The first night has nothing to be compared with. Its address answers nobody: that fails nothing and is not shown.
+    let said = expect(&nightly(&world, &[], "http://127.0.0.1:9/hooks/secret-path")?, 0);
+    assert!(said.contains("Small nightly, night 1: the first one"), "{said}");
+    assert!(
+        said.contains("could not be posted to the address in NIGHT_HOOK") && !said.contains("secret-path"),
+        "{said}"
+    );
+    let folder = world.path().join("history/nights");
+    assert!(!world.path().join("history/tonight").exists(), "what a night trained is gone");
+
+    // The second: one task learns from wrong labels, and the coordinator is killed behind a checkpoint.
+    world.write_split("topic", "train", 0..240, true)?;
+    let mut run = Run::nightly(&job, "history")?;
+    run.wait_for("a finished stage", |event| matches!(event.kind, EventKind::StageFinished { .. }))?;
+    run.wait_for("a checkpoint", |event| matches!(event.kind, EventKind::Checkpointed { .. }))?;
+    run.kill()?;
+    assert!(!folder.join("000002/night.json").exists(), "a night that was killed is none yet");
+    let (address, heard) = listen()?;
+    let said = expect(&nightly(&world, &[], &address)?, 1);
+    assert!(said.contains("night 2 goes on where it was interrupted"), "{said}");
+    assert!(said.contains("Small nightly, night 2 against night 1: REGRESSED: topic\n"), "{said}");
+
+    let report: Value = serde_json::from_str(&read(&folder.join("000002/nightly.json"))?)?;
+    assert_eq!((named(&report)?, report["night"]["resumed"].as_u64()), (vec!["topic".to_owned()], Some(1)));
+    let same = report["scores"].as_array().context("scores")?.iter().filter(|row| row["verdict"]["finding"] == "same");
+    assert_eq!(same.count(), 6, "two scores of each of the others are the same answers: {report}");
+    let page = read(&folder.join("000002/nightly.html"))?;
+    let regressions = page.split("id=\"regressions\"").nth(1).and_then(|rest| rest.split("</section>").next());
+    let regressions = regressions.context("the page has regressions")?;
+    assert!(regressions.contains("topic accuracy") && regressions.contains(">regression<"), "{regressions}");
+    assert!(!regressions.contains("mood") && !regressions.contains("strength"), "{regressions}");
+    assert!(page.contains("Rows whose answers got worse") && !page.contains("<script"), "self-contained");
+    let junit = read(&folder.join("000002/junit.xml"))?;
+    assert!(junit.contains("failures=\"2\"") && junit.contains("name=\"topic accuracy\">\n    <failure"), "{junit}");
+    assert!(read(&folder.join("000002/nightly.md"))?.contains("| topic accuracy |"));
+    let posted = heard.join().expect("the listener ends")?;
+    assert_eq!(
+        (&posted["outcome"], &posted["regressions"][0]["task"]),
+        (&"regressed".into(), &"topic".into()),
+        "{posted}"
+    );
+
+    look_again(&world)
+}
+
+/// What can be asked of a history without training all of it.
+fn look_again(world: &World) -> Result<()> {
+    // A kill between training and comparing leaves a night without a verdict: it gets one before another one begins.
+    let path = world.path().join("history/nights/000002/night.json");
+    let mut night: Value = serde_json::from_str(&read(&path)?)?;
+    ensure!(night["judged"]["good"] == false && night["judged"]["baseline"] == 1, "{}", night["judged"]);
+    night["judged"] = Value::Null;
+    fs::write(&path, serde_json::to_vec(&night)?)?;
+    let said = expect(&nightly(world, &[], "http://127.0.0.1:9/")?, 1);
+    assert!(
+        said.contains("night 2 is trained and was not compared yet") && said.contains("REGRESSED: topic"),
+        "{said}"
+    );
+    assert!(!world.path().join("history/nights/000003").exists(), "no further night was begun");
+
+    // A reason in the job file excuses that task, and the night stays what it was.
+    write_job(world, "[nightly.expected.topic]\nscore = \"labels are counted from one now\"\n")?;
+    let said = expect(&nightly(world, &["--compare", "2", "--against", "1"], "")?, 0);
+    assert!(said.contains("regressions, all of them expected") && said.contains("counted from one"), "{said}");
+    write_job(world, "[nightly.expected.topic]\ncost = \"a reason for something else\"\n")?;
+    expect(&nightly(world, &["--compare", "2"], "")?, 1);
+
+    // The printed command repeats exactly that measurement.
+    let said = expect(&nightly(world, &["--repeat", "2:topic"], "")?, 0);
+    assert_eq!(said.matches("the same tensors and answers").count(), 3, "{said}");
+    // Its rows are spoiled now, so the first night cannot be repeated, and that is said.
+    let said = expect(&nightly(world, &["--repeat", "1:topic"], "")?, 1);
+    assert!(said.contains("✗ topic, seed 1: other answers"), "{said}");
+    let said = expect(&nightly(world, &["--repeat", "2:tropic"], "")?, 1);
+    assert!(said.contains("did not measure tropic: it has topic, mood, strength, mood_fused"), "{said}");
+    let said = expect(&nightly(world, &["--against", "7"], "")?, 1);
+    assert!(said.contains("night 7 is not kept") && said.contains("there are 1, 2"), "{said}");
+
+    expect(&nightly(world, &["--export", "export"], "")?, 0);
+    let export = world.path().join("export");
+    // Two nights of four measurements with three seeds.
+    assert_eq!(rows(&export.join("answers.parquet"))?, 2 * 4 * 3 * i64::try_from(TESTED)?);
+    let history: Value = serde_json::from_str(&read(&export.join("history.json"))?)?;
+    ensure!(history.as_array().is_some_and(|nights| nights.len() == 2), "two nights are kept");
+    let scores: usize = history
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|night| night["measurements"].as_array())
+        .flatten()
+        .filter_map(|measured| measured["scores"].as_object())
+        .map(serde_json::Map::len)
+        .sum();
+    assert_eq!(rows(&export.join("measurements.parquet"))?, i64::try_from(scores)?);
+    Ok(())
+}
