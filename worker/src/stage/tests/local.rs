@@ -32,12 +32,12 @@ use super::{
 };
 use crate::pool::Pool;
 
-pub(super) type Blobs = Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>;
+type Blobs = Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>;
 
 pub(super) struct LocalHost {
     pool: Pool,
     runtime: Runtime,
-    pub(super) blobs: Blobs,
+    blobs: Blobs,
     checkpoints: Mutex<BTreeMap<u64, Digest>>,
     reports: Mutex<Vec<StepReport>>,
     evaluated: Mutex<Vec<u64>>,
@@ -72,6 +72,11 @@ impl LocalHost {
     /// Another host over the same blobs.
     pub(super) fn sharing(other: &Self, threads: usize) -> Self {
         Self { blobs: Arc::clone(&other.blobs), ..Self::new(threads) }
+    }
+
+    /// A host over the same blobs that keeps what it computes below this folder.
+    pub(super) fn keeping_beside(other: &Self, folder: &Path) -> Self {
+        Self { blobs: Arc::clone(&other.blobs), ..Self::keeping(folder, 2) }
     }
 
     /// A member of a circle.
