@@ -160,8 +160,9 @@ impl v1::jobs_server::Jobs for Jobs {
         // Until the submission is answered: then a fact refers to what planning has put, or none ever will.
         let pinned = pins::for_request(&self.blobs, self.inputs.downgrade());
         let context = submission_context(&trace);
-        let planning = graftwork_telemetry::span("plan", context).with("job", &id);
-        let mut plan = self.plan(job, spans, pinned.clone()).await?;
+        let mut planning = graftwork_telemetry::span("plan", context).with("job", &id);
+        let planned = self.plan(job, spans, pinned.clone()).await;
+        let mut plan = planned.inspect_err(|status| planning.fail(status.message()))?;
         drop(planning);
         plan.trace = context.to_string();
         let gone = self.gone(&plan, gone).await;
