@@ -14,7 +14,7 @@ NIGHT_DATA := $(foreach set,$(NIGHT_SETS),$(HOME_FOLDER)/data/$(set)/import.json
 GRAFTWORK := target/release/graftwork
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart nightly night-data test test-servers test-all check bench bench-peer bench-pieces bench-programs golden follow build nccl data clean help
+.PHONY: quickstart nightly night-data test test-servers test-deploy test-all check bench bench-peer bench-pieces bench-programs golden follow build nccl data release clean help
 
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
@@ -22,6 +22,8 @@ help:
 	@echo "make test         set up, then run all tests"
 	@echo "make test-servers  the coordinator over PostgreSQL and an object store (make test-all does it too)"
 	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
+	@echo "make test-deploy  deployment: chart, Prometheus, traces, Slurm, a release on a bare machine (make test-all does it too)"
+	@echo "make release      the archive of a release, in out/release"
 	@echo "make check        formatting, lints and docs, warnings as errors"
 	@echo "make nccl         fetch NCCL, which workers with GPUs need (make test does it too)"
 	@echo "make bench        measure Graftwork: a table, out/bench/record.json and a page; BENCH='--rows 400 --runs 1' is quick"
@@ -73,7 +75,12 @@ test-servers: $(WEED) build
 $(WEED): | $(LIBTORCH)
 	@$(PYTHON) scripts/setup.py seaweedfs
 
-test-all: test test-servers
+# Deployment files and what operators use. Tests whose tool is not there are skipped and say so.
+test-deploy: build
+	@scripts/deploy-tools.sh
+	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test deploy
+
+test-all: test test-servers test-deploy
 	@scripts/peer.sh
 	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test memory --test scale
 
@@ -101,6 +108,9 @@ golden: build
 
 follow: build $(BASE)
 	@$(GRAFTWORK) follow $(TRAJECTORY) --base-model $(dir $(BASE))
+
+release: build
+	@$(PYTHON) scripts/release.py
 
 clean:
 	cargo clean

@@ -177,7 +177,8 @@ def libtorch():
     for package in packages("libtorch"):
         with zipfile.ZipFile(fetch(package)) as archive:
             torch = package["name"] == "torch"
-            names = [name for name in archive.namelist() if not torch or name in wanted or name.startswith("torch/include/")]
+            more = ("torch/include/", f"torch-{package['version']}.dist-info/licenses/")
+            names = [name for name in archive.namelist() if not torch or name in wanted or name.startswith(more)]
             archive.extractall(temporary, names)
     # torch-sys always links libtorch, and turns CUDA on when libtorch_cuda lies there.
     (temporary / "torch" / "lib" / "libtorch.so").symlink_to("libtorch_cpu.so")

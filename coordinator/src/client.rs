@@ -11,7 +11,7 @@ use std::{
 
 use futures::{Stream, StreamExt as _};
 use graftwork_proto::{
-    Route, Token, from_document, pushback, to_document, v1,
+    Route, Token, from_document, pushback, to_document, traced, v1,
     v1::{blobs_client::BlobsClient, jobs_client::JobsClient},
 };
 use graftwork_scheduler::Explanation;
@@ -22,8 +22,10 @@ use graftwork_shared::{
     event::Event,
     id::JobId,
     job::{Job, Spans},
+    trace::TRACE_HEADER,
     view::JobView,
 };
+use graftwork_telemetry::Span;
 use tonic::{Code, Response, Status, service::interceptor::InterceptedService, transport::Channel};
 
 /// Name of the variable with the address of the coordinator that commands talk to.
@@ -194,13 +196,15 @@ impl Client {
     /// Submits a job; answers once it is durable. `true` says that it was there already. `spans` place what the
     /// coordinator says of the job in its file.
     pub(crate) async fn submit(&mut self, job: &Job, spans: &Spans) -> Result<(JobId, bool), ClientError> {
-        let trace = format!("cli-{}", std::process::id());
+        let span = submission_span();
+        let trace = span.context().to_string();
         let request = v1::SubmitRequest { job: to_document(job), trace, spans: to_document(spans) };
         let asking = |mut client: Self| {
             let request = request.clone();
             async move { client.jobs.submit(request).await }
         };
-        let reply = self.ask(asking).await?;
+        let reply = traced(span.context(), self.ask(asking)).await?;
+        drop(span);
         let id = reply
             .job
             .parse()
@@ -249,6 +253,11 @@ impl Client {
         self.ask(|mut client| async move { client.jobs.cancel(of(job)).await }).await.map(|_| ())
     }
 
+    /// Forgets an ended job.
+    pub(crate) async fn forget(&mut self, job: &JobId) -> Result<(), ClientError> {
+        self.ask(|mut client| async move { client.jobs.forget(of(job)).await }).await.map(|_| ())
+    }
+
     /// What a refusal means. A plan that cannot be comes as a list of diagnostics in the status's details.
     fn refused(&self, status: Status) -> ClientError {
         if let Ok(problems) = serde_json::from_slice::<Vec<Diagnostic>>(status.details())
@@ -273,6 +282,15 @@ impl Client {
             _ if words.is_empty() => ClientError::Other(status.code().to_string()),
             _ => ClientError::Other(words),
         }
+    }
+}
+
+/// The beginning of a job's trace: below what the environment names, as a pipeline does, or a new one.
+fn submission_span() -> Span {
+    let told = std::env::var(TRACE_HEADER.to_uppercase()).ok().and_then(|text| text.parse().ok());
+    match told {
+        Some(parent) => graftwork_telemetry::span("submit", parent),
+        None => graftwork_telemetry::span_at("submit", graftwork_telemetry::new_trace(), None),
     }
 }
 

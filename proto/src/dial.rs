@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use graftwork_shared::{address::Address, cause::told};
+use graftwork_shared::{address::Address, cause::told, trace::TRACE_HEADER};
 use tokio_rustls::rustls::{
     self, CertificateError,
     pki_types::{CertificateDer, pem::PemObject as _},
@@ -21,7 +21,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::KEY_HEADER;
+use crate::{KEY_HEADER, trace::trace_context};
 
 /// Variable that holds the token, when no option names another.
 pub const TOKEN_VARIABLE: &str = "GRAFTWORK_TOKEN";
@@ -277,6 +277,9 @@ impl Interceptor for Token {
         }
         if let Some(key) = &self.key {
             request.metadata_mut().insert(KEY_HEADER, key.clone());
+        }
+        if let Some(context) = trace_context().and_then(|context| context.to_string().parse().ok()) {
+            request.metadata_mut().insert(TRACE_HEADER, context);
         }
         Ok(request)
     }

@@ -22,6 +22,7 @@ pub mod random;
 pub mod recipe;
 pub mod record;
 pub mod sweep;
+pub mod trace;
 pub mod training;
 pub mod upload;
 pub mod version;

@@ -86,6 +86,11 @@ impl Guarded {
         self.folder.path()
     }
 
+    /// The token of this name.
+    pub fn token(&self, name: &str) -> Result<&str> {
+        self.tokens.get(name).map(String::as_str).context("a token of the cluster")
+    }
+
     /// Where the coordinator listens.
     pub fn address(&self) -> &str {
         &self.address

@@ -1,10 +1,16 @@
 //! The command line of the worker, and what each verb calls.
 
-use std::{net::IpAddr, path::PathBuf, sync::LazyLock, time::Duration};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use clap::{Parser, Subcommand};
 use graftwork_proto::{CA_VARIABLE, DialError, Token};
-use graftwork_shared::{address::Address, credentials, job::MOST_THREADS};
+use graftwork_shared::{address::Address, credentials, digest::Digest, job::MOST_THREADS};
+use graftwork_telemetry::{Check, Guard, ListenError};
 use tokio::runtime::Runtime;
 
 use crate::{
@@ -12,6 +18,7 @@ use crate::{
     coordinators::Coordinators,
     doctor,
     logs::LogFormat,
+    meters::Meters,
     predict::{self, PredictError},
     reference,
     session::{self, SessionError},
@@ -55,7 +62,7 @@ macro_rules! user_errors {
         })+
     };
 }
-user_errors!(DialError, NoCuda);
+user_errors!(DialError, NoCuda, ListenError);
 
 /// The program's version stands last: `graftwork` reads it there.
 fn version() -> &'static str {
@@ -151,6 +158,19 @@ pub(crate) struct SessionArguments {
     /// The network of --group-address is ours alone: nobody else reads or changes what passes on it.
     #[arg(long)]
     private_network: bool,
+    /// Where metrics, health and readiness are told over HTTP: 127.0.0.1:PORT, or https://IP:PORT, which wants
+    /// --metrics-cert, --metrics-key and --metrics-token-env. /healthz and /readyz answer to everybody.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<Address>,
+    /// The certificate of that address, in PEM form.
+    #[arg(long, value_name = "FILE", requires_all = ["metrics", "metrics_key"])]
+    metrics_cert: Option<PathBuf>,
+    /// The key of that certificate.
+    #[arg(long, value_name = "FILE", requires = "metrics_cert")]
+    metrics_key: Option<PathBuf>,
+    /// Environment variable that holds the token, of at least 16 characters, that /metrics wants.
+    #[arg(long, value_name = "NAME", requires = "metrics")]
+    metrics_token_env: Option<String>,
     /// Never give up looking for a lost coordinator.
     #[arg(long, conflicts_with = "patience")]
     persist: bool,
@@ -190,6 +210,7 @@ fn verdict(within_tolerance: bool) -> u8 {
 }
 
 fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
+    let watched = arguments.watched()?;
     let device = arguments.device.open()?;
     trunks::keep_at_most(u64::from(arguments.keep_gib) << 30);
     let threads = arguments.threads.unwrap_or_else(|| u32::try_from(computer::processors()).unwrap_or(1));
@@ -214,7 +235,9 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
     if serves_others || !arguments.job_credentials.is_empty() {
         credentials::allow_only(arguments.job_credentials);
     }
+    let meters = Meters::default();
     let options = session::Options {
+        meters: meters.clone(),
         coordinators: Coordinators::new(arguments.coordinator, arguments.tls_ca.as_deref())?,
         token: Token::from_environment(arguments.token_env.as_deref())?,
         threads,
@@ -226,7 +249,44 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
         group_address: arguments.group_address,
         rows: rows.handle().clone(),
     };
-    Ok(messages.block_on(session::serve(options))?)
+    Ok(messages.block_on(async {
+        let _listening = match watched {
+            Some((address, guard)) => {
+                let listening = graftwork_telemetry::listen(&address, guard, meters).await?;
+                tracing::info!(address = %listening.address, "metrics are told");
+                Some(listening)
+            }
+            None => None,
+        };
+        session::serve(options).await
+    })?)
+}
+
+/// Fewest bytes of a token for metrics, as for a coordinator's.
+const TOKEN_BYTES: usize = 16;
+
+impl SessionArguments {
+    /// Where metrics are told, and to whom.
+    fn watched(&self) -> Result<Option<(Address, Guard)>, CommandError> {
+        let Some(address) = self.metrics.clone() else { return Ok(None) };
+        let tls = match (&self.metrics_cert, &self.metrics_key) {
+            (Some(certificate), Some(key)) => Some(graftwork_telemetry::acceptor(certificate, key)?),
+            _ => None,
+        };
+        let token = self.metrics_token_env.as_deref().map(metrics_token).transpose()?;
+        Ok(Some((address, Guard { tls, token })))
+    }
+}
+
+/// Whether the token is the one of this variable. Digests are compared, so that the time tells nothing of it.
+fn metrics_token(variable: &str) -> Result<Check, anyhow::Error> {
+    let token = std::env::var(variable).unwrap_or_default();
+    anyhow::ensure!(
+        token.len() >= TOKEN_BYTES,
+        "the environment variable {variable} of --metrics-token-env must hold a token of at least {TOKEN_BYTES} characters"
+    );
+    let digest = Digest::of(token.as_bytes());
+    Ok(Arc::new(move |shown: &str| Digest::of(shown.as_bytes()) == digest))
 }
 
 /// Two threads are enough to read rows, or to move messages; mathematics has its own.

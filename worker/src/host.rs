@@ -19,12 +19,13 @@ use std::{
 use anyhow::{Context, bail};
 use graftwork_collective::{Aborter, Backend, CollectiveError, FormRequest, Group, form};
 use graftwork_engine::{Device, Shelves, Trunk};
-use graftwork_proto::Formation;
+use graftwork_proto::{Formation, traced};
 use graftwork_shared::{
     assignment::{Assignment, Evaluation, Failure, Holdings, Usage},
     digest::Digest,
     event::StepReport,
     id::LeaseId,
+    trace::TraceContext,
     upload::UploadedFile,
 };
 use tokio::{
@@ -37,6 +38,7 @@ use crate::{
     blobs::Blobs,
     computer::peak_memory_bytes,
     meeting::{Meeting, Place},
+    meters::{Meters, Update},
     pool::{Pool, failure_of, panic_message, thread_cpu_time},
     session::StageEvent,
     stage::{self, StageEnd},
@@ -55,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) rows: Handle,
     pub(crate) device: Device,
     pub(crate) place: Place,
+    pub(crate) meters: Meters,
     /// Training rows that were read, by the footer of their first file.
     pub(crate) rows_read: Arc<Mutex<BTreeSet<Digest>>>,
 }
@@ -75,6 +78,8 @@ pub(crate) struct Control {
     accepted: watch::Sender<Option<u64>>,
     formation: watch::Sender<Formation>,
     group: Arc<Mutex<Entered>>,
+    /// What is done for the stage stands below this.
+    trace: TraceContext,
 }
 
 /// The group that the stage is in, or forms.
@@ -91,8 +96,9 @@ struct Entered {
 
 impl Control {
     /// A stage that may go on.
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(trace: TraceContext) -> Self {
         Self {
+            trace,
             interrupted: CancellationToken::new(),
             abandoned: CancellationToken::new(),
             accepted: watch::Sender::new(None),
@@ -187,6 +193,9 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
         cost: Cell::default(),
         device_cpu: AtomicU64::new(0),
     };
+    let mut span = graftwork_telemetry::span_at("train", control.trace.child("train"), Some(control.trace))
+        .with("stage", &assignment.stage)
+        .with("attempt", assignment.attempt);
     let event = match catch_unwind(AssertUnwindSafe(|| stage::run_stage(assignment, joining, &host))) {
         Ok(Ok(StageEnd::Finished(mut result))) => {
             host.cost.set(result.usage);
@@ -198,10 +207,18 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
         Ok(Err(failure)) => StageEvent::Failed(failure),
         Err(payload) => match payload.downcast::<Failure>() {
             Ok(failure) => StageEvent::Failed(*failure),
-            Err(payload) if payload.is::<Abandoned>() => return,
+            Err(payload) if payload.is::<Abandoned>() => {
+                span.fail("the lease was lost");
+                return;
+            }
             Err(payload) => StageEvent::Failed(failure_of(&panic_message(payload.as_ref()))),
         },
     };
+    if let StageEvent::Failed(failure) = &event {
+        span.fail(&failure.message);
+    }
+    drop(span);
+    shared.meters.ended(matches!(event, StageEvent::Failed(_)));
     if !control.abandoned.is_cancelled() {
         // An attempt without a result cost something too. The session is gone only when the process ends.
         let spent = (!matches!(event, StageEvent::Finished(_))).then(|| StageEvent::Spent(host.spent()));
@@ -214,13 +231,18 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
 impl StageHost<'_> {
     /// Waits for an async piece of work, unless the stage is abandoned meanwhile.
     fn wait<T>(&self, work: impl Future<Output = T>) -> T {
-        let value = self.shared.runtime.block_on(async {
+        self.wait_below(self.control.trace.child("train"), work)
+    }
+
+    /// The same; requests of the work stand there in the trace.
+    fn wait_below<T>(&self, trace: TraceContext, work: impl Future<Output = T>) -> T {
+        let value = self.shared.runtime.block_on(traced(trace, async {
             tokio::select! {
                 biased;
                 () = self.control.abandoned.cancelled() => None,
                 value = work => Some(value),
             }
-        });
+        }));
         value.unwrap_or_else(|| resume_unwind(Box::new(Abandoned)))
     }
 
@@ -289,10 +311,13 @@ impl stage::Host for StageHost<'_> {
         let mut accepted = self.control.accepted.subscribe();
         let event = (self.lease, StageEvent::Uploaded(step, blob));
         self.wait(self.shared.events.send(event)).context("the session ended")?;
+        let span = graftwork_telemetry::span("checkpoint", self.control.trace.child("train")).with("step", step);
         let waited = self.wait(accepted.wait_for(|accepted| accepted.is_some_and(|accepted| accepted >= step)));
+        drop(span);
         if waited.is_err() {
             bail!("the session ended before the checkpoint of step {step} was accepted");
         }
+        self.shared.meters.checkpoint();
         Ok(())
     }
 
@@ -304,6 +329,10 @@ impl stage::Host for StageHost<'_> {
         }
         drop(read);
         self.mention(StageEvent::Stepped(report));
+    }
+
+    fn on_update(&self, update: Update) {
+        self.shared.meters.update(update);
     }
 
     fn on_evaluation(&self, evaluation: &Evaluation) {

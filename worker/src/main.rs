@@ -13,6 +13,7 @@ mod doctor;
 mod host;
 mod logs;
 mod meeting;
+mod meters;
 mod pool;
 mod predict;
 mod reference;
@@ -46,6 +47,12 @@ fn main() -> ExitCode {
         }
     };
     logs::start(arguments.log_format, arguments.command.log_level());
+    if matches!(arguments.command, command::Command::Worker(_))
+        && let Err(error) = graftwork_telemetry::start_traces("graftwork-worker")
+    {
+        eprintln!("error: {error}");
+        return ExitCode::from(1);
+    }
     let code = match arguments.command.run() {
         Ok(code) => code,
         Err(error) => {
@@ -53,6 +60,7 @@ fn main() -> ExitCode {
             error.code
         }
     };
+    graftwork_telemetry::stop_traces();
     // Device threads may still be inside libtorch; its global destructors must not run under them.
     std::process::exit(i32::from(code));
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{message::WorkerInfo, plan::Plan};
 
 /// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
-pub const FACT_VERSION: u32 = 4;
+pub const FACT_VERSION: u32 = 5;
 
 /// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -296,6 +296,13 @@ pub enum Fact {
         /// When.
         at_ms: u64,
     },
+    /// An ended job is gone, with all that only it referred to.
+    JobForgotten {
+        /// The job.
+        job: JobId,
+        /// When.
+        at_ms: u64,
+    },
 }
 
 impl Fact {
@@ -329,6 +336,7 @@ impl Fact {
             Self::StageCancelled { .. } => "stage_cancelled",
             Self::JobCancelled { .. } => "job_cancelled",
             Self::JobEnded { .. } => "job_ended",
+            Self::JobForgotten { .. } => "job_forgotten",
         }
     }
 }

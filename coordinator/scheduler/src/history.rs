@@ -185,6 +185,7 @@ impl<'a> Reader<'a> {
             | Fact::RungDecided { .. } => {}
             Fact::StageCancelled { job, stage, .. } => self.finish(key(job, stage), "cancelled"),
             Fact::JobCancelled { job, .. } => self.on_cancelled(job),
+            Fact::JobForgotten { job, .. } => self.on_forgotten(job),
             Fact::JobEnded { job, outcome, .. } => {
                 if !self.ended.insert(job.clone()) {
                     self.find(Broken::FinalChanged, format!("job {job} ended twice"));
@@ -192,6 +193,15 @@ impl<'a> Reader<'a> {
                 self.jobs_ended.insert((job.clone(), format!("{outcome:?}")));
             }
         }
+    }
+
+    /// It may come again as a new one.
+    fn on_forgotten(&mut self, job: &JobId) {
+        if !self.ended.remove(job) {
+            self.find(Broken::AcknowledgedLost, format!("job {job} was forgotten before its end"));
+        }
+        self.plans.remove(job);
+        self.stages.retain(|key, _| key.job != *job);
     }
 
     fn on_term(&mut self, term: Term) {

@@ -5,9 +5,11 @@
 //! clock, socket, file, thread or random source. README.md states the wanted properties and the problem.
 
 mod attempt;
+mod census;
 mod cost;
 mod explain;
 mod fact;
+mod forget;
 mod group;
 mod grow;
 pub mod history;
@@ -34,6 +36,7 @@ mod term;
 mod view;
 mod worker;
 
+pub use census::Census;
 pub use explain::{Ahead, Free, Needs, Slow, Why};
 pub use fact::{FACT_VERSION, Fact};
 pub use machine::{Policy, Scheduler, Standing};

@@ -237,6 +237,7 @@ impl Scheduler {
         match event {
             Event::Submitted { plan, gone } => self.on_submitted(plan, gone),
             Event::Cancel { job, reason } => self.on_cancel(&job, &reason),
+            Event::Forget { job } => self.on_forget(job),
             Event::Resources { job, resources } => self.on_resources(job, resources),
             Event::WorkerJoined { session, info, leases } => self.on_worker_joined(session, info, &leases),
             Event::LinkLost { worker, reason } => self.on_link_lost(worker, reason),
@@ -315,7 +316,7 @@ impl Scheduler {
     }
 
     /// A job is submitted again: what the hub said before says nothing.
-    fn forget_answers(&mut self, id: &JobId) {
+    pub(crate) fn forget_answers(&mut self, id: &JobId) {
         let first = "0".parse().expect("the first of all names");
         let answers = self.reuse.range(StageKey { job: id.clone(), stage: first }..);
         let answers: Vec<StageKey> = answers.map(|(key, _)| key).take_while(|key| key.job == *id).cloned().collect();

@@ -109,6 +109,11 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// An ended job is not needed any more; what is published stays.
+    Forget {
+        /// The job.
+        job: JobId,
+    },
     /// A worker opened a session.
     WorkerJoined {
         /// The shell's number of the session, given back in [`Command::Welcome`].

@@ -30,6 +30,9 @@ pub struct Plan {
     /// Everything uploaded that the job reads: rows, lists of folders, and the files of those. Kept with the job.
     #[serde(default)]
     pub uploads: Vec<Digest>,
+    /// Where its submission stands in a trace, as a `traceparent`; empty for none. Nothing is decided by it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub trace: String,
 }
 
 /// One stage of a plan.

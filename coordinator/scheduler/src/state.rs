@@ -229,6 +229,10 @@ impl State {
             | Fact::PublishFailed { .. }
             | Fact::StageCancelled { .. } => self.fold_outcome(fact, dropped),
             Fact::JobCancelled { job, reason, at_ms } => self.fold_cancellation(job, reason, *at_ms),
+            Fact::JobForgotten { job, .. } => {
+                dropped.extend(self.fold_forgotten(job)?);
+                Ok(())
+            }
             Fact::JobEnded { job, outcome, at_ms } => {
                 let (id, job) = (job, self.job(job)?);
                 if job.ended.is_some() || job.stages.iter().any(|record| !record.phase.is_final()) {

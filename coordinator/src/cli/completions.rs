@@ -1,6 +1,8 @@
-//! `graftwork completions`: a script for a shell, with the options of the verbs that the worker program carries out.
+//! `graftwork completions` and `graftwork man`: a script for a shell, and pages for `man`, with the options of the verbs that the worker program carries out.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::Context as _;
 
 use clap::{Arg, ArgAction, Command, builder::PossibleValuesParser};
 use serde::Deserialize;
@@ -17,14 +19,41 @@ struct Told {
     values: Vec<String>,
 }
 
-pub(super) fn run(command: Command, shell: clap_complete::Shell) -> Result<u8, Failure> {
-    let mut command = match worker_verbs() {
+/// The command with the options of the verbs that the worker program carries out.
+fn whole(command: Command) -> Command {
+    match worker_verbs() {
         Ok(verbs) => verbs.into_iter().fold(command, with_options),
         Err(problem) => {
-            eprintln!("warning: the script lacks the options of worker and predict: {problem}");
+            eprintln!("warning: the options of worker and predict are missing: {problem}");
             command
         }
-    };
+    }
+}
+
+/// Writes a page for each verb, and one for the program, into a folder.
+pub(super) fn man(command: Command, folder: &Path) -> Result<u8, Failure> {
+    fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    let mut command = whole(command).disable_help_subcommand(true);
+    command.build();
+    pages(&command, "", folder)?;
+    Ok(DONE)
+}
+
+fn pages(command: &Command, above: &str, folder: &Path) -> Result<(), Failure> {
+    if command.is_hide_set() {
+        return Ok(());
+    }
+    let name = if above.is_empty() { command.get_name().to_owned() } else { format!("{above}-{}", command.get_name()) };
+    let page = command.clone().name(name.clone()).display_name(name.clone());
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page).render(&mut text)?;
+    let path = folder.join(format!("{name}.1"));
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    command.get_subcommands().try_for_each(|verb| pages(verb, &name, folder))
+}
+
+pub(super) fn run(command: Command, shell: clap_complete::Shell) -> Result<u8, Failure> {
+    let mut command = whole(command);
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, "graftwork", &mut script);
     print(&String::from_utf8_lossy(&script));

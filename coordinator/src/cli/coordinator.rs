@@ -13,7 +13,7 @@ use graftwork_shared::{
     address::{Address, Host},
     credentials,
 };
-
+use graftwork_telemetry::{Guard, Listening};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::{DONE, Failure, cache_folder, secret};
@@ -21,7 +21,7 @@ use crate::{
     planner::{PlannerDoor, Planning},
     publish::PublisherDoor,
     run::Signals,
-    server::{self, Auth, Bucket, Database, Identity, Leadership, Listen, Options, Tokens},
+    server::{self, Auth, Bucket, Database, Gauges, Identity, Leadership, Listen, Options, Tokens},
 };
 
 #[derive(Debug, clap::Args)]
@@ -58,6 +58,14 @@ pub(crate) struct Arguments {
     /// .graftwork/coordinator where the state lies in a database.
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
+    /// Where metrics, health and readiness are told over HTTP: 127.0.0.1:PORT, or https://IP:PORT, which wants the
+    /// certificate of --tls and --tokens: /metrics then wants a token of the role read, submit or admin. /healthz and
+    /// /readyz answer to everybody.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<Address>,
+    /// Form of the log lines on stderr; GRAFTWORK_LOG filters them.
+    #[arg(long, value_enum, default_value = "text")]
+    log_format: LogFormat,
     /// Folder with `coordinator.pem` and `coordinator.key`, as `graftwork cert` makes them.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["tls_cert", "tls_key"])]
     tls: Option<PathBuf>,
@@ -80,6 +88,10 @@ pub(crate) struct Arguments {
     /// Folder below which tokens of the role submit may publish; may be given again.
     #[arg(long = "hub-root", value_name = "FOLDER")]
     hub_roots: Vec<PathBuf>,
+    /// Forget jobs so many days after their end: their plans, results and uploads go, and what is published stays.
+    /// Without it none is forgotten by itself; `graftwork forget` forgets one.
+    #[arg(long, value_name = "DAYS")]
+    keep_jobs: Option<f64>,
     /// Places of workers that an owner's stages may have at a time, such as `nlp=4`; `*=4` is for every owner that is not
     /// named. May be given again.
     #[arg(long, value_name = "OWNER=PLACES", value_parser = bound)]
@@ -87,6 +99,15 @@ pub(crate) struct Arguments {
     /// Jobs of an owner that may be there without having ended; one more is refused. As with --quota.
     #[arg(long, value_name = "OWNER=JOBS", value_parser = bound)]
     most_jobs: Vec<(String, u32)>,
+}
+
+/// Form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
 }
 
 fn bound(text: &str) -> Result<(String, u32), String> {
@@ -109,7 +130,7 @@ fn quotas(places: Vec<(String, u32)>, jobs: Vec<(String, u32)>) -> BTreeMap<Stri
 }
 
 /// Where a coordinator keeps its things when nothing is said.
-const FOLDER: &str = ".graftwork/coordinator";
+pub(super) const FOLDER: &str = ".graftwork/coordinator";
 
 fn address(text: &str) -> Result<Listen, String> {
     let socket = |host: &Host| {
@@ -127,6 +148,26 @@ impl Arguments {
     fn identity(&self) -> Option<Identity> {
         let folder = self.tls.as_deref().map(Identity::in_folder);
         folder.or_else(|| Some(Identity { certificate: self.tls_cert.clone()?, key: self.tls_key.clone()? }))
+    }
+
+    /// Whether log lines are JSON.
+    pub(super) fn logs_json(&self) -> bool {
+        self.log_format == LogFormat::Json
+    }
+
+    /// Listens for whoever watches over this coordinator, if that is asked for.
+    async fn listen_for_metrics(&self, gauges: Gauges) -> Result<Option<Listening>, Failure> {
+        let Some(address) = &self.metrics else { return Ok(None) };
+        let tls = match (address, self.identity()) {
+            (Address::Https(_), Some(Identity { certificate, key })) => {
+                Some(graftwork_telemetry::acceptor(&certificate, &key).map_err(Failure::input)?)
+            }
+            _ => None,
+        };
+        let guard = Guard { tls, token: self.auth()?.check() };
+        let listening = graftwork_telemetry::listen(address, guard, gauges).await.map_err(Failure::input)?;
+        eprintln!("graftwork coordinator {} tells metrics on {}", graftwork_shared::VERSION, listening.address);
+        Ok(Some(listening))
     }
 
     fn auth(&self) -> Result<Auth, Failure> {
@@ -158,11 +199,13 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     options.leadership = leadership;
     options.tls = arguments.identity();
     options.auth = arguments.auth()?;
+    let _metrics = arguments.listen_for_metrics(options.gauges.clone()).await?;
     options.listen = arguments.listen;
     if options.listen.is_empty() {
         options.listen.push(Listen::Unix(folder.join("door").join("socket")));
     }
     options.hubs = arguments.hub_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+    options.keep_ms = arguments.keep_jobs.map(days).transpose()?;
     options.quotas = quotas(arguments.quota, arguments.most_jobs);
     let mut signals = Signals::listen()?;
     let mut running = tokio::select! {
@@ -179,6 +222,13 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     }
     running.stop("the coordinator was stopped").await?;
     Ok(DONE)
+}
+
+/// Milliseconds of so many days.
+fn days(days: f64) -> Result<u64, Failure> {
+    let milliseconds = std::time::Duration::try_from_secs_f64(days * 86_400.0).ok().map(|kept| kept.as_millis());
+    let kept = milliseconds.and_then(|kept| u64::try_from(kept).ok());
+    kept.ok_or_else(|| Failure::input(anyhow!("--keep-jobs {days}: write a number of days that is not negative")))
 }
 
 /// As many files as this process may have at all: each connection is one.

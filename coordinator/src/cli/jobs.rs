@@ -79,6 +79,14 @@ pub(crate) struct Cancel {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct Forget {
+    /// The job, or the first digits of it; it must have ended.
+    job: Which,
+    #[command(flatten)]
+    at: Connection,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct Report {
     /// The job, or the first digits of it.
     job: Which,
@@ -343,6 +351,13 @@ pub(super) async fn cancel(arguments: Cancel) -> Result<u8, Failure> {
     let job = arguments.job.find(&arguments.at).await?;
     connected(&arguments.at, &job).await?.cancel(&job).await?;
     eprintln!("job {job} is cancelled; what is published stays");
+    Ok(DONE)
+}
+
+pub(super) async fn forget(arguments: Forget) -> Result<u8, Failure> {
+    let job = arguments.job.find(&arguments.at).await?;
+    connected(&arguments.at, &job).await?.forget(&job).await?;
+    eprintln!("job {job} is forgotten, with its results and uploads; what is published stays");
     Ok(DONE)
 }
 

@@ -4,10 +4,12 @@
 //! 130 interrupted, state kept. Data goes to stdout, everything else to stderr. No secret is ever an argument: options
 //! name the environment variable that holds it.
 
+mod backup;
 mod beside;
 mod cert;
 mod completions;
 mod coordinator;
+mod deploy;
 mod doctor;
 mod import;
 mod jobs;
@@ -23,6 +25,7 @@ pub(crate) use beside::Worker;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use graftwork_proto::{Route, Token};
 use graftwork_shared::address::Address;
+use graftwork_telemetry::TraceError;
 pub(crate) use jobs::exit_code;
 pub(crate) use plan::{JobFile, Output, Refused, show_problems};
 
@@ -70,6 +73,8 @@ enum Command {
     Explain(jobs::Explain),
     /// Stop a job; what is published stays.
     Cancel(jobs::Cancel),
+    /// Forget an ended job, with its results and uploads; what is published stays.
+    Forget(jobs::Forget),
     /// Show a job's report.
     Report(jobs::Report),
     /// Turn tables and documents into Parquet with fixed splits.
@@ -88,6 +93,12 @@ enum Command {
     Follow(beside::Passed),
     /// Lead workers: take jobs, hand out work, publish.
     Coordinator(coordinator::Arguments),
+    /// Start workers by another system: a job array of Slurm.
+    Deploy(deploy::Arguments),
+    /// Put a coordinator's state aside; it may be running.
+    Backup(backup::Backup),
+    /// Bring a coordinator's state back from a backup.
+    Restore(backup::Restore),
     /// Make the certificates of a cluster that has none, or renew its coordinator's.
     Cert(cert::Arguments),
     /// Make a token with a role, for a worker or a person.
@@ -98,6 +109,11 @@ enum Command {
     Schema,
     /// Say what this installation runs on, and what is wrong with it.
     Doctor(doctor::Arguments),
+    /// Write a page for `man` of each command.
+    Man {
+        /// The folder, made if missing.
+        folder: PathBuf,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -174,7 +190,13 @@ pub(crate) fn main() -> u8 {
         }
     };
     start_log(&arguments.command);
-    match dispatch(arguments.command) {
+    if let Err(error) = start_traces(&arguments.command) {
+        eprintln!("error: {error}");
+        return INPUT;
+    }
+    let ended = dispatch(arguments.command);
+    graftwork_telemetry::stop_traces();
+    match ended {
         Ok(code) => code,
         Err(Failure { code, error }) => {
             if let Some(ClientError::Plan(problems)) = error.downcast_ref() {
@@ -197,6 +219,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Logs(arguments) => jobs::logs(&arguments),
         Command::Explain(arguments) => wait_for(jobs::explain(arguments)),
         Command::Cancel(arguments) => wait_for(jobs::cancel(arguments)),
+        Command::Forget(arguments) => wait_for(jobs::forget(arguments)),
         Command::Report(arguments) => wait_for(jobs::report(arguments)),
         Command::Import(arguments) => import::run(*arguments),
         Command::Predict(passed) => beside::exec("predict", &passed),
@@ -204,6 +227,9 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
         Command::Golden(passed) => beside::exec("golden", &passed),
         Command::Follow(passed) => beside::exec("follow", &passed),
         Command::Coordinator(arguments) => wait_for(coordinator::run(arguments)),
+        Command::Backup(arguments) => backup::backup(&arguments),
+        Command::Restore(arguments) => backup::restore(&arguments),
+        Command::Deploy(arguments) => deploy::run(arguments),
         Command::Cert(arguments) => cert::run(&arguments),
         Command::Token(arguments) => token::run(&arguments),
         Command::Verify(arguments) => wait_for(verify::run(arguments)),
@@ -212,6 +238,7 @@ fn dispatch(command: Command) -> Result<u8, Failure> {
             Ok(DONE)
         }
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Man { folder } => completions::man(Arguments::command(), &folder),
         Command::Completions { shell } => completions::run(Arguments::command(), shell),
     }
 }
@@ -249,6 +276,15 @@ pub(crate) fn secret(variable: Option<&str>) -> Result<Option<String>, Failure> 
     }
 }
 
+/// Commands through which jobs go send their spans to the collector that the environment names.
+fn start_traces(command: &Command) -> Result<(), TraceError> {
+    match command {
+        Command::Coordinator(_) => graftwork_telemetry::start_traces("graftwork-coordinator"),
+        Command::Run(_) | Command::Submit(_) => graftwork_telemetry::start_traces("graftwork"),
+        _ => Ok(()),
+    }
+}
+
 /// GRAFTWORK_LOG says what is logged to stderr; by default warnings, and for a coordinator what it does.
 fn start_log(command: &Command) {
     let level = if matches!(command, Command::Coordinator(_)) { "info" } else { "warn" };
@@ -256,5 +292,9 @@ fn start_log(command: &Command) {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     let colors = std::io::IsTerminal::is_terminal(&std::io::stderr());
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colors);
-    log.with_target(false).compact().init();
+    let log = log.with_target(false);
+    match command {
+        Command::Coordinator(arguments) if arguments.logs_json() => log.json().flatten_event(true).init(),
+        _ => log.compact().init(),
+    }
 }

@@ -107,7 +107,7 @@ pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result
     let (Some(base), Some(estimate)) = (base, estimate) else { return Err(problems.into_list()) };
     let digest = job.digest();
     let uploads = planning.uploads.as_ref().map(|blobs| uploads::needed(&job, blobs)).unwrap_or_default();
-    let plan = Plan { job, digest, base_model_digest: base.digest, stages, uploads };
+    let plan = Plan { job, digest, base_model_digest: base.digest, stages, uploads, trace: String::new() };
     let mut said = problems.into_list();
     if said.iter().any(|problem| problem.severity == Severity::Error) {
         return Err(said);

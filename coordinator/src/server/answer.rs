@@ -1,5 +1,7 @@
 //! How the driver takes inputs: each becomes an event for the core, or an answer drawn from it.
 
+use std::time::Duration;
+
 use graftwork_proto::WorkerMessage;
 use graftwork_scheduler::{Event, Scheduler, Standing, WorkerInfo};
 use graftwork_shared::{
@@ -12,6 +14,7 @@ use tokio::sync::oneshot;
 
 use super::{
     driver::Driver,
+    gauges::Measured,
     input::{CoordinatorView, Input, Join, Released, Session, Submission, Watched},
     pins,
     story::Story,
@@ -46,9 +49,22 @@ impl Driver {
                 self.apply(Event::Cancel { job, reason: "cancelled by the user".to_owned() });
                 self.reply(to, standing);
             }
+            Input::Forget(job, to) => {
+                let standing = self.machine().standing(&job);
+                self.forget(job);
+                self.reply(to, standing);
+            }
+            Input::ForgetOlder(age_ms) => {
+                let before_ms = self.clock.now_ms().saturating_sub(age_ms);
+                self.machine().ended_before(before_ms).into_iter().for_each(|job| self.forget(job));
+            }
             Input::Coordinator(to) => {
                 let view = self.coordinator();
                 self.reply(to, view);
+            }
+            Input::Measure(to) => {
+                // Whoever asked may have gone.
+                let _ = to.send(self.measure());
             }
             Input::Join(join) => self.on_join(join),
             Input::Resources(job, resources, to) => {
@@ -82,6 +98,12 @@ impl Driver {
         self.core.on_event(self.clock.now_ms(), event)
     }
 
+    fn forget(&mut self, job: JobId) {
+        if self.apply(Event::Forget { job: job.clone() }) {
+            self.stories.remove(&job);
+        }
+    }
+
     /// Answers once everything decided so far is durable.
     fn reply<T: Send + 'static>(&mut self, to: oneshot::Sender<T>, value: T) {
         // Whoever asked may have gone.
@@ -89,16 +111,14 @@ impl Driver {
     }
 
     fn on_submit(&mut self, submission: Submission) {
-        let Submission { plan, gone, trace, attached } = submission;
+        let Submission { plan, gone, attached } = submission;
         if let Some(refusal) = self.machine().too_many_jobs(&plan) {
             tracing::info!(job = %plan.id(), %refusal, "a job is not taken");
             return self.reply(attached, Err(refusal));
         }
         let id = plan.id();
         if self.machine().standing(&id) != Standing::Active {
-            let trace = if trace.is_empty() { id.to_string() } else { trace };
-            tracing::info!(job = %id, trace, "job submitted");
-            self.stories.entry(id).or_insert_with(|| Story::new(String::new())).trace = trace;
+            self.stories.entry(id).or_insert_with(Story::new);
             self.forget_old_stories();
         }
         let taken = self.apply(Event::Submitted { plan: Box::new(plan), gone });
@@ -185,6 +205,20 @@ impl Driver {
         let finished = |event: &Told| matches!(event.kind, EventKind::JobFinished { .. });
         so_far.extend(ended.filter(|_| !so_far.iter().any(finished)));
         Some(Watched { so_far, to_come })
+    }
+
+    fn measure(&self) -> Measured {
+        let waiting_facts = self.journal.waiting();
+        let since_ms = if waiting_facts > 0 { self.caught_up_ms } else { self.clock.now_ms() };
+        Measured {
+            census: self.machine().census(),
+            counts: self.trail.counts.clone(),
+            term: self.machine().state().term(),
+            started_ms: self.clock.start_ms(),
+            stopping: self.core.is_stopping(),
+            waiting_facts,
+            behind: Duration::from_millis(self.clock.now_ms().saturating_sub(since_ms)),
+        }
     }
 
     fn coordinator(&self) -> CoordinatorView {

@@ -120,6 +120,14 @@ impl Drop for Note {
     }
 }
 
+/// What a store holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) blobs: usize,
+    /// Where that is known without asking an object store.
+    pub(crate) bytes: Option<u64>,
+}
+
 /// Where the bytes lie.
 #[derive(Debug)]
 enum Place {
@@ -229,6 +237,19 @@ impl BlobStore {
         }
         fs::rename(&aside, &copy).map_err(io_error(&copy))?;
         Ok(copy)
+    }
+
+    /// How many blobs there are, and how large they are. An object store is not asked for sizes.
+    pub(crate) fn usage(&self) -> Result<Usage, BlobError> {
+        Ok(match &self.shared.place {
+            Place::Folder(folder) => {
+                let all = folder.all()?;
+                // One that has gone meanwhile takes no room.
+                let size = |blob: &Digest| fs::metadata(folder.path(*blob)).map_or(0, |found| found.len());
+                Usage { blobs: all.len(), bytes: Some(all.iter().map(size).sum()) }
+            }
+            Place::Objects(objects) => Usage { blobs: objects.all().len(), bytes: None },
+        })
     }
 
     /// Whether the blob is here. An object store is not asked: this coordinator alone writes to it.

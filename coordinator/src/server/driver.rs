@@ -21,6 +21,7 @@ use super::{
     journal::{Journal, JournalError},
     meet::Epochs,
     story::Story,
+    trail::Trail,
 };
 
 /// Milliseconds since 1970 that never go back while the process lives.
@@ -73,6 +74,10 @@ pub(super) struct Driver {
     pub(super) plans: HashMap<JobId, Arc<Plan>>,
     /// Which groups may meet.
     pub(super) meetings: watch::Sender<Epochs>,
+    /// What is told of facts.
+    pub(super) trail: Trail,
+    /// When all facts were last on disk.
+    pub(super) caught_up_ms: u64,
 }
 
 impl Driver {
@@ -118,6 +123,9 @@ impl Driver {
     fn act(&mut self) -> Result<(), ServerError> {
         let durable = self.journal.durable.borrow_and_update().clone();
         self.core.durable(durable.number);
+        if self.journal.waiting() == 0 {
+            self.caught_up_ms = self.clock.now_ms();
+        }
         while let Some(output) = self.core.poll() {
             self.perform(output);
         }

@@ -15,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
+use super::gauges::Measured;
+
 /// The coordinator's end of a worker's stream.
 pub(super) type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
 
@@ -41,8 +43,14 @@ pub(super) enum Input {
     Explain(JobId, oneshot::Sender<Option<Explanation>>),
     /// Stops a job; answered with whether there is one.
     Cancel(JobId, oneshot::Sender<Standing>),
+    /// Forgets an ended job; answered with where it stood.
+    Forget(JobId, oneshot::Sender<Standing>),
+    /// Forgets jobs that ended longer ago than this, in milliseconds.
+    ForgetOlder(u64),
     /// What the coordinator is.
     Coordinator(oneshot::Sender<CoordinatorView>),
+    /// Numbers about all this; answered at once, whatever the disk does.
+    Measure(oneshot::Sender<Measured>),
     /// A worker said hello and may come in.
     Join(Box<Join>),
     /// What a job that has not ended asks of machines from now on; answered when that is durable.
@@ -72,7 +80,6 @@ pub(super) type Session = u64;
 pub(super) struct Submission {
     pub(super) plan: Plan,
     pub(super) gone: Vec<Name>,
-    pub(super) trace: String,
     /// Whether it was there already, or why it is not taken.
     pub(super) attached: oneshot::Sender<Result<bool, Refusal>>,
 }

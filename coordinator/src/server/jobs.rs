@@ -5,13 +5,14 @@
 use std::{path::PathBuf, pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
-use graftwork_proto::{from_document, to_document, v1};
+use graftwork_proto::{from_document, to_document, trace_context, v1};
 use graftwork_scheduler::{Plan, Standing};
 use graftwork_shared::{
     diagnostic::Diagnostic,
     event::{Event, EventKind},
     id::{JobId, Name},
     job::{Job, Spans},
+    trace::TraceContext,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
@@ -158,9 +159,14 @@ impl v1::jobs_server::Jobs for Jobs {
         };
         // Until the submission is answered: then a fact refers to what planning has put, or none ever will.
         let pinned = pins::for_request(&self.blobs, self.inputs.downgrade());
-        let plan = self.plan(job, spans, pinned.clone()).await?;
+        let context = submission_context(&trace);
+        let mut planning = graftwork_telemetry::span("plan", context).with("job", &id);
+        let planned = self.plan(job, spans, pinned.clone()).await;
+        let mut plan = planned.inspect_err(|status| planning.fail(status.message()))?;
+        drop(planning);
+        plan.trace = context.to_string();
         let gone = self.gone(&plan, gone).await;
-        let submission = |attached| Input::Submit(Box::new(Submission { plan, gone, trace, attached }));
+        let submission = |attached| Input::Submit(Box::new(Submission { plan, gone, attached }));
         let attached = self.ask(submission).await?;
         drop(pinned);
         let attached = attached.map_err(|refusal| {
@@ -207,10 +213,28 @@ impl v1::jobs_server::Jobs for Jobs {
         }
     }
 
+    async fn forget(&self, request: Request<v1::JobRequest>) -> Answer<v1::Empty> {
+        let caller = Caller::of(&request)?;
+        let job = job_id(&request.into_inner().job)?;
+        self.check_owner(&caller, &job, "forget").await?;
+        match self.ask(|to| Input::Forget(job.clone(), to)).await? {
+            Standing::Ended => Ok(Response::new(v1::Empty {})),
+            Standing::Active => Err(Status::failed_precondition(format!("job {job} has not ended: cancel it first"))),
+            Standing::Unknown => Err(unknown(&job)),
+        }
+    }
+
     async fn coordinator(&self, _: Request<v1::Empty>) -> Answer<v1::Document> {
         let view = self.ask(Input::Coordinator).await?;
         Ok(Response::new(v1::Document { json: to_document(&view) }))
     }
+}
+
+/// Where a submission stands: below this request, where that stands in a trace; else where its sender says, or in a new
+/// one.
+fn submission_context(told: &str) -> TraceContext {
+    let told = || told.parse().ok();
+    trace_context().or_else(told).unwrap_or_else(graftwork_telemetry::new_trace)
 }
 
 /// Events as documents, up to and with the job's end. A watcher that lagged behind misses events and goes on.

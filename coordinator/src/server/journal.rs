@@ -197,6 +197,11 @@ impl Journal {
         self.number
     }
 
+    /// Facts that were queued and are not durable.
+    pub(super) fn waiting(&self) -> u64 {
+        self.number.saturating_sub(self.durable.borrow().number)
+    }
+
     /// Writes what is queued and gives up the lock. Blocks.
     pub(super) fn close(self) {
         drop(self.queue);

@@ -10,6 +10,7 @@
 //!   lock ─ journal ─ blobs          the state folder: one owner, facts, bytes
 //!   driver                          loop { event = select().await; core.apply(event) } around `graftwork-driver`
 //!   listen · tls · accept           sockets, certificates, connections
+//!   traced · trail · gauges         spans of requests and facts, counts, health
 //!   access                          what every request passes: tokens, roles, rates
 //!   jobs · workers · transfer       gRPC services; each turns wire into events
 //!   meet                            the fourth, beside the driver: where members of a group find each other
@@ -18,10 +19,12 @@
 mod accept;
 mod access;
 mod answer;
+mod backup;
 mod blobs;
 mod door;
 mod driver;
 mod error;
+mod gauges;
 mod input;
 mod jobs;
 mod journal;
@@ -34,6 +37,8 @@ mod story;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod traced;
+mod trail;
 mod transfer;
 mod uploads;
 mod workers;
@@ -49,6 +54,7 @@ use std::{
 use graftwork_driver::{Core, Timing};
 use graftwork_scheduler::{Policy, Quota, Scheduler};
 use graftwork_shared::{digest::Digest, id::Term};
+use graftwork_telemetry::Check;
 use rustix::process::{Resource, getrlimit};
 use tokio::{
     sync::{mpsc, watch},
@@ -67,9 +73,11 @@ use self::{
 
 pub(crate) use self::{
     access::{Limits, NewToken, Role, Tokens},
+    backup::{BackupError, Manifest, back_up, restore},
     blobs::{BlobError, BlobStore, Bucket},
     door::{Planner, Publication, Publisher, StageOfPlan},
     error::ServerError,
+    gauges::Gauges,
     journal::{Database, Leadership},
     lock::{Holder, holder},
     tls::Identity,
@@ -105,6 +113,10 @@ pub(crate) struct Options {
     pub(crate) quotas: BTreeMap<String, Quota>,
     /// Below which folders whoever has a token of the role submit may publish.
     pub(crate) hubs: Vec<PathBuf>,
+    /// Jobs that ended longer ago are forgotten, in milliseconds. Default: none is.
+    pub(crate) keep_ms: Option<u64>,
+    /// Whoever asks for its numbers.
+    pub(crate) gauges: Gauges,
     /// Plans jobs.
     pub(crate) planner: Arc<dyn Planner>,
     /// Publishes stages.
@@ -129,6 +141,8 @@ impl Options {
             sends_home: false,
             quotas: BTreeMap::new(),
             hubs: Vec::new(),
+            keep_ms: None,
+            gauges: Gauges::new(),
             planner,
             publisher,
         }
@@ -143,6 +157,15 @@ pub(crate) enum Auth {
     Token(String),
     /// One of these tokens, for what its role allows.
     Tokens(Tokens),
+}
+
+impl Auth {
+    /// Whether a token may see the numbers: any that may look at jobs.
+    pub(crate) fn check(self) -> Option<Check> {
+        let tokens = listen::tokens(self)?;
+        let may = |role: Option<Role>| !matches!(role, Some(Role::Join));
+        Some(Arc::new(move |shown: &str| tokens.find(shown).is_some_and(|(_, caller)| may(caller.role))))
+    }
 }
 
 /// An address to listen on.
@@ -269,6 +292,8 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     let (inputs, waiting) = mpsc::channel(INPUTS);
     let (planner, publisher) = (Arc::clone(&options.planner), Arc::clone(&options.publisher));
     let jobs = jobs::Jobs::new(inputs.clone(), blobs.clone(), planner, publisher, options.hubs);
+    forget_old(options.keep_ms, &inputs);
+    options.gauges.lead(inputs.downgrade(), blobs.clone());
     let_go(unheard, core.machine().policy().return_ms, &inputs);
     let (meetings, epochs) = watch::channel(meet::Epochs::new());
     let meet = meet::start(epochs);
@@ -286,6 +311,8 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         stories: BTreeMap::new(),
         plans: HashMap::new(),
         meetings,
+        trail: trail::Trail::default(),
+        caught_up_ms: clock.now_ms(),
     };
     let driver = tokio::spawn(driver.run(waiting));
     let limits = options.limits.within(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
@@ -361,6 +388,23 @@ fn let_go(unheard: Vec<Digest>, return_ms: u64, inputs: &mpsc::Sender<Input>) {
     });
 }
 
+/// How often old jobs are looked for.
+const FORGET_EVERY: Duration = Duration::from_mins(1);
+
+/// Has jobs that ended longer ago than this forgotten, as long as the coordinator leads.
+fn forget_old(keep_ms: Option<u64>, inputs: &mpsc::Sender<Input>) {
+    let (Some(keep_ms), inputs) = (keep_ms, inputs.downgrade()) else { return };
+    tokio::spawn(async move {
+        while let Some(inputs) = inputs.upgrade() {
+            if inputs.send(Input::ForgetOlder(keep_ms)).await.is_err() {
+                return;
+            }
+            drop(inputs);
+            tokio::time::sleep(FORGET_EVERY).await;
+        }
+    });
+}
+
 /// The jobs of a state folder that nobody leads, as its journal tells them. Nothing of them is changed.
 pub(crate) fn resting(folder: &Path) -> Result<Option<Scheduler>, ServerError> {
     if !folder.join("journal.sqlite").exists() {
@@ -401,6 +445,7 @@ async fn serve(socket: Socket, (gate, limits): (Gate, Limits), services: Service
         .http2_keepalive_interval(Some(KEEP_ALIVE.0))
         .http2_keepalive_timeout(Some(KEEP_ALIVE.1))
         .layer(gate)
+        .layer(traced::Traced)
         .add_service(JobsServer::new(jobs).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(BlobsServer::new(transfer).max_decoding_message_size(MAX_MESSAGE_BYTES))
         .add_service(GroupsServer::new(meet).max_decoding_message_size(meet::MESSAGE_BYTES))

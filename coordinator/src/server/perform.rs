@@ -9,7 +9,7 @@ use graftwork_driver::{Gone, Output};
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Formation, v1};
 use graftwork_scheduler::{Command, Fact, StageKey};
 use graftwork_shared::{
-    assignment::{Blame, Failure},
+    assignment::{Assignment, Blame, Failure},
     digest::Digest,
     event::{Event as Told, EventKind},
     id::{JobId, LeaseId, Name, WorkerId},
@@ -25,6 +25,7 @@ use super::{
     input::{Input, Welcome},
     pins,
     story::Story,
+    trail,
 };
 
 /// How long the hub may take to say whether it has an earlier result.
@@ -35,6 +36,7 @@ impl Driver {
         match output {
             Output::Write(facts) => {
                 self.forget_plans(&facts);
+                self.trail.follow(&facts, self.core.machine(), self.clock.now_ms());
                 self.journal.append(facts, self.core.machine().state());
             }
             Output::Reply(reply) => reply(),
@@ -55,7 +57,7 @@ impl Driver {
         match command {
             Command::Welcome { session, worker } => self.welcome(session, worker),
             Command::Assign { worker, lease, assignment, joining } => {
-                let trace = self.trace(&assignment.job);
+                let trace = self.lease_trace(&assignment, lease);
                 self.send(worker, trace, CoordinatorMessage::Assign { lease, assignment, joining });
             }
             Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed, shares } => {
@@ -83,9 +85,10 @@ impl Driver {
         }
     }
 
-    /// The submission's trace, or the job's id after a restart.
-    fn trace(&self, job: &JobId) -> String {
-        self.stories.get(job).map_or_else(|| job.to_string(), |story| story.trace.clone())
+    /// What the worker does stands below this.
+    fn lease_trace(&self, assignment: &Assignment, lease: LeaseId) -> String {
+        let plan = self.machine().plan(&assignment.job);
+        plan.map(|plan| trail::lease_context(plan, &assignment.stage, lease).to_string()).unwrap_or_default()
     }
 
     fn welcome(&mut self, session: u64, worker: WorkerId) {
@@ -129,7 +132,10 @@ impl Driver {
         for fact in facts {
             match fact {
                 Fact::JobReopened { plan, .. } => drop(self.plans.remove(&plan.id())),
-                Fact::ResourcesChanged { job, .. } | Fact::TrialChosen { job, .. } | Fact::JobEnded { job, .. } => {
+                Fact::ResourcesChanged { job, .. }
+                | Fact::TrialChosen { job, .. }
+                | Fact::JobEnded { job, .. }
+                | Fact::JobForgotten { job, .. } => {
                     self.plans.remove(job);
                 }
                 _ => {}
@@ -143,7 +149,7 @@ impl Driver {
             tracing::info!(%job, reasons = reasons.collect::<Vec<_>>().join("; "), "no worker here can take it up");
         }
         let event = Told { job: job.clone(), at_ms: self.clock.now_ms(), stage, kind };
-        self.stories.entry(job).or_insert_with_key(|job| Story::new(job.to_string())).tell(event);
+        self.stories.entry(job).or_insert_with(Story::new).tell(event);
     }
 
     /// Stages share one copy of their job's plan.
@@ -199,13 +205,19 @@ impl Driver {
         let needed: BTreeMap<_, _> = stage.stage().needs.iter().filter_map(needed).collect();
         let sweep = self.machine().sweep_record(&key);
         let (publisher, sender, blobs) = (Arc::clone(&self.publisher), self.sender.clone(), self.blobs.clone());
+        let parent = trail::stage_context(&stage.plan, &key.stage);
         tokio::spawn(async move {
+            let mut span = graftwork_telemetry::span("publish", parent).with("stage", &key.stage);
             let publication = Publication { stage, result, needed, sweep };
             let read: Vec<Digest> = result_blobs(&publication.result).chain(publication.fused_weights()).collect();
             let published = tokio::spawn(async move { publisher.publish(publication).await }).await;
             let ended = published.unwrap_or_else(|error| {
                 Err(Failure { blame: Blame::Machine, message: format!("publishing ended unexpectedly: {error}") })
             });
+            if let Err(failure) = &ended {
+                span.fail(&failure.message);
+            }
+            drop(span);
             if let Some(sender) = sender.upgrade() {
                 // Reading sets a damaged blob aside, so what is lost is not here now.
                 for blob in read.into_iter().filter(|blob| ended.is_err() && !blobs.has(*blob)) {

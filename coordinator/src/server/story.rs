@@ -24,8 +24,6 @@ const LAG_EVENTS: usize = 1_024;
 /// One job's story so far.
 #[derive(Debug)]
 pub(super) struct Story {
-    /// Trace id of the submission.
-    pub(super) trace: String,
     stages: BTreeMap<Name, Curve>,
     ring: VecDeque<Event>,
     watchers: broadcast::Sender<Event>,
@@ -61,9 +59,9 @@ impl Curve {
 
 impl Story {
     /// An empty story.
-    pub(super) fn new(trace: String) -> Self {
+    pub(super) fn new() -> Self {
         let (watchers, _) = broadcast::channel(LAG_EVENTS);
-        Self { trace, stages: BTreeMap::new(), ring: VecDeque::new(), watchers }
+        Self { stages: BTreeMap::new(), ring: VecDeque::new(), watchers }
     }
 
     /// Takes an event in and tells it to those who watch.

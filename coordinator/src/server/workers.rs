@@ -8,7 +8,7 @@ use std::{pin::Pin, time::Duration};
 use futures::Stream;
 use graftwork_driver::Gone;
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnvelope, WorkerMessage, v1};
-use graftwork_shared::{VERSION, digest::Digest, id::Term, version};
+use graftwork_shared::{VERSION, digest::Digest, id::Term, trace::TraceContext, version};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -60,6 +60,20 @@ fn refuse(outgoing: &Outgoing, reason: String) {
     let _ = outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope)));
 }
 
+/// How a message about a lease is called in its trace; reports, which are many, and heartbeats have no span.
+fn told_of(message: &WorkerMessage) -> Option<&'static str> {
+    Some(match message {
+        WorkerMessage::Checkpoint(..) => "message checkpoint",
+        WorkerMessage::Finished(..) => "message finished",
+        WorkerMessage::Paused(..) => "message paused",
+        WorkerMessage::Failed(..) => "message failed",
+        WorkerMessage::Released(_) => "message released",
+        WorkerMessage::Prepared(_) => "message prepared",
+        WorkerMessage::Broken(..) => "message broken",
+        _ => return None,
+    })
+}
+
 fn objection(hello: &Hello) -> Option<String> {
     let theirs = &hello.version;
     (!version::works_with(VERSION, theirs)).then(|| {
@@ -109,6 +123,9 @@ impl Workers {
                 let theirs = envelope.term;
                 return Err(Status::failed_precondition(format!("the message is of {theirs}, but this is {term}")));
             }
+            let parent = envelope.trace.parse::<TraceContext>().ok();
+            let _span =
+                parent.zip(told_of(&envelope.message)).map(|(parent, name)| graftwork_telemetry::span(name, parent));
             self.check(&envelope.message)?;
             self.tell(Input::Worker(worker, session, Box::new(envelope.message))).await?;
         }

@@ -44,6 +44,7 @@ use crate::{
     coordinators::Coordinators,
     host::{self, Control, Shared},
     meeting::Place,
+    meters::{Meters, Standing},
     pool::Pool,
     trunks::Trunks,
 };
@@ -82,6 +83,8 @@ pub(crate) struct Options {
     pub(crate) parent: Option<i32>,
     /// Address at which members of a group reach this worker.
     pub(crate) group_address: IpAddr,
+    /// What this process counts.
+    pub(crate) meters: Meters,
     /// Where rows are read and decoded: another runtime than the session's.
     pub(crate) rows: Handle,
 }
@@ -133,6 +136,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         device: options.device,
         rows_read: Arc::default(),
         place: Place::new(options.coordinators.lazy(), options.token.clone(), options.group_address),
+        meters: options.meters.clone(),
     };
     tracing::info!(class = %hello.numeric_class, threads = hello.threads, slots = hello.slots, "worker starts");
     let trace = Digest::of(format!("trace of {}", hello.key).as_bytes()).short();
@@ -208,6 +212,7 @@ impl Session {
                 Ok(event) => event.and_then(|event| self.drive(event)),
                 Err(error) => return Err(error.into()),
             };
+            self.meter();
             match end {
                 None => {}
                 Some(Exit::Left(reason)) => {
@@ -218,6 +223,16 @@ impl Session {
                 Some(Exit::Refused(reason)) => return Err(self.refused(reason).into()),
             }
         }
+    }
+
+    /// What a probe is told of this session.
+    fn meter(&self) {
+        let standing = match (self.machine.is_leaving(), self.machine.is_welcome()) {
+            (true, _) => Standing::Leaving,
+            (false, true) => Standing::Welcome,
+            (false, false) => Standing::Looking,
+        };
+        self.options.meters.session(standing, self.machine.leases().len());
     }
 
     async fn select(&mut self) -> Input {
@@ -253,6 +268,7 @@ impl Session {
     fn on_lost(&mut self, problem: &str) -> Result<Event, SessionError> {
         if self.machine.is_welcome() {
             self.apart_since = Instant::now();
+            self.options.meters.broke();
             tracing::warn!(coordinator = %self.options.coordinators.current().address(), problem, "the session broke; work goes on");
         }
         let apart = self.apart_since.elapsed();
@@ -356,11 +372,13 @@ impl Session {
     }
 
     fn start(&mut self, lease: LeaseId, assignment: Box<Assignment>, joining: bool, trace: &str) -> Option<Event> {
+        // A coordinator of an earlier version says no place in a trace.
+        let context = trace.parse().unwrap_or_else(|_| graftwork_telemetry::new_trace());
         let span = tracing::info_span!(
             "stage", lease = lease.0, job = %assignment.job, stage = %assignment.stage, attempt = assignment.attempt,
-            trace
+            trace = context.trace_id()
         );
-        let control = Control::new();
+        let control = Control::new(context);
         let (shared, hand) = (self.shared.clone(), control.clone());
         let started = thread::Builder::new().name(format!("stage-{}", lease.0)).spawn(move || {
             let _entered = span.enter();

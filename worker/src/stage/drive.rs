@@ -37,9 +37,9 @@ use graftwork_shared::{
 };
 
 use super::{
-    Host, StageEnd, failure,
+    Counted, Host, StageEnd, failure,
     membership::{Adopted, Halt, Membership, Standing},
-    meter::{Meter, Place, TaskCost, measured},
+    meter::{Meter, Place, TaskCost, Waits, measured},
     network::{acting, run_one, set_parameters},
     score::{ScoredSplit, Scorer},
 };
@@ -74,6 +74,8 @@ pub(super) struct DriverState {
     /// The update of the last durable checkpoint. A stage that started over uploads nothing before it is beyond it:
     /// the coordinator takes checkpoints in growing order.
     checkpointed: u64,
+    /// What training had waited for when its last update was counted.
+    waited: Waits,
     /// Validation scores of the weights that would be published, when this attempt computed them.
     kept: Option<(u64, Scored)>,
     /// Row digests of the scored splits.
@@ -255,12 +257,26 @@ impl<H: Host> Driver<'_, H> {
             epoch: progress.epochs_done(self.assignment.train.rows),
         };
         let waited = self.membership.waits(self.state.input.as_ref().map_or(Duration::ZERO, Input::waited));
+        self.count([rows, tokens], waited);
         if let Some(report) = self.meter.report(outcome, [rows, tokens], waited, place) {
             // Of a group all say how fast they are; rank 0's report is the stage's.
             self.host.on_step(StepReport { lanes: computed, ..report });
             self.host.on_cost(self.cost());
         }
         Ok(())
+    }
+
+    /// Tells the host of an update. Rows and tokens of a group are counted once, by whoever leads it.
+    fn count(&mut self, [rows, tokens]: [u64; 2], waited: Waits) {
+        let before = std::mem::replace(&mut self.state.waited, waited);
+        let [rows, tokens] = if self.membership.leads() { [rows, tokens] } else { [0, 0] };
+        self.host.on_update(Counted {
+            rows,
+            tokens,
+            input_wait: waited.rows.saturating_sub(before.rows),
+            exchange_wait: waited.members.saturating_sub(before.members),
+            sent_bytes: waited.sent_bytes.saturating_sub(before.sent_bytes),
+        });
     }
 
     fn input(&mut self) -> &mut Input {

@@ -34,7 +34,7 @@ use graftwork_shared::{
     upload::UploadedFile,
 };
 
-use crate::computer::numeric_class;
+use crate::{computer::numeric_class, meters::Update as Counted};
 use drive::{Driver, DriverState};
 use membership::Membership;
 use meter::Meter;
@@ -73,6 +73,9 @@ pub(crate) trait Host {
 
     /// Passes a report on; never blocks.
     fn on_step(&self, report: StepReport);
+
+    /// Takes note of an update; never blocks.
+    fn on_update(&self, _: Counted) {}
 
     /// Passes a validation score on; never blocks.
     fn on_evaluation(&self, evaluation: &Evaluation);

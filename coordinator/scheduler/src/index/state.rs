@@ -146,6 +146,12 @@ impl StateIndex {
         }
     }
 
+    /// The same for a job that is gone for good.
+    pub(crate) fn forget_job(&mut self, id: &JobId, job: &JobState) {
+        self.remove_job(id, &job.index);
+        self.orders.remove(&job.order);
+    }
+
     fn remove_job(&mut self, id: &JobId, index: &JobIndex) {
         for blob in &index.shape.blobs {
             self.drop_reference(blob, &(id.clone(), None));

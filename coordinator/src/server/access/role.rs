@@ -38,6 +38,7 @@ const REQUESTS: &[(&str, &str, &[Role])] = &[
     ("/graftwork.v1.Jobs/Explain", "asking why a job waits", &[Read, Submit, Admin]),
     // Of another owner's job: admin, as the service finds.
     ("/graftwork.v1.Jobs/Cancel", "cancelling a job", &[Submit, Admin]),
+    ("/graftwork.v1.Jobs/Forget", "forgetting a job", &[Submit, Admin]),
     ("/graftwork.v1.Jobs/Coordinator", "looking at the coordinator", &[Read, Submit, Admin]),
     ("/graftwork.v1.Workers/Session", "working", &[Join]),
     ("/graftwork.v1.Groups/Meet", "meeting a group", &[Join]),

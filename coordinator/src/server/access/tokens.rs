@@ -120,7 +120,7 @@ impl Tokens {
     }
 
     /// Finds whose token this is, and its place. All are compared, each in constant time.
-    pub(super) fn find(&self, shown: &str) -> Option<(usize, &Caller)> {
+    pub(in super::super) fn find(&self, shown: &str) -> Option<(usize, &Caller)> {
         let shown = Digest::of(shown.as_bytes());
         let mut found = None;
         for (place, entry) in self.0.iter().enumerate() {

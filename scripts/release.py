@@ -1,0 +1,239 @@
+#!/usr/bin/env python3
+"""Packs a release: both programs, libtorch, licences, an SBOM, completions, man pages, deployment files, checksums.
+
+    scripts/release.py [--to FOLDER]        after `cargo build --release`; `make release` does both
+
+Writes FOLDER/graftwork-VERSION-x86_64-linux/, the same as .tar.gz, and its .sha256. Nothing of it depends on when or by
+whom it is packed: names are sorted, times are that of the last commit, owners are 0, and programs are stripped. What
+the programs' own bytes depend on is told in docs/install.md. Needs Python 3.8, cargo, git and strip.
+"""
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = ROOT / "target" / "release"
+LIBTORCH = ROOT / ".graftwork" / "libtorch"
+# In the archive libtorch lies beside the programs, and a folder that the user names comes before it.
+SEARCH = "$ORIGIN/libtorch/lib"
+RPATH, RUNPATH = 15, 29
+
+
+def run(*command, **more):
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, **more).stdout
+
+
+def dynamic(data):
+    """Offset of the dynamic section's entries, and of the table of their texts, in a 64-bit ELF file."""
+    table, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
+    for at in range(table, table + size * count, size):
+        kind, offset, length, link = struct.unpack_from("<I", data, at + 4)[0], *struct.unpack_from("<QQI", data, at + 24)
+        if kind == 6:
+            texts = struct.unpack_from("<Q", data, table + size * link + 24)[0]
+            return range(offset, offset + length, 16), texts
+    sys.exit("release: the program has no dynamic section")
+
+
+def set_search(path):
+    """Replaces where the loader looks for libtorch. RUNPATH is asked after LD_LIBRARY_PATH, RPATH before it."""
+    data = bytearray(path.read_bytes())
+    entries, texts = dynamic(data)
+    for at in entries:
+        tag, value = struct.unpack_from("<qQ", data, at)
+        if tag in (RPATH, RUNPATH):
+            old = bytes(data[texts + value:data.index(0, texts + value)])
+            if len(old) < len(SEARCH):
+                sys.exit(f"release: no room for {SEARCH} in {path.name}")
+            data[texts + value:texts + value + len(old)] = SEARCH.encode().ljust(len(old), b"\0")
+            struct.pack_into("<q", data, at, RUNPATH)
+            path.write_bytes(data)
+            return
+    sys.exit(f"release: {path.name} names no folder for libtorch")
+
+
+def programs(folder):
+    for name in ("graftwork", "graftwork-worker"):
+        target = folder / "bin" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(BUILT / name, target)
+        subprocess.run(["strip", "--strip-all", str(target)], check=True)
+        set_search(target)
+        target.chmod(0o755)
+    libraries = folder / "bin" / "libtorch" / "lib"
+    libraries.mkdir(parents=True)
+    for name in ("libtorch_cpu.so", "libc10.so", "libgomp.so.1"):
+        shutil.copyfile(LIBTORCH / "torch" / "lib" / name, libraries / name)
+    for name in ("libcudart.so.13", "libcupti.so.13"):
+        shutil.copyfile(LIBTORCH / "nvidia" / "cu13" / "lib" / name, libraries / name)
+
+
+def crates():
+    """The packages that the two programs are built of, in order."""
+    metadata = json.loads(run("cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"))
+    nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
+    packages = {package["id"]: package for package in metadata["packages"]}
+    seen, left = set(), [key for key, package in packages.items() if package["name"] in ("graftwork", "graftwork-worker")]
+    while left:
+        key = left.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        for dependency in nodes[key]["deps"]:
+            if any(kind["kind"] != "dev" for kind in dependency["dep_kinds"]):
+                left.append(dependency["pkg"])
+    return sorted((packages[key] for key in seen), key=lambda package: (package["name"], package["version"]))
+
+
+def bought():
+    """What is in the archive and is no crate: libtorch and the two libraries that it links."""
+    every = json.loads((ROOT / "scripts" / "packages.json").read_text())
+    return [package for package in every if package["part"] == "libtorch"]
+
+
+LICENCES_OF_WHEELS = {"torch": "BSD-3-Clause"}
+
+
+def sbom(packages, version):
+    checksums, name = {}, ""
+    for line in (ROOT / "Cargo.lock").read_text().splitlines():
+        key, _, value = line.partition(" = ")
+        if key == "name":
+            name = value.strip('"')
+        elif key == "version":
+            of = (name, value.strip('"'))
+        elif key == "checksum":
+            checksums[of] = value.strip('"')
+    components = []
+    for package in packages:
+        component = {
+            "type": "library", "name": package["name"], "version": package["version"],
+            "bom-ref": f"pkg:cargo/{package['name']}@{package['version']}",
+            "purl": f"pkg:cargo/{package['name']}@{package['version']}",
+        }
+        if package["license"]:
+            component["licenses"] = [{"expression": package["license"].replace("/", " OR ")}]
+        else:
+            component["licenses"] = [{"license": {"name": "told in its files, see licences/"}}]
+        checksum = checksums.get((package["name"], package["version"]))
+        if checksum:
+            component["hashes"] = [{"alg": "SHA-256", "content": checksum}]
+        components.append(component)
+    for package in bought():
+        component = {
+            "type": "library", "name": package["name"], "version": package["version"],
+            "bom-ref": f"pkg:pypi/{package['name']}@{package['version']}",
+            "purl": f"pkg:pypi/{package['name']}@{package['version']}",
+            "hashes": [{"alg": "SHA-256", "content": package["sha256"]}],
+        }
+        if package["name"] in LICENCES_OF_WHEELS:
+            component["licenses"] = [{"license": {"id": LICENCES_OF_WHEELS[package["name"]]}}]
+        else:
+            component["licenses"] = [{"license": {"name": "NVIDIA CUDA Toolkit EULA"}}]
+        components.append(component)
+    return {
+        "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
+        "metadata": {"component": {"type": "application", "name": "graftwork", "version": version,
+                                   "licenses": [{"expression": "MIT OR Apache-2.0"}]}},
+        "components": components,
+    }
+
+
+def licences(folder, packages):
+    for name in ("LICENSE-MIT", "LICENSE-APACHE"):
+        shutil.copyfile(ROOT / name, folder / name)
+    place = folder / "licences"
+    place.mkdir()
+    lines = []
+    for package in packages:
+        if package["source"] is None:
+            continue
+        lines.append(f"{package['name']} {package['version']}: {package['license'] or 'see its files'}")
+        source = Path(package["manifest_path"]).parent
+        for found in sorted(source.iterdir()):
+            if found.is_file() and found.name.upper().startswith(("LICEN", "COPYING", "NOTICE", "COPYRIGHT")):
+                shutil.copyfile(found, place / f"{package['name']}-{package['version']}-{found.name}")
+    for package in bought():
+        lines.append(f"{package['name']} {package['version']}: see its files")
+        infos = LIBTORCH.glob(f"{package['name'].replace('-', '_')}-*.dist-info/licenses/*")
+        found = sorted(file for file in infos if file.is_file())
+        if not found:
+            sys.exit(f"release: the licence of {package['name']} is missing: remove {LIBTORCH} and run `make build` again")
+        for file in found:
+            shutil.copyfile(file, place / f"{package['name']}-{file.name}")
+    (folder / "THIRD-PARTY.txt").write_text("\n".join(lines) + "\n")
+
+
+def words(folder):
+    """Completions and man pages, as the programs of the archive tell them."""
+    program = folder / "bin" / "graftwork"
+    place = folder / "completions"
+    place.mkdir()
+    for shell, name in (("bash", "graftwork.bash"), ("zsh", "_graftwork"), ("fish", "graftwork.fish")):
+        (place / name).write_text(run(str(program), "completions", shell))
+    run(str(program), "man", str(folder / "man" / "man1"))
+
+
+def deployment(folder):
+    tracked = run("git", "ls-files", "deploy", "docs", "jobs", "README.md", "CHANGELOG.md").splitlines()
+    for name in tracked:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, target)
+
+
+def digest(path):
+    hashed = hashlib.sha256()
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            hashed.update(piece)
+    return hashed.hexdigest()
+
+
+def members(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def pack(folder, archive, when):
+    with open(archive, "wb") as raw, gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0, compresslevel=6) as squeezed:
+        with tarfile.open(fileobj=squeezed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for path in members(folder):
+                member = tarfile.TarInfo(str(path.relative_to(folder.parent)))
+                member.size, member.mtime = path.stat().st_size, when
+                member.mode = 0o755 if path.parent.name == "bin" else 0o644
+                with open(path, "rb") as file:
+                    tar.addfile(member, file)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--to", type=Path, default=ROOT / "out" / "release")
+    to = parser.parse_args().to.resolve()
+    version = run(str(BUILT / "graftwork"), "--version").split()[-1]
+    when = int(os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct"))
+    name = f"graftwork-{version}-x86_64-linux"
+    folder, archive = to / name, to / f"{name}.tar.gz"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    packages = crates()
+    programs(folder)
+    licences(folder, packages)
+    (folder / "sbom.cdx.json").write_text(json.dumps(sbom(packages, version), indent=1) + "\n")
+    deployment(folder)
+    words(folder)
+    sums = [f"{digest(path)}  {path.relative_to(folder)}" for path in members(folder)]
+    (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
+    pack(folder, archive, when)
+    archive.with_name(archive.name + ".sha256").write_text(f"{digest(archive)}  {archive.name}\n")
+    print(archive)
+
+
+if __name__ == "__main__":
+    main()

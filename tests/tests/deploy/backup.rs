@@ -1,0 +1,101 @@
+//! A state put aside while its coordinator leads, and brought back: the job goes on from its checkpoint. What is no whole
+//! backup is refused and writes nothing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_shared::event::EventKind;
+use graftwork_tests::{Run, World, program, tensor_digests};
+
+use crate::process::{Process, ask, coordinator, socket, worker};
+
+fn graftwork(folder: &Path, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+    let Output { status, stdout, stderr } = Command::new(program()).current_dir(folder).args(arguments).output()?;
+    Ok((status.code(), String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr)))
+}
+
+fn done(folder: &Path, arguments: &[&str]) -> Result<String> {
+    let (code, said) = graftwork(folder, arguments)?;
+    ensure!(code == Some(0), "{arguments:?} ended with {code:?}: {said}");
+    Ok(said)
+}
+
+fn led(folder: &Path) -> Result<[Process; 2]> {
+    let leader = Process::start(&mut coordinator(folder, &[]))?;
+    leader.wait_for("listens on")?;
+    Ok([leader, Process::start(&mut worker(folder, &[]))?])
+}
+
+pub(crate) fn a_state_is_put_aside_and_brought_back() -> Result<()> {
+    let (world, folder) = (World::new()?, tempfile::tempdir()?);
+    let (folder, hub) = (folder.path(), folder.path().join("hub"));
+    world.long_job("job.toml", &hub.display().to_string(), "")?;
+    let processes = led(folder)?;
+    let job = ask(&world, folder, &["submit", "job.toml"], &[])?;
+    Run::watch(&socket(folder), &job)?.wait_for_checkpoint("topic", 50)?;
+    let said = done(folder, &["backup", "--state", "state", "--to", "aside"])?;
+    ensure!(said.contains("aside holds") && said.contains("up to term 1"), "{said}");
+    drop(processes);
+    // Of the time after the backup nothing is left.
+    for gone in ["state", "hub"] {
+        fs::remove_dir_all(folder.join(gone)).or_else(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+    }
+    damaged_backups_are_refused(folder)?;
+    done(folder, &["restore", "aside", "--state", "state"])?;
+    let (code, said) = graftwork(folder, &["restore", "aside", "--state", "state"])?;
+    ensure!(code == Some(1) && said.contains("nothing is written over it"), "{said}");
+    let _processes = led(folder)?;
+    let mut watch = Run::watch(&socket(folder), &job)?;
+    let goes_on = |kind: &EventKind| matches!(kind, EventKind::StageStarted { from_step, .. } if *from_step >= 50);
+    watch.wait_for("training that goes on from the checkpoint", |event| goes_on(&event.kind))?;
+    watch.finish(0)?;
+    ensure!(tensor_digests(&hub)?.len() >= 3, "three releases");
+    Ok(())
+}
+
+fn damaged_backups_are_refused(folder: &Path) -> Result<()> {
+    let blob = largest(&folder.join("aside/blobs"))?;
+    let (bytes, manifest) = (fs::read(&blob)?, folder.join("aside/backup.json"));
+    let refused = |words: &str| -> Result<()> {
+        let (code, said) = graftwork(folder, &["restore", "aside", "--state", "state"])?;
+        ensure!(code == Some(1) && said.contains(words), "{words:?} with {code:?}: {said}");
+        ensure!(!folder.join("state").exists(), "a state was written: {said}");
+        Ok(())
+    };
+    fs::remove_file(&blob)?;
+    refused("is not here")?;
+    let mut wrong = bytes.clone();
+    wrong[0] ^= 1;
+    fs::write(&blob, wrong)?;
+    refused("is damaged")?;
+    fs::write(&blob, bytes)?;
+    let text = fs::read_to_string(&manifest)?;
+    fs::write(&manifest, text.replace("\"format\": 1", "\"format\": 9"))?;
+    refused("it has form 9")?;
+    fs::write(&manifest, &text)?;
+    let journal = folder.join("aside/journal.sqlite");
+    let bytes = fs::read(&journal)?;
+    fs::write(&journal, &bytes[..bytes.len() - 1])?;
+    refused("its journal has the digest")?;
+    fs::write(&journal, bytes)?;
+    let (code, said) = graftwork(folder, &["restore", "nowhere", "--state", "state"])?;
+    ensure!(code == Some(1) && said.contains("nowhere is no whole backup"), "{said}");
+    let (code, said) = graftwork(folder, &["backup", "--state", "nowhere", "--to", "other"])?;
+    ensure!(code == Some(1) && said.contains("holds no journal"), "{said}");
+    let (code, said) = graftwork(folder, &["backup", "--state", "postgres://a@b/c", "--to", "other"])?;
+    ensure!(code == Some(1) && said.contains("pg_dump"), "{said}");
+    Ok(())
+}
+
+fn largest(blobs: &Path) -> Result<PathBuf> {
+    let folders = fs::read_dir(blobs)?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let files = folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
+    files.map(|entry| entry.path()).max_by_key(|path| path.metadata().map_or(0, |found| found.len())).context("a blob")
+}

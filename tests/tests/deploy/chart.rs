@@ -1,0 +1,88 @@
+//! The Helm chart, rendered and held to the published schemas and to what the house promises.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{root, tool};
+
+fn check(chart: &Path, settings: &[&str]) -> Result<(bool, String)> {
+    let (python, helm) = (tool("python").context("python")?, tool("helm").context("helm")?);
+    let script = root().join("tests/deploy/chart.py");
+    let output = Command::new(python).arg(script).arg(helm).arg(chart).args(settings).output()?;
+    let Output { status, stdout, stderr } = output;
+    Ok((status.success(), String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr)))
+}
+
+pub(crate) fn the_chart_is_right() -> Result<()> {
+    let chart = root().join("deploy/helm/graftwork");
+    for settings in [&[][..], &["--set", "database.host=db.example.com:5432"], &["--set", "traces=https://otel:4317"]] {
+        let (right, said) = check(&chart, settings)?;
+        ensure!(right && said.contains("objects are right"), "{settings:?}: {said}");
+    }
+    Ok(())
+}
+
+/// The check itself: each change takes away something that it must miss.
+pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let chart = folder.path().join("chart");
+    let copied = Command::new("cp").arg("-r").arg(root().join("deploy/helm/graftwork")).arg(&chart).status()?;
+    ensure!(copied.success(), "the chart cannot be copied");
+    for (file, right, wrong, problem) in [
+        ("_helpers.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "its root can be written"),
+        ("_helpers.tpl", "runAsNonRoot: true", "runAsNonRoot: false", "may run as root"),
+        ("workers.yaml", "livenessProbe:", "readinessProbe2:", "no livenessProbe"),
+        (
+            "workers.yaml",
+            "valueFrom: {secretKeyRef: {name: {{ $.Values.secrets.join }}, key: token}}",
+            "value: graftwork-join-secret",
+            "GRAFTWORK_TOKEN is no reference to a secret",
+        ),
+        ("workers.yaml", "maxReplicas: {{", "mostReplicas: {{", "HorizontalPodAutoscaler"),
+    ] {
+        let path = chart.join("templates").join(file);
+        let text = fs::read_to_string(&path)?;
+        ensure!(text.contains(right), "{file} has no {right:?} any more");
+        fs::write(&path, text.replace(right, wrong))?;
+        let (right, said) = check(&chart, &[])?;
+        ensure!(!right && said.contains(problem), "{problem}: {said}");
+        fs::write(&path, text)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn the_compose_file_is_right() -> Result<()> {
+    let python = tool("python").context("python")?;
+    let (script, file) = (root().join("tests/deploy/compose.py"), root().join("deploy/compose/compose.yaml"));
+    let output = Command::new(python).arg(script).arg(file).output()?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.contains("2 services are right"), "{said}");
+    Ok(())
+}
+
+/// systemd itself reads the units; the programs are not installed here, so another one stands in their place.
+pub(crate) fn the_units_are_right() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no"]);
+    for (unit, instance) in [
+        ("graftwork-coordinator.service", "graftwork-coordinator.service"),
+        ("graftwork-worker@.service", "graftwork-worker@1.service"),
+    ] {
+        let text = fs::read_to_string(root().join("deploy/systemd").join(unit))?;
+        ensure!(text.contains("/opt/graftwork/bin/graftwork "), "{unit} starts something else");
+        let path = folder.path().join(instance);
+        fs::write(&path, text.replace("/opt/graftwork/bin/graftwork ", "/bin/true "))?;
+        verify.arg(path);
+    }
+    let output = verify.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let about = said.lines().filter(|line| line.contains("graftwork")).collect::<Vec<_>>().join("\n");
+    ensure!(about.is_empty(), "{about}");
+    Ok(())
+}

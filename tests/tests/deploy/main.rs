@@ -1,0 +1,68 @@
+//! What operators use, against the real things: Prometheus scrapes both programs and evaluates the alert rules, an OTLP
+//! receiver gets one connected trace, helm renders the chart and published schemas check it, Slurm runs workers.
+//!
+//! A test without its tool is ignored, and its name says which tool that is. Prometheus and Slurm are the system's
+//! packages; `scripts/deploy-tools.sh` installs the rest.
+
+mod backup;
+mod chart;
+mod metrics;
+mod process;
+mod release;
+mod slurm;
+mod traces;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+/// The repository.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// A tool of `scripts/deploy-tools.sh`, if it is there.
+fn tool(name: &str) -> Option<PathBuf> {
+    let tools = root().join(".graftwork/deploy-tools");
+    tools.join("ready").exists().then(|| tools.join("bin").join(name))
+}
+
+/// A program of the system, if it is there.
+fn installed(name: &str) -> bool {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::split_paths(&folders).chain(more).any(|folder| folder.join(name).is_file())
+}
+
+fn trial(name: &str, lacks: Option<&str>, test: fn() -> Result<()>) -> Trial {
+    let named = lacks.map_or_else(|| name.to_owned(), |lacks| format!("{name} (skipped: {lacks})"));
+    let run = move || test().map_err(|error| Failed::from(format!("{error:?}")));
+    Trial::test(named, run).with_ignored_flag(lacks.is_some())
+}
+
+fn main() -> ExitCode {
+    let without = |is_there: bool, words: &'static str| (!is_there).then_some(words);
+    let tools = without(tool("python").is_some(), "scripts/deploy-tools.sh was not run");
+    let prometheus = without(installed("prometheus") && installed("promtool"), "Prometheus is not installed");
+    let systemd = without(installed("systemd-analyze"), "systemd-analyze is not installed");
+    let trials = vec![
+        trial("the_chart_is_right", tools, chart::the_chart_is_right),
+        trial("a_chart_that_is_wrong_is_found_out", tools, chart::a_chart_that_is_wrong_is_found_out),
+        trial("the_compose_file_is_right", tools, chart::the_compose_file_is_right),
+        trial("the_units_are_right", systemd, chart::the_units_are_right),
+        trial("the_alert_rules_fire_for_what_they_are_for", prometheus, metrics::the_rules_fire),
+        trial("every_alert_and_every_panel_knows_its_metrics", None, metrics::every_name_is_known),
+        trial("prometheus_scrapes_both_programs", prometheus, metrics::prometheus_scrapes_both),
+        trial("metrics_are_guarded", None, metrics::metrics_are_guarded),
+        trial("one_trace_goes_from_submission_to_release", tools, traces::one_trace_goes_through),
+        trial("the_next_coordinator_goes_on_with_the_trace", tools, traces::the_next_coordinator_goes_on),
+        trial("a_state_is_put_aside_and_brought_back", None, backup::a_state_is_put_aside_and_brought_back),
+        trial("a_job_runs_from_the_release_without_rust", release::lacks(), release::a_job_runs_without_rust),
+        trial("slurm_trains_drains_and_queues_again", slurm::lacks(), slurm::trains_drains_and_queues_again),
+    ];
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}

@@ -1,0 +1,203 @@
+//! Metrics, health and readiness of both programs, and a Prometheus that reads them.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_tests::{Run, World};
+use serde_json::Value;
+
+use crate::{
+    process::{Process, ask, coordinator, get, socket, until, worker},
+    root,
+};
+
+/// A coordinator and a worker that tell metrics on ports of the system's choice.
+struct Watched {
+    folder: tempfile::TempDir,
+    coordinator: Process,
+    worker: Process,
+    /// Addresses of the two.
+    tells: [String; 2],
+}
+
+fn watched() -> Result<Watched> {
+    let folder = tempfile::tempdir()?;
+    let at = ["--metrics", "127.0.0.1:0"];
+    let coordinator = Process::start(&mut coordinator(folder.path(), &at))?;
+    coordinator.wait_for("listens on")?;
+    let worker = Process::start(worker(folder.path(), &at).env("NO_COLOR", "1"))?;
+    let tells = [coordinator.told("tells metrics on")?, worker.told("metrics are told")?];
+    until(Duration::from_secs(30), || get(&tells[1], "/readyz", "").ok().filter(|(status, _)| *status == 200))
+        .context("the worker is never ready")?;
+    Ok(Watched { folder, coordinator, worker, tells })
+}
+
+fn train(watched: &Watched) -> Result<()> {
+    let (world, folder) = (World::new()?, watched.folder.path());
+    world.job("job.toml", &folder.join("hub").display().to_string(), "")?;
+    let job = ask(&world, folder, &["submit", "job.toml"], &[])?;
+    Run::watch(&socket(folder), &job)?.finish(0)?;
+    Ok(())
+}
+
+fn value(text: &str, name: &str) -> Result<f64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.with_context(|| format!("{name}: {text}"))?.parse().context("a number")
+}
+
+pub(crate) fn the_rules_fire() -> Result<()> {
+    let folder = root().join("deploy/prometheus");
+    for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]] {
+        let output = Command::new("promtool").current_dir(&folder).args(arguments).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{arguments:?}: {said}");
+    }
+    Ok(())
+}
+
+/// Words in a text that look like names of our metrics.
+fn names(text: &str) -> BTreeSet<String> {
+    let words = text.split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'));
+    let ours = |word: &&str| word.starts_with("graftwork_") || word.starts_with("process_");
+    words.filter(ours).map(str::to_owned).collect()
+}
+
+/// What the programs tell while they train is all that alerts and dashboard ask for; each alert has its paragraph.
+pub(crate) fn every_name_is_known() -> Result<()> {
+    let watched = watched()?;
+    train(&watched)?;
+    let mut told = BTreeSet::new();
+    for address in &watched.tells {
+        let (status, text) = get(address, "/metrics", "")?;
+        ensure!(status == 200, "{text}");
+        told.extend(names(&text));
+    }
+    let alerts = fs::read_to_string(root().join("deploy/prometheus/alerts.yml"))?;
+    for file in ["deploy/prometheus/alerts.yml", "deploy/grafana/graftwork.json", "deploy/helm/graftwork/values.yaml"] {
+        let asked = names(&fs::read_to_string(root().join(file))?);
+        let unknown: Vec<_> = asked.difference(&told).collect();
+        ensure!(unknown.is_empty(), "{file} asks for {unknown:?}, and nobody tells them");
+    }
+    let operations = fs::read_to_string(root().join("docs/operations.md"))?;
+    for alert in alerts.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        ensure!(operations.contains(&format!("### {alert}\n")), "docs/operations.md does not say what {alert} means");
+    }
+    counted(&watched)
+}
+
+/// The numbers after one job of three tasks and a fusion.
+fn counted(watched: &Watched) -> Result<()> {
+    let (_, text) = get(&watched.tells[0], "/metrics", "")?;
+    for (name, expected) in [
+        ("graftwork_coordinator_leads", 1.0),
+        ("graftwork_term", 1.0),
+        ("graftwork_jobs{state=\"ended\"}", 1.0),
+        ("graftwork_jobs{state=\"open\"}", 0.0),
+        ("graftwork_stages_published_total", 4.0),
+        ("graftwork_jobs_succeeded_total", 1.0),
+        ("graftwork_attempts_failed_total", 0.0),
+        ("graftwork_workers{state=\"connected\"}", 1.0),
+        ("graftwork_leases", 0.0),
+    ] {
+        let found = value(&text, name)?;
+        ensure!((found - expected).abs() < 1e-9, "{name} is {found}, not {expected}");
+    }
+    ensure!(value(&text, "graftwork_attempts_total")? >= 4.0 && value(&text, "graftwork_blobs_bytes")? > 1e3, "{text}");
+    let (_, text) = get(&watched.tells[1], "/metrics", "")?;
+    ensure!(value(&text, "graftwork_worker_updates_total")? > 50.0, "{text}");
+    ensure!(value(&text, "graftwork_worker_tokens_total")? > value(&text, "graftwork_worker_rows_total")?, "{text}");
+    let memory = value(&text, "process_resident_memory_bytes")?;
+    ensure!(memory > 5e7 && memory < value(&text, "graftwork_worker_machine_memory_bytes")?, "{text}");
+    Ok(())
+}
+
+/// Where others reach them they want TLS and a token, and a coordinator that leaves takes the worker's readiness with it.
+pub(crate) fn metrics_are_guarded() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let refused = |more: &[&str]| -> Result<String> {
+        let output = coordinator(folder.path(), more).output()?;
+        ensure!(output.status.code() == Some(1), "{more:?} ended with {}", output.status);
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let said = refused(&["--metrics", "0.0.0.0:0"])?;
+    ensure!(said.contains("neither a certificate nor a token"), "{said}");
+    let said = refused(&["--metrics", "http://10.0.0.1:9464"])?;
+    ensure!(said.contains("plain text beyond loopback"), "{said}");
+    let mut watched = watched()?;
+    ensure!(get(&watched.tells[0], "/healthz", "")?.0 == 200 && get(&watched.tells[0], "/readyz", "")?.0 == 200);
+    watched.coordinator.terminate()?;
+    until(Duration::from_secs(20), || get(&watched.tells[1], "/readyz", "").ok().filter(|(status, _)| *status == 503))
+        .context("a worker without a coordinator stays ready")?;
+    ensure!(get(&watched.tells[1], "/healthz", "")?.0 == 200, "it is alive all the same");
+    watched.worker.kill();
+    with_a_token()
+}
+
+fn with_a_token() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let more = ["--metrics", "127.0.0.1:0", "--token-env", "OURS"];
+    let token = "a token of more than sixteen";
+    let running = Process::start(coordinator(folder.path(), &more).env("OURS", token))?;
+    let at = running.told("tells metrics on")?;
+    ensure!(get(&at, "/metrics", "")?.0 == 401 && get(&at, "/healthz", "")?.0 == 200);
+    let (status, text) = get(&at, "/metrics", &format!("authorization: Bearer {token}\r\n"))?;
+    ensure!(status == 200 && text.ends_with("# EOF\n"), "{text}");
+    Ok(())
+}
+
+pub(crate) fn prometheus_scrapes_both() -> Result<()> {
+    let watched = watched()?;
+    let folder = tempfile::tempdir()?;
+    configure(folder.path(), &watched.tells)?;
+    let address = free_address()?;
+    let prometheus = Process::start(Command::new("prometheus").current_dir(folder.path()).args([
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
+        &format!("--web.listen-address={address}"),
+    ]))?;
+    train(&watched)?;
+    let seen = |query: &str| -> Option<f64> {
+        let (_, body) = get(&address, &format!("/api/v1/query?query={query}"), "").ok()?;
+        let answer: Value = serde_json::from_str(&body).ok()?;
+        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    };
+    let wait = Duration::from_secs(30);
+    let trained = until(wait, || seen("graftwork_stages_published_total").filter(|stages| *stages > 3.5));
+    trained.with_context(|| format!("Prometheus never saw the stages: {}", prometheus.said().join("\n")))?;
+    until(wait, || seen("sum(up)").filter(|up| (*up - 2.0).abs() < 1e-9)).context("not both programs are up")?;
+    ensure!(seen("graftwork_worker_rows_total").is_some_and(|rows| rows > 100.0), "the worker's rows");
+    rules_are_evaluated(&address)
+}
+
+fn rules_are_evaluated(address: &str) -> Result<()> {
+    let rules = until(Duration::from_secs(20), || {
+        let (_, body) = get(address, "/api/v1/rules", "").ok()?;
+        let answer: Value = serde_json::from_str(&body).ok()?;
+        let rules = answer["data"]["groups"][0]["rules"].as_array()?.clone();
+        rules.iter().all(|rule| rule["health"] == "ok").then_some(rules)
+    });
+    let rules = rules.context("a rule was never evaluated well")?;
+    ensure!(rules.len() == 13, "{} rules", rules.len());
+    // The two targets are there and quiet.
+    let loud: Vec<_> = rules.iter().filter(|rule| rule["state"] == "firing").map(|rule| &rule["name"]).collect();
+    ensure!(loud.is_empty(), "{loud:?}");
+    Ok(())
+}
+
+/// The shipped configuration, with these targets, read every second.
+fn configure(folder: &Path, tells: &[String; 2]) -> Result<()> {
+    let shipped = root().join("deploy/prometheus");
+    fs::copy(shipped.join("alerts.yml"), folder.join("alerts.yml"))?;
+    let text = fs::read_to_string(shipped.join("prometheus.yml"))?;
+    for known in ["127.0.0.1:9464", "127.0.0.1:9465", "15s"] {
+        ensure!(text.contains(known), "prometheus.yml has no {known} any more");
+    }
+    let targets = text.replace("\"127.0.0.1:9464\"", &format!("{:?}", tells[0]));
+    let targets = targets.replace("\"127.0.0.1:9465\"", &format!("{:?}", tells[1]));
+    fs::write(folder.join("prometheus.yml"), targets.replace("15s", "1s"))?;
+    Ok(())
+}
+
+fn free_address() -> Result<String> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string())
+}

@@ -1,0 +1,162 @@
+//! Traces of a job, as a receiver of OTLP gets them from all programs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_tests::{Run, World};
+use serde::Deserialize;
+
+use crate::{
+    process::{Process, ask, coordinator, socket, until, worker},
+    root, tool,
+};
+
+#[derive(Clone, Debug, Deserialize)]
+struct Span {
+    service: String,
+    name: String,
+    trace: String,
+    span: String,
+    parent: String,
+    seconds: f64,
+    attributes: BTreeMap<String, String>,
+    error: String,
+}
+
+/// A receiver, and the variable that names it.
+fn receiver() -> Result<(Process, String)> {
+    let python = tool("python").context("python")?;
+    let receiver = Process::start(Command::new(python).arg(root().join("tests/deploy/otlp.py")))?;
+    let said = until(Duration::from_secs(20), || receiver.said().first().cloned());
+    let port: u16 = said.context("the receiver says its port")?.parse()?;
+    Ok((receiver, format!("http://127.0.0.1:{port}")))
+}
+
+fn spans(receiver: &Process) -> Vec<Span> {
+    receiver.said().iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+const VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
+/// Waits until the job's own span has come, which is the last but for the programs' last words.
+fn job_of(receiver: &Process) -> Result<Span> {
+    let job = until(Duration::from_secs(20), || spans(receiver).into_iter().find(|span| span.name == "job"));
+    job.with_context(|| format!("no span of the job came: {}", receiver.said().join("\n")))
+}
+
+struct Traced {
+    folder: tempfile::TempDir,
+    world: World,
+    endpoint: String,
+    receiver: Process,
+}
+
+impl Traced {
+    fn new() -> Result<Self> {
+        let (receiver, endpoint) = receiver()?;
+        Ok(Self { folder: tempfile::tempdir()?, world: World::new()?, endpoint, receiver })
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn coordinator(&self) -> Result<Process> {
+        let mut command = coordinator(self.folder(), &["--log-format", "json"]);
+        let started = Process::start(command.env(VARIABLE, &self.endpoint))?;
+        started.wait_for("listens on")?;
+        Ok(started)
+    }
+
+    fn worker(&self) -> Result<Process> {
+        let mut command = worker(self.folder(), &["--log-format", "json"]);
+        Process::start(command.env(VARIABLE, &self.endpoint))
+    }
+
+    fn submit(&self) -> Result<String> {
+        ask(&self.world, self.folder(), &["submit", "job.toml"], &[(VARIABLE, &self.endpoint)])
+    }
+
+    fn hub(&self) -> String {
+        self.folder().join("hub").display().to_string()
+    }
+}
+
+pub(crate) fn one_trace_goes_through() -> Result<()> {
+    let traced = Traced::new()?;
+    traced.world.job("job.toml", &traced.hub(), "")?;
+    let (mut coordinator, mut worker) = (traced.coordinator()?, traced.worker()?);
+    let job = traced.submit()?;
+    Run::watch(&socket(traced.folder()), &job)?.finish(0)?;
+    let end = job_of(&traced.receiver)?;
+    ensure!(end.attributes["job"] == job && end.error.is_empty(), "{end:?}");
+    let logged = coordinator.said().into_iter().chain(worker.said());
+    let logged: Vec<String> = logged.filter(|line| line.contains(&end.trace)).collect();
+    worker.terminate()?;
+    coordinator.terminate()?;
+    let all = || spans(&traced.receiver).into_iter().filter(|span| span.trace == end.trace).collect::<Vec<_>>();
+    // The receiver may still be saying what it got last.
+    until(Duration::from_secs(5), || connected(&all()).ok());
+    let all = all();
+    connected(&all)?;
+    let count = |service: &str, name: &str| all.iter().filter(|s| s.service == service && s.name == name).count();
+    for (service, name, at_least) in [
+        ("graftwork", "submit", 1),
+        ("graftwork-coordinator", "request", 5),
+        ("graftwork-coordinator", "plan", 1),
+        ("graftwork-coordinator", "job", 1),
+        ("graftwork-coordinator", "stage", 4),
+        ("graftwork-coordinator", "lease", 4),
+        ("graftwork-coordinator", "message finished", 4),
+        ("graftwork-coordinator", "publish", 4),
+        ("graftwork-worker", "train", 4),
+    ] {
+        ensure!(count(service, name) >= at_least, "{name} of {service}: {} of {at_least}", count(service, name));
+    }
+    ensure!(all.iter().all(|span| span.seconds >= 0.0), "a span ends before it begins");
+    for words in ["job submitted", "stage leased", "stage published", "job ended"] {
+        ensure!(logged.iter().any(|line| line.contains(words)), "no log line {words:?} has the trace: {logged:?}");
+    }
+    ensure!(logged.iter().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{logged:?}");
+    Ok(())
+}
+
+/// One root, and every other span below one that came too.
+fn connected(spans: &[Span]) -> Result<()> {
+    let known: BTreeSet<&str> = spans.iter().map(|span| span.span.as_str()).collect();
+    ensure!(known.len() == spans.len(), "a span came twice");
+    let roots: Vec<_> = spans.iter().filter(|span| span.parent.is_empty()).map(|span| &span.name).collect();
+    ensure!(roots == ["submit"], "roots: {roots:?}");
+    let lost: Vec<_> = spans.iter().filter(|s| !s.parent.is_empty() && !known.contains(s.parent.as_str())).collect();
+    ensure!(lost.is_empty(), "spans without their parent: {lost:?}");
+    Ok(())
+}
+
+/// kill -9 of the coordinator in the middle: what its successor and the worker tell stands in the same trace.
+pub(crate) fn the_next_coordinator_goes_on() -> Result<()> {
+    let traced = Traced::new()?;
+    traced.world.long_job("job.toml", &traced.hub(), "")?;
+    let (mut first, _worker) = (traced.coordinator()?, traced.worker()?);
+    let job = traced.submit()?;
+    Run::watch(&socket(traced.folder()), &job)?.wait_for_checkpoint("topic", 50)?;
+    first.kill();
+    let _second = traced.coordinator()?;
+    Run::watch(&socket(traced.folder()), &job)?.finish(0)?;
+    let end = job_of(&traced.receiver)?;
+    let all = spans(&traced.receiver);
+    let submit = all.iter().find(|span| span.name == "submit").context("the submission's span")?;
+    ensure!(submit.trace == end.trace, "the job ended in another trace");
+    let stages: Vec<_> = all.iter().filter(|span| span.name == "stage").collect();
+    ensure!(stages.len() == 3 && stages.iter().all(|span| span.trace == end.trace), "{stages:?}");
+    let trained: Vec<_> = all.iter().filter(|span| span.name == "train").collect();
+    for name in ["checkpoint", "message checkpoint"] {
+        ensure!(all.iter().any(|span| span.name == name && span.trace == end.trace), "no span {name}");
+    }
+    ensure!(!trained.is_empty() && trained.iter().all(|span| span.trace == end.trace), "{trained:?}");
+    Ok(())
+}
