@@ -161,7 +161,7 @@ fn newer_journals_are_refused_with_both_versions() {
     let place = Place::whole();
     place.sql("UPDATE facts SET version = 9 WHERE number = 4");
     let error = place.read().unwrap_err().to_string();
-    assert!(error.contains("facts of version 9, this one reads up to 4"), "{error}");
+    assert!(error.contains("facts of version 9, this one reads up to 5"), "{error}");
     let place = Place::whole();
     let (newer, known) =
         if place.is_file() { ("PRAGMA user_version = 7", 2) } else { ("UPDATE mark SET tables = 7", 1) };

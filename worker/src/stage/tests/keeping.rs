@@ -9,7 +9,7 @@ use std::{
 use graftwork_shared::training::Length;
 use tempfile::TempDir;
 
-use super::{super::*, bytes_of, finish, fusion_of};
+use super::{bytes_of, finish, fusion_of};
 use crate::stage::tests::local::{Data, LocalHost, adapter_recipe, assignment, opinion};
 
 /// Shelves with this kind of value.
