@@ -73,6 +73,7 @@ impl Cluster {
     }
 
     /// SIGTERM to a worker, which finishes its step, hands over and ends; gives how it ended.
+    #[expect(clippy::zombie_processes, reason = "it is waited for, or killed and waited for")]
     pub fn stop_worker(&mut self, pid: u32) -> Result<ExitStatus> {
         let position = self.workers.iter().position(|worker| worker.id() == pid).context("no such worker")?;
         let mut worker = self.workers.remove(position);

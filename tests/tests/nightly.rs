@@ -199,7 +199,7 @@ fn look_again(world: &World) -> Result<()> {
         .as_array()
         .into_iter()
         .flatten()
-        .flat_map(|night| night["measurements"].as_array())
+        .filter_map(|night| night["measurements"].as_array())
         .flatten()
         .filter_map(|measured| measured["scores"].as_object())
         .map(serde_json::Map::len)

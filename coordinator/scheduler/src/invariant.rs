@@ -178,7 +178,12 @@ fn acknowledged_survives(
         if decision.facts.iter().any(reopened) {
             continue;
         }
-        let now = &after.state.jobs()[id];
+        let forgotten = |fact: &Fact| matches!(fact, Fact::JobForgotten { job, .. } if job == id);
+        let Some(now) = after.state.jobs().get(id) else {
+            let may_go = job.ended.is_some() && decision.facts.iter().any(forgotten);
+            ensure(may_go, Invariant::AcknowledgedSurvives, || format!("job {id} is gone"))?;
+            continue;
+        };
         let kept = job.ended.is_none() || job.ended == now.ended;
         ensure(kept, Invariant::AcknowledgedSurvives, || format!("job {id} had ended"))?;
         for ((_, stage, record), later) in job.each().zip(&now.stages) {

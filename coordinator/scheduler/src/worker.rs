@@ -45,6 +45,7 @@ pub(crate) struct Worker {
 /// How far apart a worker's heartbeats arrive, as a moving mean and a moving mean of what they differ from it by (the
 /// estimator of TCP's timer, Jacobson 1988). On a link on which they come late and unevenly, silence means less.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[expect(clippy::struct_field_names, reason = "names say units")]
 pub(crate) struct Lateness {
     last_ms: Option<u64>,
     mean_ms: u64,

@@ -63,7 +63,7 @@ pub(crate) struct Arguments {
     /// /readyz answer to everybody.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<Address>,
-    /// Form of the log lines on stderr; GRAFTWORK_LOG filters them.
+    /// Form of the log lines on stderr, for people or one JSON object a line; GRAFTWORK_LOG filters them.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
     /// Folder with `coordinator.pem` and `coordinator.key`, as `graftwork cert` makes them.
@@ -104,9 +104,8 @@ pub(crate) struct Arguments {
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum LogFormat {
-    /// For people.
+    // Documented variants would make the whole help a long one.
     Text,
-    /// One JSON object a line.
     Json,
 }
 

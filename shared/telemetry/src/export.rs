@@ -65,13 +65,13 @@ pub(crate) struct Ended {
 pub enum TraceError {
     /// The address.
     #[error("{TRACES_VARIABLE}: {0}")]
-    Address(#[from] NotAnAddress),
+    Address(NotAnAddress),
     /// The CA, or what the transport says of the address.
     #[error("{TRACES_VARIABLE}: {0}")]
-    Dial(#[from] DialError),
+    Dial(DialError),
     /// No thread.
     #[error("the thread that sends traces cannot be started: {0}")]
-    Thread(#[from] std::io::Error),
+    Thread(std::io::Error),
 }
 
 enum Message {
@@ -103,10 +103,12 @@ pub(crate) fn send(ended: Ended) {
 pub fn start_traces(service: &'static str) -> Result<(), TraceError> {
     let Some(text) = std::env::var(TRACES_VARIABLE).ok().filter(|text| !text.is_empty()) else { return Ok(()) };
     let ca = std::env::var_os(CA_VARIABLE).filter(|path| !path.is_empty());
-    let route = Route::new(text.parse()?, ca.as_deref().map(Path::new))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let address = text.parse().map_err(TraceError::Address)?;
+    let route = Route::new(address, ca.as_deref().map(Path::new)).map_err(TraceError::Dial)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(TraceError::Thread)?;
     let (sender, queue) = mpsc::channel(WAITING);
-    thread::Builder::new().name("traces".to_owned()).spawn(move || runtime.block_on(lead(&route, service, queue)))?;
+    let thread = thread::Builder::new().name("traces".to_owned());
+    thread.spawn(move || runtime.block_on(lead(&route, service, queue))).map_err(TraceError::Thread)?;
     // A second start goes on with the first one's queue.
     let _ = QUEUE.set(sender);
     Ok(())

@@ -42,7 +42,7 @@ impl Slurm {
         // Munge wants every folder above its socket to be nobody else's, and may not follow into a private one.
         let folder = tempfile::Builder::new().prefix("graftwork-slurm").tempdir_in("/tmp")?;
         let slurm = Self { folder };
-        let output = slurm.script(&["start", slurm.path(), &free_ports()?.to_string()]).output()?;
+        let output = Slurm::script(&["start", slurm.path(), &free_ports()?.to_string()]).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         Ok(slurm)
     }
@@ -51,7 +51,7 @@ impl Slurm {
         self.folder.path().to_str().expect("a temporary path is text")
     }
 
-    fn script(&self, arguments: &[&str]) -> Command {
+    fn script(arguments: &[&str]) -> Command {
         let mut command = Command::new(root().join("tests/deploy/slurm.sh"));
         command.args(arguments);
         command
@@ -76,7 +76,7 @@ impl Slurm {
 
 impl Drop for Slurm {
     fn drop(&mut self) {
-        let _ = self.script(&["stop", self.path()]).status();
+        let _ = Slurm::script(&["stop", self.path()]).status();
     }
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn trains_drains_and_queues_again() -> Result<()> {
         ensure!(!kept.contains(&secret), "Slurm keeps a secret");
     }
     slurm.ask("scancel", &[&id])?;
-    until(Duration::from_secs(60), || slurm.states().is_empty().then_some(())).context("it does not end when cancelled")
+    until(Duration::from_mins(1), || slurm.states().is_empty().then_some(())).context("it does not end when cancelled")
 }
 
 fn submit(guarded: &Guarded, slurm: &Slurm, folder: &Path) -> Result<String> {

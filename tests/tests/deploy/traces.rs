@@ -16,6 +16,7 @@ use crate::{
     root, tool,
 };
 
+#[expect(clippy::struct_field_names, reason = "the protocol's own words")]
 #[derive(Clone, Debug, Deserialize)]
 struct Span {
     service: String,

@@ -146,6 +146,9 @@ mod tests {
         testing::{adapter_setup, rows, shaken_weights, tiny_trunk},
     };
 
+    /// A damage to a file.
+    type Change = fn(&mut Vec<u8>);
+
     fn shelves(folder: &TempDir, most: u64) -> Arc<Shelves> {
         Arc::new(Shelves::new(folder.path().to_owned(), most))
     }
@@ -164,7 +167,7 @@ mod tests {
 
     /// How many of the trunk's matrices lie in a file, after they were asked for.
     fn mapped(trunk: &Trunk) -> usize {
-        trunk.layers.iter().flat_map(crate::trunk::LayerWeights::linears).map(|linear| linear.mapped()).sum()
+        trunk.layers.iter().flat_map(crate::trunk::LayerWeights::linears).map(crate::block::Linear::mapped).sum()
     }
 
     #[test]
@@ -212,10 +215,10 @@ mod tests {
         assert_eq!(mapped(&trunk), whole - 1);
         assert!(!path.exists());
         let _written_again = open();
-        let changes: [&dyn Fn(&mut Vec<u8>); 4] =
-            [&|bytes| bytes[3] ^= 1, &|bytes| bytes[20] ^= 1, &|bytes| bytes.truncate(4096), &|bytes| bytes.clear()];
+        let changes: [Change; 4] =
+            [|bytes| bytes[3] ^= 1, |bytes| bytes[20] ^= 1, |bytes| bytes.truncate(4096), Vec::clear];
         for change in changes {
-            with(change);
+            with(&change);
             let trunk = open();
             assert_eq!((output(trunk.share()), mapped(&trunk)), (expected.clone(), whole));
             assert_eq!(fs::read(&path).unwrap(), bytes);

@@ -107,7 +107,7 @@ fn one_more_adapter_costs_little_more_than_its_own_numbers() {
         println!(
             "{count} adapters: {} MiB, {:.2} MiB for one more, {times:.2} of its numbers",
             now >> 20,
-            each / 1048576.0
+            each / 1_048_576.0
         );
         assert!(times <= 1.5, "one more of {count} adapters takes {each} bytes, its numbers are {own}");
     }

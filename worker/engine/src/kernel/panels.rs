@@ -66,6 +66,7 @@ impl Panels {
 
     /// Panels that lie packed in a mapped file, from this byte on; `None` where the file is too short or the place is
     /// not that of a line.
+    #[expect(clippy::cast_ptr_alignment, reason = "the place is asked whether it is aligned")]
     pub(crate) fn mapped(map: &Arc<Mmap>, first: usize, sizes: [usize; 2]) -> Option<Self> {
         let bytes = map.get(first..first.checked_add(Self::bytes_of(sizes))?)?;
         let [sums, columns] = sizes;
@@ -91,6 +92,7 @@ impl Panels {
         unsafe { std::slice::from_raw_parts(lines.as_ptr().cast::<u8>(), size_of_val(lines)) }
     }
 
+    #[expect(clippy::cast_ptr_alignment, reason = "`mapped` refuses places that are not aligned")]
     fn lines(&self) -> &[Line] {
         match &self.lines {
             Lines::Own(lines) => lines,
