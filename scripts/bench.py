@@ -27,7 +27,7 @@ from benchmark.data import Data
 from benchmark.ours import Ours
 from benchmark.peer import Peer
 from benchmark.table import PLOTS, ROWS
-from benchmark.watch import Failed
+from benchmark.watch import Failed, Others
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -63,6 +63,7 @@ def main():
     failed = measure(options, data, rows, record)
     save(options, record)
     show(rows, record)
+    warn(rows, record["samples"])
     say(f"{options.out}/record.json, {options.out}/index.html")
     return 2 if failed else verdict(rows, record, options.peer)
 
@@ -98,7 +99,7 @@ def measure(options, data, rows, record):
                 samples = record["samples"].setdefault(need, [])
                 if len(samples) > run or need in failed:
                     continue
-                began = time.monotonic()
+                began, others = time.monotonic(), Others()
                 program, name = need.split(".")
                 try:
                     sample = getattr(programs[program], name)()
@@ -106,6 +107,7 @@ def measure(options, data, rows, record):
                     failed[need] = str(problem)
                     say(f"{need} failed: {problem}")
                     continue
+                sample["cores_of_others"] = others.cores()
                 samples.append(sample)
                 first = ", ".join(f"{figure} {value:.4g}" for figure, value in list(sample.items())[:3])
                 say(f"run {run + 1} of {options.runs}, {need}: {first} ({time.monotonic() - began:.0f} s)")
@@ -148,6 +150,15 @@ def show(rows, record):
         figures = list(record.get("medians", {}).get(need, {}).items())[:3]
         if figures:
             print(f"{need:26} " + ", ".join(f"{name} {value:,.4g}" for name, value in figures))
+
+
+def warn(rows, samples):
+    """Others that used more than a twentieth of a core make a figure worth little."""
+    needs = dict.fromkeys(need for row in rows for need in row.needs)
+    most = {need: max(sample.get("cores_of_others", 0.0) for sample in samples[need]) for need in needs if samples.get(need)}
+    disturbed = [f"{need} ({cores:.2f} cores)" for need, cores in most.items() if cores > 0.05]
+    if disturbed:
+        say(f"other programs used the machine meanwhile, so these figures say little: {', '.join(disturbed)}")
 
 
 def save(options, record):

@@ -74,10 +74,9 @@ def by_length(grid):
     if not grid:
         return ""
     batches, lengths = set(), set()
-    for name in grid:
-        tokens, batch, _ = name.split("_", 2)
-        batches.add(int(batch[5:]))
-        lengths.add(int(tokens[6:]))
+    for found in filter(None, (re.match(r"tokens(\d+)_batch(\d+)_", name) for name in grid)):
+        lengths.add(int(found[1]))
+        batches.add(int(found[2]))
     of = lambda length, batch: (length, grid[f"tokens{length}_batch{batch}_tokens_per_second"])
     lines = {batch: [of(length, batch) for length in sorted(lengths)] for batch in sorted(batches)}
     most = max(value for line in lines.values() for _, value in line)

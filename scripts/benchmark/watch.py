@@ -66,6 +66,24 @@ class Sampler:
         self.thread.join()
 
 
+class Others:
+    """How much of the machine others use meanwhile: processor time that neither this process nor its children took."""
+
+    def __init__(self):
+        self.wall, self.taken = time.monotonic(), self._taken()
+
+    @staticmethod
+    def _taken():
+        with open("/proc/stat") as file:
+            user, nice, system, _, _, interrupts, soft, steal, *_ = map(int, file.readline().split()[1:])
+        busy = (user + nice + system + interrupts + soft + steal) / os.sysconf("SC_CLK_TCK")
+        own = os.times()
+        return busy - own.user - own.system - own.children_user - own.children_system
+
+    def cores(self):
+        return max(0.0, (self._taken() - self.taken) / (time.monotonic() - self.wall))
+
+
 def tree(root):
     """The process and all that descend from it."""
     below = {}

@@ -42,6 +42,7 @@ fn measured_is_recorded_and_judged() -> Result<()> {
     let mut record = record(out)?;
     let seconds = record["samples"]["ours.start"][0]["first_step_s"].as_f64().context("a sample")?;
     ensure!(seconds > 0.0 && row(&record, "start")?["value"] == seconds, "{seconds} in {}", row(&record, "start")?);
+    ensure!(record["samples"]["ours.start"][0]["cores_of_others"].is_f64(), "how busy the machine was is recorded");
     ensure!(row(&record, "suite")?["value"].is_null(), "nothing was measured of the suite");
     ensure!(fs::read_to_string(out.join("index.html"))?.contains("command to first completed step"));
 
