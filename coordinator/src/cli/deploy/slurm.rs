@@ -211,6 +211,8 @@ trap 'kill -TERM "$worker" 2>/dev/null' TERM
 "#;
 
 const BODY_TAIL: &str = r#"worker=$!
+# The signal may have come before there was a worker.
+[ -z "$again" ] || kill -TERM "$worker"
 # A signal ends the wait, and not the worker.
 while wait "$worker"; code=$?; kill -0 "$worker" 2>/dev/null; do :; done
 if [ -n "$again" ]; then
