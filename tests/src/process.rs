@@ -56,17 +56,10 @@ impl Run {
         if more.contains(&"--again") {
             history::forget(&state);
         }
-        let mut child = Command::new(program())
-            .current_dir(folder)
-            .args(["run", "--progress", "json"])
-            .args(more)
-            .arg(job)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let stderr = child.stderr.take().context("stderr is piped")?;
-        Ok(Self::of(child, Box::new(stderr), state))
+        Self::telling(
+            Command::new(program()).current_dir(folder).args(["run", "--progress", "json"]).args(more).arg(job),
+            state,
+        )
     }
 
     /// Starts `graftwork nightly JOB --progress json` in the job's folder, with its history in `history`.
@@ -74,14 +67,13 @@ impl Run {
         let folder = job.parent().context("a job file lies in a folder")?;
         let state = folder.join(history).join("tonight/state");
         history::forget(&state);
-        let mut child = Command::new(program())
-            .current_dir(folder)
-            .args(["nightly", "--progress", "json", "--threads", "2", "--history", history])
-            .arg(job)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let words = ["nightly", "--progress", "json", "--threads", "2", "--history", history];
+        Self::telling(Command::new(program()).current_dir(folder).args(words).arg(job), state)
+    }
+
+    /// Starts a command that tells its progress on stderr.
+    fn telling(command: &mut Command, state: PathBuf) -> Result<Self> {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let stderr = child.stderr.take().context("stderr is piped")?;
         Ok(Self::of(child, Box::new(stderr), state))
     }

@@ -28,14 +28,13 @@ use anyhow::anyhow;
 use graftwork_shared::{
     digest::Digest,
     event::Outcome,
-    job::{Job, MOST_THREADS, MOST_WORKERS, Nightly, Spans},
+    job::{Job, Nightly, Spans},
     view::JobView,
 };
 use graftwork_web::{NightOutcome, NightlyView, nightly_page};
 
 use crate::{
     cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, MISSED, Output, Refused, print, show_problems},
-    progress::Mode,
     run::{self, End, Training},
 };
 use history::{History, Tonight};
@@ -70,15 +69,8 @@ pub(crate) struct Arguments {
     /// Train nothing; write the history as JSON and Parquet into this folder.
     #[arg(long, value_name = "FOLDER")]
     export: Option<PathBuf>,
-    /// Worker processes, instead of what the job says.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_WORKERS)))]
-    workers: Option<u32>,
-    /// Trainer threads of each worker, instead of what the job says.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
-    threads: Option<u32>,
-    /// How progress is shown on stderr.
-    #[arg(long, value_enum, default_value = "auto")]
-    progress: Mode,
+    #[command(flatten)]
+    processes: run::Processes,
     /// How the summary is printed on stdout.
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
@@ -144,7 +136,7 @@ async fn train(history: &History, file: JobFile, arguments: &Arguments) -> Resul
     if arguments.again {
         history.forget_tonight()?;
     }
-    job.resources.workers = arguments.workers.unwrap_or(job.resources.workers);
+    job.resources.workers = arguments.processes.workers.unwrap_or(job.resources.workers);
     let hub = history.tonight_folder().join("hub");
     let expanded = expand::expand(&job, &hub.display().to_string())?;
     let code = Code::now(arguments.code.as_deref())?;
@@ -156,11 +148,11 @@ async fn train(history: &History, file: JobFile, arguments: &Arguments) -> Resul
     }
     let training = Training {
         workers: expanded.resources.workers,
-        threads: run::threads(&expanded, arguments.threads),
+        threads: run::threads(&expanded, arguments.processes.threads),
         job: expanded.clone(),
         spans: Spans::default(),
         folder: history.tonight_folder().join("state"),
-        progress: arguments.progress,
+        progress: arguments.processes.progress,
         again: false,
         reuse: false,
         go_on: again(arguments),
@@ -275,8 +267,7 @@ fn write(history: &History, view: &NightlyView) -> Result<PathBuf, Failure> {
 fn again(arguments: &Arguments) -> String {
     let mut words = vec!["graftwork nightly".to_owned()];
     words.extend(arguments.history.iter().map(|folder| format!("--history {}", folder.display())));
-    words.extend(arguments.workers.map(|workers| format!("--workers {workers}")));
-    words.extend(arguments.threads.map(|threads| format!("--threads {threads}")));
+    words.extend(arguments.processes.words());
     words.push(arguments.file.display().to_string());
     words.join(" ")
 }

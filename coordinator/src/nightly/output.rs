@@ -1,10 +1,10 @@
 //! What is said of a night: a terminal summary, Markdown for a pull request, JUnit's XML for a build server, JSON.
 
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement, Table};
+use comfy_table::{Cell, CellAlignment, Table};
 use graftwork_verdict::{CostFinding, Finding};
 use graftwork_web::{NightOutcome, NightlyView, Row};
 
-use crate::{progress::duration, report::STYLE};
+use crate::{progress::duration, report::new_table};
 
 /// The view itself.
 pub(super) fn json(view: &NightlyView) -> anyhow::Result<String> {
@@ -74,15 +74,7 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
 }
 
 fn table(view: &NightlyView, color: bool) -> Table {
-    let mut table = Table::new();
-    table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::MAX);
-    if color {
-        table.enforce_styling();
-    } else {
-        table.force_no_tty();
-    }
-    let header = ["score", "before", "now", "change", "±", "", "would be found"];
-    table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
+    let mut table = new_table(&["score", "before", "now", "change", "±", "", "would be found"], color);
     let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
     for row in &view.scores {
         let verdict = &row.verdict;

@@ -37,12 +37,12 @@ pub(super) async fn repeat(history: &History, night: Night, task: &str, argument
     let folder = tempfile::Builder::new().prefix("graftwork-nightly-").tempdir()?;
     job.publish.hub = folder.path().join("hub").display().to_string();
     let training = Training {
-        workers: arguments.workers.unwrap_or(job.resources.workers),
-        threads: run::threads(&job, arguments.threads),
+        workers: arguments.processes.workers.unwrap_or(job.resources.workers),
+        threads: run::threads(&job, arguments.processes.threads),
         job,
         spans: Spans::default(),
         folder: folder.path().join("state"),
-        progress: arguments.progress,
+        progress: arguments.processes.progress,
         again: false,
         reuse: false,
         go_on: "the same command (from the start)".to_owned(),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use graftwork_shared::view::JobView;
-pub(crate) use table::{METHOD_WIDTH, RESTS, STYLE, bytes, status_line, table};
+pub(crate) use table::{METHOD_WIDTH, RESTS, STYLE, bytes, new_table, status_line, table};
 
 /// The JSON document: the view itself.
 pub(crate) fn json(view: &JobView) -> anyhow::Result<String> {

@@ -72,7 +72,7 @@ fn outcome(view: &JobView) -> String {
     }
 }
 
-pub(super) fn new_table(header: &[&str], color: bool) -> Table {
+pub(crate) fn new_table(header: &[&str], color: bool) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::MAX);
     if color {

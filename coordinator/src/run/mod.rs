@@ -30,6 +30,28 @@ pub(crate) const STATE: &str = ".graftwork/state";
 /// What local workers wrote, inside a job's state folder.
 pub(crate) const LOG: &str = "workers.log";
 
+/// Local workers, and how their progress is shown.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Processes {
+    /// Worker processes, instead of what the job says.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_WORKERS)))]
+    pub(crate) workers: Option<u32>,
+    /// Trainer threads of each worker, instead of what the job says.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
+    pub(crate) threads: Option<u32>,
+    /// How progress is shown on stderr.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) progress: Mode,
+}
+
+impl Processes {
+    /// What decides how work goes on, as it was typed.
+    pub(crate) fn words(&self) -> impl Iterator<Item = String> {
+        let workers = self.workers.map(|workers| format!("--workers {workers}"));
+        workers.into_iter().chain(self.threads.map(|threads| format!("--threads {threads}")))
+    }
+}
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// The job file.
@@ -37,15 +59,8 @@ pub(crate) struct Arguments {
     /// Folder with the states of local jobs; each job has a folder of its own in it.
     #[arg(long, value_name = "FOLDER", default_value = STATE)]
     state: PathBuf,
-    /// Worker processes, instead of what the job says.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_WORKERS)))]
-    workers: Option<u32>,
-    /// Trainer threads of each worker, instead of what the job says.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
-    threads: Option<u32>,
-    /// How progress is shown on stderr.
-    #[arg(long, value_enum, default_value = "auto")]
-    progress: Mode,
+    #[command(flatten)]
+    processes: Processes,
     /// How the report is printed on stdout.
     #[arg(long, value_enum, default_value = "human")]
     output: Output,
@@ -100,16 +115,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let JobFile { name, text, mut job, spans, warnings } = file;
     show_problems(&text, &name, &warnings);
-    job.resources.workers = arguments.workers.unwrap_or(job.resources.workers);
+    job.resources.workers = arguments.processes.workers.unwrap_or(job.resources.workers);
     let id = JobId::of(&job.digest());
     let folder = std::path::absolute(arguments.state.join(id.as_str()))?;
     let training = Training {
         workers: job.resources.workers,
-        threads: threads(&job, arguments.threads),
+        threads: threads(&job, arguments.processes.threads),
         job,
         spans,
         folder: folder.clone(),
-        progress: arguments.progress,
+        progress: arguments.processes.progress,
         again: arguments.again,
         reuse: !arguments.again,
         go_on: go_on(&arguments),
@@ -151,8 +166,7 @@ fn go_on(arguments: &Arguments) -> String {
     if arguments.state.as_path() != std::path::Path::new(STATE) {
         words.push(format!("--state {}", arguments.state.display()));
     }
-    words.extend(arguments.workers.map(|workers| format!("--workers {workers}")));
-    words.extend(arguments.threads.map(|threads| format!("--threads {threads}")));
+    words.extend(arguments.processes.words());
     words.push(arguments.file.display().to_string());
     words.join(" ")
 }
@@ -175,7 +189,11 @@ mod tests {
         let world = World::new();
         for (workers, taken) in [(65, true), (MOST_WORKERS, true), (MOST_WORKERS + 1, false)] {
             let line = Line::try_parse_from(["run", "job.toml", "--workers", &workers.to_string()]);
-            assert_eq!(line.is_ok_and(|line| line.run.workers == Some(workers)), taken, "--workers {workers}");
+            assert_eq!(
+                line.is_ok_and(|line| line.run.processes.workers == Some(workers)),
+                taken,
+                "--workers {workers}"
+            );
             let (_, parsed) = world.parse(&format!("{TASK}[resources]\nworkers = {workers}\n"));
             assert_eq!(parsed.job.is_some_and(|job| job.resources.workers == workers), taken, "workers = {workers}");
         }

@@ -6,6 +6,7 @@
 mod chart;
 mod nightly;
 mod number;
+mod page;
 mod report;
 mod stage;
 mod sweep;

@@ -5,45 +5,31 @@ use graftwork_shared::{
     event::Outcome,
     view::{JobView, StageKind, StageState, StageView},
 };
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 
 use crate::{
     chart::{self, Bar},
-    number, stage, sweep,
+    number, page, stage, sweep,
 };
 
 /// The whole page, self-contained: style inside, no script, nothing fetched.
 pub fn report_page(job: &JobView) -> String {
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (job.name) " – Graftwork report" }
-                style { (PreEscaped(include_str!("report.css"))) }
-            }
-            body {
-                header { (header(job)) }
-                main {
-                    section #results { h2 { "Results" } (results(job)) }
-                    @if job.stages.iter().any(|stage| stage.kind == StageKind::Fusion) {
-                        section #fusions { h2 { "Fusions against single adapters" } (fusions(job)) }
-                    }
-                    @if job.stages.iter().any(|stage| stage.sweep.is_some()) {
-                        section #sweeps { h2 { "Trials" } (sweep::sweeps(job)) }
-                    }
-                    section #stages {
-                        h2 { "Learning curves" }
-                        div.cards { @for view in &job.stages { (stage::card(view)) } }
-                    }
-                    section #cost { h2 { "Time, memory and cost" } (cost(job)) }
-                    section #provenance { h2 { "Provenance" } (provenance(job)) }
-                }
-            }
+    let main = html! {
+        section #results { h2 { "Results" } (results(job)) }
+        @if job.stages.iter().any(|stage| stage.kind == StageKind::Fusion) {
+            section #fusions { h2 { "Fusions against single adapters" } (fusions(job)) }
         }
+        @if job.stages.iter().any(|stage| stage.sweep.is_some()) {
+            section #sweeps { h2 { "Trials" } (sweep::sweeps(job)) }
+        }
+        section #stages {
+            h2 { "Learning curves" }
+            div.cards { @for view in &job.stages { (stage::card(view)) } }
+        }
+        section #cost { h2 { "Time, memory and cost" } (cost(job)) }
+        section #provenance { h2 { "Provenance" } (provenance(job)) }
     };
-    page.into_string()
+    page::whole(&format!("{} – Graftwork report", job.name), "", header(job), main)
 }
 
 fn header(job: &JobView) -> Markup {

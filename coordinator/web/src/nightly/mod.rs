@@ -4,37 +4,28 @@ mod history;
 mod view;
 
 use graftwork_verdict::{CostFinding, Finding, Verdict};
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 pub use view::{Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, Past, Problem, Row, percent};
 
-use crate::number;
+use crate::{number, page};
 
 /// The whole page, self-contained: style inside, no script, nothing fetched.
 pub fn nightly_page(view: &NightlyView) -> String {
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { (view.job) " – night " (view.night.number) }
-                style { (PreEscaped(include_str!("../report.css"))) (PreEscaped(include_str!("../nightly.css"))) }
-            }
-            body {
-                header { (header(view)) }
-                main {
-                    section #regressions { h2 { "Regressions" } (regressions(view)) }
-                    @if !view.problems.is_empty() { section #problems { h2 { "Not measured or not comparable" } (problems(view)) } }
-                    section #leaderboard { h2 { "Leaderboard" } (leaderboard(view)) }
-                    section #history { h2 { "History" } (history::scores(view)) }
-                    section #flipped { h2 { "Rows whose answers got worse" } (flipped(view)) }
-                    section #costs { h2 { "Time and memory" } (costs(view)) (history::costs(view)) }
-                    section #error { h2 { "How far this may be wrong" } (error(view)) }
-                }
-            }
-        }
+    let main = html! {
+        section #regressions { h2 { "Regressions" } (regressions(view)) }
+        @if !view.problems.is_empty() { section #problems { h2 { "Not measured or not comparable" } (problems(view)) } }
+        section #leaderboard { h2 { "Leaderboard" } (leaderboard(view)) }
+        section #history { h2 { "History" } (history::scores(view)) }
+        section #flipped { h2 { "Rows whose answers got worse" } (flipped(view)) }
+        section #costs { h2 { "Time and memory" } (costs(view)) (history::costs(view)) }
+        section #error { h2 { "How far this may be wrong" } (error(view)) }
     };
-    page.into_string()
+    page::whole(
+        &format!("{} – night {}", view.job, view.night.number),
+        include_str!("../nightly.css"),
+        header(view),
+        main,
+    )
 }
 
 fn header(view: &NightlyView) -> Markup {
