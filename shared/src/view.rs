@@ -235,6 +235,27 @@ pub enum Refusal {
         has: u32,
         /// How many it may have.
         most: u32,
+        /// How many more it needs at once.
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        needs: u32,
+    },
+    /// It starts on several workers at once, and too few are free.
+    Gang {
+        /// On how many.
+        needs: u32,
+        /// Those of one numeric class that reach each other and have room.
+        free: u32,
+        /// Those that there are.
+        have: u32,
+    },
+    /// Another stage is served first that starts on several workers at once: places are kept for it.
+    Behind {
+        /// Its job.
+        job: JobId,
+        /// The stage.
+        stage: Name,
+        /// On how many.
+        needs: u32,
     },
     /// An attempt failed and the next one waits.
     BackingOff {
@@ -261,6 +282,15 @@ pub enum Refusal {
     },
 }
 
+fn one() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
+
 /// What a quota bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -275,15 +305,15 @@ impl Refusal {
     /// Whether it stays until another worker comes or the job changes: no wait alone ends it.
     pub fn lasts(&self) -> bool {
         match self {
-            Self::Device { .. }
-            | Self::Memory { .. }
-            | Self::NumericsVersion { .. }
-            | Self::NumericClass { .. }
-            | Self::Quota { most: 0, .. } => true,
+            Self::Device { .. } | Self::Memory { .. } | Self::NumericsVersion { .. } | Self::NumericClass { .. } => {
+                true
+            }
+            Self::Quota { most, needs, .. } => most < needs,
+            Self::Gang { needs, have, .. } => have < needs,
             Self::NoWorker
             | Self::LookingForReuse
             | Self::Busy { .. }
-            | Self::Quota { .. }
+            | Self::Behind { .. }
             | Self::BackingOff { .. } => false,
         }
     }
@@ -310,10 +340,23 @@ impl std::fmt::Display for Refusal {
                     names => write!(f, "; {} ready stage(s) go first: {}", names.len(), join(names)),
                 }
             }
-            Self::Quota { owner, of: QuotaOf::Places, has, most } => {
-                write!(f, "{owner} has {has} places of workers, and its quota is {most}")
+            Self::Quota { owner, of: QuotaOf::Places, has, most, needs } => {
+                write!(f, "{owner} has {has} places of workers, and its quota is {most}")?;
+                if *needs > 1 { write!(f, "; it needs {needs} more at once") } else { Ok(()) }
             }
-            Self::Quota { owner, of: QuotaOf::Jobs, has, most } => {
+            Self::Gang { needs, free, have } => {
+                write!(
+                    f,
+                    "it starts on {needs} workers at once (resources.gang), and {free} of {have} that could train it together are free"
+                )
+            }
+            Self::Behind { job, stage, needs } => {
+                write!(
+                    f,
+                    "places are kept for {stage} of job {job}, which is served first and starts on {needs} workers at once"
+                )
+            }
+            Self::Quota { owner, of: QuotaOf::Jobs, has, most, .. } => {
                 write!(f, "{owner} has {has} jobs that have not ended, and its quota is {most}")
             }
             Self::BackingOff { failure, attempts, until_ms } => {

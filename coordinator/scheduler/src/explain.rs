@@ -66,6 +66,9 @@ pub struct Needs {
     /// The numeric class of its checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
+    /// Workers that it starts on at once, where those are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gang: Option<u32>,
 }
 
 /// What there is of what a stage needs.
@@ -135,8 +138,9 @@ impl fmt::Display for Why {
         let mut words = Vec::new();
         if let (Some(needs), Some(free)) = (&self.needs, &self.free) {
             let mebibytes = needs.memory_bytes.div_ceil(1 << 20);
+            let each = needs.gang.map(|gang| format!(" on each of {gang} workers")).unwrap_or_default();
             words.push(format!(
-                "it needs {} and {mebibytes} MiB, and {} of {} places are free",
+                "it needs {} and {mebibytes} MiB{each}, and {} of {} places are free",
                 needs.device, free.free_places, free.places
             ));
         }
@@ -199,7 +203,8 @@ impl Scheduler {
         let led = leases.filter(|(id, lease)| self.leads(*id, *lease).is_some());
         let mut ends: Vec<u64> = led.map(|(_, lease)| self.end_of(lease)).collect::<Option<_>>()?;
         ends.sort_unstable();
-        ends.get(ahead.min(ends.len().saturating_sub(1))).copied()
+        let others = job.gang(position).saturating_sub(1) as usize;
+        ends.get((ahead + others).min(ends.len().saturating_sub(1))).copied()
     }
 
     /// When a stage has its result at the rate of now; `None` while no rate is known.
@@ -245,5 +250,6 @@ fn needs(job: &JobState, position: usize) -> Needs {
         device: device.to_owned(),
         memory_bytes: job.plan.stages[position].memory_bytes,
         class: job.stages[position].checkpoint.as_ref().map(|checkpoint| checkpoint.class.to_string()),
+        gang: Some(job.gang(position)).filter(|gang| *gang > 1),
     }
 }

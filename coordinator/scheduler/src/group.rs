@@ -43,8 +43,9 @@ pub(crate) enum Role {
 /// What is known of a live lease's group for the moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Group {
-    pub(crate) joiner: Option<Joiner>,
-    /// Members, or the joiner, that were asked to give the lease back.
+    /// Workers on their way into it, and whether they have loaded everything. A gang starts with several.
+    pub(crate) joiners: BTreeMap<WorkerId, bool>,
+    /// Members, or joiners, that were asked to give the lease back.
     pub(crate) asked_back: BTreeSet<WorkerId>,
     /// Groups that broke since the last accepted checkpoint.
     pub(crate) broken: u32,
@@ -60,13 +61,6 @@ pub(crate) struct Group {
     pub(crate) paces: Paces,
     /// Members lost since the last accepted checkpoint.
     pub(crate) lost: u32,
-}
-
-/// A worker that is on its way into the group.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Joiner {
-    pub(crate) worker: WorkerId,
-    prepared: bool,
 }
 
 /// Why the group of now broke, and until when it is waited for the cause to be seen.
@@ -90,15 +84,9 @@ struct Forming {
     reason: String,
 }
 
-impl Joiner {
-    pub(crate) fn new(worker: WorkerId) -> Self {
-        Self { worker, prepared: false }
-    }
-}
-
 impl Group {
     fn joins(&self, worker: WorkerId) -> bool {
-        self.joiner.is_some_and(|joiner| joiner.worker == worker)
+        self.joiners.contains_key(&worker)
     }
 
     pub(crate) fn is_breaking(&self) -> bool {
@@ -118,8 +106,8 @@ impl Group {
     /// What is looked up of it.
     pub(crate) fn mark(&self) -> GroupMark {
         GroupMark {
-            joiner: self.joiner.map(|joiner| joiner.worker),
-            prepared: self.joiner.is_some_and(|joiner| joiner.prepared),
+            joiners: self.joiners.keys().copied().collect(),
+            prepared: !self.joiners.is_empty() && self.joiners.values().all(|prepared| *prepared),
             breaking: self.breaking.is_some(),
             giving: self.giving.is_some(),
             asked_back: self.asked_back.clone(),
@@ -184,7 +172,7 @@ impl Scheduler {
             return;
         }
         if self.groups.get(&lease).is_some_and(|group| group.joins(worker)) {
-            self.edit_group(lease, |group| group.joiner = Some(Joiner { worker, prepared: true }));
+            self.edit_group(lease, |group| group.joiners.insert(worker, true));
         }
     }
 
@@ -196,20 +184,21 @@ impl Scheduler {
         self.count(self.board.leases.prepared.len());
         let prepared = self.board.leases.prepared.iter().filter_map(|lease| {
             let group = self.groups.get(lease)?;
-            let joiner = group.joiner.filter(|joiner| joiner.prepared && !group.asked_back.contains(&joiner.worker))?;
-            group.breaking.is_none().then_some((*lease, joiner.worker))
+            let joiners: Vec<WorkerId> = group.joiners.keys().copied().collect();
+            let stay = joiners.iter().all(|joiner| !group.asked_back.contains(joiner));
+            (stay && group.breaking.is_none()).then_some((*lease, joiners))
         });
-        for (lease, worker) in prepared.collect::<Vec<_>>() {
+        for (lease, joiners) in prepared.collect::<Vec<_>>() {
             let (Some(key), Some(grant)) = (self.state.live().get(&lease).cloned(), self.state.grant(lease)) else {
                 continue;
             };
             let mut members = grant.members();
-            members.push(worker);
+            members.extend(&joiners);
             if members.iter().any(|member| self.is_apart(*member)) {
                 continue;
             }
-            self.edit_group(lease, |group| group.joiner = None);
-            let reason = format!("{worker} joined");
+            self.edit_group(lease, |group| group.joiners.clear());
+            let reason = format!("{} joined", names(&joiners));
             self.form(&key, lease, Forming { members, at_once: false, reason });
         }
     }
@@ -254,16 +243,16 @@ impl Scheduler {
         if !apart.is_empty() {
             reason = format!("{} cannot be reached, and {reason}", names(&apart));
         }
-        let (goes_alone, joiner) = self.edit_group(lease, |group| {
+        let (goes_alone, joiners) = self.edit_group(lease, |group| {
             group.lost += u32::try_from(apart.len()).unwrap_or(u32::MAX);
             // A loss that is seen explains itself.
             group.broken += u32::from(apart.is_empty());
-            let goes_alone = group.broken >= MOST_BROKEN && (here.len() > 1 || group.joiner.is_some());
-            let joiner = if goes_alone { group.joiner.take() } else { None };
-            (goes_alone, joiner.map(|joiner| joiner.worker))
+            let goes_alone = group.broken >= MOST_BROKEN && (here.len() > 1 || !group.joiners.is_empty());
+            let joiners = if goes_alone { std::mem::take(&mut group.joiners) } else { BTreeMap::new() };
+            (goes_alone, joiners.into_keys())
         });
         if goes_alone {
-            for worker in here.split_off(1).into_iter().chain(joiner) {
+            for worker in here.split_off(1).into_iter().chain(joiners) {
                 self.bar(worker, lease);
                 self.out.commands.push(Command::Fence { worker, lease });
             }
@@ -332,7 +321,7 @@ impl Scheduler {
     pub(crate) fn drop_joiner(&mut self, worker: WorkerId, lease: LeaseId) {
         if self.groups.get(&lease).is_some_and(|group| group.joins(worker)) {
             self.edit_group(lease, |group| {
-                group.joiner = None;
+                group.joiners.remove(&worker);
                 group.asked_back.remove(&worker);
             });
         }
@@ -341,9 +330,9 @@ impl Scheduler {
     /// A lease ends: all that hold it, but for one, drop the work.
     pub(crate) fn dismiss(&mut self, lease: LeaseId, but: Option<WorkerId>) {
         self.costs.remove(&lease);
-        let joiner = self.remove_group(lease).and_then(|group| group.joiner).map(|joiner| joiner.worker);
+        let joiners = self.remove_group(lease).map(|group| group.joiners).unwrap_or_default();
         let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
-        for worker in members.into_iter().chain(joiner) {
+        for worker in members.into_iter().chain(joiners.into_keys()) {
             if Some(worker) != but && self.workers.contains_key(&worker) {
                 self.out.commands.push(Command::Fence { worker, lease });
             }
@@ -371,8 +360,8 @@ impl Scheduler {
         self.shaped(lease, &members, &shape);
         self.edit_group(lease, |group| {
             group.breaking = None;
-            let joiner = group.joiner.map(|joiner| joiner.worker);
-            group.asked_back.retain(|worker| members.contains(worker) || joiner == Some(*worker));
+            let joiners = &group.joiners;
+            group.asked_back.retain(|worker| members.contains(worker) || joiners.contains_key(worker));
         });
         for worker in &members {
             self.say_place(*worker, lease, at_once);

@@ -15,7 +15,7 @@ use graftwork_shared::{
 };
 
 use crate::{
-    group::{Joiner, Role},
+    group::Role,
     index::{Demand, Kind, Round, Wait},
     machine::Scheduler,
     message::{Arithmetic, Command},
@@ -64,7 +64,7 @@ impl Scheduler {
             looked_at += 1 + line.waiting.len();
             for ((wait, demand), stages) in &line.waiting {
                 let any = |most: Option<u64>| most.is_some_and(|most| stages.first_within(None, most).is_some());
-                if !any(fleet.hold(demand)) || (*wait == Wait::Place && self.is_at_quota(owner)) {
+                if !any(fleet.hold(demand)) || (*wait == Wait::Place && self.is_over_quota(owner, demand.gang)) {
                     continue;
                 }
                 if *wait == Wait::Place && any(fleet.room(demand)) {
@@ -81,7 +81,10 @@ impl Scheduler {
     /// The same, stage by stage.
     pub(crate) fn somebody_is_refused(&self) -> bool {
         self.ready().iter().filter_map(|key| self.state.record(key)).any(|(job, position)| {
-            matches!(self.choose(job, position), Err(Refusal::Busy { .. } | Refusal::LookingForReuse))
+            matches!(
+                self.choose(job, position),
+                Err(Refusal::Busy { .. } | Refusal::Gang { .. } | Refusal::Behind { .. } | Refusal::LookingForReuse)
+            )
         })
     }
 
@@ -99,7 +102,7 @@ impl Scheduler {
             let owner = self.owner_of(lease);
             if self.groups.get(&lease).is_some_and(|group| group.bars(worker, self.now_ms)) {
                 closed = Closed::To(worker);
-            } else if owner.is_some_and(|owner| !self.is_at_quota(owner)) {
+            } else if owner.is_some_and(|owner| !self.is_over_quota(owner, 1)) {
                 break Ok(lease);
             }
             after = Some(rank);
@@ -108,7 +111,7 @@ impl Scheduler {
         found
     }
 
-    fn invite(&mut self, worker: WorkerId, lease: LeaseId) {
+    pub(crate) fn invite(&mut self, worker: WorkerId, lease: LeaseId) {
         let Some(key) = self.state.live().get(&lease) else { return };
         let Some((job, position)) = self.state.record(key) else { return };
         let mut assignment = job.next_assignment(key.job.clone(), position);
@@ -120,7 +123,7 @@ impl Scheduler {
             known.take_in(&job.plan.stages[position]);
             known.leases.insert(lease, memory_bytes);
         }
-        self.edit_group(lease, |group| group.joiner = Some(Joiner::new(worker)));
+        self.edit_group(lease, |group| group.joiners.insert(worker, false));
         self.seat(worker);
         let assignment = Box::new(assignment);
         self.out.commands.push(Command::Assign { worker, lease, assignment, joining: true });
@@ -128,8 +131,14 @@ impl Scheduler {
 
     /// Leases that a worker holds only to help.
     pub(crate) fn helps_in(&self, worker: WorkerId) -> usize {
-        let helps = |lease: &&LeaseId| matches!(self.role(worker, **lease), Some(Role::Follows | Role::Joins));
+        let helps = |lease: &&LeaseId| self.helps(worker, **lease);
         self.workers.get(&worker).map_or(0, |known| known.leases.keys().filter(helps).count())
+    }
+
+    /// Whether a worker could leave a group for a stage of its own.
+    pub(crate) fn helps(&self, worker: WorkerId, lease: LeaseId) -> bool {
+        let follows = matches!(self.role(worker, lease), Some(Role::Follows | Role::Joins));
+        follows && !self.is_of_gang(worker, lease)
     }
 
     /// Asks helpers to give their lease back, once each: one for every ready stage that has no place but theirs, and
@@ -165,7 +174,8 @@ impl Scheduler {
         while let Some(head) = turns.next(self) {
             let fits =
                 |helper: &Helper| head.demand.suits(&helper.arithmetic) && head.memory_bytes <= helper.room_bytes;
-            if let Some(found) = able.iter().position(fits) {
+            for _ in 0..self.missing(&head) {
+                let Some(found) = able.iter().position(fits) else { break };
                 self.count(found);
                 let Helper { worker, lease, .. } = able[found];
                 able.retain(|helper| helper.worker != worker);
@@ -198,10 +208,11 @@ impl Scheduler {
                 break;
             }
             let Some((job, position)) = self.state.record(&key) else { continue };
-            let owner = match self.choose(job, position) {
-                Err(Refusal::Busy { .. }) => None,
+            let (owner, places) = match self.choose(job, position) {
+                Err(Refusal::Busy { .. }) => (None, 1),
+                Err(Refusal::Gang { needs, free, have }) if needs <= have => (None, needs - free),
                 // Only what its owner gives back makes room for it.
-                Err(Refusal::Quota { owner, .. }) => Some(owner),
+                Err(Refusal::Quota { owner, has, most, needs, .. }) => (Some(owner), has + needs - most),
                 Ok(_) | Err(_) => continue,
             };
             let memory_bytes = job.plan.stages[position].memory_bytes;
@@ -214,13 +225,14 @@ impl Scheduler {
                 worker.is_some_and(|worker| worker.has_room_without(lease, memory_bytes))
             };
             let able = helpers.iter().filter(|(helper, lease)| !claimed.contains(helper) && fit(*helper, *lease));
+            let mut able: Vec<(WorkerId, LeaseId)> = able.copied().collect();
             let size = |lease: LeaseId| self.state.grant(lease).map_or(0, |grant| grant.others.len());
-            let best = able.min_by_key(|(helper, lease)| {
+            able.sort_by_key(|(helper, lease)| {
                 (!self.was_asked_back(*helper, *lease), Reverse(size(*lease)), Reverse(*helper))
             });
-            let (best, looked_at) = (best.copied(), suited.len());
-            self.count(1 + looked_at);
-            if let Some((helper, lease)) = best {
+            able.truncate(usize::try_from(places).unwrap_or(usize::MAX));
+            self.count(1 + suited.len());
+            for (helper, lease) in able {
                 claimed.insert(helper);
                 self.ask_back(helper, lease, format!("{key} waits for a place"));
             }

@@ -87,7 +87,7 @@ fn one_live_lease(after: &Scheduler) -> Result<(), Violation> {
             let key = StageKey { job: id.clone(), stage: stage.name.clone() };
             let indexed = after.state.live().get(&grant.lease) == Some(&key);
             let mut holders = grant.members();
-            holders.extend(after.groups.get(&grant.lease).and_then(|group| group.joiner).map(|joiner| joiner.worker));
+            holders.extend(after.groups.get(&grant.lease).into_iter().flat_map(|group| group.joiners.keys()));
             let held = holders.iter().all(|holder| {
                 let holder = after.workers.get(holder);
                 holder.is_some_and(|w| w.leases.contains_key(&grant.lease) && w.info.class == grant.class)

@@ -10,6 +10,7 @@ mod cost;
 mod explain;
 mod fact;
 mod forget;
+mod gang;
 mod group;
 mod grow;
 pub mod history;

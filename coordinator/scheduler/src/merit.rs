@@ -108,15 +108,18 @@ impl Scheduler {
         }
     }
 
+    /// Stages that a worker has of its own, and all that it has.
+    pub(crate) fn load(&self, worker: WorkerId) -> (usize, usize) {
+        let leases = self.workers.get(&worker).map_or(0, |worker| worker.leases.len());
+        let helps = self.board.fleet.seats.get(&worker).map_or(0, |seat| seat.helping.len());
+        (leases - helps, leases)
+    }
+
     /// The worker for a stage whose turn it is, and why: as [`Self::choose`] says, among those with room alone.
     pub(crate) fn best_worker(&mut self, head: &Head) -> Option<Chosen> {
-        let roomy: Vec<WorkerId> = self.board.fleet.roomy(&head.demand, head.memory_bytes).collect();
+        let roomy = self.roomy(head);
         self.count(roomy.len());
-        let load = |id: &WorkerId| {
-            let leases = self.workers.get(id).map_or(0, |worker| worker.leases.len());
-            let helps = self.board.fleet.seats.get(id).map_or(0, |seat| seat.helping.len());
-            (leases - helps, leases)
-        };
+        let load = |id: &WorkerId| self.load(*id);
         let least = roomy.iter().map(load).min()?;
         let mut best: Vec<WorkerId> = roomy.iter().copied().filter(|id| load(id) == least).collect();
         best.sort_unstable();

@@ -186,7 +186,7 @@ impl Scheduler {
             return;
         }
         let since = *group.paces.otherwise_since.get_or_insert(step);
-        let quiet = group.joiner.is_none() && group.asked_back.is_empty() && !group.is_breaking();
+        let quiet = group.joiners.is_empty() && group.asked_back.is_empty() && !group.is_breaking();
         if step < since + STRAGGLER_STEPS || now_ms < group.paces.stays_until_ms || !quiet {
             return;
         }

@@ -22,6 +22,7 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
+    gang::KeptPlaces,
     index::{Round, Spot, Wait},
     job::JobState,
     machine::{Reuse, Scheduler},
@@ -37,7 +38,9 @@ impl Scheduler {
         if self.stopping.is_some() {
             return;
         }
-        if self.board.is_due(Round::HandOut) {
+        let changed = self.board.is_due(Round::HandOut);
+        // Who stands before a gang changes with time where owners take turns.
+        if changed || (!self.board.queue.gangs.is_empty() && self.board.queue.lines.len() > 1) {
             self.hand_out();
         }
         self.take_back();
@@ -45,16 +48,26 @@ impl Scheduler {
         self.grow();
     }
 
-    /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good.
+    /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good. Nobody passes a gang
+    /// that waits for workers of the kind it needs.
     fn hand_out(&mut self) {
+        let kept = KeptPlaces::default();
         let limit: Limit<'_> = &|machine, (_, owner), wait, demand| match wait {
             Wait::Question => machine.board.fleet.hold(demand),
-            Wait::Place if !machine.is_at_quota(owner) => machine.board.fleet.room(demand),
-            Wait::Place | Wait::Answer | Wait::Rest => None,
+            Wait::Place if machine.is_over_quota(owner, demand.gang) || kept.from(demand) => None,
+            // One that does not fit is looked at all the same: places are kept for it.
+            Wait::Place if demand.gang > 1 => machine.board.fleet.hold(demand),
+            Wait::Place => machine.board.fleet.room(demand),
+            Wait::Answer | Wait::Rest => None,
         };
         let mut turns = Turns::begin(self, limit);
         while let Some(head) = turns.next(self) {
-            let fits = limit(self, &head.line, head.wait, &head.demand).is_some_and(|most| head.memory_bytes <= most);
+            let mut fits =
+                limit(self, &head.line, head.wait, &head.demand).is_some_and(|most| head.memory_bytes <= most);
+            if fits && head.wait == Wait::Place && !self.fits_together(&head) {
+                kept.keep_for(&head.demand);
+                fits = false;
+            }
             if fits && let Some(key) = self.key_at(&head.spot) {
                 match head.wait {
                     Wait::Question => self.look_for_reuse(key),
@@ -80,6 +93,10 @@ impl Scheduler {
         if std::mem::replace(&mut self.board.known_refits, self.board.fleet.refits) != self.board.fleet.refits {
             unsure.extend(self.state.index.active.iter().cloned());
         }
+        // And for a gang, how many of them can.
+        if std::mem::replace(&mut self.board.known_recounts, self.board.fleet.recounts) != self.board.fleet.recounts {
+            unsure.extend(self.board.queue.gangs.iter().map(|(job, _)| job.clone()));
+        }
         for id in unsure {
             self.count(1);
             let job = self.state.jobs().get(&id).filter(|job| job.ended.is_none());
@@ -101,7 +118,7 @@ impl Scheduler {
         }
         for ((_, at), entry) in self.board.queue.entries.range((id.clone(), 0)..=(id.clone(), usize::MAX)) {
             let held = self.board.fleet.hold(&entry.demand).is_some_and(|most| entry.memory_bytes <= most);
-            let waits = entry.wait == Wait::Rest || (held && !self.is_shut_out(&entry.line.1));
+            let waits = entry.wait == Wait::Rest || (held && !self.is_shut_out(&entry.line.1, entry.demand.gang));
             let refusal = if waits { None } else { self.choose(job, *at).err().filter(Refusal::lasts) };
             let Some(refusal) = refusal else { return BTreeMap::new() };
             refusals.insert(job.plan.stages[*at].name.clone(), refusal);
@@ -122,12 +139,19 @@ impl Scheduler {
             return Err(Refusal::NoWorker);
         }
         let suited = self.suited(job, position)?;
+        let short_of_gang = self.short_of_gang(job, position);
+        if let Some(refusal) = short_of_gang.as_ref().filter(|refusal| refusal.lasts()) {
+            return Err(refusal.clone());
+        }
         let untouched = record.attempts == 0 && record.checkpoint.is_none();
         let key = StageKey { job: job.plan.id(), stage: stage.name.clone() };
         if untouched && self.reuse.get(&key) != Some(&Reuse::Answered) {
             return Err(Refusal::LookingForReuse);
         }
-        if let Some(refusal) = self.over_quota(job) {
+        if let Some(refusal) = self.over_quota(job, job.gang(position)) {
+            return Err(refusal);
+        }
+        if let Some(refusal) = short_of_gang.or_else(|| self.behind_gang(&key, job, position)) {
             return Err(refusal);
         }
         let free = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes));
@@ -187,6 +211,7 @@ impl Scheduler {
     fn lease(&mut self, key: &StageKey, head: &Head) {
         let Some(chosen) = self.best_worker(head) else { return };
         let worker = chosen.worker;
+        let companions = self.companions(head, worker);
         let Some((job, position)) = self.state.record(key) else { return };
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
         let assignment = Box::new(job.next_assignment(key.job.clone(), position));
@@ -205,6 +230,9 @@ impl Scheduler {
         self.groups.entry(lease).or_default().chosen = Some(chosen);
         self.out.commands.push(Command::Assign { worker, lease, assignment, joining: false });
         self.tell(&key.job, Some(&key.stage), started);
+        for companion in companions {
+            self.invite(companion, lease);
+        }
     }
 
     fn look_for_reuse(&mut self, key: StageKey) {

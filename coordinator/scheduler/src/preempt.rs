@@ -46,7 +46,7 @@ impl Giving {
 }
 
 /// Memory of stages that will get room on a worker once others have gone.
-type Claims = BTreeMap<WorkerId, Vec<u64>>;
+pub(crate) type Claims = BTreeMap<WorkerId, Vec<u64>>;
 
 /// What is known of rooms while stages of higher priority are served.
 #[derive(Default)]
@@ -64,7 +64,7 @@ impl Rooms {
     }
 
     fn limit(&self, machine: &Scheduler, lowest: i32, (line, wait, demand): (&LineKey, Wait, &Demand)) -> Option<u64> {
-        let served = wait == Wait::Place && line.0.0 > lowest && !machine.is_at_quota(&line.1);
+        let served = wait == Wait::Place && line.0.0 > lowest && !machine.is_over_quota(&line.1, demand.gang);
         let hold_bytes = machine.board.fleet.hold(demand).filter(|_| served)?;
         match self.tight.get(demand) {
             Some(tight) => Some(hold_bytes.min(tight.checked_sub(1)?)),
@@ -136,11 +136,18 @@ impl Scheduler {
         let Some(key) = self.key_at(&head.spot).filter(|_| !free && rooms.may_fit(demand, memory_bytes)) else {
             return false;
         };
-        let Some((worker, leases)) = self.make_room(head, rooms) else {
+        let way = if demand.gang > 1 {
+            self.make_rooms(head, &rooms.claims)
+        } else {
+            self.make_room(head, rooms).map(|(worker, leases)| (vec![worker], leases))
+        };
+        let Some((workers, leases)) = way else {
             rooms.tight.insert(demand.clone(), memory_bytes);
             return false;
         };
-        rooms.claims.entry(worker).or_default().push(memory_bytes);
+        for worker in workers {
+            rooms.claims.entry(worker).or_default().push(memory_bytes);
+        }
         if !leases.is_empty() {
             rooms.tight.clear();
             rooms.from.clear();
@@ -157,7 +164,6 @@ impl Scheduler {
 
     /// The worker that will have room for a stage, and the leases that have to go for it.
     fn make_room(&mut self, head: &Head, rooms: &mut Rooms) -> Option<(WorkerId, Vec<LeaseId>)> {
-        let memory_bytes = head.memory_bytes;
         if let Some(worker) = self.comes(head, rooms) {
             return Some((worker, Vec::new()));
         }
@@ -165,7 +171,7 @@ impl Scheduler {
         let suited = self.suited(job, head.spot.1).ok()?;
         let looked_at: usize = suited.iter().map(|(_, worker)| 1 + worker.leases.len()).sum();
         let ways = suited.into_iter().filter_map(|(id, worker)| {
-            let leases = self.cheapest((id, worker), job.plan.job.priority, memory_bytes, &rooms.claims)?;
+            let leases = self.cheapest((id, worker), (head, &rooms.claims), &[])?;
             let lost: u64 = leases.iter().map(|lease| self.loss(*lease)).sum();
             Some(((lost, Reverse(leases.first().copied()), id), leases))
         });
@@ -195,7 +201,7 @@ impl Scheduler {
 
     /// Whether a worker has room once these leases have gone, and those that go already, for a stage beside others that
     /// wait for it.
-    fn has_room_after(
+    pub(crate) fn has_room_after(
         &self,
         (id, worker): (WorkerId, &Worker),
         memory_bytes: u64,
@@ -212,28 +218,32 @@ impl Scheduler {
         self.role(worker, lease).is_none() || self.was_asked_back(worker, lease)
     }
 
-    /// The leases on a worker whose going loses least and makes room; none of them could stay.
-    fn cheapest(
+    /// The leases on a worker whose going, beside that of others, loses least and makes room; none of them could stay.
+    pub(crate) fn cheapest(
         &self,
         (id, worker): (WorkerId, &Worker),
-        priority: i32,
-        memory_bytes: u64,
-        claims: &Claims,
+        (head, claims): (&Head, &Claims),
+        others: &[LeaseId],
     ) -> Option<Vec<LeaseId>> {
+        let (Reverse(priority), memory_bytes) = (head.line.0, head.memory_bytes);
         let may_go = |lease: &&LeaseId| {
             let Some(key) = self.state.live().get(lease) else { return false };
             let safe = self.state.record(key).is_some_and(|(job, position)| job.stages[position].is_safe());
-            !self.goes(id, **lease) && self.priority(key) < Some(priority) && !safe
+            !self.goes(id, **lease) && !others.contains(lease) && self.priority(key) < Some(priority) && !safe
         };
         let mut leases: Vec<LeaseId> = worker.leases.keys().filter(may_go).copied().collect();
         leases.sort_by_key(|lease| (self.loss(*lease), Reverse(*lease)));
-        let fits = |gone: &[LeaseId]| self.has_room_after((id, worker), memory_bytes, claims, gone);
-        let enough = (1..=leases.len()).find(|count| fits(&leases[..*count]))?;
+        let fits = |gone: &[LeaseId]| {
+            let gone: Vec<LeaseId> = gone.iter().chain(others).copied().collect();
+            self.has_room_after((id, worker), memory_bytes, claims, &gone)
+        };
+        let least = usize::from(others.is_empty());
+        let enough = (least..=leases.len()).find(|count| fits(&leases[..*count]))?;
         leases.truncate(enough);
         for at in (0..leases.len()).rev() {
-            let others: Vec<LeaseId> = leases.iter().copied().filter(|lease| *lease != leases[at]).collect();
-            if fits(&others) {
-                leases = others;
+            let fewer: Vec<LeaseId> = leases.iter().copied().filter(|lease| *lease != leases[at]).collect();
+            if fits(&fewer) {
+                leases = fewer;
             }
         }
         Some(leases)
@@ -251,11 +261,12 @@ impl Scheduler {
     /// Asks all holders of a lease to give it back.
     fn ask_for_place(&mut self, lease: LeaseId, by: &StageKey) {
         let until_ms = self.now_ms + self.policy.release_ms;
-        let joiner = self.edit_group(lease, |group| {
+        let joiners = self.edit_group(lease, |group| {
             group.giving = Some(Giving { by: by.clone(), until_ms });
-            group.joiner.map(|joiner| joiner.worker)
+            group.joiners.clone()
         });
-        if let Some(worker) = joiner.filter(|worker| self.role(*worker, lease) == Some(Role::Joins)) {
+        let joining = |worker: &WorkerId| self.role(*worker, lease) == Some(Role::Joins);
+        for worker in joiners.into_keys().filter(joining).collect::<Vec<_>>() {
             self.drop_joiner(worker, lease);
             self.out.commands.push(Command::Fence { worker, lease });
         }

@@ -136,22 +136,23 @@ impl Scheduler {
         u32::try_from(self.places(owner)).unwrap_or(u32::MAX)
     }
 
-    /// Whether an owner may have no further place.
-    pub(crate) fn is_at_quota(&self, owner: &str) -> bool {
-        self.policy.quota(owner).places.is_some_and(|most| self.places_of(owner) >= most)
+    /// Whether an owner may not have so many further places.
+    pub(crate) fn is_over_quota(&self, owner: &str, further: u32) -> bool {
+        self.policy.quota(owner).places.is_some_and(|most| self.places_of(owner).saturating_add(further) > most)
     }
 
-    /// Whether an owner may have no place at all.
-    pub(crate) fn is_shut_out(&self, owner: &str) -> bool {
-        self.policy.quota(owner).places == Some(0)
+    /// Whether an owner may never have so many places.
+    pub(crate) fn is_shut_out(&self, owner: &str, places: u32) -> bool {
+        self.policy.quota(owner).places.is_some_and(|most| most < places)
     }
 
-    /// Why the owner of a job gets no further place.
-    pub(crate) fn over_quota(&self, job: &JobState) -> Option<Refusal> {
+    /// Why the owner of a job gets not so many further places.
+    pub(crate) fn over_quota(&self, job: &JobState, further: u32) -> Option<Refusal> {
         let owner = &job.plan.job.owner;
         let most = self.policy.quota(owner).places?;
-        let has = self.places_of(owner);
-        (has >= most).then(|| Refusal::Quota { owner: owner.clone(), of: QuotaOf::Places, has, most })
+        let (has, needs) = (self.places_of(owner), further);
+        let refusal = || Refusal::Quota { owner: owner.clone(), of: QuotaOf::Places, has, most, needs };
+        self.is_over_quota(owner, further).then(refusal)
     }
 
     /// Why a job is not taken: its owner has as many that have not ended as it may.
@@ -163,7 +164,7 @@ impl Scheduler {
             return None;
         }
         let has = self.state.index.owners.get(owner).map_or(0, |tally| tally.jobs);
-        (has >= most).then(|| Refusal::Quota { owner: owner.clone(), of: QuotaOf::Jobs, has, most })
+        (has >= most).then(|| Refusal::Quota { owner: owner.clone(), of: QuotaOf::Jobs, has, most, needs: 1 })
     }
 
     /// Owners with a bound on places, and how many they have.

@@ -148,7 +148,7 @@ fn an_owner_has_no_more_places_than_its_quota() {
     machine.submit(&of("bob", "other", &["b1", "b2"]));
     let (worker, commands) = machine.join(info(5));
     assert_eq!(names(&commands), ["a1", "b1", "a2", "b2"]);
-    let expected = Refusal::Quota { owner: "ann".to_owned(), of: QuotaOf::Places, has: 2, most: 2 };
+    let expected = Refusal::Quota { owner: "ann".to_owned(), of: QuotaOf::Places, has: 2, most: 2, needs: 1 };
     assert_eq!(refusal(&machine, &job, "a3"), expected);
     let told = machine.scheduler.explain(&job).unwrap().to_string();
     assert!(told.contains("a3  ready, but ann has 2 places of workers, and its quota is 2"), "{told}");
@@ -187,7 +187,7 @@ fn one_job_too_many_is_refused_and_no_fact() {
     let first = of("ann", "first", &["a1"]);
     let job = machine.submit(&first);
     let second = of("ann", "second", &["a2"]);
-    let expected = Refusal::Quota { owner: "ann".to_owned(), of: QuotaOf::Jobs, has: 1, most: 1 };
+    let expected = Refusal::Quota { owner: "ann".to_owned(), of: QuotaOf::Jobs, has: 1, most: 1, needs: 1 };
     assert_eq!(machine.scheduler.too_many_jobs(&second), Some(expected));
     assert_eq!(machine.scheduler.too_many_jobs(&first), None, "it is there already");
     assert_eq!(machine.scheduler.too_many_jobs(&of("bob", "other", &["b1"])), None);

@@ -205,9 +205,11 @@ fn the_worlds_workers_form_groups_that_break_and_lose_their_leaders() {
     let formed =
         |world: &World| world.machine.facts.iter().filter(|fact| matches!(fact, Fact::GroupFormed { .. })).count();
     let deliver = |world: &mut World| (0..40).for_each(|_| world.act(&Deed::Deliver));
-    for deed in [Deed::Submit(1), Deed::Join { slots: 3, wide: false }] {
-        world.act(&deed);
-    }
+    let mut plan = plans()[1].clone();
+    plan.job.resources.gang = 1;
+    world.jobs.push(plan.id());
+    world.apply(Event::Submitted { plan: Box::new(plan), gone: Vec::new() });
+    world.act(&Deed::Join { slots: 3, wide: false });
     deliver(&mut world);
     for peer in 1..=2 {
         world.act(&Deed::Join { slots: 1, wide: false });

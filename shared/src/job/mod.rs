@@ -102,6 +102,9 @@ pub struct Resources {
     /// Most workers that train one task together; `None` for no bound but the lanes, 1 for never more than one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workers_per_task: Option<u32>,
+    /// Workers that each task and fusion starts on at once or not at all; never more than may train it together.
+    #[serde(default = "alone", skip_serializing_if = "is_alone")]
+    pub gang: u32,
     /// Seconds that each task and fusion may train; one that needs more fails. `None` for no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_limit_s: Option<u64>,
@@ -110,8 +113,17 @@ pub struct Resources {
 impl Resources {
     /// What decides no byte left out: what stands in a release's record.
     pub fn of_device(device: Device) -> Self {
-        Self { workers: 1, threads: None, device, workers_per_task: None, time_limit_s: None }
+        Self { workers: 1, threads: None, device, workers_per_task: None, gang: 1, time_limit_s: None }
     }
+}
+
+fn alone() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_alone(gang: &u32) -> bool {
+    *gang == 1
 }
 
 /// A kind of device.

@@ -183,7 +183,8 @@ impl World {
         self.joined += 1;
         let (index, slots) = (self.joined, u32::try_from(self.dice.between(1, 3)).unwrap());
         // Some do not say which numerics version they compute, and some compute another one and get nothing.
-        let numerics_version = if self.strikes(100) { 2 } else { u32::from(!self.dice.chance(200)) };
+        let silent = self.dice.chance(200) && !self.calm;
+        let numerics_version = if self.strikes(100) { 2 } else { u32::from(!silent) };
         let class = fixture::class(class);
         let info = WorkerInfo { class, numerics_version, key: format!("process {index}"), ..fixture::info(slots) };
         self.processes.insert(index, Process::new(info));

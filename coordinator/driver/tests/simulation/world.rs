@@ -238,7 +238,7 @@ impl World {
         rows.collect()
     }
 
-    /// From here on nothing bad happens; a healthy worker of either class comes.
+    /// From here on nothing bad happens; healthy workers of either class come, as many as the largest gang.
     fn calm_down(&mut self) {
         self.calm = true;
         self.disk.full = false;
@@ -246,7 +246,7 @@ impl World {
             self.after(0, Deed::Heal(process));
             self.after(0, Deed::Thaw(process));
         }
-        for class in ["avx2", "avx512"] {
+        for class in ["avx2", "avx2", "avx512", "avx512"] {
             self.after(1, Deed::Join(class));
         }
         if self.coordinator.is_none() {
@@ -388,5 +388,6 @@ fn fixture_plans() -> Vec<Plan> {
         plan.job.resources.workers_per_task = None;
         plan.stages.iter_mut().for_each(|stage| stage.recipe.training.lanes = 4);
     }
+    plans[1].job.resources.gang = 2;
     plans
 }

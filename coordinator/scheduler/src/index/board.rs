@@ -23,7 +23,7 @@ use super::{
     state::{Spot, Touched},
 };
 use crate::{
-    group::{Group, MOST_BROKEN, Role},
+    group::{Group, MOST_BROKEN},
     job::JobState,
     machine::{Reuse, Scheduler},
     message::{Arithmetic, StageKey},
@@ -56,6 +56,7 @@ pub(crate) struct Board {
     /// Jobs that changed since it was last asked whether they are stuck, and how often the fleet had changed then.
     pub(crate) unsure: BTreeSet<JobId>,
     pub(crate) known_refits: u64,
+    pub(crate) known_recounts: u64,
     /// Changes so far, and how many there were before each round was last made.
     changes: u64,
     seen: [u64; ROUNDS],
@@ -123,7 +124,11 @@ impl Scheduler {
             self.requeue(spot.clone());
             self.board.unsettled.entry(spot.0).or_default().insert(spot.1);
         }
-        touched.workers.into_iter().for_each(|worker| self.seat(worker));
+        let mut workers = touched.workers;
+        let groups = touched.leases.iter().filter_map(|lease| self.groups.get(lease));
+        // Which of them are a gang's depends on the members.
+        workers.extend(groups.flat_map(|group| group.joiners.keys()));
+        workers.into_iter().for_each(|worker| self.seat(worker));
         touched.leases.into_iter().for_each(|lease| self.weigh(lease));
     }
 
@@ -177,8 +182,7 @@ impl Scheduler {
         let used = worker.leases.values().fold(0_u64, |used, bytes| used.saturating_add(*bytes));
         let left = if hold_bytes == u64::MAX { Some(u64::MAX) } else { hold_bytes.checked_sub(used) };
         let free = (worker.leases.len() as u64) < u64::from(worker.info.slots);
-        let role = |lease: &LeaseId| self.role(id, *lease);
-        let helps = |lease: &LeaseId| matches!(role(lease), Some(Role::Follows | Role::Joins));
+        let helps = |lease: &LeaseId| self.helps(id, *lease);
         Seat {
             arithmetic: known.map_or_else(|| Arc::new(worker.info.arithmetic()), |known| Arc::clone(&known.arithmetic)),
             reached_on: known
@@ -211,17 +215,18 @@ impl Scheduler {
     fn mark(&mut self, lease: LeaseId) {
         self.count(1);
         let mark = self.groups.get(&lease).map(Group::mark).unwrap_or_default();
-        let (joiner, asked_back) = (mark.joiner, mark.asked_back.clone());
+        let (joiners, asked_back) = (mark.joiners.clone(), mark.asked_back.clone());
         let Some(old) = self.board.leases.mark(lease, mark) else { return };
         self.board.changes += 1;
         let key = self.state.live().get(&lease).and_then(|key| self.state.jobs().get(&key.job));
-        if let Some(job) = key.filter(|_| old.joiner.is_some() != joiner.is_some()) {
+        if let Some(job) = key.filter(|_| old.joiners.len() != joiners.len()) {
             let owner = Arc::clone(&job.index.shape);
-            self.board.leases.count_joiner(&owner.owner, joiner.is_some());
+            self.board.leases.count_joiners(&owner.owner, (old.joiners.len(), joiners.len()));
         }
         let mut workers: BTreeSet<WorkerId> = old.asked_back.symmetric_difference(&asked_back).copied().collect();
-        if old.joiner != joiner {
-            workers.extend(old.joiner.into_iter().chain(joiner));
+        if old.joiners != joiners {
+            // Who of a gang may go depends on the others.
+            workers.extend(old.joiners.union(&joiners));
         }
         workers.into_iter().for_each(|worker| self.seat(worker));
     }
@@ -241,14 +246,13 @@ impl Scheduler {
         let (stage, record) = (&job.plan.stages[at], &job.stages[at]);
         let grant = record.phase.grant()?;
         let quiet = self.groups.get(&lease).is_none_or(|group| {
-            group.joiner.is_none()
+            group.joiners.is_empty()
                 && group.asked_back.is_empty()
                 && group.broken < MOST_BROKEN
                 && group.lost < self.policy.attempts
         });
         let resources = &job.plan.job.resources;
-        let most = stage.recipe.training.lanes.min(resources.workers_per_task.unwrap_or(u32::MAX));
-        let fits = u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < most)
+        let fits = u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < job.most_workers(at))
             && (grant.class.device == "cpu") == (resources.device == Device::Cpu);
         let left = job.pause_step(at).unwrap_or(stage.total_steps).saturating_sub(record.checkpoint_step());
         if !quiet || !fits || left < self.policy.grow_steps {
@@ -298,7 +302,7 @@ impl Scheduler {
         Some(Entry {
             line: (Reverse(job.index.shape.priority), job.index.shape.owner.clone()),
             rank: (job.order, Reverse(job.index.chain(at)), at),
-            demand: Demand::new(job.plan.job.resources.device, stage.recipe.numerics_version, class),
+            demand: Demand::new(job.plan.job.resources.device, stage.recipe.numerics_version, class, job.gang(at)),
             memory_bytes: stage.memory_bytes,
             wait,
         })

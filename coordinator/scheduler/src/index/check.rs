@@ -54,7 +54,7 @@ impl Scheduler {
         same(board.queue == self.board.queue, "the queue")?;
         same(board.leases == self.board.leases, "what is looked up of leases")?;
         let mut fleet = board.fleet;
-        fleet.refits = self.board.fleet.refits;
+        (fleet.refits, fleet.recounts) = (self.board.fleet.refits, self.board.fleet.recounts);
         same(fleet == self.board.fleet, "what is looked up of workers")?;
         same(self.ready() == self.ready_by_all(), "the order in which stages are served")?;
         self.check_workers()?;
@@ -116,8 +116,8 @@ impl Scheduler {
         for (lease, key) in self.state.live() {
             let Some((job, position)) = self.state.record(key) else { continue };
             let members = self.state.grant(*lease).map_or(0, |grant| 1 + grant.others.len() as u64);
-            let joiner = self.groups.get(lease).is_some_and(|group| group.joiner.is_some());
-            let holders = members + u64::from(joiner);
+            let joiners = self.groups.get(lease).map_or(0, |group| group.joiners.len() as u64);
+            let holders = members + joiners;
             let share = shares.entry(&job.plan.job.owner).or_default();
             *share = share
                 .saturating_add(device_ms(&job.stages[position].running))
@@ -150,7 +150,10 @@ impl Scheduler {
             if seat.helping.len() != self.helps_in(*id) {
                 return Err(format!("how often {id} helps is not as it should be"));
             }
-            let helps = |lease: &&LeaseId| matches!(self.role(*id, **lease), Some(Role::Follows | Role::Joins));
+            let helps = |lease: &&LeaseId| {
+                let leads = !matches!(self.role(*id, **lease), Some(Role::Follows | Role::Joins));
+                !leads && !self.is_of_gang(*id, **lease)
+            };
             helpers.extend(worker.leases.keys().filter(helps).map(|lease| (*id, *lease)));
         }
         if helpers == self.board.fleet.helping { Ok(()) } else { Err("who helps is not as it should be".to_owned()) }
@@ -170,7 +173,8 @@ impl Scheduler {
                     let barred = self.groups.get(lease).is_some_and(|group| group.bars(*worker, self.now_ms));
                     let kept = kept.contains(lease)
                         && !barred
-                        && bytes(*lease).is_some_and(|(bytes, job)| bytes <= kind.2 && self.over_quota(job).is_none());
+                        && bytes(*lease)
+                            .is_some_and(|(bytes, job)| bytes <= kind.2 && self.over_quota(job, 1).is_none());
                     if kept != self.may_join(*worker, *lease) {
                         return Err(format!("whether {worker} may join {lease} is not as it should be"));
                     }
@@ -188,7 +192,7 @@ impl Scheduler {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
         let (Some(known), Some(grant)) = (self.workers.get(&worker), record.phase.grant()) else { return false };
         let quiet = self.groups.get(&lease).is_none_or(|group| {
-            group.joiner.is_none()
+            group.joiners.is_empty()
                 && group.asked_back.is_empty()
                 && group.broken < MOST_BROKEN
                 && group.lost < self.policy.attempts
@@ -208,7 +212,7 @@ impl Scheduler {
         quiet
             && steady
             && fits
-            && self.over_quota(job).is_none()
+            && self.over_quota(job, 1).is_none()
             && u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < most)
             && left >= self.policy.grow_steps
     }

@@ -1,13 +1,14 @@
 //! The workers by what they can take: who has room, who has nothing to do, who is given up when.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
 use graftwork_shared::id::{LeaseId, WorkerId};
 
-use super::queue::Demand;
+use super::{leases::Berth, queue::Demand};
 use crate::message::Arithmetic;
 
 /// What was last seen of a worker.
@@ -57,6 +58,8 @@ pub(crate) struct Fleet {
     pub(crate) processes: BTreeMap<String, BTreeSet<WorkerId>>,
     /// How often what the classes can hold has changed.
     pub(crate) refits: u64,
+    /// How often how many can hold it has changed.
+    pub(crate) recounts: u64,
 }
 
 impl Class {
@@ -70,14 +73,45 @@ impl Fleet {
         self.classes.iter().filter(|(arithmetic, _)| demand.suits(arithmetic)).map(|(_, of)| of)
     }
 
-    /// The most memory that a worker has left which has a free place.
+    /// The most memory that a worker has left which has a free place; for a gang, that each of so many has.
     pub(crate) fn room(&self, demand: &Demand) -> Option<u64> {
+        if demand.gang > 1 {
+            return self.most_together(demand, |seat| seat.room_bytes);
+        }
         self.suiting(demand).filter_map(|class| class.rooms.last().map(|(room, _)| *room)).max()
     }
 
-    /// The most memory that a worker can hold at all.
+    /// The most memory that a worker can hold at all; for a gang, that each of so many can.
     pub(crate) fn hold(&self, demand: &Demand) -> Option<u64> {
+        if demand.gang > 1 {
+            return self.most_together(demand, |seat| Some(seat.hold_bytes));
+        }
         self.suiting(demand).filter_map(Class::largest).max()
+    }
+
+    fn most_together(&self, demand: &Demand, bytes: impl Fn(&Seat) -> Option<u64>) -> Option<u64> {
+        let of_gang = usize::try_from(demand.gang).ok()?.checked_sub(1)?;
+        let all = self.together(demand, bytes).into_values().filter_map(|mut workers| {
+            workers.sort_unstable_by_key(|(bytes, _)| Reverse(*bytes));
+            workers.get(of_gang).map(|(bytes, _)| *bytes)
+        });
+        all.max()
+    }
+
+    /// Suited workers by who could train together, each with what is asked of it.
+    pub(crate) fn together(
+        &self,
+        demand: &Demand,
+        bytes: impl Fn(&Seat) -> Option<u64>,
+    ) -> BTreeMap<Berth, Vec<(u64, WorkerId)>> {
+        let mut berths: BTreeMap<Berth, Vec<(u64, WorkerId)>> = BTreeMap::new();
+        for (worker, seat) in self.seats.iter().filter(|(_, seat)| seat.takes_work && demand.suits(&seat.arithmetic)) {
+            if let Some(bytes) = bytes(seat) {
+                let berth = (Arc::clone(&seat.arithmetic), Arc::clone(&seat.reached_on));
+                berths.entry(berth).or_default().push((bytes, *worker));
+            }
+        }
+        berths
     }
 
     /// Workers with room for so much.
@@ -126,6 +160,7 @@ impl Fleet {
         let holds = of.holds.entry(bytes).or_default();
         *holds = if more { *holds + 1 } else { *holds - 1 };
         self.refits += u64::from(*holds == usize::from(more));
+        self.recounts += 1;
         if *holds == 0 {
             of.holds.remove(&bytes);
         }

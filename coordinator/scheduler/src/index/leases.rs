@@ -20,7 +20,7 @@ pub(crate) type JoinRank = (usize, Reverse<u64>, (Reverse<i32>, u64, usize), Lea
 /// What was last seen of a group.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct GroupMark {
-    pub(crate) joiner: Option<WorkerId>,
+    pub(crate) joiners: BTreeSet<WorkerId>,
     pub(crate) prepared: bool,
     pub(crate) breaking: bool,
     pub(crate) giving: bool,
@@ -32,7 +32,7 @@ pub(crate) struct GroupMark {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Leases {
     pub(crate) marks: BTreeMap<LeaseId, GroupMark>,
-    /// Those whose joiner has loaded everything, that broke, and that shall give their place.
+    /// Those whose joiners have all loaded everything, that broke, and that shall give their place.
     pub(crate) prepared: BTreeSet<LeaseId>,
     pub(crate) breaking: BTreeSet<LeaseId>,
     pub(crate) giving: BTreeSet<LeaseId>,
@@ -75,9 +75,9 @@ impl Leases {
         changed.then_some(old)
     }
 
-    pub(crate) fn count_joiner(&mut self, owner: &str, more: bool) {
+    pub(crate) fn count_joiners(&mut self, owner: &str, (before, after): (usize, usize)) {
         let count = self.joiners.entry(owner.to_owned()).or_default();
-        *count = if more { *count + 1 } else { *count - 1 };
+        *count = *count + after as u64 - before as u64;
         if *count == 0 {
             self.joiners.remove(owner);
         }

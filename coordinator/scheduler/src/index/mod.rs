@@ -14,8 +14,8 @@ mod ranked;
 mod state;
 
 pub(crate) use board::{Board, Round};
-pub(crate) use fleet::Kind;
+pub(crate) use fleet::{Kind, Seat};
 pub(crate) use job::JobIndex;
 pub(crate) use leases::GroupMark;
-pub(crate) use queue::{Demand, LineKey, Rank, Wait};
+pub(crate) use queue::{Demand, Entry, LineKey, Rank, Wait};
 pub(crate) use state::{Spot, StateIndex, Touched};

@@ -28,6 +28,8 @@ pub(crate) struct Demand {
     pub(crate) version: u32,
     /// Of its checkpoint.
     pub(crate) class: Option<NumericClass>,
+    /// Workers that it starts on at once.
+    pub(crate) gang: u32,
 }
 
 /// What a stage that is ready waits for.
@@ -67,12 +69,14 @@ pub(crate) struct Line {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Queue {
     pub(crate) entries: BTreeMap<Spot, Entry>,
+    /// Those that start on several workers at once.
+    pub(crate) gangs: BTreeSet<Spot>,
     pub(crate) lines: BTreeMap<LineKey, Line>,
 }
 
 impl Demand {
-    pub(crate) fn new(device: Device, version: u32, class: Option<NumericClass>) -> Self {
-        Self { cpu: device == Device::Cpu, version, class }
+    pub(crate) fn new(device: Device, version: u32, class: Option<NumericClass>, gang: u32) -> Self {
+        Self { cpu: device == Device::Cpu, version, class, gang }
     }
 
     pub(crate) fn suits(&self, arithmetic: &Arithmetic) -> bool {
@@ -112,9 +116,13 @@ impl Queue {
         }
         if let Some(old) = self.entries.remove(&spot) {
             self.remove(&old);
+            self.gangs.remove(&spot);
         }
         if let Some(entry) = entry {
             self.add(&entry);
+            if entry.demand.gang > 1 {
+                self.gangs.insert(spot.clone());
+            }
             self.entries.insert(spot, entry);
         }
         true

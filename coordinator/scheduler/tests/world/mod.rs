@@ -81,6 +81,7 @@ pub(crate) fn plans() -> [Plan; 3] {
         plan.job.resources.workers_per_task = None;
         plan.stages.iter_mut().for_each(|stage| stage.recipe.training.lanes = 4);
     }
+    plans[1].job.resources.gang = 2;
     plans
 }
 
@@ -327,9 +328,9 @@ impl World {
         }
     }
 
-    /// From here on nothing bad happens; two healthy workers of either class come.
+    /// From here on nothing bad happens; two healthy workers of either class come, as many as the largest gang.
     pub(crate) fn calm_down(&mut self) {
-        for wide in ["avx2", "avx512"] {
+        for wide in ["avx2", "avx2", "avx512", "avx512"] {
             self.join(2, class(wide));
         }
         for _ in 0..2_000 {

@@ -136,6 +136,15 @@ static RESOURCES: Section = Section {
         )
         .undigested(),
         Key::new(
+            "gang",
+            Whole(1, 1024),
+            Value("1"),
+            "2",
+            "Workers on which each task and each fusion starts at once; it waits until so many are free, and places are kept \
+             for it meanwhile. Never more than may train it together. Losing one later stops nothing.",
+        )
+        .undigested(),
+        Key::new(
             "time_limit",
             Duration,
             Means("no limit"),

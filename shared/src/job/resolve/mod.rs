@@ -66,6 +66,7 @@ impl<'t> Resolver<'t> {
         let base_model = self.base_model(tree.table("base_model"));
         let publish = self.publish(tree.table("publish"))?;
         let resources = resources(tree.table("resources"));
+        self.check_gang(&resources);
         self.check_default_adapter();
         let tasks = named(tree, "tasks");
         let fusions = named(tree, "fusions");
@@ -199,6 +200,14 @@ impl<'t> Resolver<'t> {
         Layers { own, inherited: default }
     }
 
+    /// A gang that may never be whole.
+    fn check_gang(&mut self, resources: &Resources) {
+        let Some(most) = resources.workers_per_task.filter(|most| *most < resources.gang) else { return };
+        let message = format!("a task cannot start on {} workers when at most {most} may train it", resources.gang);
+        let help = format!("set `gang` to at most {most}, or `workers_per_task` to more");
+        self.refuse("resources.gang", Problem::new("gang-above-workers", message, help));
+    }
+
     /// A table of `[defaults]`.
     fn default_table(&self, name: &str) -> Option<&'t Table> {
         self.defaults?.table(name)
@@ -251,6 +260,7 @@ fn resources(table: Option<&Table>) -> Resources {
         threads: value("threads").and_then(Value::whole),
         device: value("device").and_then(Value::word).unwrap_or(Device::Cpu),
         workers_per_task: value("workers_per_task").and_then(Value::whole),
+        gang: value("gang").and_then(Value::whole).unwrap_or(1),
         time_limit_s: value("time_limit").and_then(Value::whole),
     }
 }

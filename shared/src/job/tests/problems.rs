@@ -225,6 +225,11 @@ problem!(
         "[fusions.f]\nadapters = [\"spam\", \"tone\"]\ntask = \"spam\"\nfusion = { value = false, regularization = true }"
     )
 );
+problem!(
+    a_gang_larger_than_a_task_may_have_workers,
+    "gang-above-workers",
+    with("[resources]\nworkers_per_task = 2\ngang = 4")
+);
 problem!(an_address_without_a_revision_is_a_warning, "no-revision", with("").replace("\"model\"", "\"hf://org/name\""));
 problem!(
     a_syntax_error_does_not_hide_the_rest,

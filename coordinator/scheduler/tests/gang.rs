@@ -1,0 +1,313 @@
+//! Gangs: stages that start on several workers at once, or not at all; one promise a test.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
+
+mod fixture;
+mod group;
+
+use fixture::{Machine, assigned, grouped, invited, name, plan, refusal, result, stage};
+use graftwork_scheduler::{Command, Event, Fact, Plan, Policy, Quota, WorkerInfo};
+use graftwork_shared::{
+    event::{EventKind, StepReport},
+    id::{JobId, LeaseId, WorkerId},
+    view::{QuotaOf, Refusal, StageState},
+};
+use group::{failure, keyed, places, reasons, released};
+
+/// A job of one stage that starts on so many workers.
+fn gang(text: &str, workers: u32, priority: i32) -> Plan {
+    let mut plan = grouped(8, 100);
+    plan.stages[0] = stage(text, &[], 100);
+    plan.stages[0].recipe.training.lanes = 8;
+    text.clone_into(&mut plan.job.name);
+    plan.job.base_model.location = format!("/base/{text}");
+    (plan.job.resources.gang, plan.job.priority) = (workers, priority);
+    plan.digest = plan.job.digest();
+    plan
+}
+
+fn single(text: &str, priority: i32) -> Plan {
+    let mut plan = plan(text, vec![stage(text, &[], 100)]);
+    plan.job.priority = priority;
+    plan.digest = plan.job.digest();
+    plan
+}
+
+fn submit(machine: &mut Machine, plan: &Plan) -> (JobId, Vec<Command>) {
+    let commands = machine.apply(Event::Submitted { plan: Box::new(plan.clone()), gone: Vec::new() });
+    (plan.id(), machine.nothing_to_reuse(commands))
+}
+
+fn members(machine: &Machine, job: &JobId, stage: &str) -> usize {
+    match machine.state_of(job, stage) {
+        StageState::Running { others, .. } => 1 + others.len(),
+        other => panic!("{stage} is {other:?}"),
+    }
+}
+
+/// Workers of one place each that have nothing to do.
+fn idle(machine: &mut Machine, workers: std::ops::Range<usize>) -> Vec<WorkerId> {
+    workers.map(|number| machine.join(keyed(number)).0).collect()
+}
+
+/// A single stage on each of so many workers.
+fn busy(machine: &mut Machine, workers: usize) -> Vec<(WorkerId, LeaseId)> {
+    let place = |number: usize| {
+        let (_, _) = submit(machine, &single(&format!("s{number}"), 0));
+        let (_, commands) = machine.join(keyed(number));
+        let (_, worker, lease) = assigned(&commands)[0].clone();
+        (worker, lease)
+    };
+    (0..workers).map(place).collect()
+}
+
+fn end(machine: &mut Machine, (worker, lease): (WorkerId, LeaseId), stage: &str) -> Vec<Command> {
+    machine.finish((worker, lease), result(stage, 100, 0.9))
+}
+
+#[test]
+fn a_gang_starts_on_all_its_workers_in_one_decision_or_says_how_many_it_misses() {
+    let mut machine = Machine::new();
+    let workers = idle(&mut machine, 0..2);
+    let (job, commands) = submit(&mut machine, &gang("g", 3, 0));
+    assert!(assigned(&commands).is_empty());
+    assert_eq!(refusal(&machine, &job, "g"), Refusal::Gang { needs: 3, free: 2, have: 2 });
+    let stuck = commands.iter().any(|command| matches!(command, Command::Tell { kind: EventKind::Stuck { .. }, .. }));
+    assert!(stuck, "no wait alone ends it: {commands:?}");
+    let (third, commands) = machine.join(keyed(2));
+    let leader = assigned(&commands)[0].clone();
+    let mut all: Vec<WorkerId> = invited(&commands).iter().map(|(worker, _)| *worker).collect();
+    assert!(invited(&commands).iter().all(|(_, lease)| *lease == leader.2));
+    all.push(leader.1);
+    all.sort_unstable();
+    assert_eq!(all, [workers, vec![third]].concat());
+}
+
+#[test]
+fn its_workers_form_one_group_once_all_of_them_are_prepared() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..3);
+    let (job, commands) = submit(&mut machine, &gang("g", 3, 0));
+    let joiners = invited(&commands);
+    let (worker, lease) = joiners[0];
+    assert!(places(&machine.apply(Event::Prepared { worker, lease })).is_empty(), "the other one loads still");
+    let (worker, lease) = joiners[1];
+    let commands = machine.apply(Event::Prepared { worker, lease });
+    assert_eq!(places(&commands).len(), 3);
+    assert_eq!(reasons(&commands), [format!("{}, {} joined", joiners[0].0, joiners[1].0)]);
+    assert_eq!(members(&machine, &job, "g"), 3);
+}
+
+#[test]
+fn a_joiner_that_is_lost_keeps_nobody_waiting() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..3);
+    let (job, commands) = submit(&mut machine, &gang("g", 3, 0));
+    let joiners = invited(&commands);
+    let (worker, lease) = joiners[0];
+    machine.apply(Event::Prepared { worker, lease });
+    let lost = Event::WorkerLeft { worker: joiners[1].0, reason: "killed".to_owned() };
+    assert_eq!(places(&machine.apply(lost)).len(), 2, "who is left is a group");
+    assert_eq!(members(&machine, &job, "g"), 2);
+}
+
+#[test]
+fn nobody_that_is_served_behind_a_gang_takes_one_of_its_places() {
+    let mut machine = Machine::new();
+    let running = busy(&mut machine, 2);
+    let (gang_job, _) = submit(&mut machine, &gang("g", 2, 0));
+    let (other, _) = submit(&mut machine, &single("later", 0));
+    let (high, _) = submit(&mut machine, &single("high", 1));
+    let commands = end(&mut machine, running[0], "s0");
+    assert_eq!(assigned(&commands)[0].0, "high", "whoever is served before it is");
+    let (_, worker, lease) = assigned(&commands)[0].clone();
+    let commands = end(&mut machine, (worker, lease), "high");
+    assert!(assigned(&commands).is_empty(), "the place is kept: {commands:?}");
+    assert_eq!(refusal(&machine, &gang_job, "g"), Refusal::Gang { needs: 2, free: 1, have: 2 });
+    let behind = Refusal::Behind { job: gang_job.clone(), stage: name("g"), needs: 2 };
+    assert_eq!(refusal(&machine, &other, "later"), behind);
+    assert!(machine.scheduler.explain(&other).unwrap().to_string().contains("places are kept for g"));
+    let commands = end(&mut machine, running[1], "s1");
+    assert_eq!(assigned(&commands)[0].0, "g");
+    assert_eq!(invited(&commands).len(), 1);
+    assert!(matches!(refusal(&machine, &other, "later"), Refusal::Busy { .. }));
+    assert!(machine.scheduler.view(&high).unwrap().outcome.is_none(), "it is being published");
+}
+
+#[test]
+fn of_two_gangs_one_is_whole_before_the_other_gets_a_place() {
+    let mut machine = Machine::new();
+    let (first, _) = submit(&mut machine, &gang("g1", 3, 0));
+    let (second, _) = submit(&mut machine, &gang("g2", 2, 0));
+    idle(&mut machine, 0..2);
+    assert!(matches!(machine.state_of(&second, "g2"), StageState::Running { .. }), "three there are not");
+    machine.join(keyed(2));
+    machine.join(keyed(3));
+    assert_eq!(refusal(&machine, &first, "g1"), Refusal::Gang { needs: 3, free: 2, have: 4 });
+    let (third, _) = submit(&mut machine, &gang("g3", 2, 0));
+    assert!(matches!(refusal(&machine, &third, "g3"), Refusal::Behind { .. }), "two would be free for it");
+    let (_, commands) = machine.join(keyed(4));
+    assert_eq!((assigned(&commands)[0].0.as_str(), invited(&commands).len()), ("g1", 2));
+}
+
+#[test]
+fn a_gang_that_can_never_be_whole_keeps_no_place() {
+    let mut machine = Machine::new();
+    let (gang_job, _) = submit(&mut machine, &gang("g", 3, 0));
+    idle(&mut machine, 0..2);
+    let (_, commands) = submit(&mut machine, &single("s", 0));
+    assert_eq!(assigned(&commands)[0].0, "s");
+    assert_eq!(refusal(&machine, &gang_job, "g"), Refusal::Gang { needs: 3, free: 1, have: 2 });
+}
+
+#[test]
+fn members_that_cannot_reach_each_other_or_compute_otherwise_make_no_gang() {
+    let mut machine = Machine::new();
+    let of = |number: usize, host: &str, instructions: &str| WorkerInfo {
+        reached_on: host.to_owned(),
+        class: fixture::class(instructions),
+        ..keyed(number)
+    };
+    let (job, _) = submit(&mut machine, &gang("g", 2, 0));
+    machine.join(of(0, "one", "avx2"));
+    machine.join(of(1, "two", "avx2"));
+    machine.join(of(2, "one", "avx512"));
+    assert_eq!(refusal(&machine, &job, "g"), Refusal::Gang { needs: 2, free: 1, have: 1 });
+    let (_, commands) = machine.join(of(3, "two", "avx2"));
+    assert_eq!((assigned(&commands).len(), invited(&commands).len()), (1, 1));
+}
+
+#[test]
+fn its_members_are_not_taken_back_and_those_beyond_it_are() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..2);
+    let (job, commands) = submit(&mut machine, &gang("g", 2, 0));
+    let (worker, lease) = invited(&commands)[0];
+    machine.apply(Event::Prepared { worker, lease });
+    let (third, commands) = machine.join(keyed(2));
+    assert_eq!(invited(&commands), [(third, lease)], "it grows as any group does");
+    machine.apply(Event::Prepared { worker: third, lease });
+    assert_eq!(members(&machine, &job, "g"), 3);
+    let (_, commands) = submit(&mut machine, &single("s", 0));
+    assert_eq!(released(&commands), [(third, lease)]);
+    let commands = machine.apply(Event::Released { worker: third, lease });
+    assert_eq!(assigned(&commands)[0].0, "s");
+    let (_, commands) = submit(&mut machine, &single("t", 0));
+    assert!(released(&commands).is_empty(), "the gang stays whole");
+}
+
+#[test]
+fn a_gang_that_loses_a_member_goes_on_and_is_filled_up() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..2);
+    let (job, commands) = submit(&mut machine, &gang("g", 2, 0));
+    let (worker, lease) = invited(&commands)[0];
+    machine.apply(Event::Prepared { worker, lease });
+    machine.fail((worker, lease), failure(graftwork_shared::assignment::Blame::Machine));
+    assert_eq!(members(&machine, &job, "g"), 1, "training goes on");
+    let (_, commands) = machine.join(keyed(2));
+    assert_eq!(invited(&commands).len(), 1);
+}
+
+#[test]
+fn helpers_are_taken_back_for_a_gang_as_many_as_it_misses() {
+    let mut machine = Machine::new();
+    let (_, _) = submit(&mut machine, &grouped(8, 100));
+    let workers = idle(&mut machine, 0..4);
+    let lease = machine.facts.iter().find_map(|fact| match fact {
+        Fact::StageLeased { lease, .. } => Some(*lease),
+        _ => None,
+    });
+    let lease = lease.unwrap();
+    for worker in &workers[1..] {
+        machine.apply(Event::Prepared { worker: *worker, lease });
+    }
+    let (_, commands) = submit(&mut machine, &gang("g", 2, 0));
+    let back = released(&commands);
+    assert_eq!(back.len(), 2, "{commands:?}");
+    let (worker, lease) = back[0];
+    assert!(assigned(&machine.apply(Event::Released { worker, lease })).is_empty());
+    let (worker, lease) = back[1];
+    let commands = machine.apply(Event::Released { worker, lease });
+    assert_eq!((assigned(&commands)[0].0.as_str(), invited(&commands).len()), ("g", 1));
+}
+
+#[test]
+fn an_urgent_gang_takes_the_places_that_lose_least_and_none_if_they_are_too_few() {
+    let mut machine = Machine::new();
+    let running = busy(&mut machine, 3);
+    for ((worker, lease), step) in running.iter().zip([60, 5, 30]) {
+        let report = StepReport { step, ..StepReport::default() };
+        machine.apply(Event::Stepped { worker: *worker, lease: *lease, report });
+    }
+    let (_, commands) = submit(&mut machine, &gang("all", 4, 2));
+    assert!(released(&commands).is_empty(), "it could never be whole");
+    let (urgent, commands) = submit(&mut machine, &gang("g", 2, 1));
+    let mut asked = released(&commands);
+    asked.sort_unstable();
+    assert_eq!(asked, [running[1], running[2]]);
+    assert!(released(&machine.apply(Event::Tick)).is_empty(), "they are asked once");
+    let (worker, lease) = running[1];
+    assert!(assigned(&machine.apply(Event::Released { worker, lease })).is_empty());
+    let (worker, lease) = running[2];
+    let commands = machine.apply(Event::Released { worker, lease });
+    assert_eq!((assigned(&commands)[0].0.as_str(), invited(&commands).len()), ("g", 1));
+    assert_eq!(members(&machine, &urgent, "g"), 1);
+}
+
+#[test]
+fn one_gang_gives_way_to_another_as_a_whole() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..2);
+    let (low, commands) = submit(&mut machine, &gang("low", 2, 0));
+    let (worker, lease) = invited(&commands)[0];
+    machine.apply(Event::Prepared { worker, lease });
+    let (_, commands) = submit(&mut machine, &gang("high", 2, 1));
+    assert_eq!(released(&commands).len(), 2, "both members are asked");
+    let mut started = Vec::new();
+    for (worker, lease) in released(&commands) {
+        started.extend(machine.apply(Event::Released { worker, lease }));
+    }
+    assert_eq!((assigned(&started)[0].0.as_str(), invited(&started).len()), ("high", 1));
+    assert_eq!(refusal(&machine, &low, "low"), Refusal::Gang { needs: 2, free: 0, have: 2 });
+}
+
+#[test]
+fn a_quota_is_held_for_all_places_of_a_gang_at_once() {
+    let quota = |places| Quota { places: Some(places), jobs: None };
+    for (most, starts) in [(2, false), (3, true)] {
+        let mut machine =
+            Machine::with(Policy { quotas: [("me".to_owned(), quota(most))].into(), ..Policy::default() });
+        idle(&mut machine, 0..4);
+        let (_, commands) = submit(&mut machine, &single("s", 0));
+        assert_eq!(assigned(&commands).len(), 1);
+        let (job, commands) = submit(&mut machine, &gang("g", 2, 0));
+        assert_eq!(assigned(&commands).len(), usize::from(starts));
+        if !starts {
+            let of = QuotaOf::Places;
+            let expected = Refusal::Quota { owner: "me".to_owned(), of, has: 1, most, needs: 2 };
+            assert_eq!(refusal(&machine, &job, "g"), expected);
+        }
+    }
+}
+
+#[test]
+fn a_gang_is_never_larger_than_may_train_it_together() {
+    let mut machine = Machine::new();
+    let mut plan = gang("g", 9, 0);
+    plan.stages[0].recipe.training.lanes = 2;
+    let (job, _) = submit(&mut machine, &plan);
+    idle(&mut machine, 0..2);
+    assert!(matches!(machine.state_of(&job, "g"), StageState::Running { .. }), "of two lanes");
+}
+
+#[test]
+fn a_new_coordinator_knows_of_a_gang_what_its_facts_say() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..2);
+    let (job, commands) = submit(&mut machine, &gang("g", 2, 0));
+    let (worker, lease) = invited(&commands)[0];
+    machine.apply(Event::Prepared { worker, lease });
+    let again = Machine::recover(machine.facts.clone(), machine.now_ms);
+    assert_eq!(members(&again, &job, "g"), 2);
+}
