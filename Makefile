@@ -14,7 +14,7 @@ NIGHT_DATA := $(foreach set,$(NIGHT_SETS),$(HOME_FOLDER)/data/$(set)/import.json
 GRAFTWORK := target/release/graftwork
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart nightly night-data test test-servers test-deploy test-all check bench bench-peer bench-pieces bench-programs golden follow build nccl data release clean help
+.PHONY: quickstart nightly night-data test test-servers test-deploy test-all check bench bench-peer bench-pieces bench-programs golden follow build nccl data release fit-memory clean help
 
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
@@ -29,6 +29,7 @@ help:
 	@echo "make bench        measure Graftwork: a table, out/bench/record.json and a page; BENCH='--rows 400 --runs 1' is quick"
 	@echo "make bench-peer   the same beside AdapterHub's library, in turn, against what must be reached (hours)"
 	@echo "make bench-pieces kernels and input, each alone, with statistics"
+	@echo "make fit-memory   measure the memory of workers, and fit the model that predicts it"
 	@echo "make golden GOLDEN=DIR          compare the engine with golden numerics"
 	@echo "make follow TRAJECTORY=DIR      follow a recorded training run step by step"
 
@@ -83,6 +84,9 @@ test-deploy: build
 test-all: test test-servers test-deploy
 	@scripts/peer.sh
 	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test memory --test scale
+
+fit-memory: $(LIBTORCH) $(BASE) data
+	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test memory -- --nocapture
 
 check: $(LIBTORCH)
 	cargo fmt --all -- --check

@@ -34,8 +34,14 @@ pub(crate) struct Machine {
 /// What a job is expected to take.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub(crate) struct Estimate {
-    /// Memory of all processes together.
+    /// Memory of all processes together: the sum of the three below.
     pub(crate) memory_bytes: u64,
+    /// Of that, the base model, which they share.
+    pub(crate) base_model_bytes: u64,
+    /// Of that, the workers before any stage.
+    pub(crate) process_bytes: u64,
+    /// Of that, the stages that may run at the same time.
+    pub(crate) stages_bytes: u64,
     /// Space in the state folder and the hub.
     pub(crate) disk_bytes: u64,
     /// Seconds of training on the threads below.
@@ -78,9 +84,13 @@ pub(super) fn estimate(stages: &[PlannedStage], trunk: &TrunkDescription, job: &
     // The largest stages may run at the same time, one on each thread.
     let mut memory: Vec<u64> = stages.iter().map(|stage| stage.memory_bytes).collect();
     memory.sort_unstable_by(|a, b| b.cmp(a));
-    let at_once: u64 = memory.iter().take(threads as usize).sum();
+    let stages_bytes: u64 = memory.iter().take(threads as usize).sum();
+    let (base_model_bytes, process_bytes) = (memory::trunk(trunk), u64::from(workers) * memory::process());
     Estimate {
-        memory_bytes: memory::trunk(trunk) + at_once + u64::from(workers) * memory::process(),
+        memory_bytes: base_model_bytes + process_bytes + stages_bytes,
+        base_model_bytes,
+        process_bytes,
+        stages_bytes,
         disk_bytes: stages.iter().map(|stage| stage.trained_parameters * BYTES_ON_DISK_FOR_EACH_TRAINED).sum(),
         seconds: stage_seconds.iter().sum(),
         stage_seconds,

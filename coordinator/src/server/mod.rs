@@ -325,7 +325,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
             (Socket::Tcp(..), None) | (Socket::Unix(_), _) => Keys::Open,
         };
         let gate = Gate::new(keys, &limits, Arc::clone(&failures));
-        let workers = workers::Workers { inputs: inputs.clone(), blobs: blobs.clone() };
+        let workers = workers::Workers { inputs: inputs.clone(), blobs: blobs.clone(), rate: limits.of_session };
         let transfer = transfer::Transfer { blobs: blobs.clone(), inputs: inputs.clone() };
         let services = Services { jobs: jobs.clone(), workers, transfer, meet: meet.clone() };
         tokio::spawn(serve(socket, (gate, limits), services))

@@ -15,6 +15,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     BlobStore,
+    access::{Pace, Rate},
     input::{Input, Join, Outgoing, Welcome},
 };
 
@@ -29,6 +30,8 @@ const OUTGOING_MESSAGES: usize = 256;
 pub(super) struct Workers {
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) blobs: BlobStore,
+    /// Of the messages of each session.
+    pub(super) rate: Rate,
 }
 
 #[tonic::async_trait]
@@ -112,6 +115,7 @@ impl Workers {
     /// Reads until the stream ends, the worker errs, or the driver ends the session.
     async fn read(&self, mut stream: Streaming<v1::WorkerMessage>, welcome: Welcome) -> Result<(), Status> {
         let Welcome { worker, session, term, mut open } = welcome;
+        let mut pace = Pace::new(self.rate);
         loop {
             let envelope = tokio::select! {
                 // The driver ended it and has said why.
@@ -119,6 +123,7 @@ impl Workers {
                 envelope = next(&mut stream) => envelope?,
             };
             let Some(envelope) = envelope else { return Ok(()) };
+            pace.take().await;
             if envelope.term != term {
                 let theirs = envelope.term;
                 return Err(Status::failed_precondition(format!("the message is of {theirs}, but this is {term}")));

@@ -22,6 +22,9 @@ pub(crate) struct Limits {
     /// Requests of one token of workers, which a whole cluster may share, or over a private socket: 500 workers come
     /// back at once after a restart, with a session and some blobs each.
     pub(crate) of_workers: Rate,
+    /// Messages of one worker's session. Whoever sends more is read no faster, and hears nothing of it: a healthy worker
+    /// sends some a second for each of its stages, and more of them where reports of every update are asked for.
+    pub(crate) of_session: Rate,
     /// Wrong tokens of one address: after so many it waits, and every right one on a new connection with it.
     pub(crate) of_failures: Rate,
     /// Addresses whose failures are remembered.
@@ -55,6 +58,7 @@ impl Default for Limits {
         Self {
             of_people: Rate { per_second: 100.0, burst: 1_000.0 },
             of_workers: Rate { per_second: 2_000.0, burst: 20_000.0 },
+            of_session: Rate { per_second: 1_000.0, burst: 5_000.0 },
             of_failures: Rate { per_second: 1.0, burst: 20.0 },
             addresses: 4_096,
             failure_delay: Duration::from_millis(100),

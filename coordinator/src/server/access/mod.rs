@@ -25,7 +25,8 @@ use tonic::{Request, Status};
 
 pub(super) use self::{
     gate::{Gate, Peer},
-    rate::{Failures, Rates},
+    limits::Rate,
+    rate::{Failures, Pace, Rates},
 };
 pub(crate) use self::{
     limits::Limits,

@@ -65,6 +65,29 @@ impl Rates {
     }
 }
 
+/// The bucket of one stream of messages: whoever is too fast is kept waiting.
+pub(in super::super) struct Pace {
+    rate: Rate,
+    bucket: Bucket,
+}
+
+impl Pace {
+    /// A full one.
+    pub(in super::super) fn new(rate: Rate) -> Self {
+        Self { rate, bucket: Bucket::full(rate, Instant::now()) }
+    }
+
+    /// Takes one message, when its time has come.
+    pub(in super::super) async fn take(&mut self) {
+        self.bucket.fill(self.rate, Instant::now());
+        if let Some(wait) = self.bucket.wait(self.rate) {
+            tokio::time::sleep(wait).await;
+            self.bucket.fill(self.rate, Instant::now());
+        }
+        self.bucket.left -= 1.0;
+    }
+}
+
 /// Who has shown wrong tokens lately. Neighbours of one IPv6 network are one.
 pub(in super::super) struct Failures {
     rate: Rate,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use graftwork_proto::{
-    ConnectError, Route, Token, pushback, to_document,
+    ConnectError, Route, Token, WorkerMessage, pushback, to_document,
     v1::{
         self, blobs_client::BlobsClient, groups_client::GroupsClient, jobs_client::JobsClient, meet_request::What,
         workers_client::WorkersClient,
@@ -24,6 +24,8 @@ use super::{
     super::{Auth, Identity, Limits, Listen, NewToken, Options, Role, Running, Tokens, start},
     Place,
     fixture::{plan, stage},
+    fused_plan,
+    peer::{self, Peer},
 };
 use crate::{
     certificate,
@@ -389,6 +391,30 @@ async fn connections_have_a_bound() {
     while guard.route(&running).connect().await.is_err() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn a_worker_that_says_too_much_is_read_no_faster_and_the_others_as_ever() {
+    let place = Place::new(fused_plan());
+    let mut limits = Limits::default();
+    (limits.of_session.per_second, limits.of_session.burst) = (50.0, 5.0);
+    let running = place.start_with(|options| options.limits = limits).await;
+    let channel = peer::connect(&running).await;
+    peer::submit(&channel, &place.plan.job).await.unwrap();
+    let (mut chatty, mut other) = (Peer::join(&channel).await, Peer::join(&channel).await);
+    let (chatty_lease, _) = chatty.assignment().await;
+    let (other_lease, _) = other.assignment().await;
+    for _ in 0..60 {
+        chatty.send(WorkerMessage::Heartbeat(vec![chatty_lease])).await;
+    }
+    let began = Instant::now();
+    let heard = async |peer: &mut Peer, lease| {
+        peer.checkpoint(lease, 1).await;
+        began.elapsed()
+    };
+    let (late, soon) = tokio::join!(heard(&mut chatty, chatty_lease), heard(&mut other, other_lease));
+    assert!(late > Duration::from_secs(1), "61 messages were read in {late:?}");
+    assert!(soon < late / 2, "{soon:?}, as {late:?}");
 }
 
 #[tokio::test]
