@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use graftwork_shared::{
     digest::Digest,
     event::{Event, EventKind},
+    id::WorkerId,
 };
 use graftwork_tests::{Cluster, Run, Story, World, program, recipes_computed, tree_digests};
 
@@ -37,6 +38,14 @@ fn run(
     published.retain(|name, _| !name.contains("report"));
     ensure!(published.len() > 20, "too few files are published: {published:?}");
     Ok((published, story))
+}
+
+/// The members that made an update of the fusion, as whoever leads them reports it.
+fn of_fusion(event: &Event, story: &Story) -> Option<Vec<WorkerId>> {
+    let EventKind::Step(report) = &event.kind else { return None };
+    event.stage.as_ref().filter(|stage| stage.as_str() == "mood_fused")?;
+    let formed = story.formed.get("mood_fused").filter(|formed| formed.epoch == report.group)?;
+    Some(formed.members.clone())
 }
 
 /// A release that four workers made is trained again by one, from its record, to the same SHA-256.
@@ -71,31 +80,23 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
 
     // Two workers, a third and a fourth while the fusion trains, then the leader is killed, then two more.
     // Each at the first update that the group of then reports, so that everyone in it has the state.
-    let (mut act, mut members) = (0, Vec::new());
+    let mut act = 0;
     let (changing, story) = run(&world, &mut cluster, 2, |event, story, cluster| {
-        if event.stage.as_ref().is_none_or(|stage| stage.as_str() != "mood_fused") {
-            return Ok(());
-        }
-        match &event.kind {
-            EventKind::GroupFormed { members: formed, .. } => members.clone_from(formed),
-            EventKind::Step(_) => {
-                let mut kill = |count: usize| {
-                    members[..count].iter().for_each(|member| cluster.kill_worker(story.processes[member]));
-                };
-                match (act, members.len()) {
-                    (0, 2) => {
-                        cluster.start_worker()?;
-                        cluster.start_worker()?;
-                    }
-                    (1, 4) => kill(1),
-                    (2, 3) => kill(2),
-                    (3, 1) => {}
-                    _ => return Ok(()),
-                }
-                act += 1;
+        let Some(members) = of_fusion(event, story) else { return Ok(()) };
+        let mut kill = |count: usize| {
+            members[..count].iter().for_each(|member| cluster.kill_worker(story.processes[member]));
+        };
+        match (act, members.len()) {
+            (0, 2) => {
+                cluster.start_worker()?;
+                cluster.start_worker()?;
             }
-            _ => {}
+            (1, 4) => kill(1),
+            (2, 3) => kill(2),
+            (3, 1) => {}
+            _ => return Ok(()),
         }
+        act += 1;
         Ok(())
     })?;
     ensure!(act == 4, "only {act} of the four changes came about: {:?}", story.largest);
@@ -111,23 +112,20 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
 fn workers_that_are_told_to_end_hand_over_and_cost_no_attempt() -> Result<()> {
     let (world, mut cluster) = (World::new()?, Cluster::new()?);
     let (alone, _) = run(&world, &mut cluster, 1, |_, _, _| Ok(()))?;
-    let (mut act, mut members) = (0, Vec::new());
+    let (mut act, mut replaced) = (0, None);
     let (rolled, story) = run(&world, &mut cluster, 2, |event, story, cluster| {
-        if event.stage.as_ref().is_none_or(|stage| stage.as_str() != "mood_fused") {
+        let Some(members) = of_fusion(event, story).filter(|members| members.len() == 2 && act < 2) else {
+            return Ok(());
+        };
+        if replaced.is_some_and(|gone| members.contains(&gone)) {
             return Ok(());
         }
-        match &event.kind {
-            EventKind::GroupFormed { members: formed, .. } => members.clone_from(formed),
-            EventKind::Step(_) if members.len() == 2 && act < 2 => {
-                // The follower first, then whoever leads.
-                let leaver = members[1 - act];
-                cluster.start_worker()?;
-                let status = cluster.stop_worker(story.processes[&leaver])?;
-                ensure!(status.success(), "it was asked to end: {status}");
-                (act, members) = (act + 1, Vec::new());
-            }
-            _ => {}
-        }
+        // The follower first, then whoever leads.
+        let leaver = members[1 - act];
+        cluster.start_worker()?;
+        let status = cluster.stop_worker(story.processes[&leaver])?;
+        ensure!(status.success(), "it was asked to end: {status}");
+        (act, replaced) = (act + 1, Some(leaver));
         Ok(())
     })?;
     ensure!(act == 2, "only {act} of the two members were replaced: {:?}", story.largest);

@@ -91,7 +91,8 @@ impl UnderWay {
                 return Ok(newest);
             }
         }
-        bail!("the job ended before {what}; it was told: {:#?}", self.told)
+        let last = &self.told[self.told.len().saturating_sub(40)..];
+        bail!("the job ended before {what}; the last that was told: {last:#?}")
     }
 
     /// Reads on until the stage is trained without a member, so long after the fault began that nobody takes it back.
