@@ -58,7 +58,7 @@ impl Cluster {
         match &self.servers {
             None => drop(command.args(["--state", "state"])),
             Some((servers, database)) => {
-                servers.keep_state(command.args(["--folder", "state"]), database, servers.port)
+                servers.keep_state(command.args(["--folder", "state"]), database, servers.port);
             }
         }
         command.env("XDG_CACHE_HOME", self.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
