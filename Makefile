@@ -66,12 +66,13 @@ $(HOME_FOLDER)/data/%/import.json: $(WHEELS)/.data jobs/data.toml | build
 test: $(LIBTORCH) $(NCCL) $(BASE) data
 	cargo test --release --locked --workspace
 
-# The suites of the coordinator again, over PostgreSQL and an object store, and what only those can show. Without one of
-# the servers nothing of it runs, and the script says why.
+# All that starts a coordinator again, over PostgreSQL and an object store instead of a folder, and what only those can
+# show. Without one of the servers nothing of it runs, and the script says why.
+ON_SERVERS := broken_links groups recovery restarts standby uploads
 test-servers: $(WEED) build
 	@$(PYTHON) scripts/setup.py postgres
-	@scripts/servers.py cargo test --release --locked --workspace --bin graftwork --test standby -- --include-ignored; \
-		code=$$?; [ $$code -eq 75 ] || exit $$code
+	@scripts/servers.py cargo test --release --locked --workspace --bin graftwork $(addprefix --test ,$(ON_SERVERS)) -- \
+		--include-ignored; code=$$?; [ $$code -eq 75 ] || exit $$code
 
 $(WEED): | $(LIBTORCH)
 	@$(PYTHON) scripts/setup.py seaweedfs

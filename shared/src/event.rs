@@ -194,6 +194,9 @@ pub struct StepReport {
     /// Lanes of an update that this member computes; 0: it does not say.
     #[serde(default)]
     pub lanes: u32,
+    /// Epoch of the group that made the last update; 0: whoever the stage was handed to, alone, or it does not say.
+    #[serde(default)]
+    pub group: u64,
 }
 
 /// How a job ended.

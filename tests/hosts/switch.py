@@ -4,7 +4,9 @@
 
 makes the namespaces NAME-1 ... NAME-HOSTS with the addresses 10.77.0.1 ... and says `ready`. Each line on stdin is a
 JSON object that replaces the state of the network: {"delay_ms": 0, "loss": 0.0, "cut": [[from, to], ...]}; each is
-answered with `done`. The end of stdin takes everything down. Needs root, `ip` and /dev/net/tun.
+answered with a line that tells what happened to frames under the state before it, for each pair of hosts between which
+there were any: [{"from": 1, "to": 2, "passed": 0, "delayed": 0, "lost": 0, "cut": 0}, ...]. The end of stdin takes
+everything down. Needs root, `ip` and /dev/net/tun.
 """
 import fcntl
 import heapq
@@ -50,6 +52,7 @@ class Switch:
         self.number = itertools.count()
         self.random = random.Random(1)
         self.state = {"delay_ms": 0, "loss": 0.0, "cut": []}
+        self.toll = {}
 
     def take(self, port):
         try:
@@ -61,10 +64,20 @@ class Switch:
         known = self.seen.get(frame[:6])
         targets = [known] if known else [host for host in self.port_of if host != here]
         for target in targets:
-            if [here, target] in self.state["cut"] or self.random.random() < self.state["loss"]:
+            fate = self.fate(here, target)
+            nothing = {"from": here, "to": target, "passed": 0, "delayed": 0, "lost": 0, "cut": 0}
+            self.toll.setdefault((here, target), nothing)[fate] += 1
+            if fate in ("cut", "lost"):
                 continue
             due = time.monotonic() + self.state["delay_ms"] / 1000
             heapq.heappush(self.waiting, (due, next(self.number), target, frame))
+
+    def fate(self, here, target):
+        if [here, target] in self.state["cut"]:
+            return "cut"
+        if self.random.random() < self.state["loss"]:
+            return "lost"
+        return "delayed" if self.state["delay_ms"] else "passed"
 
     def pass_on(self):
         while self.waiting and self.waiting[0][0] <= time.monotonic():
@@ -89,8 +102,9 @@ class Switch:
                 orders += piece
                 while b"\n" in orders:
                     line, orders = orders.split(b"\n", 1)
+                    toll, self.toll = list(self.toll.values()), {}
                     self.state = json.loads(line)
-                    print("done", flush=True)
+                    print(json.dumps(toll), flush=True)
             self.pass_on()
 
 

@@ -1,4 +1,5 @@
-//! A coordinator in a folder of its own, workers beside it, and links between them that can be cut.
+//! A coordinator in a folder of its own, workers beside it, and links between them that can be cut. Beside the servers of
+//! `scripts/servers.py` its state lies in a database and its blobs in an object store.
 
 use std::{
     fs,
@@ -14,28 +15,52 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{World, history, program};
+use crate::{World, history, program, servers::Servers, servers_run};
 
 /// The processes of a cluster on one machine; all are killed with the value.
 pub struct Cluster {
     folder: tempfile::TempDir,
+    /// Where the state lies, with the name of the database; `None`: in the folder.
+    servers: Option<(Servers, String)>,
     coordinator: Option<Child>,
     workers: Vec<Child>,
 }
 
 impl Cluster {
-    /// A coordinator without workers.
+    /// A coordinator without workers: over a database and an object store where they run, and a folder elsewhere.
     pub fn new() -> Result<Self> {
-        let mut cluster = Self { folder: tempfile::tempdir()?, coordinator: None, workers: Vec::new() };
+        let servers = servers_run().then(Servers::find).transpose()?;
+        let servers = servers.map(|servers| servers.new_database().map(|database| (servers, database))).transpose()?;
+        Self::over(servers)
+    }
+
+    /// The same over a folder alone, for what is about the files in it.
+    pub fn in_a_folder() -> Result<Self> {
+        Self::over(None)
+    }
+
+    fn over(servers: Option<(Servers, String)>) -> Result<Self> {
+        let mut cluster = Self { folder: tempfile::tempdir()?, servers, coordinator: None, workers: Vec::new() };
         cluster.start_coordinator()?;
         Ok(cluster)
+    }
+
+    /// Whether state and blobs lie in the folder `state`.
+    pub fn is_in_a_folder(&self) -> bool {
+        self.servers.is_none()
     }
 
     /// Starts the coordinator, over the state that it left.
     pub fn start_coordinator(&mut self) -> Result<()> {
         let address = self.address();
         let mut command = Command::new(program());
-        command.current_dir(self.path()).args(["coordinator", "--listen", &address, "--state", "state"]);
+        command.current_dir(self.path()).args(["coordinator", "--listen", &address]);
+        match &self.servers {
+            None => drop(command.args(["--state", "state"])),
+            Some((servers, database)) => {
+                servers.keep_state(command.args(["--folder", "state"]), database, servers.port);
+            }
+        }
         command.env("XDG_CACHE_HOME", self.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut coordinator = command.spawn()?;
         let lines = BufReader::new(coordinator.stderr.take().context("stderr is piped")?).lines();
@@ -56,6 +81,8 @@ impl Cluster {
     pub fn start_worker_through(&mut self, address: &str) -> Result<u32> {
         let mut command = Command::new(program());
         command.current_dir(self.path()).args(["worker", "--coordinator", address, "--threads", "2"]);
+        // Every update is told, so that one that is made twice is seen.
+        command.args(["--report-every", "0"]);
         let worker = command.args(["--cache", "worker-cache"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let pid = worker.id();
         self.workers.push(worker);
@@ -93,7 +120,14 @@ impl Cluster {
     /// kill -9 of everything, and a coordinator that knows nothing and an empty hub in its place.
     pub fn begin_anew(&mut self) -> Result<()> {
         self.kill();
-        history::check(self.path())?;
+        match &mut self.servers {
+            None => history::check(self.path())?,
+            Some((servers, database)) => {
+                let facts = history::facts_in(&servers.config(database))?;
+                history::check_facts(&facts, &self.folder.path().join("state"))?;
+                *database = servers.new_database()?;
+            }
+        }
         history::forget(&self.path().join("state"));
         for folder in ["state", "hub"].map(|name| self.path().join(name)) {
             if folder.exists() {
@@ -143,7 +177,13 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.kill();
-        history::check_at_the_end(self.path());
+        match &self.servers {
+            None => history::check_at_the_end(self.path()),
+            Some((servers, database)) => {
+                let facts = history::facts_in(&servers.config(database));
+                history::check_facts_at_the_end(facts, &self.path().join("state"));
+            }
+        }
     }
 }
 

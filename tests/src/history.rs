@@ -19,6 +19,8 @@ use graftwork_scheduler::{
 use graftwork_shared::{digest::Digest, event::Event};
 use rusqlite::{Connection, OptionalExtension as _};
 
+use crate::rows;
+
 /// What was heard of each state folder, listener by listener.
 static HEARD: Mutex<BTreeMap<PathBuf, Vec<Vec<Event>>>> = Mutex::new(BTreeMap::new());
 
@@ -42,10 +44,13 @@ pub(crate) fn check_at_the_end(folder: &Path) {
 /// The same of facts that lay in a database.
 pub(crate) fn check_facts_at_the_end(facts: Result<Vec<Fact>>, state: &Path) {
     if !std::thread::panicking() {
-        let facts = facts.expect("the facts of the database");
-        let rows = expected_rows(&facts);
-        check_one(&facts, state, &rows).expect("a sound history");
+        facts.and_then(|facts| check_facts(&facts, state)).expect("a sound history");
     }
+}
+
+/// Reads one history: these facts, and what was heard of the state folder.
+pub(crate) fn check_facts(facts: &[Fact], state: &Path) -> Result<()> {
+    check_one(facts, state, &expected_rows(facts))
 }
 
 /// Reads the histories of all state folders below this one. Results of one recipe have the same rows in all of them,
@@ -53,9 +58,7 @@ pub(crate) fn check_facts_at_the_end(facts: Result<Vec<Fact>>, state: &Path) {
 pub(crate) fn check(folder: &Path) -> Result<()> {
     for journal in journals(folder)? {
         let facts = facts(&journal).with_context(|| format!("cannot read {}", journal.display()))?;
-        let rows = expected_rows(&facts);
-        let state = journal.parent().context("a journal lies in a folder")?;
-        check_one(&facts, state, &rows)?;
+        check_facts(&facts, journal.parent().context("a journal lies in a folder")?)?;
     }
     Ok(())
 }
@@ -73,16 +76,46 @@ fn check_one(facts: &[Fact], state: &Path, rows: &BTreeMap<Digest, Vec<Digest>>)
     Ok(())
 }
 
-/// Rows of the first result of each recipe, in whatever world of this process that was: each world is held to the others,
-/// undisturbed ones among them.
+/// Rows of the first result of each recipe whose rows cannot be computed, in whatever world of this process that was: each
+/// world is held to the others, undisturbed ones among them.
 static ROWS: Mutex<BTreeMap<Digest, Vec<Digest>>> = Mutex::new(BTreeMap::new());
 
-/// The rows that each recipe must have been trained on. Of files that were touched between two submissions nothing is
-/// said: an edit can keep a recipe.
+/// The rows that each recipe must have been trained on: computed from the files of worlds, and of other files those of
+/// the first run. Of files that were touched between two submissions nothing is said: an edit can keep a recipe.
 fn expected_rows(facts: &[Fact]) -> BTreeMap<Digest, Vec<Digest>> {
-    let mut rows = BTreeMap::new();
+    let touched = touched(facts);
+    let mut expected = BTreeMap::new();
     let mut known = ROWS.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut recipes = BTreeMap::new();
+    let mut plans = BTreeMap::new();
+    for fact in facts {
+        match fact {
+            Fact::JobSubmitted { plan, .. } | Fact::JobReopened { plan, .. } => {
+                plans.insert(plan.id(), (**plan).clone());
+            }
+            Fact::TrialChosen { job, task, trial, .. } => {
+                // That it fits is the checker's to say.
+                let _ = plans.get_mut(job).map(|plan| plan.choose_trial(task, *trial));
+            }
+            Fact::StageTrained { job, stage, result, .. } => {
+                let Some(stage) = plans.get(job).and_then(|plan| plan.stage(stage)) else { continue };
+                let recipe = stage.recipe_digest;
+                if touched.contains(&recipe) {
+                    continue;
+                }
+                // Only early stopping ends before the last update; the checker holds the number to that.
+                let stops_early = stage.recipe.training.early_stopping.is_some();
+                let updates = if stops_early { result.steps } else { stage.total_steps };
+                let first = || known.entry(recipe).or_insert_with(|| result.epochs.clone()).clone();
+                expected.insert(recipe, rows::expected(stage, updates).unwrap_or_else(first));
+            }
+            _ => {}
+        }
+    }
+    expected
+}
+
+/// Recipes whose files were submitted in several versions.
+fn touched(facts: &[Fact]) -> BTreeSet<Digest> {
     let mut files = BTreeMap::new();
     let mut touched = BTreeSet::new();
     for fact in facts {
@@ -95,22 +128,7 @@ fn expected_rows(facts: &[Fact]) -> BTreeMap<Digest, Vec<Digest>> {
             }
         }
     }
-    for fact in facts {
-        match fact {
-            Fact::JobSubmitted { plan, .. } | Fact::JobReopened { plan, .. } => {
-                let stages = plan.stages.iter().map(|stage| ((plan.id(), stage.name.clone()), stage.recipe_digest));
-                recipes.extend(stages);
-            }
-            Fact::StageTrained { job, stage, result, .. } => {
-                let recipe = recipes.get(&(job.clone(), stage.clone())).filter(|recipe| !touched.contains(*recipe));
-                if let Some(recipe) = recipe {
-                    rows.insert(*recipe, known.entry(*recipe).or_insert_with(|| result.epochs.clone()).clone());
-                }
-            }
-            _ => {}
-        }
-    }
-    rows
+    touched
 }
 
 /// Journals below a folder, oldest first, so that the first run of a test gives the rows that the others are held to.

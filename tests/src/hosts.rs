@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use graftwork_scheduler::Fact;
+use serde::Deserialize;
 use serde_json::json;
 
 use crate::{Run, World, history, program};
@@ -55,6 +56,23 @@ pub struct Weather {
     pub cut: Vec<(usize, usize)>,
 }
 
+/// What became of the frames from one host to another.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Toll {
+    /// From this host.
+    pub from: usize,
+    /// To this one.
+    pub to: usize,
+    /// Frames that passed at once.
+    pub passed: u64,
+    /// Frames that passed later.
+    pub delayed: u64,
+    /// Frames that were lost.
+    pub lost: u64,
+    /// Frames that did not pass because the way was cut.
+    pub cut: u64,
+}
+
 /// PostgreSQL and SeaweedFS on a host of their own; the end of its stdin ends them.
 struct Servers {
     script: Child,
@@ -94,7 +112,8 @@ impl Hosts {
         let (tokens, workers, coordinators) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         let (servers, preload) = (None, None);
         let mut hosts = Self { folder, name, switch, orders, answers, tokens, coordinators, workers, servers, preload };
-        hosts.expect("ready")?;
+        let said = hosts.hear()?;
+        ensure!(said == "ready", "the switch said {said:?} and not \"ready\"");
         finish(hosts.plain(1).args(["cert", "tls", "--host", "10.77.0.1", "--host", "10.77.0.6"]), 0)?;
         for (token, role) in [("worker", "join"), ("person", "admin")] {
             let text = finish(hosts.plain(1).args(["token", "tokens.toml", token, "--role", role]), 0)?;
@@ -103,19 +122,19 @@ impl Hosts {
         Ok(hosts)
     }
 
-    fn expect(&mut self, word: &str) -> Result<()> {
+    fn hear(&mut self) -> Result<String> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
-        ensure!(line.trim() == word, "the switch said {line:?} and not {word:?}");
-        Ok(())
+        Ok(line.trim().to_owned())
     }
 
-    /// Changes what the network does from now on.
-    pub fn weather(&mut self, weather: &Weather) -> Result<()> {
+    /// Changes what the network does from now on; gives what it did until now.
+    pub fn weather(&mut self, weather: &Weather) -> Result<Vec<Toll>> {
         let Weather { delay_ms, loss, cut } = weather;
         let orders = self.orders.as_mut().context("the switch listens")?;
         writeln!(orders, "{}", json!({ "delay_ms": delay_ms, "loss": loss, "cut": cut }))?;
-        self.expect("done")
+        let toll = self.hear()?;
+        serde_json::from_str(&toll).with_context(|| format!("the switch said {toll:?}"))
     }
 
     /// Something that runs on a host.
@@ -141,16 +160,26 @@ impl Hosts {
     /// From the next start on, the coordinator's disk takes so long for each sync.
     pub fn slow_disk(&mut self, milliseconds: u32) -> Result<()> {
         let (source, library) = (self.path().join("slow.c"), self.path().join("slow.so"));
+        // One byte in the file for each sync that was held up.
         let text = format!(
-            "#include <unistd.h>\n#include <sys/syscall.h>\n\
-             int fsync(int file) {{ usleep({milliseconds} * 1000); return syscall(SYS_fsync, file); }}\n\
-             int fdatasync(int file) {{ usleep({milliseconds} * 1000); return syscall(SYS_fdatasync, file); }}\n"
+            "#include <fcntl.h>\n#include <unistd.h>\n#include <sys/syscall.h>\n\
+             static void hold_up(void) {{\n\
+             int count = open(\"{}\", O_WRONLY | O_CREAT | O_APPEND, 0600);\n\
+             usleep({milliseconds} * 1000); if (write(count, \".\", 1) != 1) _exit(70); close(count); }}\n\
+             int fsync(int file) {{ hold_up(); return syscall(SYS_fsync, file); }}\n\
+             int fdatasync(int file) {{ hold_up(); return syscall(SYS_fdatasync, file); }}\n",
+            self.path().join("slow.count").display()
         );
         std::fs::write(&source, text)?;
         let built = Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).output()?;
         ensure!(built.status.success(), "cc: {}", String::from_utf8_lossy(&built.stderr));
         self.preload = Some(library);
         Ok(())
+    }
+
+    /// How many syncs the slow disk has held up.
+    pub fn syncs_held_up(&self) -> Result<u64> {
+        Ok(fs::metadata(self.path().join("slow.count")).context("no sync was held up")?.len())
     }
 
     /// Starts a database and an object store; coordinators that start later keep their state there.
@@ -258,6 +287,25 @@ impl Hosts {
     /// kill -9 of the coordinator on the first host.
     pub fn kill_coordinator(&mut self) {
         self.coordinators.remove(&1).into_iter().for_each(end);
+    }
+
+    /// Waits until the coordinator on the first host has ended by itself; gives all that it said.
+    pub fn wait_for_the_first_to_end(&mut self) -> Result<String> {
+        let began = Instant::now();
+        let coordinator = self.coordinators.get_mut(&1).context("a coordinator on the first host")?;
+        while coordinator.try_wait()?.is_none() {
+            ensure!(began.elapsed() < TAKEOVER, "the first coordinator still runs after {TAKEOVER:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        // What it said last is still on its way.
+        thread::sleep(Duration::from_millis(100));
+        Ok(fs::read_to_string(self.log(1))?)
+    }
+
+    /// The host on which the worker of this process id runs.
+    pub fn host_of(&self, process: u32) -> Result<usize> {
+        let worker = self.workers.iter().find(|(_, worker)| worker.id() == process);
+        worker.map(|(host, _)| *host).with_context(|| format!("no worker runs as process {process}"))
     }
 
     /// Sends a signal, such as STOP or CONT, to the worker, or else the coordinator, on a host.

@@ -16,7 +16,7 @@ use graftwork_shared::{
 use parquet::arrow::ArrowWriter;
 use serde_json::json;
 
-use crate::history;
+use crate::{history, rows};
 
 const HIDDEN: usize = 32;
 const INTERMEDIATE: usize = 64;
@@ -249,7 +249,7 @@ fn write_rows(path: &Path, task: &str, numbers: std::ops::Range<u64>, regression
     let mut writer = ArrowWriter::try_new(fs::File::create(path)?, batch.schema(), None)?;
     writer.write(&batch)?;
     writer.close()?;
-    Ok(())
+    rows::know(path)
 }
 
 fn place_of(task: &str) -> u32 {

@@ -31,6 +31,10 @@ fn a_job_trains_from_its_uploads_alone_to_the_bytes_of_a_local_run() -> Result<(
     Run::start(&local, &["--state", "state"])?.finish(0)?;
     assert_eq!(tensor_digests(&elsewhere.path().join("hub"))?, tensor_digests(&again.path().join("hub"))?);
 
+    if !elsewhere.is_in_a_folder() {
+        // `verify --uploads` reads the blobs of a folder, not those of an object store.
+        return Ok(());
+    }
     // A release is trained again from its record and the coordinator's blobs.
     let release = elsewhere.path().join("hub/tests/mood").display().to_string();
     let mut verify = Command::new(program());
@@ -47,7 +51,7 @@ fn a_job_trains_from_its_uploads_alone_to_the_bytes_of_a_local_run() -> Result<(
 
 #[test]
 fn a_damaged_upload_is_refused_and_submitting_again_mends_it() -> Result<()> {
-    let (world, mut elsewhere) = (World::new()?, Cluster::new()?);
+    let (world, mut elsewhere) = (World::new()?, Cluster::in_a_folder()?);
     elsewhere.job(&world)?;
     let (job, _) = elsewhere.ask(&world, &["submit", "job.toml"], 0)?;
     let rows = Digest::of(&std::fs::read(world.path().join("data/mood/train.parquet"))?).to_string();

@@ -22,7 +22,7 @@ use crate::{
     predict::{self, PredictError},
     reference,
     session::{self, SessionError},
-    trunks, verbs,
+    stage, trunks, verbs,
 };
 
 /// Exit code for what the user can mend.
@@ -171,6 +171,9 @@ pub(crate) struct SessionArguments {
     /// Environment variable that holds the token, of at least 16 characters, that /metrics wants.
     #[arg(long, value_name = "NAME", requires = "metrics")]
     metrics_token_env: Option<String>,
+    /// Milliseconds between two reports of how a stage's training goes, which people watch; 0 reports every update.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = stage::REPORT_EVERY_MS)]
+    report_every: u64,
     /// Never give up looking for a lost coordinator.
     #[arg(long, conflicts_with = "patience")]
     persist: bool,
@@ -247,6 +250,7 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
         patience: (!arguments.persist).then(|| Duration::from_secs(arguments.patience)),
         parent: arguments.die_with_parent,
         group_address: arguments.group_address,
+        report_every: Duration::from_millis(arguments.report_every),
         rows: rows.handle().clone(),
     };
     Ok(messages.block_on(async {

@@ -58,6 +58,7 @@ pub(crate) struct Shared {
     pub(crate) device: Device,
     pub(crate) place: Place,
     pub(crate) meters: Meters,
+    pub(crate) report_every: Duration,
     /// Training rows that were read, by the footer of their first file.
     pub(crate) rows_read: Arc<Mutex<BTreeSet<Digest>>>,
 }
@@ -292,6 +293,10 @@ impl stage::Host for StageHost<'_> {
             }
             Err(failed) => resume_unwind(Box::new(failure_of(&failed.message))),
         }
+    }
+
+    fn report_every(&self) -> Duration {
+        self.shared.report_every
     }
 
     fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>> {

@@ -100,6 +100,8 @@ struct Reader<'a> {
     ended: BTreeSet<JobId>,
     live: BTreeMap<LeaseId, Live>,
     stages: BTreeMap<StageKey, Stage>,
+    /// How often a stage was handed out, or its group formed anew.
+    turns: BTreeMap<StageKey, usize>,
     /// Everything that people may be told of.
     happened: BTreeSet<(StageKey, String)>,
     jobs_ended: BTreeSet<(JobId, String)>,
@@ -119,6 +121,7 @@ impl<'a> Reader<'a> {
             ended: BTreeSet::new(),
             live: BTreeMap::new(),
             stages: BTreeMap::new(),
+            turns: BTreeMap::new(),
             happened: BTreeSet::new(),
             jobs_ended: BTreeSet::new(),
         }
@@ -277,6 +280,7 @@ impl<'a> Reader<'a> {
         if stage.is_final || stage.trained {
             self.find(Broken::FinalChanged, format!("{key} was leased after its result"));
         }
+        *self.turns.entry(key.clone()).or_default() += 1;
         self.live.insert(lease, Live { key, epoch: 0, members: vec![worker] });
     }
 
@@ -287,6 +291,7 @@ impl<'a> Reader<'a> {
         let (grows, before) = (epoch > live.epoch, live.epoch);
         let distinct = members.iter().collect::<BTreeSet<_>>().len() == members.len();
         (live.epoch, live.members) = (epoch, members.to_vec());
+        *self.turns.entry(live.key.clone()).or_default() += 1;
         if !grows || !distinct || members.is_empty() {
             let what = format!("the group of {lease} after epoch {before} is epoch {epoch} of {members:?}");
             self.find(Broken::TwoLeases, what);

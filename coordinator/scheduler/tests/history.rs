@@ -45,7 +45,8 @@ fn rows() -> BTreeMap<Digest, Vec<Digest>> {
 
 fn told(job: &JobId, kinds: Vec<EventKind>) -> Vec<Told> {
     let event = |kind: EventKind| {
-        let stage = (!matches!(kind, EventKind::JobFinished { .. })).then(|| name("a"));
+        let of_job = matches!(kind, EventKind::JobFinished { .. } | EventKind::JobStarted { .. });
+        let stage = (!of_job).then(|| name("a"));
         Told { job: job.clone(), at_ms: 0, stage, kind }
     };
     kinds.into_iter().map(event).collect()
@@ -53,6 +54,16 @@ fn told(job: &JobId, kinds: Vec<EventKind>) -> Vec<Told> {
 
 fn step(step: u64) -> EventKind {
     EventKind::Step(StepReport { step, total_steps: 100, ..StepReport::default() })
+}
+
+/// A report of those who train in this epoch.
+fn step_in(group: u64, step: u64) -> EventKind {
+    EventKind::Step(StepReport { step, total_steps: 100, group, ..StepReport::default() })
+}
+
+fn formed(epoch: u64, members: &[u64]) -> EventKind {
+    let members = members.iter().copied().map(WorkerId).collect();
+    EventKind::GroupFormed { epoch, members, reason: String::new() }
 }
 
 fn started(from_step: u64) -> EventKind {
@@ -228,10 +239,40 @@ fn steps_that_are_reported_again_or_begun_from_nowhere_are_named() {
     assert_eq!(found(vec![started(0), step(60), EventKind::Checkpointed { step: 50 }]), [Broken::StepTwice]);
     assert_eq!(found(vec![started(50), step(10), step(20)]), [], "it found other rows and started over");
     assert_eq!(found(vec![started(60)]), [Broken::StepMissed]);
-    let formed = EventKind::GroupFormed { epoch: 1, members: vec![WorkerId(1)], reason: String::new() };
-    assert_eq!(found(vec![started(50), step(70), formed.clone(), step(70)]), [], "one stood an update back");
+    let formed = || formed(1, &[1]);
+    assert_eq!(found(vec![started(50), step(70), formed(), step(70)]), [], "one stood an update back");
     let back = [49, 60, 69];
-    assert!(
-        back.iter().all(|at| { found(vec![started(50), step(70), formed.clone(), step(*at)]) == [Broken::StepTwice] })
-    );
+    assert!(back.iter().all(|at| found(vec![started(50), step(70), formed(), step(*at)]) == [Broken::StepTwice]));
+}
+
+/// Whoever trained was cut off before it heard of the newcomer, which begins anew. Real hosts showed it.
+#[test]
+fn a_newcomer_that_is_left_alone_makes_no_step_twice_and_whoever_had_the_state_does() {
+    let (facts, job, _) = sound();
+    let found = |kinds| read(&facts, &told(&job, kinds)).into_iter().map(|finding| finding.broken).collect::<Vec<_>>();
+    let lost = |of: EventKind, then: u64| {
+        found(vec![started(0), step(27), formed(1, &[1, 2]), of, formed(2, &[2]), step_in(2, then), step_in(2, 30)])
+    };
+    assert_eq!(lost(step_in(0, 28), 1), [], "the other one trained alone to the end");
+    assert_eq!(lost(step_in(1, 28), 1), [Broken::StepTwice], "both made that update");
+    assert_eq!(lost(step_in(1, 28), 27), [Broken::StepTwice], "two updates back");
+    assert_eq!(lost(step_in(1, 28), 28), [], "one stood an update back");
+    let safe = |then| found(vec![started(50), step(70), formed(1, &[1, 2]), formed(2, &[2]), step_in(2, then)]);
+    assert_eq!(safe(49), [Broken::StepTwice], "a newcomer that far behind fails its attempt");
+    let back = vec![started(0), step_in(0, 20), formed(1, &[1, 2]), step_in(1, 30), formed(2, &[1])];
+    let back = [back, vec![formed(3, &[1, 2]), step_in(2, 40), formed(4, &[2]), step_in(4, 1)]].concat();
+    assert_eq!(found(back), [], "who comes back comes without a state");
+}
+
+#[test]
+fn what_a_killed_coordinator_did_not_tell_any_more_may_have_changed_who_goes_on() {
+    let (facts, job, _) = sound();
+    let resumed = EventKind::JobStarted { stages: 1, resumed: true };
+    let found = |kinds| read(&facts, &told(&job, kinds)).into_iter().map(|finding| finding.broken).collect::<Vec<_>>();
+    // The stage was handed out twice.
+    let first = || vec![started(0), step(50), EventKind::Checkpointed { step: 50 }, step(70)];
+    assert_eq!(found([first(), vec![resumed.clone(), step(60)]].concat()), [], "the second time was not told");
+    assert_eq!(found([first(), vec![resumed.clone(), step(49)]].concat()), [Broken::StepTwice], "it was safe");
+    let all = [first(), vec![started(50), step(70), resumed, step(60)]].concat();
+    assert_eq!(found(all), [Broken::StepTwice], "nothing is missing");
 }

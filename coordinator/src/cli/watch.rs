@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
-use graftwork_shared::{event::Event, id::JobId, view::JobView};
+use graftwork_shared::{
+    event::{Event, EventKind},
+    id::JobId,
+    view::JobView,
+};
 
 use super::{
     Connection, Failure,
@@ -83,15 +87,22 @@ async fn find_again(at: &Connection) -> Result<Client, Failure> {
     }
 }
 
-/// What was shown last: a coordinator tells whoever comes back the whole story again.
+/// What was shown last: a coordinator tells whoever comes back the whole story again. Another coordinator tells a story of
+/// its own, by its own clock.
 #[derive(Default)]
 struct Shown {
+    /// The beginning of the story.
+    began: Option<Event>,
     newest_ms: u64,
     at_newest: Vec<Event>,
 }
 
 impl Shown {
     fn is_new(&mut self, event: &Event) -> bool {
+        if matches!(event.kind, EventKind::JobStarted { .. }) && self.began.as_ref() != Some(event) {
+            *self = Self { began: Some(event.clone()), newest_ms: event.at_ms, at_newest: vec![event.clone()] };
+            return true;
+        }
         if event.at_ms < self.newest_ms || self.at_newest.contains(event) {
             return false;
         }
@@ -106,18 +117,30 @@ impl Shown {
 
 #[cfg(test)]
 mod tests {
-    use graftwork_shared::event::EventKind;
-
     use super::*;
+
+    fn told(at_ms: u64, kind: EventKind) -> Event {
+        Event { job: "0123456789abcdef".parse().unwrap(), at_ms, stage: None, kind }
+    }
+
+    fn event(at_ms: u64, step: u64) -> Event {
+        told(at_ms, EventKind::Checkpointed { step })
+    }
+
+    #[test]
+    fn what_another_coordinator_tells_is_new_whatever_its_clock_says() {
+        let began = |at_ms, resumed| told(at_ms, EventKind::JobStarted { stages: 1, resumed });
+        // The first one was frozen, and told something after the second had taken over.
+        let first = [began(1, false), event(5, 1), event(90, 2)];
+        let second = [began(60, true), event(61, 3), event(91, 4)];
+        let mut shown = Shown::default();
+        assert!(first.iter().chain(&second).all(|event| shown.is_new(event)));
+        let again: Vec<bool> = second.iter().chain([&event(92, 5)]).map(|event| shown.is_new(event)).collect();
+        assert_eq!(again, [false, false, false, true]);
+    }
 
     #[test]
     fn what_was_shown_before_is_not_shown_again() {
-        let event = |at_ms, step| Event {
-            job: "0123456789abcdef".parse().unwrap(),
-            at_ms,
-            stage: None,
-            kind: EventKind::Checkpointed { step },
-        };
         let story = [event(5, 1), event(5, 2), event(6, 3), event(6, 4)];
         let mut shown = Shown::default();
         assert!(story[..3].iter().all(|event| shown.is_new(event)));

@@ -38,6 +38,11 @@ struct Curve {
 
 impl Curve {
     fn push(&mut self, report: StepReport) {
+        // Whoever goes on after a loss may stand further back, and this is the first that is told of where.
+        if self.points.last().is_some_and(|last| last.step >= report.step) {
+            self.points.retain(|earlier| earlier.step < report.step);
+            self.validation.retain(|evaluation| evaluation.step <= report.step);
+        }
         self.points.push(report);
         if self.points.len() > CURVE_POINTS {
             // Every second point goes, the newest stays: an even picture of the whole way.
@@ -145,5 +150,16 @@ mod tests {
         curve.rewind(50);
         (51..=90).for_each(|step| curve.push(report(step)));
         assert_eq!(curve.points.iter().map(|point| point.step).collect::<Vec<_>>(), (1..=90).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn whoever_goes_on_from_further_back_draws_no_step_twice() {
+        let evaluation = |step| Evaluation { step, loss: 1.0, metrics: BTreeMap::new() };
+        let mut curve = Curve::default();
+        (1..=80).for_each(|step| curve.push(report(step)));
+        curve.validation.extend([evaluation(40), evaluation(80)]);
+        (60..=90).for_each(|step| curve.push(report(step)));
+        assert_eq!(curve.points.iter().map(|point| point.step).collect::<Vec<_>>(), (1..=90).collect::<Vec<_>>());
+        assert_eq!(curve.validation, [evaluation(40)], "the other one comes again");
     }
 }

@@ -83,6 +83,8 @@ pub(crate) struct Options {
     pub(crate) parent: Option<i32>,
     /// Address at which members of a group reach this worker.
     pub(crate) group_address: IpAddr,
+    /// How far apart two reports of a stage are at least.
+    pub(crate) report_every: Duration,
     /// What this process counts.
     pub(crate) meters: Meters,
     /// Where rows are read and decoded: another runtime than the session's.
@@ -137,6 +139,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         rows_read: Arc::default(),
         place: Place::new(options.coordinators.lazy(), options.token.clone(), options.group_address),
         meters: options.meters.clone(),
+        report_every: options.report_every,
     };
     tracing::info!(class = %hello.numeric_class, threads = hello.threads, slots = hello.slots, "worker starts");
     let trace = Digest::of(format!("trace of {}", hello.key).as_bytes()).short();

@@ -255,6 +255,7 @@ impl<H: Host> Driver<'_, H> {
             step: progress.step,
             total_steps: self.trainer().total_steps(),
             epoch: progress.epochs_done(self.assignment.train.rows),
+            group: self.membership.epoch(),
         };
         let waited = self.membership.waits(self.state.input.as_ref().map_or(Duration::ZERO, Input::waited));
         self.count([rows, tokens], waited);

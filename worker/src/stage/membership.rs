@@ -67,6 +67,8 @@ enum Place {
 struct Formed {
     group: Box<dyn Group>,
     plan: ExchangePlan,
+    /// Whose state all took up.
+    source: usize,
     /// Somebody leaves, or was told of a newer formation.
     changes: bool,
 }
@@ -113,6 +115,11 @@ impl Membership {
     /// Whether this member speaks for the stage.
     pub(super) fn leads(&self) -> bool {
         self.rank == 0
+    }
+
+    /// The formation that this member was last told of and took its place in; 0 for whoever began the stage alone.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// The lanes of an update, of so many, that this member computes.
@@ -237,7 +244,7 @@ impl Membership {
                 [] => ExchangePlan::new(lanes, self.ranks),
                 shares => ExchangePlan::weighted(lanes, shares),
             };
-            Place::Formed(Box::new(Formed { group, plan, changes: false }))
+            Place::Formed(Box::new(Formed { group, plan, source: 0, changes: false }))
         };
         tracing::info!(
             epoch = self.epoch, rank = self.rank, ranks = self.ranks, shares = ?formation.shares, "formed"
@@ -259,6 +266,7 @@ impl Membership {
         };
         let as_far = |other: &Standing| (other.step, other.evaluations) == (furthest.step, furthest.evaluations);
         let source = standings.iter().position(as_far).unwrap_or_default();
+        formed.source = source;
         if let Some(other) = standings.iter().find(|other| as_far(other) && other.digest != furthest.digest) {
             let message = format!(
                 "members hold different states after update {}, {} and {}: rows or arithmetic are not the same everywhere",
@@ -274,16 +282,23 @@ impl Membership {
         Ok(if *own == standings[source] { Adopted::Nothing } else { Adopted::State(bytes) })
     }
 
-    /// Holds the digest of this member's state against the others'.
+    /// Holds the digest of this member's state against that of the member that was copied, before any lane is taken. Whoever
+    /// holds another state fails; for the others the group is broken, and they form anew without it.
     pub(super) fn confirm(&mut self, digest: &str) -> Result<(), Halt> {
+        let rank = self.rank;
         let Place::Formed(formed) = &mut self.place else { return Ok(()) };
+        let source = formed.source;
         let digests: Vec<String> = gather(formed.group.as_mut(), &digest.to_owned())?;
-        match digests.iter().position(|other| other != digest) {
+        match digests.iter().position(|other| *other != digests[source]) {
             None => Ok(()),
-            Some(other) => {
+            Some(_) if digests[rank] != digests[source] => {
+                let (own, copied) = (&digests[rank], &digests[source]);
                 let message =
-                    format!("rank {other} holds another state after copying: {} instead of {digest}", digests[other]);
+                    format!("this member holds another state than rank {source} after copying it: {own}, not {copied}");
                 Err(failure::machine(message).into())
+            }
+            Some(other) => {
+                Err(Halt::Broken(format!("rank {other} holds another state than rank {source} after copying it")))
             }
         }
     }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use graftwork_engine::{InputCost, StepOutcome};
 use graftwork_shared::{assignment::Usage, event::StepReport};
 
-/// Reports are at least this far apart.
-const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// Milliseconds by which reports are apart at least, unless somebody wants them to be denser.
+pub(crate) const REPORT_EVERY_MS: u64 = 250;
 
 /// What a stage has waited for since its attempt began: rows, and the other members of its group.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,6 +25,7 @@ pub(super) struct Meter {
     earlier: [u64; 2],
     gpu_seconds: f64,
     input: InputCost,
+    report_every: Duration,
     since_report: SinceReport,
 }
 
@@ -59,6 +60,8 @@ pub(super) struct Place {
     pub(super) step: u64,
     pub(super) total_steps: u64,
     pub(super) epoch: f64,
+    /// Epoch of the group that made the update.
+    pub(super) group: u64,
 }
 
 /// What one device task cost.
@@ -75,12 +78,14 @@ pub(super) fn measured<T>(task: impl FnOnce() -> T) -> (T, TaskCost) {
 }
 
 impl Meter {
-    pub(super) fn start() -> Self {
+    /// Of a run whose reports are at least so far apart.
+    pub(super) fn start(report_every: Duration) -> Self {
         Self {
             began: Instant::now(),
             earlier: [0, 0],
             gpu_seconds: 0.0,
             input: InputCost::default(),
+            report_every,
             since_report: SinceReport::now(Waits::default()),
         }
     }
@@ -133,7 +138,7 @@ impl Meter {
         since.examples += examples;
         since.tokens += tokens;
         since.latest = Some(Latest { outcome, place, waited });
-        if since.at.elapsed() < REPORT_EVERY { None } else { self.last_report() }
+        if since.at.elapsed() < self.report_every { None } else { self.last_report() }
     }
 
     /// A report of the updates that none was made of yet, if there are any.
@@ -155,6 +160,7 @@ impl Meter {
             exchange_wait: share(waited.members, since.waited.members),
             sent_bytes: waited.sent_bytes.saturating_sub(since.waited.sent_bytes) / u64::from(since.updates),
             lanes: 0,
+            group: place.group,
         })
     }
 
@@ -168,15 +174,25 @@ impl Meter {
 mod tests {
     use super::*;
 
+    const RARE: Duration = Duration::from_millis(REPORT_EVERY_MS);
     const OUTCOME: StepOutcome = StepOutcome { loss: 2.0, gradient_norm: 1.0, learning_rate: 0.5 };
 
     fn place(step: u64) -> Place {
-        Place { step, total_steps: 3, epoch: 0.5 }
+        Place { step, total_steps: 3, epoch: 0.5, group: 0 }
+    }
+
+    #[test]
+    fn every_update_is_reported_on_request() {
+        let mut meter = Meter::start(Duration::ZERO);
+        for step in 1..4 {
+            assert_eq!(meter.report(OUTCOME, [4, 40], Waits::default(), place(step)).unwrap().step, step);
+        }
+        assert!(meter.last_report().is_none());
     }
 
     #[test]
     fn reports_are_rare_and_none_is_lost() {
-        let mut meter = Meter::start();
+        let mut meter = Meter::start(RARE);
         for (step, loss) in [(1, 2.0), (2, 4.0), (3, 6.0)] {
             let outcome = StepOutcome { loss, ..OUTCOME };
             assert!(meter.report(outcome, [4, 40], Waits::default(), place(step)).is_none());
@@ -185,13 +201,13 @@ mod tests {
         assert!((report.loss - 4.0).abs() < 1e-12 && report.step == 3);
         assert!((report.tokens_per_second / report.examples_per_second - 10.0).abs() < 1e-6);
         assert!(meter.last_report().is_none());
-        std::thread::sleep(REPORT_EVERY);
+        std::thread::sleep(RARE);
         assert_eq!(meter.report(OUTCOME, [4, 40], Waits::default(), place(4)).unwrap().step, 4);
     }
 
     #[test]
     fn what_earlier_attempts_trained_is_left_out() {
-        let mut meter = Meter::start();
+        let mut meter = Meter::start(RARE);
         meter.go_on_from([3, 30]);
         meter.add_input(InputCost { bytes_read: 7, core_seconds: 1.0 });
         meter.add_task(TaskCost { wall_seconds: 3.0 }, true);

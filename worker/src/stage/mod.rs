@@ -18,8 +18,9 @@ mod score;
 mod tests;
 
 pub(crate) use exchange::Cuts;
+pub(crate) use meter::REPORT_EVERY_MS;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use graftwork_collective::{CollectiveError, Group};
 use graftwork_dataset::Access;
@@ -57,6 +58,11 @@ pub(crate) trait Host {
     /// How gradients travel in a group.
     fn cuts(&self) -> Cuts {
         Cuts::default()
+    }
+
+    /// How far apart two reports are at least.
+    fn report_every(&self) -> Duration {
+        Duration::from_millis(REPORT_EVERY_MS)
     }
 
     /// A blob's bytes.
@@ -141,7 +147,7 @@ pub(crate) enum StageEnd {
 /// # Errors
 /// A [`Failure`] that says whose fault it is: the job's and its data's, or the machine's.
 pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &H) -> Result<StageEnd, Failure> {
-    let meter = Meter::start();
+    let meter = Meter::start(host.report_every());
     if assignment.recipe.numerics_version != NUMERICS_VERSION {
         return Err(failure::of_numerics(assignment.recipe.numerics_version));
     }

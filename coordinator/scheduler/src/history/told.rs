@@ -3,21 +3,29 @@
 use std::collections::BTreeMap;
 
 use super::{Broken, Event, Finding, Reader, StageKey};
-use graftwork_shared::event::EventKind;
+use graftwork_shared::{
+    event::{EventKind, StepReport},
+    id::WorkerId,
+};
 
 /// A stage as those who watch see it.
 #[derive(Default)]
 struct Watched {
-    /// The update that was reported last.
+    /// The update that was reported last, or the furthest behind it that somebody may go on from.
     step: u64,
     /// The update from which the attempt went on, or that was last said to be safe.
     safe: u64,
+    /// Members of the attempt's group, by epoch.
+    formed: BTreeMap<u64, Vec<WorkerId>>,
+    /// Those who go on and made the update that was reported last: they have its state, or that of the one before.
+    trained: Vec<WorkerId>,
 }
 
 /// What was told and cannot be.
 pub(super) fn check(reader: &Reader<'_>, told: &[Event]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut stages: BTreeMap<StageKey, Watched> = BTreeMap::new();
+    let turns = turns(told);
     for event in told {
         if let EventKind::JobFinished { outcome } = &event.kind {
             if !reader.jobs_ended.contains(&(event.job.clone(), format!("{outcome:?}"))) {
@@ -25,6 +33,12 @@ pub(super) fn check(reader: &Reader<'_>, told: &[Event]) -> Vec<Finding> {
                 findings.push(Finding { broken: Broken::AcknowledgedLost, what });
             }
             continue;
+        }
+        if matches!(event.kind, EventKind::JobStarted { .. }) {
+            // A coordinator that was killed may have decided what nobody was told.
+            let missed = |key: &StageKey| turns.get(key) != reader.turns.get(key);
+            let of_job = stages.iter_mut().filter(|(key, _)| key.job == event.job && missed(key));
+            of_job.for_each(|(_, watched)| watched.on_formed(None));
         }
         let Some(stage) = &event.stage else { continue };
         let key = StageKey { job: event.job.clone(), stage: stage.clone() };
@@ -40,6 +54,19 @@ pub(super) fn check(reader: &Reader<'_>, told: &[Event]) -> Vec<Finding> {
     findings
 }
 
+/// How often people were told that a stage was handed out, or its group formed anew.
+fn turns(told: &[Event]) -> BTreeMap<StageKey, usize> {
+    let mut turns = BTreeMap::new();
+    for event in told {
+        if let (EventKind::StageStarted { .. } | EventKind::GroupFormed { .. }, Some(stage)) =
+            (&event.kind, &event.stage)
+        {
+            *turns.entry(StageKey { job: event.job.clone(), stage: stage.clone() }).or_default() += 1;
+        }
+    }
+    turns
+}
+
 /// What a word promises, as the facts name it.
 fn promise(kind: &EventKind) -> Option<String> {
     match kind {
@@ -50,13 +77,38 @@ fn promise(kind: &EventKind) -> Option<String> {
     }
 }
 
+impl Watched {
+    fn begun(worker: WorkerId, from_step: u64) -> Self {
+        // What it finds changed makes it start over, so its first report may be of any step.
+        Self { step: 0, safe: from_step, formed: [(0, vec![worker])].into(), trained: vec![worker] }
+    }
+
+    /// These go on, or nobody knows who. If one of them made the last update they stand behind it by the update that was
+    /// under way, and no more. Newcomers that are left alone before they had the state of whoever trained, who was perhaps
+    /// never told of them, begin at the stage's beginning, if nothing is safe; or else by no more than one behind what
+    /// is, since a member that stands further back fails its attempt.
+    fn on_formed(&mut self, members: Option<&[WorkerId]>) {
+        self.trained.retain(|worker| members.is_some_and(|members| members.contains(worker)));
+        let last = if self.trained.is_empty() { self.safe } else { self.step };
+        self.step = self.step.min(last.saturating_sub(1));
+    }
+
+    /// Gives the update that was reported before.
+    fn on_report(&mut self, report: &StepReport) -> u64 {
+        // Whoever was told of another group and has not changed over yet still trains in the one before.
+        if let Some(members) = self.formed.get(&report.group) {
+            self.trained.clone_from(members);
+        }
+        std::mem::replace(&mut self.step, report.step)
+    }
+}
+
 /// Updates go on one by one: each attempt begins at a state that was accepted, and its reports grow.
 fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &EventKind) -> Option<Finding> {
     let found = |broken, what: String| Some(Finding { broken, what: format!("{key}: {what}") });
     match kind {
-        EventKind::StageStarted { from_step, total_steps, .. } => {
-            // What it finds changed makes it start over, so its first report may be of any step.
-            (watched.step, watched.safe) = (0, *from_step);
+        EventKind::StageStarted { worker, from_step, total_steps, .. } => {
+            *watched = Watched::begun(*worker, *from_step);
             let known = reader.happened.contains(&(key.clone(), format!("checkpoint {from_step}")));
             if *from_step > *total_steps || (*from_step > 0 && !known) {
                 let what =
@@ -64,10 +116,10 @@ fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &Eve
                 return found(Broken::StepMissed, what);
             }
         }
-        // Those that go on may stand behind what the lost one reported: by the update that was under way, or else by no
-        // more than one behind what is safe.
-        EventKind::GroupFormed { .. } if reader.in_lockstep => watched.step = watched.step.saturating_sub(1),
-        EventKind::GroupFormed { .. } => watched.step = watched.step.min(watched.safe.saturating_sub(1)),
+        EventKind::GroupFormed { epoch, members, .. } => {
+            watched.on_formed(reader.in_lockstep.then_some(members.as_slice()));
+            watched.formed.insert(*epoch, members.clone());
+        }
         EventKind::Checkpointed { step } => {
             watched.safe = *step;
             if *step < watched.step {
@@ -75,12 +127,12 @@ fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &Eve
             }
         }
         EventKind::Step(report) => {
-            let before = std::mem::replace(&mut watched.step, report.step);
+            let before = watched.on_report(report);
             if report.step <= before {
                 return found(Broken::StepTwice, format!("step {} was reported after step {before}", report.step));
             }
         }
-        EventKind::CheckpointLost { .. } | EventKind::ResultLost => *watched = Watched::default(),
+        EventKind::CheckpointLost { .. } | EventKind::ResultLost => (watched.step, watched.safe) = (0, 0),
         _ => {}
     }
     None

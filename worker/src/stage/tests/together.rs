@@ -16,7 +16,10 @@ use std::{
 use graftwork_collective::{Aborter, Backend, FormRequest, MemoryRendezvous, form};
 use graftwork_shared::training::Reduction;
 
-use super::*;
+use super::{
+    super::membership::{Adopted, Halt, Membership, Standing},
+    *,
+};
 
 /// What a member tells its coordinator.
 pub(super) enum Said {
@@ -29,6 +32,10 @@ pub(super) enum Said {
 enum Fate {
     Dies,
     Leaves,
+    /// The coordinator takes this one in, which has loaded everything.
+    Admits(usize),
+    /// The same, and the member dies before it has heard of it.
+    DiesAsOneJoins(usize),
 }
 
 /// Unwinds the thread of a member that was killed or dismissed.
@@ -83,6 +90,18 @@ impl State {
 impl Circle {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// Takes a member in once it has loaded everything.
+    fn admit(&self, member: usize) {
+        let mut state = self.state();
+        while !state.prepared.contains(&member) {
+            state = self.changed.wait(state).unwrap();
+        }
+        state.members.push(member);
+        state.form(false);
+        drop(state);
+        self.changed.notify_all();
     }
 }
 
@@ -146,12 +165,20 @@ impl Seat {
         match self.fate {
             Some((at, Fate::Dies)) if question == at => resume_unwind(Box::new(Gone)),
             Some((at, Fate::Leaves)) => question >= at,
+            Some((at, Fate::Admits(member))) if question == at => {
+                self.circle.admit(member);
+                false
+            }
+            Some((at, Fate::DiesAsOneJoins(member))) if question == at => {
+                self.circle.admit(member);
+                resume_unwind(Box::new(Gone))
+            }
             _ => false,
         }
     }
 }
 
-/// When a member comes, counted in updates of the circle's beginning, and what becomes of it.
+/// What becomes of a member.
 #[derive(Clone, Copy, Debug)]
 struct Member {
     fate: Option<(u32, Fate)>,
@@ -167,19 +194,36 @@ fn leaves(question: u32) -> Member {
     Member { fate: Some((question, Fate::Leaves)) }
 }
 
-/// Trains a stage with these members, all formed before the first update; gives the result of whoever leads at the end.
+fn admits(question: u32, member: usize) -> Member {
+    Member { fate: Some((question, Fate::Admits(member))) }
+}
+
+fn dies_as_one_joins(question: u32, member: usize) -> Member {
+    Member { fate: Some((question, Fate::DiesAsOneJoins(member))) }
+}
+
+/// Trains a stage with these members; gives the result of whoever leads at the end.
 fn together(of: &Assignment, blobs: &LocalHost, members: &[Member]) -> StageResult {
-    let circle = Arc::new(Circle::default());
-    circle.state().members = (0..members.len()).collect();
-    if members.len() > 1 {
+    in_circle(&Arc::new(Circle::default()), of, (blobs, members))
+}
+
+/// The same in this circle. All are formed before the first update but for those that are taken in later.
+fn in_circle(circle: &Arc<Circle>, of: &Assignment, (blobs, members): (&LocalHost, &[Member])) -> StageResult {
+    let later = |number: &usize| {
+        let admits = |fate: Fate| matches!(fate, Fate::Admits(of) | Fate::DiesAsOneJoins(of) if of == *number);
+        members.iter().any(|member| member.fate.is_some_and(|(_, fate)| admits(fate)))
+    };
+    let first: Vec<usize> = (0..members.len()).filter(|number| !later(number)).collect();
+    circle.state().members.clone_from(&first);
+    if first.len() > 1 {
         circle.state().form(false);
     }
     thread::scope(|scope| {
         let run = |(number, member): (usize, &Member)| {
             let seat =
-                Seat { circle: Arc::clone(&circle), member: number, questions: AtomicU32::new(0), fate: member.fate };
+                Seat { circle: Arc::clone(circle), member: number, questions: AtomicU32::new(0), fate: member.fate };
             let host = LocalHost::seated(blobs, seat);
-            let circle = Arc::clone(&circle);
+            let circle = Arc::clone(circle);
             scope.spawn(move || {
                 let ended = catch_unwind(AssertUnwindSafe(|| run_stage(of, number > 0, &host)));
                 let mut state = circle.state();
@@ -288,5 +332,95 @@ fn whoever_leaves_hands_over_and_the_result_is_the_same() {
         for members in [[STAYS, leaves(question)], [leaves(question), STAYS]] {
             assert_eq!(bytes_of(&together(&of, &host, &members)), alone, "{members:?}");
         }
+    }
+}
+
+#[test]
+fn whoever_joins_in_the_middle_of_an_epoch_takes_the_state_up_and_the_result_is_the_same() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    let alone = bytes_of(&finish(&of, &host));
+    for question in 0..12 {
+        for (members, newcomer) in [(vec![admits(question, 1), STAYS], 1), (vec![STAYS, admits(question, 2), STAYS], 2)]
+        {
+            let circle = Arc::new(Circle::default());
+            assert_eq!(bytes_of(&in_circle(&circle, &of, (&host, &members))), alone, "{members:?}");
+            assert!(circle.state().aborters.contains_key(&newcomer), "it was never in a group: {members:?}");
+        }
+    }
+}
+
+/// Nobody else has the state, and nothing of it is safe.
+#[test]
+fn a_newcomer_whose_only_fellow_dies_before_it_has_the_state_begins_anew_to_the_same_result() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    let alone = bytes_of(&finish(&of, &host));
+    for question in [0, 1, 6, 9] {
+        let members = [dies_as_one_joins(question, 1), STAYS];
+        assert_eq!(bytes_of(&together(&of, &host, &members)), alone, "{members:?}");
+    }
+}
+
+/// Members of a circle of three take up one state, and say that they hold these; what becomes of each.
+fn confirmed(digests: [&'static str; 3]) -> Vec<Result<(), Halt>> {
+    let circle = Arc::new(Circle::default());
+    circle.state().members = vec![0, 1, 2];
+    circle.state().form(false);
+    let blobs = LocalHost::new(1);
+    thread::scope(|scope| {
+        let member = |(number, digest): (usize, &'static str)| {
+            let seat = Seat { circle: Arc::clone(&circle), member: number, questions: AtomicU32::new(0), fate: None };
+            let host = LocalHost::seated(&blobs, seat);
+            scope.spawn(move || {
+                let mut membership = Membership::joining();
+                membership.assemble(&host, 4).unwrap();
+                // Rank 1 is furthest.
+                let (step, digest_before) = if number == 1 { (5, "copied") } else { (0, "untrained") };
+                let standing = Standing { step, evaluations: 0, digest: digest_before.to_owned() };
+                let adopted = membership.adopt(&standing, || Ok(vec![7])).unwrap();
+                assert_eq!(matches!(adopted, Adopted::State(bytes) if bytes == [7]), number != 1);
+                // The group stays until all have answered.
+                (membership.confirm(digest), membership)
+            })
+        };
+        let threads: Vec<_> = (0..).zip(digests).map(member).collect();
+        let ended: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
+        ended.into_iter().map(|(confirmed, _)| confirmed).collect()
+    })
+}
+
+#[test]
+fn a_newcomer_with_another_state_than_it_copied_takes_no_lanes_and_the_others_form_anew() {
+    assert!(confirmed(["copied"; 3]).iter().all(Result::is_ok));
+    let ended = confirmed(["copied", "copied", "other"]);
+    let reason = "rank 2 holds another state than rank 1 after copying it";
+    assert!(ended[..2].iter().all(|end| matches!(end, Err(Halt::Broken(why)) if why == reason)), "{ended:?}");
+    let Err(Halt::Failed(failure)) = &ended[2] else { panic!("{ended:?}") };
+    assert_eq!(failure.blame, Blame::Machine);
+    assert!(failure.message.ends_with("after copying it: other, not copied"), "{}", failure.message);
+}
+
+#[test]
+fn members_that_stand_at_one_update_with_different_states_train_nothing_together() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    let mut other = of.clone();
+    other.recipe.training.seed += 1;
+    let circle = Arc::new(Circle::default());
+    circle.state().members = vec![0, 1];
+    circle.state().form(false);
+    let ended: Vec<_> = thread::scope(|scope| {
+        let run = |(number, of): (usize, &'_ Assignment)| {
+            let seat = Seat { circle: Arc::clone(&circle), member: number, questions: AtomicU32::new(0), fate: None };
+            let (of, host) = (of.clone(), LocalHost::seated(&host, seat));
+            scope.spawn(move || run_stage(&of, number > 0, &host).unwrap_err())
+        };
+        let threads: Vec<_> = (0..).zip([&of, &other]).map(run).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    for failure in ended {
+        assert_eq!(failure.blame, Blame::Machine);
+        assert!(failure.message.contains("hold different states after update 0"), "{}", failure.message);
     }
 }

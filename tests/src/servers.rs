@@ -1,0 +1,76 @@
+//! The servers of `scripts/servers.py`: PostgreSQL and an object store, where tests are run beside them.
+
+use std::{
+    env,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use anyhow::{Context as _, Result};
+
+/// Whether the servers are there: then every cluster keeps its state in a database and its blobs in the object store.
+pub fn servers_run() -> bool {
+    env::var_os("GRAFTWORK_TEST_POSTGRES").is_some() && env::var_os("GRAFTWORK_TEST_S3").is_some()
+}
+
+/// Where the servers are.
+pub(crate) struct Servers {
+    /// `USER` and port of PostgreSQL on this machine.
+    user: String,
+    pub(crate) port: u16,
+    password: String,
+    endpoint: String,
+    keys: String,
+}
+
+impl Servers {
+    pub(crate) fn find() -> Result<Self> {
+        let named = |name: &str| env::var(name).with_context(|| format!("{name} is not set: run scripts/servers.py"));
+        let address = named("GRAFTWORK_TEST_POSTGRES")?;
+        let rest = address.strip_prefix("postgres://").context("an address of PostgreSQL")?;
+        let (user, rest) = rest.split_once("@127.0.0.1:").context("an address on this machine")?;
+        let port = rest.split('/').next().unwrap_or_default().parse()?;
+        let password = named("GRAFTWORK_TEST_PASSWORD")?;
+        let (endpoint, keys) = (named("GRAFTWORK_TEST_S3")?, named("GRAFTWORK_TEST_S3_KEYS")?);
+        Ok(Self { user: user.to_owned(), port, password, endpoint, keys })
+    }
+
+    /// A database of its own; the prefix in the bucket has the same name.
+    pub(crate) fn new_database(&self) -> Result<String> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
+        self.ask("postgres", &format!("CREATE DATABASE {name}"))?;
+        Ok(name)
+    }
+
+    /// Has a coordinator keep its state in this database, reached over a port, and its blobs below the prefix.
+    pub(crate) fn keep_state(&self, command: &mut Command, database: &str, port: u16) {
+        let state = format!("postgres://{}@127.0.0.1:{port}/{database}", self.user);
+        command.args(["--state", &state, "--blobs", &format!("s3://graftwork/{database}")]);
+        command.args(["--database-password-env", "DATABASE_PASSWORD", "--blobs-credentials-env", "STORE_KEYS"]);
+        command.env("DATABASE_PASSWORD", &self.password).env("STORE_KEYS", &self.keys);
+        command.env("AWS_ENDPOINT_URL_S3", &self.endpoint);
+    }
+
+    pub(crate) fn config(&self, name: &str) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.port).user(&self.user).password(&self.password).dbname(name);
+        config
+    }
+
+    /// An answer of the database of this name.
+    pub(crate) fn ask(&self, name: &str, sql: &str) -> Result<Option<i64>> {
+        let config = self.config(name);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+            tokio::spawn(connection);
+            let rows = client.simple_query(sql).await?;
+            let value = rows.iter().find_map(|row| match row {
+                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            });
+            Ok(value.map(|value| value.parse()).transpose()?)
+        })
+    }
+}
