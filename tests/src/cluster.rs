@@ -19,6 +19,7 @@ use crate::{World, history, program};
 /// The processes of a cluster on one machine; all are killed with the value.
 pub struct Cluster {
     folder: tempfile::TempDir,
+    options: Vec<String>,
     coordinator: Option<Child>,
     workers: Vec<Child>,
 }
@@ -26,7 +27,13 @@ pub struct Cluster {
 impl Cluster {
     /// A coordinator without workers.
     pub fn new() -> Result<Self> {
-        let mut cluster = Self { folder: tempfile::tempdir()?, coordinator: None, workers: Vec::new() };
+        Self::with_options(&[])
+    }
+
+    /// The same, with further options of the coordinator at each of its starts.
+    pub fn with_options(options: &[&str]) -> Result<Self> {
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut cluster = Self { folder: tempfile::tempdir()?, options, coordinator: None, workers: Vec::new() };
         cluster.start_coordinator()?;
         Ok(cluster)
     }
@@ -36,6 +43,7 @@ impl Cluster {
         let address = self.address();
         let mut command = Command::new(program());
         command.current_dir(self.path()).args(["coordinator", "--listen", &address, "--state", "state"]);
+        command.args(&self.options);
         command.env("XDG_CACHE_HOME", self.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut coordinator = command.spawn()?;
         let lines = BufReader::new(coordinator.stderr.take().context("stderr is piped")?).lines();
@@ -73,21 +81,14 @@ impl Cluster {
     }
 
     /// SIGTERM to a worker, which finishes its step, hands over and ends; gives how it ended.
-    #[expect(clippy::zombie_processes, reason = "it is waited for, or killed and waited for")]
     pub fn stop_worker(&mut self, pid: u32) -> Result<ExitStatus> {
         let position = self.workers.iter().position(|worker| worker.id() == pid).context("no such worker")?;
-        let mut worker = self.workers.remove(position);
-        let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
-        ensure!(sent.success(), "cannot send SIGTERM to {pid}");
-        let until = Instant::now() + Duration::from_mins(1);
-        while Instant::now() < until {
-            if let Some(status) = worker.try_wait()? {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        end(worker);
-        bail!("a worker that was told to end did not within a minute")
+        stop(self.workers.remove(position)).context("a worker")
+    }
+
+    /// SIGTERM to the coordinator; gives how it ended.
+    pub fn stop_coordinator(&mut self) -> Result<ExitStatus> {
+        stop(self.coordinator.take().context("no coordinator runs")?).context("the coordinator")
     }
 
     /// kill -9 of everything, and a coordinator that knows nothing and an empty hub in its place.
@@ -145,6 +146,21 @@ impl Drop for Cluster {
         self.kill();
         history::check_at_the_end(self.path());
     }
+}
+
+/// SIGTERM, and the end that comes of it.
+fn stop(mut process: Child) -> Result<ExitStatus> {
+    let pid = process.id();
+    let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
+    let until = Instant::now() + Duration::from_mins(1);
+    while sent.success() && Instant::now() < until {
+        if let Some(status) = process.try_wait()? {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    end(process);
+    bail!("process {pid} was told to end and did not within a minute")
 }
 
 /// One that has ended already is reaped all the same.

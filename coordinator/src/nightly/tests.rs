@@ -92,10 +92,7 @@ fn judged(mut night: Night, good: bool, used: &[&str]) -> Night {
 }
 
 fn commands() -> Commands {
-    Commands {
-        again: "graftwork nightly job.toml".to_owned(),
-        repeat: "graftwork nightly job.toml --repeat 2:".to_owned(),
-    }
+    Commands::of_night("graftwork nightly job.toml", 2)
 }
 
 fn compared(before: &(Night, Book), after: &(Night, Book), nightly: &Nightly) -> compare::Compared {
