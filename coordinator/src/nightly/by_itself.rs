@@ -26,6 +26,7 @@ use super::{
 use crate::{
     cli::{Failure, JobFile, Refused},
     client::{Client, ClientError},
+    run::{Recoveries, Recovery},
     upload::{self, Upload},
 };
 
@@ -147,15 +148,15 @@ impl ByItself {
                 let code = Code::of_coordinator(self.code.as_deref())?;
                 let prepared = prepare(&history, &read.job, code)?;
                 let mut client = Client::local(socket).await?;
-                let view = match serve(&prepared, &read, &mut client).await {
-                    Ok(view) => view,
+                let (view, recoveries) = match serve(&prepared, &read, &mut client).await {
+                    Ok(ended) => ended,
                     Err(Trouble::Final(failure)) => {
                         history.forget_tonight()?;
                         return Err(failure);
                     }
                     Err(Trouble::Passing(failure)) => return Err(failure),
                 };
-                let number = keep(&history, prepared, &view)?;
+                let number = keep(&history, prepared, &view, recoveries)?;
                 // What is kept is the history.
                 forget(&mut client, &view.id).await;
                 number
@@ -218,7 +219,7 @@ impl From<ClientError> for Trouble {
 }
 
 /// Has the coordinator train a night; gives its job as it ended.
-async fn serve(prepared: &Prepared, file: &JobFile, client: &mut Client) -> Result<JobView, Trouble> {
+async fn serve(prepared: &Prepared, file: &JobFile, client: &mut Client) -> Result<(JobView, Vec<Recovery>), Trouble> {
     let (job, spans) = (prepared.job.clone(), file.spans.clone());
     let passing = |error: anyhow::Error| Trouble::Passing(error.into());
     let reading = tokio::task::spawn_blocking(move || Upload::prepare(job, &spans, &[]));
@@ -231,12 +232,12 @@ async fn serve(prepared: &Prepared, file: &JobFile, client: &mut Client) -> Resu
         Err(ClientError::Plan(problems)) => return Err(refused(&upload.with_paths(problems))),
         submitted => submitted?,
     };
-    let view = ended(client, &id).await?;
+    let (view, recoveries) = ended(client, &id).await?;
     if view.outcome == Some(Outcome::Cancelled) {
         forget(client, &id).await;
         return Err(Trouble::Final(Failure::input(anyhow::anyhow!("somebody cancelled its job {id}"))));
     }
-    Ok(view)
+    Ok((view, recoveries))
 }
 
 async fn forget(client: &mut Client, id: &JobId) {
@@ -245,12 +246,12 @@ async fn forget(client: &mut Client, id: &JobId) {
     }
 }
 
-async fn ended(client: &mut Client, id: &JobId) -> Result<JobView, ClientError> {
-    let mut events = client.watch(id).await?;
+async fn ended(client: &mut Client, id: &JobId) -> Result<(JobView, Vec<Recovery>), ClientError> {
+    let (mut events, mut recoveries) = (client.watch(id).await?, Recoveries::default());
     while let Some(event) = events.next().await {
-        event?;
+        recoveries.on_event(&event?);
     }
-    client.view(id).await
+    Ok((client.view(id).await?, recoveries.done()))
 }
 
 /// Problems of a job file as one error.

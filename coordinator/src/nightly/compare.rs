@@ -12,6 +12,7 @@ use super::{
     night::{Judged, Night},
     scores::{self, Opened},
 };
+use crate::run::{Lost, Recovery};
 
 /// How a night compares, and what is remembered of it.
 pub(super) struct Compared {
@@ -249,6 +250,15 @@ pub(super) fn head(night: &Night) -> Head {
         numerics: night.code.numerics,
         code: night.code.name.clone(),
         resumed: night.resumed,
+        recoveries: night.recoveries.iter().map(told).collect(),
+    }
+}
+
+fn told(recovery: &Recovery) -> String {
+    let Recovery { lost, stage, seconds } = recovery;
+    match lost {
+        Lost::Attempt => format!("{stage} went on {seconds:.1} s after its attempt was lost"),
+        Lost::Coordinator => format!("{stage} went on {seconds:.1} s after the next coordinator began"),
     }
 }
 

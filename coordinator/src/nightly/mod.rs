@@ -233,7 +233,7 @@ async fn train(
             show_problems(&text, &name, &problems);
             Ok(Trained::Ended(INPUT))
         }
-        End::Ended(view) => Ok(Trained::Kept(keep(history, prepared, &view)?)),
+        End::Ended(view, recoveries) => Ok(Trained::Kept(keep(history, prepared, &view, recoveries)?)),
     }
 }
 

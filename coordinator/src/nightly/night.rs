@@ -25,7 +25,7 @@ use super::{
     answers::{Asked, Book},
     expand::measured,
 };
-use crate::cli::Worker;
+use crate::{cli::Worker, run::Recovery};
 
 /// Version of the layout of a night's files.
 pub(super) const LAYOUT: u32 = 1;
@@ -55,6 +55,9 @@ pub(super) struct Night {
     pub(super) missed: bool,
     /// What it used.
     pub(super) usage: Usage,
+    /// How long training stood still after each loss, as far as somebody saw it.
+    #[serde(default)]
+    pub(super) recoveries: Vec<Recovery>,
     /// Set once it was compared.
     pub(super) judged: Option<Judged>,
 }

@@ -39,7 +39,7 @@ pub(super) async fn repeat(history: &History, night: Night, task: &str, argument
         go_on: "the same command (from the start)".to_owned(),
     };
     let view = match run::train(training).await? {
-        End::Ended(view) => view,
+        End::Ended(view, _) => view,
         End::Interrupted => return Ok(INTERRUPTED),
         End::Refused(problems) => {
             show_problems("", "the job of that night", &problems);

@@ -80,6 +80,7 @@ fn night(number: u64, tasks: &[(&str, f64)]) -> (Night, Book) {
         failed: Vec::new(),
         missed: false,
         usage: Usage { core_seconds: 60.0, peak_memory_bytes: 400 << 20, ..Usage::default() },
+        recoveries: Vec::new(),
         judged: None,
     };
     (night, book)

@@ -10,7 +10,7 @@ use super::{
     history::{History, Tonight},
     night::{Code, LAYOUT, Night, gather},
 };
-use crate::cli::Failure;
+use crate::{cli::Failure, run::Recovery};
 
 /// A night that is ready to be trained.
 pub(super) struct Prepared {
@@ -35,7 +35,12 @@ pub(super) fn prepare(history: &History, job: &Job, code: Code) -> Result<Prepar
 }
 
 /// Keeps what a night measured, and removes its training.
-pub(super) fn keep(history: &History, prepared: Prepared, view: &JobView) -> Result<u64, Failure> {
+pub(super) fn keep(
+    history: &History,
+    prepared: Prepared,
+    view: &JobView,
+    recoveries: Vec<Recovery>,
+) -> Result<u64, Failure> {
     let Prepared { tonight, code, job } = prepared;
     if view.outcome == Some(Outcome::Cancelled) {
         let words = format!("night {} was cancelled; the same command goes on with it", tonight.number);
@@ -54,6 +59,7 @@ pub(super) fn keep(history: &History, prepared: Prepared, view: &JobView) -> Res
         failed,
         missed: view.outcome == Some(Outcome::ExpectationMissed),
         usage: view.usage,
+        recoveries,
         judged: None,
     };
     let folder = history.folder_of(night.number);

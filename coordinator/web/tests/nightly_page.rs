@@ -15,6 +15,7 @@ fn head(number: u64) -> Head {
         numerics: 2,
         code: format!("commit-{number}"),
         resumed: 1,
+        recoveries: vec!["mail went on 0.8 s after the next coordinator began".to_owned()],
     }
 }
 
@@ -103,6 +104,7 @@ fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
         "{regressions}"
     );
     assert!(page.contains("1 regression") && page.contains("night 7") && page.contains("good &amp; bad"));
+    assert!(page.contains("mail went on 0.8 s after the next coordinator began"));
     assert!(page.contains("commit-8") && page.contains("went on after interruptions"));
 }
 

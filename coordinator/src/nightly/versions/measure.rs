@@ -67,6 +67,7 @@ pub(in super::super) async fn measure(side: Side<'_>, signals: &mut Signals) -> 
         failed,
         missed: view.outcome == Some(Outcome::ExpectationMissed),
         usage: view.usage,
+        recoveries: Vec::new(),
         judged: None,
     };
     Ok(Some(Measured { night, book, view }))

@@ -55,6 +55,7 @@ fn header(view: &NightlyView) -> Markup {
         dl.wide {
             dt { "code" } dd { (code(&view.night)) }
             @if let Some(head) = &view.baseline { dt { "baseline's code" } dd { (code(head)) } }
+            @if !view.night.recoveries.is_empty() { dt { "recovery" } dd { (view.night.recoveries.join("; ")) } }
             dt { "once more" } dd { code { (view.again) } }
             dt { "learning curves, attention of fusions" }
             dd { a href="job.html" { "job.html" } @if view.night.number == 0 { ", " a href="before.html" { "before.html" } } }

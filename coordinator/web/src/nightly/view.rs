@@ -53,6 +53,9 @@ pub struct Head {
     pub code: String,
     /// Times it went on after an interruption.
     pub resumed: u32,
+    /// How long training stood still after each loss, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recoveries: Vec<String>,
 }
 
 /// How a night ended.
