@@ -5,7 +5,6 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
     process::{Command, Output},
 };
 
@@ -167,7 +166,7 @@ fn two_versions_are_measured_side_by_side_on_the_same_data() -> Result<()> {
 fn the_commit_that_made_a_measurement_worse_is_found_by_halves() -> Result<()> {
     let repository = Repository::new("")?;
     let good = repository.commit("The first rows")?;
-    let (_, _) = repository.nightly(&["--code", &good], 0)?;
+    repository.nightly(&["--code", &good], 0)?;
     repository.write("notes.md", "first\n")?;
     let before = repository.commit("Notes")?;
     repository.world.write_split("topic", "train", 0..240, true)?;
@@ -222,6 +221,6 @@ fn a_job_outside_of_any_repository_is_told() -> Result<()> {
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.code() == Some(1) && said.contains("is in no git repository"), "{said}");
-    ensure!(!Path::new(&world.path().join(".graftwork/nightly/tiny/beside")).exists());
+    ensure!(!world.path().join(".graftwork/nightly/tiny/beside").exists(), "nothing was begun");
     Ok(())
 }

@@ -61,7 +61,8 @@ impl Search {
                 return Some(end);
             }
             // An end that is not what it should be ends the search.
-            if if end == last { !self.is_worse(end) } else { !self.is_good(end) } {
+            let is_sound = if end == last { self.is_worse(end) } else { self.is_good(end) };
+            if !is_sound {
                 return None;
             }
         }
