@@ -21,6 +21,7 @@ pub mod metric;
 pub mod random;
 pub mod recipe;
 pub mod record;
+pub mod schedule;
 pub mod sweep;
 pub mod trace;
 pub mod training;

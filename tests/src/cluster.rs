@@ -22,6 +22,7 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     /// Where the state lies, with the name of the database; `None`: in the folder.
     servers: Option<(Servers, String)>,
+    options: Vec<String>,
     coordinator: Option<Child>,
     workers: Vec<Child>,
 }
@@ -29,18 +30,24 @@ pub struct Cluster {
 impl Cluster {
     /// A coordinator without workers: over a database and an object store where they run, and a folder elsewhere.
     pub fn new() -> Result<Self> {
+        Self::with_options(&[])
+    }
+
+    /// The same, with further options of the coordinator at each of its starts.
+    pub fn with_options(options: &[&str]) -> Result<Self> {
         let servers = servers_run().then(Servers::find).transpose()?;
         let servers = servers.map(|servers| servers.new_database().map(|database| (servers, database))).transpose()?;
-        Self::over(servers)
+        Self::over(servers, options)
     }
 
     /// The same over a folder alone, for what is about the files in it.
     pub fn in_a_folder() -> Result<Self> {
-        Self::over(None)
+        Self::over(None, &[])
     }
 
-    fn over(servers: Option<(Servers, String)>) -> Result<Self> {
-        let mut cluster = Self { folder: tempfile::tempdir()?, servers, coordinator: None, workers: Vec::new() };
+    fn over(servers: Option<(Servers, String)>, options: &[&str]) -> Result<Self> {
+        let (folder, options) = (tempfile::tempdir()?, options.iter().map(|option| (*option).to_owned()).collect());
+        let mut cluster = Self { folder, servers, options, coordinator: None, workers: Vec::new() };
         cluster.start_coordinator()?;
         Ok(cluster)
     }
@@ -61,6 +68,7 @@ impl Cluster {
                 servers.keep_state(command.args(["--folder", "state"]), database, servers.port);
             }
         }
+        command.args(&self.options);
         command.env("XDG_CACHE_HOME", self.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut coordinator = command.spawn()?;
         let lines = BufReader::new(coordinator.stderr.take().context("stderr is piped")?).lines();
@@ -100,21 +108,14 @@ impl Cluster {
     }
 
     /// SIGTERM to a worker, which finishes its step, hands over and ends; gives how it ended.
-    #[expect(clippy::zombie_processes, reason = "it is waited for, or killed and waited for")]
     pub fn stop_worker(&mut self, pid: u32) -> Result<ExitStatus> {
         let position = self.workers.iter().position(|worker| worker.id() == pid).context("no such worker")?;
-        let mut worker = self.workers.remove(position);
-        let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
-        ensure!(sent.success(), "cannot send SIGTERM to {pid}");
-        let until = Instant::now() + Duration::from_mins(1);
-        while Instant::now() < until {
-            if let Some(status) = worker.try_wait()? {
-                return Ok(status);
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
-        end(worker);
-        bail!("a worker that was told to end did not within a minute")
+        stop(self.workers.remove(position)).context("a worker")
+    }
+
+    /// SIGTERM to the coordinator; gives how it ended.
+    pub fn stop_coordinator(&mut self) -> Result<ExitStatus> {
+        stop(self.coordinator.take().context("no coordinator runs")?).context("the coordinator")
     }
 
     /// kill -9 of everything, and a coordinator that knows nothing and an empty hub in its place.
@@ -185,6 +186,21 @@ impl Drop for Cluster {
             }
         }
     }
+}
+
+/// SIGTERM, and the end that comes of it.
+fn stop(mut process: Child) -> Result<ExitStatus> {
+    let pid = process.id();
+    let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
+    let until = Instant::now() + Duration::from_mins(1);
+    while sent.success() && Instant::now() < until {
+        if let Some(status) = process.try_wait()? {
+            return Ok(status);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    end(process);
+    bail!("process {pid} was told to end and did not within a minute")
 }
 
 /// One that has ended already is reaped all the same.

@@ -135,6 +135,8 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
 
     let report: Value = serde_json::from_str(&read(&folder.join("000002/nightly.json"))?)?;
     assert_eq!((named(&report)?, report["night"]["resumed"].as_u64()), (vec!["topic".to_owned()], Some(1)));
+    let recovered = report["night"]["recoveries"][0].as_str().unwrap_or_default();
+    assert!(recovered.contains("after the next coordinator began"), "{report}");
     let same = report["scores"].as_array().context("scores")?.iter().filter(|row| row["verdict"]["finding"] == "same");
     assert_eq!(same.count(), 6, "two scores of each of the others are the same answers: {report}");
     let page = read(&folder.join("000002/nightly.html"))?;

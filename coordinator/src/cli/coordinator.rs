@@ -18,6 +18,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::{DONE, Failure, cache_folder, secret};
 use crate::{
+    nightly::ByItself,
     planner::{PlannerDoor, Planning},
     publish::PublisherDoor,
     run::Signals,
@@ -92,6 +93,16 @@ pub(crate) struct Arguments {
     /// Without it none is forgotten by itself; `graftwork forget` forgets one.
     #[arg(long, value_name = "DAYS")]
     keep_jobs: Option<f64>,
+    /// Run nights of this job by itself, each when the `cron` of its table [nightly] is due; may be given again. One night
+    /// at a time; a time that passed while none could run is made up for once.
+    #[arg(long, value_name = "JOB")]
+    nightly: Vec<PathBuf>,
+    /// Folder in which each of them has its history; by default .graftwork/nightly, where `graftwork nightly` looks too.
+    #[arg(long, value_name = "FOLDER", requires = "nightly")]
+    nightly_history: Option<PathBuf>,
+    /// What to call the code that such nights measure, such as a commit; by default a digest of this program.
+    #[arg(long, value_name = "TEXT", env = "GRAFTWORK_CODE")]
+    nightly_code: Option<String>,
     /// Places of workers that an owner's stages may have at a time, such as `nlp=4`; `*=4` is for every owner that is not
     /// named. May be given again.
     #[arg(long, value_name = "OWNER=PLACES", value_parser = bound)]
@@ -200,7 +211,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     options.auth = arguments.auth()?;
     let _metrics = arguments.listen_for_metrics(options.gauges.clone()).await?;
     options.listen = arguments.listen;
-    if options.listen.is_empty() {
+    let by_itself =
+        ByItself { files: arguments.nightly, histories: arguments.nightly_history, code: arguments.nightly_code };
+    by_itself.check()?;
+    let private = options.listen.iter().any(|listen| matches!(listen, Listen::Unix(_)));
+    // Nights come to it as jobs of its own user do.
+    if options.listen.is_empty() || (!private && !by_itself.files.is_empty()) {
         options.listen.push(Listen::Unix(folder.join("door").join("socket")));
     }
     options.hubs = arguments.hub_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
@@ -215,6 +231,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     for address in running.addresses() {
         eprintln!("graftwork coordinator {} listens on {address}", graftwork_shared::VERSION);
     }
+    let socket = running.addresses().iter().find_map(|listen| match listen {
+        Listen::Unix(path) => Some(path.clone()),
+        Listen::Tcp(_) | Listen::Tls(_) => None,
+    });
+    // Its nights end with this function; what is under way is on the disk.
+    let _nights = socket.filter(|_| !by_itself.files.is_empty()).map(|socket| by_itself.start(socket)).transpose()?;
     tokio::select! {
         error = running.wait() => return Err(error.into()),
         () = signals.stop() => eprintln!("stopping: workers go on under their leases, and the next coordinator takes them up"),

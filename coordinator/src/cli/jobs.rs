@@ -128,10 +128,11 @@ pub(super) async fn submit(arguments: Submit) -> Result<u8, Failure> {
         Ok(upload) => upload,
         Err(problems) => return refuse(&problems),
     };
-    upload::send(&upload, &mut client).await.map_err(|error| match error {
+    let said = upload::send(&upload, &mut client).await.map_err(|error| match error {
         UploadError::Client(error) => Failure::from(error),
         other => Failure::from(other),
     })?;
+    said.iter().for_each(|said| eprintln!("{said}"));
     let (id, attached) = match client.submit(&upload.job, &spans).await {
         Err(ClientError::Plan(problems)) => return refuse(&upload.with_paths(problems)),
         submitted => submitted?,

@@ -63,7 +63,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         go_on: format!("graftwork verify --retrain {} (from the start)", arguments.release.display()),
     };
     let view = match run::train(training).await? {
-        End::Ended(view) => view,
+        End::Ended(view, _) => view,
         End::Interrupted => return Ok(INTERRUPTED),
         End::Refused(problems) => {
             show_problems("", "the record's job", &problems);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::job::Nightly;
 use graftwork_verdict::{CostFinding, Finding, Settings, changes, judge};
-use graftwork_web::{Cost, Head, NightOutcome, NightlyView, Past, Row};
+use graftwork_web::{Cost, Head, NightOutcome, NightlyView, Past, Problem, Row};
 
 use super::{
     costs,
@@ -12,6 +12,7 @@ use super::{
     night::{Judged, Night},
     scores::{self, Opened},
 };
+use crate::run::{Lost, Recovery};
 
 /// How a night compares, and what is remembered of it.
 pub(super) struct Compared {
@@ -25,6 +26,19 @@ pub(super) struct Commands {
     pub(super) again: String,
     /// Ends with the name of what is to be repeated.
     pub(super) repeat: String,
+    /// Ends with the name of what may be searched for the commit that made it worse, where commits are known.
+    pub(super) bisect: Option<String>,
+}
+
+impl Commands {
+    /// Those of a stored night.
+    pub(super) fn of_night(again: &str, number: u64) -> Self {
+        Self {
+            again: again.to_owned(),
+            repeat: format!("{again} --repeat {number}:"),
+            bisect: Some(format!("{again} --bisect {number}:")),
+        }
+    }
 }
 
 /// How strictly the job wants its nights compared.
@@ -45,38 +59,13 @@ pub(super) fn compare(
     nightly: &Nightly,
     commands: &Commands,
 ) -> Compared {
-    let settings = settings(nightly);
     let carried = carried(nights, night.night.number);
     let mut marks = Marks { nightly, used: carried.used, now: BTreeSet::new() };
-    let (pairs, mut problems) = baseline.map_or_else(Default::default, |before| scores::pair(before, night, nights));
-    problems.splice(0..0, night.night.failed.iter().cloned());
-    let comparisons: Vec<_> = pairs.iter().map(|pair| pair.comparison.clone()).collect();
-    let mut rows: Vec<Row> = Vec::new();
-    for (pair, verdict) in pairs.iter().zip(judge(&comparisons, &settings)) {
-        let regressed = verdict.finding == Finding::Regressed;
-        rows.push(Row {
-            flipped: pair.flips(&verdict),
-            task: pair.task.to_string(),
-            fusion: pair.fusion,
-            method: pair.method.clone(),
-            main: pair.main,
-            expected: regressed.then(|| marks.take("score", pair.task.as_str())).flatten(),
-            repeat: format!("{}{}", commands.repeat, pair.task),
-            verdict,
-        });
-    }
+    let (mut rows, problems) = scored(night, baseline, nights, &mut marks, commands);
     let mut cost_since = carried.cost_since;
-    let costs = count_costs(nights, &settings, &mut marks, &mut cost_since);
+    let costs = count_costs(nights, &settings(nightly), &mut marks, &mut cost_since);
     rows.sort_by_key(|row| (rank(row.verdict.finding), row.expected.is_some()));
-    let fails =
-        rows.iter().any(Row::fails) || costs.iter().any(Cost::fails) || problems.iter().any(|problem| problem.fails);
-    let excused = rows.iter().any(|row| row.expected.is_some()) || costs.iter().any(|cost| cost.expected.is_some());
-    let outcome = match () {
-        () if fails => NightOutcome::Regressed,
-        () if excused => NightOutcome::Expected,
-        () if baseline.is_none() => NightOutcome::First,
-        () => NightOutcome::Good,
-    };
+    let (outcome, fails) = outcome(&rows, &costs, &problems, baseline.is_none());
     let used = marks.used.union(&marks.now).cloned().collect();
     let judged = Judged { good: !fails, baseline: baseline.map(|before| before.night.number), used, cost_since };
     let view = NightlyView {
@@ -87,12 +76,87 @@ pub(super) fn compare(
         problems,
         scores: rows,
         costs,
+        pairs: Vec::new(),
         history: past(nights, night.night.number, judged.good),
         usage: night.night.usage,
         false_alarm: nightly.false_alarm,
         again: commands.again.clone(),
     };
     Compared { view, judged }
+}
+
+/// Compares two versions that measured the same in one run, the first of them the older one. The history tells of seeds,
+/// and which reasons are used up; nothing of it changes.
+pub(super) fn beside(
+    [before, after]: [Opened<'_>; 2],
+    nights: &[Night],
+    nightly: &Nightly,
+    commands: &Commands,
+) -> NightlyView {
+    let used = carried(nights, u64::MAX).used;
+    let mut marks = Marks { nightly, used, now: BTreeSet::new() };
+    let (mut rows, problems) = scored(after, Some(before), nights, &mut marks, commands);
+    rows.sort_by_key(|row| (rank(row.verdict.finding), row.expected.is_some()));
+    let (outcome, _) = outcome(&rows, &[], &problems, false);
+    NightlyView {
+        job: after.night.job.name.clone(),
+        night: head(after.night),
+        baseline: Some(head(before.night)),
+        outcome,
+        problems,
+        scores: rows,
+        costs: Vec::new(),
+        pairs: costs::pair(before.night, after.night),
+        history: Vec::new(),
+        usage: after.night.usage,
+        false_alarm: nightly.false_alarm,
+        again: commands.again.clone(),
+    }
+}
+
+/// Verdicts of all scores that both have, and what could not be measured or compared.
+fn scored(
+    night: Opened<'_>,
+    baseline: Option<Opened<'_>>,
+    nights: &[Night],
+    marks: &mut Marks<'_>,
+    commands: &Commands,
+) -> (Vec<Row>, Vec<Problem>) {
+    let (pairs, mut problems) = baseline.map_or_else(Default::default, |before| scores::pair(before, night, nights));
+    problems.splice(0..0, night.night.failed.iter().cloned());
+    let comparisons: Vec<_> = pairs.iter().map(|pair| pair.comparison.clone()).collect();
+    let commits = baseline.is_some_and(|before| before.night.code.is_commit() && night.night.code.is_commit());
+    let bisect = commands.bisect.as_ref().filter(|_| commits);
+    let mut rows = Vec::new();
+    for (pair, verdict) in pairs.iter().zip(judge(&comparisons, &settings(marks.nightly))) {
+        let regressed = verdict.finding == Finding::Regressed;
+        rows.push(Row {
+            flipped: pair.flips(&verdict),
+            task: pair.task.to_string(),
+            fusion: pair.fusion,
+            method: pair.method.clone(),
+            main: pair.main,
+            expected: regressed.then(|| marks.take("score", pair.task.as_str())).flatten(),
+            repeat: format!("{}{}", commands.repeat, pair.task),
+            bisect: bisect.map(|command| format!("{command}{}", pair.task)),
+            verdict,
+        });
+    }
+    (rows, problems)
+}
+
+/// How it ended, and whether that fails it.
+fn outcome(rows: &[Row], costs: &[Cost], problems: &[Problem], first: bool) -> (NightOutcome, bool) {
+    let fails =
+        rows.iter().any(Row::fails) || costs.iter().any(Cost::fails) || problems.iter().any(|problem| problem.fails);
+    let excused = rows.iter().any(|row| row.expected.is_some()) || costs.iter().any(|cost| cost.expected.is_some());
+    let outcome = match () {
+        () if fails => NightOutcome::Regressed,
+        () if excused => NightOutcome::Expected,
+        () if first => NightOutcome::First,
+        () => NightOutcome::Good,
+    };
+    (outcome, fails)
 }
 
 /// The night to compare with, unless the user names one: the last good one before it.
@@ -186,6 +250,15 @@ pub(super) fn head(night: &Night) -> Head {
         numerics: night.code.numerics,
         code: night.code.name.clone(),
         resumed: night.resumed,
+        recoveries: night.recoveries.iter().map(told).collect(),
+    }
+}
+
+fn told(recovery: &Recovery) -> String {
+    let Recovery { lost, stage, seconds } = recovery;
+    match lost {
+        Lost::Attempt => format!("{stage} went on {seconds:.1} s after its attempt was lost"),
+        Lost::Coordinator => format!("{stage} went on {seconds:.1} s after the next coordinator began"),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{id::Name, recipe::NumericClass};
 use graftwork_verdict::{Series, Worse};
+use graftwork_web::PairedCost;
 
 use super::{
     night::{Measurement, Night},
@@ -47,6 +48,22 @@ pub(super) fn count(nights: &[Night], since: &BTreeMap<String, u64>) -> Vec<Coun
         counted.extend(of(name, Some(task), values));
     }
     counted
+}
+
+/// The same costs of two versions that ran in turn on one machine.
+pub(super) fn pair(before: &Night, after: &Night) -> Vec<PairedCost> {
+    let whole = WHOLE
+        .iter()
+        .map(|(name, value)| (name.replace("the night", "the run"), Some(value(before)), Some(value(after))));
+    let each = tasks(after).into_iter().map(|task| {
+        let of = |night| per_thousand(&seeds(night, &task));
+        (format!("{task}: core-seconds for 1,000 examples"), of(before), of(after))
+    });
+    let told = |(name, before, after): (String, Option<f64>, Option<f64>)| {
+        let (before, after) = (before?, after?);
+        (before > 0.0 && after > 0.0).then_some(PairedCost { name, before, after })
+    };
+    whole.chain(each).filter_map(told).collect()
 }
 
 fn of(name: String, task: Option<Name>, values: Vec<(u64, f64)>) -> Option<Counted> {

@@ -6,6 +6,8 @@
 //! tonight/{state,hub}      its training
 //! nights/000012/night.json written last: a night with it is whole
 //! nights/000012/…          its answers, and everything that was said of it
+//! beside/{before,after}    two versions side by side, and what was said of them
+//! versions/tree            a checkout of another commit, moved from one to the next
 //! ```
 
 use std::{
@@ -29,6 +31,8 @@ use crate::cli::Failure;
 #[derive(Debug)]
 pub(super) struct History {
     folder: PathBuf,
+    /// Where people read what is worth a word.
+    tell: fn(&str),
     _lock: File,
 }
 
@@ -46,8 +50,8 @@ pub(super) struct Tonight {
 }
 
 impl History {
-    /// Opens the folder for this process alone.
-    pub(super) fn open(folder: PathBuf) -> Result<Self, Failure> {
+    /// Opens the folder for this process alone; `tell` is given what people should read.
+    pub(super) fn open(folder: PathBuf, tell: fn(&str)) -> Result<Self, Failure> {
         fs::create_dir_all(folder.join("nights")).with_context(|| format!("making {}", folder.display()))?;
         let path = folder.join("lock");
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
@@ -62,7 +66,12 @@ impl History {
         }
         file.set_len(0)?;
         write!(file, "{}", std::process::id())?;
-        Ok(Self { folder, _lock: file })
+        Ok(Self { folder, tell, _lock: file })
+    }
+
+    /// Says something to whoever watches.
+    pub(super) fn tell(&self, words: &str) {
+        (self.tell)(words);
     }
 
     /// Where the night under way is trained.
@@ -73,14 +82,14 @@ impl History {
     /// Begins a night, or goes on with the one that was interrupted. One of another job starts over.
     pub(super) fn begin(&self, job: Digest, now_ms: u64) -> Result<Tonight, Failure> {
         let path = self.tonight_folder().join("night.json");
-        let number = self.numbers()?.last().map_or(1, |last| last + 1);
-        let tonight = match read_if_there::<Tonight>(&path)? {
+        let number = self.next_number()?;
+        let tonight = match self.tonight()? {
             Some(earlier) if earlier.job == job && earlier.number == number => {
                 Tonight { resumed: earlier.resumed + 1, ..earlier }
             }
             earlier => {
                 if earlier.is_some_and(|earlier| earlier.number == number) {
-                    eprintln!("the job is another one than when night {number} began: the night starts over");
+                    self.tell(&format!("the job is another one than when night {number} began: the night starts over"));
                 }
                 self.forget_tonight()?;
                 Tonight { number, began_ms: now_ms, resumed: 0, job }
@@ -90,14 +99,19 @@ impl History {
         Ok(tonight)
     }
 
+    /// The number of the night that is under way, or is the next one.
+    pub(super) fn next_number(&self) -> Result<u64, Failure> {
+        Ok(self.numbers()?.last().map_or(1, |last| last + 1))
+    }
+
+    /// The night that is under way, if one was begun.
+    pub(super) fn tonight(&self) -> Result<Option<Tonight>, Failure> {
+        read_if_there(&self.tonight_folder().join("night.json"))
+    }
+
     /// Removes what the night under way left.
     pub(super) fn forget_tonight(&self) -> Result<(), Failure> {
-        match fs::remove_dir_all(self.tonight_folder()) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(anyhow!("removing {}: {error}", self.tonight_folder().display()).into())
-            }
-            _ => Ok(()),
-        }
+        remove(&self.tonight_folder())
     }
 
     /// The folder of a stored night.
@@ -124,7 +138,7 @@ impl History {
         for number in self.numbers()? {
             match self.night(number) {
                 Ok(night) => nights.push(night),
-                Err(failure) => eprintln!("night {number} is left out: {}", failure.error),
+                Err(failure) => self.tell(&format!("night {number} is left out: {}", failure.error)),
             }
         }
         Ok(nights)
@@ -153,17 +167,22 @@ impl History {
 
     /// Keeps a night; it is there when its `night.json` is, which is written last.
     pub(super) fn keep(&self, night: &Night, book: &Book) -> anyhow::Result<()> {
-        let folder = self.folder_of(night.number);
-        fs::create_dir_all(&folder)?;
-        let mut writer = answers::Writer::create(&folder.join("answers.parquet"))?;
-        writer.add(night.number, book, &|task| labels(night, task))?;
-        writer.finish()?;
-        self.rewrite(night)
+        keep_in(&self.folder_of(night.number), night, book)
+    }
+
+    /// Where two versions are measured side by side.
+    pub(super) fn beside_folder(&self) -> PathBuf {
+        self.folder.join("beside")
+    }
+
+    /// Where other versions are checked out and built, and measured one by one.
+    pub(super) fn versions_folder(&self) -> PathBuf {
+        self.folder.join("versions")
     }
 
     /// Writes what is now known of a night.
     pub(super) fn rewrite(&self, night: &Night) -> anyhow::Result<()> {
-        Ok(graftwork_store::write_atomically(&self.folder_of(night.number).join("night.json"), &json(night)?)?)
+        rewrite_in(&self.folder_of(night.number), night)
     }
 
     /// Removes the oldest nights beyond `keep`, but never the last good one.
@@ -177,6 +196,29 @@ impl History {
             fs::remove_dir_all(&folder)?;
         }
         Ok(())
+    }
+}
+
+/// Writes what was measured into a folder, `night.json` last.
+pub(super) fn keep_in(folder: &Path, night: &Night, book: &Book) -> anyhow::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut writer = answers::Writer::create(&folder.join("answers.parquet"))?;
+    writer.add(night.number, book, &|task| labels(night, task))?;
+    writer.finish()?;
+    rewrite_in(folder, night)
+}
+
+fn rewrite_in(folder: &Path, night: &Night) -> anyhow::Result<()> {
+    Ok(graftwork_store::write_atomically(&folder.join("night.json"), &json(night)?)?)
+}
+
+/// Removes a folder and all in it, if it is there.
+pub(super) fn remove(folder: &Path) -> Result<(), Failure> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(anyhow!("removing {}: {error}", folder.display()).into())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -211,10 +253,12 @@ fn read_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure>
 mod tests {
     use super::*;
 
+    fn ignore(_: &str) {}
+
     #[test]
     fn an_interrupted_night_goes_on_and_another_job_starts_over() {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path().to_owned()).unwrap();
+        let history = History::open(folder.path().to_owned(), ignore).unwrap();
         let (job, other) = (Digest::of(b"job"), Digest::of(b"other"));
         assert_eq!(history.begin(job, 5).unwrap(), Tonight { number: 1, began_ms: 5, resumed: 0, job });
         fs::create_dir(history.tonight_folder().join("state")).unwrap();
@@ -228,18 +272,18 @@ mod tests {
     #[test]
     fn two_processes_do_not_share_a_history() {
         let folder = tempfile::tempdir().unwrap();
-        let first = History::open(folder.path().to_owned()).unwrap();
-        let refused = History::open(folder.path().to_owned()).unwrap_err();
+        let first = History::open(folder.path().to_owned(), ignore).unwrap();
+        let refused = History::open(folder.path().to_owned(), ignore).unwrap_err();
         let words = format!("process {} runs a night", std::process::id());
         assert!(refused.error.to_string().contains(&words), "{}", refused.error);
         drop(first);
-        History::open(folder.path().to_owned()).unwrap();
+        History::open(folder.path().to_owned(), ignore).unwrap();
     }
 
     #[test]
     fn a_night_that_is_not_there_says_which_are() {
         let folder = tempfile::tempdir().unwrap();
-        let history = History::open(folder.path().to_owned()).unwrap();
+        let history = History::open(folder.path().to_owned(), ignore).unwrap();
         let refused = history.night(4).unwrap_err();
         assert!(refused.error.to_string().ends_with("there is none"), "{}", refused.error);
         fs::create_dir_all(history.folder_of(2)).unwrap();

@@ -4,10 +4,24 @@
 //! Its scores, answers and costs are kept in a folder; then it is compared with the last good night by
 //! `graftwork_verdict`, and everything that is said is drawn from one `NightlyView`. A night that was killed goes on
 //! with the same command. Nothing here computes a probability.
+//!
+//! ```text
+//! expand · tonight · night · history   what is trained, and what is kept of it
+//! scores · costs · compare             verdicts of the crate graftwork-verdict over what is kept
+//! conclude · output · webhook · export what is said
+//! due · by_itself                      a coordinator runs nights when they are due
+//! repeat                               one measurement of a night once more
+//! versions · beside · bisect           programs of other versions: side by side, and which commit it was
+//! ```
 
 mod answers;
+mod beside;
+mod bisect;
+mod by_itself;
 mod compare;
+mod conclude;
 mod costs;
+mod due;
 mod expand;
 mod export;
 mod history;
@@ -17,29 +31,28 @@ mod repeat;
 mod scores;
 #[cfg(test)]
 mod tests;
+mod tonight;
+mod versions;
 mod webhook;
 
-use std::{
-    path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use graftwork_shared::{
-    digest::Digest,
-    event::Outcome,
-    job::{Job, Nightly, Spans},
-    view::JobView,
-};
-use graftwork_web::{NightOutcome, NightlyView, nightly_page};
+pub(crate) use by_itself::ByItself;
+use graftwork_shared::job::Spans;
 
+use self::{
+    compare::Commands,
+    conclude::{Concluded, Wanted, conclude},
+    history::History,
+    night::{Code, Night},
+    tonight::{Prepared, keep, prepare},
+    versions::Build,
+};
 use crate::{
-    cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, MISSED, Output, Refused, print, show_problems},
+    cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, print, show_problems},
     run::{self, End, Training},
 };
-use history::{History, Tonight};
-use night::{Code, LAYOUT, Night, gather};
-use scores::Opened;
 
 /// Folder of histories, unless `--history` names another.
 const HISTORIES: &str = ".graftwork/nightly";
@@ -51,9 +64,15 @@ pub(crate) struct Arguments {
     /// The folder of this nightly's history; by default `.graftwork/nightly/` and the job's name.
     #[arg(long, value_name = "FOLDER")]
     history: Option<PathBuf>,
-    /// Compare with this stored night instead of the last good one.
-    #[arg(long, value_name = "NIGHT")]
-    against: Option<u64>,
+    /// Compare with this stored night instead of the last good one; or, side by side and outside of the history, with the
+    /// programs in a folder, or with those of a git revision of the repository in which the job file lies.
+    #[arg(long, value_name = "NIGHT|FOLDER|REVISION")]
+    against: Option<String>,
+    /// Side by side: only this task or fusion; may be given again.
+    #[arg(long, value_name = "NAME", requires = "against")]
+    only: Vec<String>,
+    #[command(flatten)]
+    build: Build,
     /// What to call the code that is measured, such as a commit; by default a digest of the programs.
     #[arg(long, value_name = "TEXT", env = "GRAFTWORK_CODE")]
     code: Option<String>,
@@ -61,11 +80,15 @@ pub(crate) struct Arguments {
     #[arg(long)]
     again: bool,
     /// Train nothing; compare this stored night once more.
-    #[arg(long, value_name = "NIGHT", conflicts_with_all = ["repeat", "export"])]
+    #[arg(long, value_name = "NIGHT", conflicts_with_all = ["repeat", "export", "bisect", "only"])]
     compare: Option<u64>,
     /// Train one task or fusion of a stored night again, exactly as it was, and compare the answers.
-    #[arg(long, value_name = "NIGHT:NAME", conflicts_with = "export")]
+    #[arg(long, value_name = "NIGHT:NAME", conflicts_with_all = ["export", "bisect", "only"])]
     repeat: Option<String>,
+    /// Find the commits between which this measurement of a stored night got worse: measure it at commits between that
+    /// night's and the one's that it was compared with, by halves.
+    #[arg(long, value_name = "NIGHT:NAME", conflicts_with_all = ["export", "only"])]
+    bisect: Option<String>,
     /// Train nothing; write the history as JSON and Parquet into this folder.
     #[arg(long, value_name = "FOLDER")]
     export: Option<PathBuf>,
@@ -87,32 +110,80 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     show_problems(&file.text, &file.name, &file.warnings);
     let folder = arguments.history.clone().unwrap_or_else(|| Path::new(HISTORIES).join(slug(&file.job.name)));
-    let history = History::open(std::path::absolute(&folder)?)?;
-    let nightly = file.job.nightly.clone();
+    let history = History::open(std::path::absolute(&folder)?, |words| eprintln!("{words}"))?;
     if let Some(target) = &arguments.export {
         let nights = export::export(&history, target)?;
         eprintln!("{nights} nights in {}", target.display());
         return Ok(DONE);
     }
     if let Some(repeated) = &arguments.repeat {
-        let (number, task) = repeated
-            .split_once(':')
-            .and_then(|(number, task)| Some((number.parse().ok()?, task)))
-            .ok_or_else(|| {
-                Failure::input(anyhow!(
-                    "--repeat {repeated}: write a night's number and a name, such as 12:question_type"
-                ))
-            })?;
+        let (number, task) = measurement("--repeat", repeated)?;
         return repeat::repeat(&history, history.night(number)?, task, &arguments).await;
     }
+    if let Some(searched) = &arguments.bisect {
+        let (number, task) = measurement("--bisect", searched)?;
+        return bisect::bisect(&history, history.night(number)?, task, &file, &arguments).await;
+    }
+    let against = match &arguments.against {
+        Some(text) => match text.parse() {
+            Ok(number) => Some(number),
+            Err(_) if arguments.compare.is_some() => {
+                return Err(Failure::input(anyhow!(
+                    "--compare {text}: stored nights are compared with stored nights; write a number"
+                )));
+            }
+            Err(_) => return beside::beside(&history, &file, text, &arguments).await,
+        },
+        None => None,
+    };
+    if !arguments.only.is_empty() {
+        return Err(Failure::input(anyhow!("--only is for two versions side by side: a night measures the whole job")));
+    }
+    let nightly = file.job.nightly.clone();
     let number = match arguments.compare {
         Some(number) => history.night(number)?.number,
-        None => match train(&history, file, &arguments).await? {
+        None => match train(&history, file, against, &arguments).await? {
             Trained::Kept(number) => number,
             Trained::Ended(code) => return Ok(code),
         },
     };
-    conclude(&history, number, &nightly, &arguments).await
+    let commands = commands(&arguments, number);
+    let wanted = Wanted { number, against, again: arguments.compare.is_some() };
+    let concluded = conclude(&history, wanted, &nightly, &commands).await?;
+    say(&concluded, arguments.output)?;
+    Ok(concluded.code())
+}
+
+/// Prints what a night came to.
+fn say(Concluded { view, page, .. }: &Concluded, output: Output) -> Result<(), Failure> {
+    match output {
+        Output::Json => print(&output::json(view)?),
+        Output::Human => {
+            use std::io::IsTerminal as _;
+            print(&output::terminal(view, std::io::stdout().is_terminal()));
+            eprintln!("report: {}", page.display());
+        }
+    }
+    Ok(())
+}
+
+/// The night and the task of an option's value, such as `12:question_type`.
+fn measurement<'v>(option: &str, value: &'v str) -> Result<(u64, &'v str), Failure> {
+    let parts = value.split_once(':').and_then(|(number, task)| Some((number.parse().ok()?, task)));
+    parts.ok_or_else(|| {
+        Failure::input(anyhow!("{option} {value}: write a night's number and a name, such as 12:question_type"))
+    })
+}
+
+/// The task or fusion of this name in a night.
+fn known_task(night: &Night, task: &str) -> Result<graftwork_shared::id::Name, Failure> {
+    let known = scores::tasks(night);
+    let names = || known.iter().map(graftwork_shared::id::Name::as_str).collect::<Vec<_>>().join(", ");
+    known
+        .iter()
+        .find(|name| name.as_str() == task)
+        .cloned()
+        .ok_or_else(|| Failure::input(anyhow!("night {} did not measure {task}: it has {}", night.number, names())))
 }
 
 /// What training a night came to.
@@ -123,9 +194,14 @@ enum Trained {
     Ended(u8),
 }
 
-async fn train(history: &History, file: JobFile, arguments: &Arguments) -> Result<Trained, Failure> {
+async fn train(
+    history: &History,
+    file: JobFile,
+    against: Option<u64>,
+    arguments: &Arguments,
+) -> Result<Trained, Failure> {
     let JobFile { name, text, mut job, spans: _, .. } = file;
-    if let Some(against) = arguments.against {
+    if let Some(against) = against {
         history.night(against)?;
     }
     if let Some(kept) = history.nights()?.last().filter(|night| night.judged.is_none()) {
@@ -137,19 +213,11 @@ async fn train(history: &History, file: JobFile, arguments: &Arguments) -> Resul
         history.forget_tonight()?;
     }
     job.resources.workers = arguments.processes.workers.unwrap_or(job.resources.workers);
-    let hub = history.tonight_folder().join("hub");
-    let expanded = expand::expand(&job, &hub.display().to_string())?;
-    let code = Code::now(arguments.code.as_deref())?;
-    // The programs belong to it: a night is measured by one code from its beginning to its end.
-    let digest = Digest::of_value("graftwork night", &(expanded.digest(), &code.version, code.numerics, &code.name));
-    let tonight = history.begin(digest, now_ms())?;
-    if tonight.resumed > 0 {
-        eprintln!("night {} goes on where it was interrupted", tonight.number);
-    }
+    let prepared: Prepared = prepare(history, &job, Code::now(arguments.code.as_deref())?)?;
     let training = Training {
-        workers: expanded.resources.workers,
-        threads: run::threads(&expanded, arguments.processes.threads),
-        job: expanded.clone(),
+        workers: prepared.job.resources.workers,
+        threads: run::threads(&prepared.job, arguments.processes.threads),
+        job: prepared.job.clone(),
         spans: Spans::default(),
         folder: history.tonight_folder().join("state"),
         progress: arguments.processes.progress,
@@ -165,102 +233,8 @@ async fn train(history: &History, file: JobFile, arguments: &Arguments) -> Resul
             show_problems(&text, &name, &problems);
             Ok(Trained::Ended(INPUT))
         }
-        End::Ended(view) => {
-            keep(history, &tonight, code, expanded, &view)?;
-            Ok(Trained::Kept(tonight.number))
-        }
+        End::Ended(view, recoveries) => Ok(Trained::Kept(keep(history, prepared, &view, recoveries)?)),
     }
-}
-
-/// Keeps what a night measured, and removes its training.
-fn keep(history: &History, tonight: &Tonight, code: Code, job: Job, view: &JobView) -> Result<(), Failure> {
-    if view.outcome == Some(Outcome::Cancelled) {
-        let words = format!("night {} was cancelled; the same command goes on with it", tonight.number);
-        return Err(Failure::input(anyhow!(words)));
-    }
-    let (measurements, book, failed) = gather(view)?;
-    let night = Night {
-        layout: LAYOUT,
-        number: tonight.number,
-        began_ms: tonight.began_ms,
-        ended_ms: view.ended_ms.unwrap_or_else(now_ms),
-        resumed: tonight.resumed,
-        code,
-        job,
-        measurements,
-        failed,
-        missed: view.outcome == Some(Outcome::ExpectationMissed),
-        usage: view.usage,
-        judged: None,
-    };
-    let folder = history.folder_of(night.number);
-    // Learning curves and attention of fusions are on the job's own page.
-    graftwork_store::write_atomically(&folder.join("job.html"), graftwork_web::report_page(view).as_bytes())?;
-    history.keep(&night, &book)?;
-    history.forget_tonight()
-}
-
-/// Compares a stored night, says so everywhere, and gives the exit code.
-async fn conclude(history: &History, number: u64, nightly: &Nightly, arguments: &Arguments) -> Result<u8, Failure> {
-    let mut nights = history.nights()?;
-    nights.retain(|night| night.number <= number);
-    let Some(night) = nights.last().filter(|night| night.number == number).cloned() else {
-        return Err(anyhow!("night {number} is gone from the history").into());
-    };
-    let baseline = match arguments.against {
-        Some(against) if against >= number => {
-            return Err(Failure::input(anyhow!("night {against} is no earlier night than {number}")));
-        }
-        Some(against) => Some(against),
-        None => compare::baseline(&nights, number),
-    };
-    let baseline = baseline.map(|number| history.night(number)).transpose()?;
-    let book = history.book(&night)?;
-    let baseline_book = baseline.as_ref().map(|night| history.book(night)).transpose()?;
-    let opened = baseline.as_ref().zip(baseline_book.as_ref()).map(|(night, book)| Opened { night, book });
-    let commands = compare::Commands { again: again(arguments), repeat: repeat_command(arguments, number) };
-    let tonight = Opened { night: &night, book: &book };
-    let compare::Compared { view, judged } = compare::compare(tonight, opened, &nights, nightly, &commands);
-    // Looking at an old night again, or at another baseline, changes nothing of what is remembered.
-    if arguments.compare.is_none() {
-        history.rewrite(&Night { judged: Some(judged), ..night.clone() })?;
-    }
-    let page = write(history, &view)?;
-    match arguments.output {
-        Output::Json => print(&output::json(&view)?),
-        Output::Human => {
-            use std::io::IsTerminal as _;
-            print(&output::terminal(&view, std::io::stdout().is_terminal()));
-            eprintln!("report: {}", page.display());
-        }
-    }
-    if arguments.compare.is_none() {
-        if let Some(variable) = &nightly.webhook {
-            webhook::post(variable, &view).await;
-        }
-        history.prune(&history.nights()?, nightly.keep)?;
-    }
-    Ok(match view.outcome {
-        NightOutcome::Regressed => INPUT,
-        _ if night.missed => MISSED,
-        _ => DONE,
-    })
-}
-
-/// Writes all that is said of a night into its folder; gives the page.
-fn write(history: &History, view: &NightlyView) -> Result<PathBuf, Failure> {
-    let folder = history.folder_of(view.night.number);
-    let page = folder.join("nightly.html");
-    let files = [
-        (folder.join("nightly.json"), output::json(view)?),
-        (folder.join("nightly.md"), output::markdown(view)),
-        (folder.join("junit.xml"), output::junit(view)),
-        (page.clone(), nightly_page(view)),
-    ];
-    for (path, text) in files {
-        graftwork_store::write_atomically(&path, text.as_bytes())?;
-    }
-    Ok(page)
 }
 
 /// The command as it was typed.
@@ -272,14 +246,10 @@ fn again(arguments: &Arguments) -> String {
     words.join(" ")
 }
 
-/// The command that repeats a measurement of a night; the task's name goes to its end.
-fn repeat_command(arguments: &Arguments, number: u64) -> String {
-    format!("{} --repeat {number}:", again(arguments))
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+/// Commands to be told with the verdicts of a night.
+fn commands(arguments: &Arguments, number: u64) -> Commands {
+    let again = again(arguments);
+    Commands::of_night(&again, number)
 }
 
 /// A folder's name from a job's.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, anyhow, ensure};
@@ -25,7 +25,7 @@ use super::{
     answers::{Asked, Book},
     expand::measured,
 };
-use crate::cli::Worker;
+use crate::{cli::Worker, run::Recovery};
 
 /// Version of the layout of a night's files.
 pub(super) const LAYOUT: u32 = 1;
@@ -35,7 +35,7 @@ pub(super) const LAYOUT: u32 = 1;
 pub(super) struct Night {
     /// Version of this layout.
     pub(super) layout: u32,
-    /// Its number, from 1.
+    /// Its number, from 1; 0 for what is no night of the history.
     pub(super) number: u64,
     /// Milliseconds since 1970.
     pub(super) began_ms: u64,
@@ -55,8 +55,18 @@ pub(super) struct Night {
     pub(super) missed: bool,
     /// What it used.
     pub(super) usage: Usage,
+    /// How long training stood still after each loss, as far as somebody saw it.
+    #[serde(default)]
+    pub(super) recoveries: Vec<Recovery>,
     /// Set once it was compared.
     pub(super) judged: Option<Judged>,
+}
+
+impl Night {
+    /// What people call it.
+    pub(super) fn title(&self) -> String {
+        if self.number == 0 { self.code.name.clone() } else { format!("night {}", self.number) }
+    }
 }
 
 /// What comparing a night left for the nights to come.
@@ -86,20 +96,36 @@ pub(super) struct Code {
 impl Code {
     /// The programs that run now.
     pub(super) fn now(named: Option<&str>) -> anyhow::Result<Self> {
-        let name = match named {
-            Some(name) => name.to_owned(),
-            None => {
-                let mut hasher = Hasher::new();
-                let worker = Worker::find().map_err(|failure| failure.error)?;
-                for program in [std::env::current_exe()?, worker.command().get_program().into()] {
-                    let mut file = std::fs::File::open(&program).with_context(|| program.display().to_string())?;
-                    std::io::copy(&mut file, &mut hasher)?;
-                }
-                format!("programs {}", hasher.finish().short())
-            }
-        };
+        Self::named(named, || {
+            let worker = Worker::find().map_err(|failure| failure.error)?;
+            Ok(format!("programs {}", digest(&[std::env::current_exe()?, worker.command().get_program().into()])?))
+        })
+    }
+
+    /// A coordinator that runs now; its workers may be of other machines.
+    pub(super) fn of_coordinator(named: Option<&str>) -> anyhow::Result<Self> {
+        Self::named(named, || Ok(format!("coordinator {}", digest(&[std::env::current_exe()?])?)))
+    }
+
+    /// Whether its name is that of a git commit, so that commits between two of them can be looked for.
+    pub(super) fn is_commit(&self) -> bool {
+        (7..=40).contains(&self.name.len()) && self.name.bytes().all(|byte| byte.is_ascii_hexdigit())
+    }
+
+    fn named(named: Option<&str>, or: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<Self> {
+        let name = named.map_or_else(or, |named| Ok(named.to_owned()))?;
         Ok(Self { version: VERSION.to_owned(), numerics: NUMERICS_VERSION, name })
     }
+}
+
+/// First digits of the digest of programs.
+pub(super) fn digest(programs: &[PathBuf]) -> anyhow::Result<String> {
+    let mut hasher = Hasher::new();
+    for program in programs {
+        let mut file = std::fs::File::open(program).with_context(|| program.display().to_string())?;
+        std::io::copy(&mut file, &mut hasher)?;
+    }
+    Ok(hasher.finish().short())
 }
 
 /// One task or fusion with one seed.

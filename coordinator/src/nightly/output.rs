@@ -14,7 +14,7 @@ pub(super) fn json(view: &NightlyView) -> anyhow::Result<String> {
 /// One line that says how the night ended.
 pub(super) fn headline(view: &NightlyView) -> String {
     let against = match &view.baseline {
-        Some(head) => format!(" against night {}", head.number),
+        Some(head) => format!(" against {}", head.title()),
         None => String::new(),
     };
     let failing: Vec<String> = failing(view);
@@ -24,7 +24,7 @@ pub(super) fn headline(view: &NightlyView) -> String {
         NightOutcome::Expected => "regressions, all of them expected".to_owned(),
         NightOutcome::Regressed => format!("REGRESSED: {}", failing.join(", ")),
     };
-    format!("{}, night {}{against}: {outcome}", view.job, view.night.number)
+    format!("{}, {}{against}: {outcome}", view.job, view.night.title())
 }
 
 /// What fails the night, each once.
@@ -56,12 +56,19 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
             text.push_str(&format!("  expected: {reason}\n"));
         }
         text.push_str(&format!("  repeat it: {}\n", row.repeat));
+        if let Some(bisect) = &row.bisect {
+            text.push_str(&format!("  find its commit: {bisect}\n"));
+        }
     }
     for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
         text.push_str(&format!("\n{}: {}\n", cost.change.name, cost.sentence()));
         if let Some(reason) = &cost.expected {
             text.push_str(&format!("  expected: {reason}\n"));
         }
+    }
+    if !view.pairs.is_empty() {
+        text.push_str("\ntime and memory, one run of each, so without a verdict:\n");
+        view.pairs.iter().for_each(|pair| text.push_str(&format!("  {}: {}\n", pair.name, pair.sentence())));
     }
     let wall = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
     text.push_str(&format!(
@@ -130,6 +137,12 @@ pub(super) fn markdown(view: &NightlyView) -> String {
     for row in view.scores.iter().filter(|row| row.fails()) {
         text.push_str(&format!("\n{}: {}. Repeat it with `{}`.\n", row.verdict.name, row.sentence(), row.repeat));
     }
+    if !view.pairs.is_empty() {
+        text.push_str("\n| time and memory, one run of each | before → now |\n|---|---|\n");
+        for pair in &view.pairs {
+            text.push_str(&format!("| {} | {} |\n", plain(&pair.name), pair.sentence()));
+        }
+    }
     for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
         text.push_str(&format!("\n{}: {}.\n", plain(&cost.change.name), cost.sentence()));
     }
@@ -154,10 +167,10 @@ pub(super) fn junit(view: &NightlyView) -> String {
     let failures = cases.iter().filter(|(_, _, failure)| failure.is_some()).count();
     let seconds = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
     let mut text = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"{}, night {}\" tests=\"{}\" failures=\"{failures}\" \
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuite name=\"{}, {}\" tests=\"{}\" failures=\"{failures}\" \
          time=\"{seconds:.1}\">\n",
         escaped(&view.job),
-        view.night.number,
+        escaped(&view.night.title()),
         cases.len()
     );
     for (class, name, failure) in cases {

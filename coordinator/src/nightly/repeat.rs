@@ -1,7 +1,6 @@
 //! Repeats exactly one measurement of a stored night: its resolved job, this task or fusion alone, all its seeds.
 
-use anyhow::anyhow;
-use graftwork_shared::{id::Name, job::Spans, view::StageView};
+use graftwork_shared::{job::Spans, view::StageView};
 
 use super::{
     Arguments,
@@ -17,15 +16,7 @@ use crate::{
 };
 
 pub(super) async fn repeat(history: &History, night: Night, task: &str, arguments: &Arguments) -> Result<u8, Failure> {
-    let known = super::scores::tasks(&night);
-    let Some(task) = known.iter().find(|name| name.as_str() == task) else {
-        let names: Vec<&str> = known.iter().map(Name::as_str).collect();
-        return Err(Failure::input(anyhow!(
-            "night {} did not measure {task}: it has {}",
-            night.number,
-            names.join(", ")
-        )));
-    };
+    let task = &super::known_task(&night, task)?;
     let stored = seeds(&night, task);
     let mut job = night.job.clone();
     (job.tasks, job.fusions) = (Vec::new(), Vec::new());
@@ -48,7 +39,7 @@ pub(super) async fn repeat(history: &History, night: Night, task: &str, argument
         go_on: "the same command (from the start)".to_owned(),
     };
     let view = match run::train(training).await? {
-        End::Ended(view) => view,
+        End::Ended(view, _) => view,
         End::Interrupted => return Ok(INTERRUPTED),
         End::Refused(problems) => {
             show_problems("", "the job of that night", &problems);

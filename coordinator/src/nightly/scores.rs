@@ -37,13 +37,13 @@ pub(super) fn pair(before: Opened<'_>, after: Opened<'_>, nights: &[Night]) -> (
         let note = |message: String| Problem { name: task.to_string(), message, fails: false };
         let Some(first) = new.first() else { continue };
         if old.is_empty() {
-            problems.push(note(format!("is new: night {} did not measure it", before.night.number)));
+            problems.push(note(format!("is new: {} did not measure it", before.night.title())));
             continue;
         }
         let shared: Vec<(&Measurement, &Measurement)> =
             new.iter().filter_map(|new| Some((*old.iter().find(|old| old.seed == new.seed)?, *new))).collect();
         if let Some(reason) = incomparable(&shared, before, after) {
-            problems.push(note(format!("cannot be compared with night {}: {reason}", before.night.number)));
+            problems.push(note(format!("cannot be compared with {}: {reason}", before.night.title())));
             continue;
         }
         let earlier = nights.iter().filter(|n| n.number != before.night.number && n.number != after.night.number);
@@ -55,7 +55,7 @@ pub(super) fn pair(before: Opened<'_>, after: Opened<'_>, nights: &[Night]) -> (
     // What failed says so already.
     let failed = |task: &Name| after.night.failed.iter().any(|problem| problem.name == task.as_str());
     for task in tasks(before.night).into_iter().filter(|task| seeds(after.night, task).is_empty() && !failed(task)) {
-        let message = format!("is gone: night {} measured it, and the job no longer has it", before.night.number);
+        let message = format!("is gone: {} measured it, and the job no longer has it", before.night.title());
         problems.push(Problem { name: task.to_string(), message, fails: false });
     }
     (pairs, problems)

@@ -80,6 +80,7 @@ fn night(number: u64, tasks: &[(&str, f64)]) -> (Night, Book) {
         failed: Vec::new(),
         missed: false,
         usage: Usage { core_seconds: 60.0, peak_memory_bytes: 400 << 20, ..Usage::default() },
+        recoveries: Vec::new(),
         judged: None,
     };
     (night, book)
@@ -92,10 +93,7 @@ fn judged(mut night: Night, good: bool, used: &[&str]) -> Night {
 }
 
 fn commands() -> Commands {
-    Commands {
-        again: "graftwork nightly job.toml".to_owned(),
-        repeat: "graftwork nightly job.toml --repeat 2:".to_owned(),
-    }
+    Commands::of_night("graftwork nightly job.toml", 2)
 }
 
 fn compared(before: &(Night, Book), after: &(Night, Book), nightly: &Nightly) -> compare::Compared {

@@ -11,15 +11,15 @@ use super::output::headline;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Posts the summary; what goes wrong is told and fails nothing.
-pub(super) async fn post(variable: &str, view: &NightlyView) {
+/// Posts the summary; `Err` says what went wrong, which fails nothing.
+pub(super) async fn post(variable: &str, view: &NightlyView) -> Result<(), String> {
     let Ok(address) = std::env::var(variable) else {
-        eprintln!("nothing is posted: the environment variable {variable}, which the job names as webhook, is not set");
-        return;
+        return Err(format!(
+            "nothing is posted: the environment variable {variable}, which the job names as webhook, is not set"
+        ));
     };
-    if let Err(reason) = send(&address, view).await {
-        eprintln!("the end of the night could not be posted to the address in {variable}: {reason}");
-    }
+    let told = |reason| format!("the end of the night could not be posted to the address in {variable}: {reason}");
+    send(&address, view).await.map_err(told)
 }
 
 async fn send(address: &str, view: &NightlyView) -> Result<(), String> {

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use futures::StreamExt as _;
 use graftwork_shared::id::JobId;
 
-use super::{End, Signals, Training};
+use super::{End, Recoveries, Signals, Training};
 use crate::{
     cli::{Failure, OURS},
     client::Client,
@@ -23,11 +23,14 @@ pub(super) async fn watch(training: &Training, holder: &Holder, signals: &mut Si
     let id = JobId::of(&training.job.digest());
     let view = client.view(&id).await?;
     let mut progress = Progress::new(training.progress, &view);
-    let mut events = client.watch(&id).await?;
+    let (mut events, mut recoveries) = (client.watch(&id).await?, Recoveries::default());
     loop {
         tokio::select! {
             event = events.next() => match event {
-                Some(Ok(event)) => progress.on_event(&event),
+                Some(Ok(event)) => {
+                    recoveries.on_event(&event);
+                    progress.on_event(&event);
+                }
                 Some(Err(error)) => {
                     progress.finish();
                     let words = format!("process {} is gone ({error}); `{}` goes on", holder.pid, training.go_on);
@@ -43,7 +46,7 @@ pub(super) async fn watch(training: &Training, holder: &Holder, signals: &mut Si
         }
     }
     progress.finish();
-    Ok(End::Ended(Box::new(client.view(&id).await?)))
+    Ok(End::Ended(Box::new(client.view(&id).await?), recoveries.done()))
 }
 
 /// The socket of the process that leads the folder; it may still be starting.

@@ -18,7 +18,7 @@ use graftwork_shared::{
 };
 
 use super::{
-    End, LOG, Signals, Training, attach,
+    End, LOG, Recoveries, Recovery, Signals, Training, attach,
     workers::{Pool, Start},
 };
 use crate::{
@@ -140,7 +140,7 @@ async fn serve(
 }
 
 enum Followed {
-    Ended,
+    Ended(Vec<Recovery>),
     Interrupted,
     /// Nothing of it can run on the workers here.
     Stuck(BTreeMap<Name, Refusal>),
@@ -181,7 +181,7 @@ impl Led<'_> {
         let followed = self.follow(&mut client, &id, &mut progress).await;
         progress.finish();
         match followed? {
-            Followed::Ended => Ok(Tried::End(End::Ended(Box::new(client.view(&id).await?)))),
+            Followed::Ended(recoveries) => Ok(Tried::End(End::Ended(Box::new(client.view(&id).await?), recoveries))),
             Followed::Stuck(refusals) => self.stuck(&refusals),
             Followed::Interrupted => {
                 eprintln!("stopping: workers finish their step and checkpoint");
@@ -204,11 +204,12 @@ impl Led<'_> {
     }
 
     async fn follow(&mut self, client: &mut Client, id: &JobId, progress: &mut Progress) -> Result<Followed, Failure> {
-        let mut events = client.watch(id).await?;
+        let (mut events, mut recoveries) = (client.watch(id).await?, Recoveries::default());
         loop {
             tokio::select! {
                 event = events.next() => match event {
                     Some(Ok(event)) => {
+                        recoveries.on_event(&event);
                         if matches!(event.kind, EventKind::Checkpointed { .. } | EventKind::StageFinished { .. }) {
                             self.pool.on_progress();
                         }
@@ -222,7 +223,7 @@ impl Led<'_> {
                         }
                     }
                     Some(Err(error)) => return Err(error.into()),
-                    None => return Ok(Followed::Ended),
+                    None => return Ok(Followed::Ended(recoveries.done())),
                 },
                 error = self.running.wait() => return Err(error.into()),
                 () = self.signals.stop() => return Ok(Followed::Interrupted),

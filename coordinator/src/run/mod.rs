@@ -6,6 +6,7 @@
 
 mod attach;
 mod embedded;
+mod recovery;
 mod signals;
 mod workers;
 
@@ -17,6 +18,7 @@ use graftwork_shared::{
     job::{Job, MOST_THREADS, MOST_WORKERS, Spans},
     view::JobView,
 };
+pub(crate) use recovery::{Lost, Recoveries, Recovery};
 pub(crate) use signals::Signals;
 
 use crate::{
@@ -90,8 +92,8 @@ pub(crate) struct Training {
 /// How training ended for the command that waited.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// The job has ended.
-    Ended(Box<JobView>),
+    /// The job has ended; and after which losses training went on, as far as this process saw them.
+    Ended(Box<JobView>, Vec<Recovery>),
     /// It cannot be planned.
     Refused(Vec<Diagnostic>),
     /// The user stopped it; the state is kept.
@@ -135,7 +137,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
             Ok(INPUT)
         }
         End::Interrupted => Ok(INTERRUPTED),
-        End::Ended(view) => {
+        End::Ended(view, _) => {
             let paths = report::write(&view, &folder)?;
             match arguments.output {
                 Output::Json => print(&report::json(&view)?),

@@ -63,16 +63,13 @@ pub(crate) enum UploadError {
 }
 
 /// Uploads what the coordinator lacks.
-pub(crate) async fn send(upload: &Upload, client: &mut Client) -> Result<(), UploadError> {
+pub(crate) async fn send(upload: &Upload, client: &mut Client) -> Result<Option<String>, UploadError> {
     let all = upload.digests();
     let here = client.has(&all).await?;
     let missing: BTreeSet<Digest> = all.difference(&here).copied().collect();
     let total: u64 = missing.iter().map(|digest| upload.contents[digest].bytes()).sum();
     if missing.is_empty() {
-        if !all.is_empty() {
-            eprintln!("nothing to upload: {} there already", counted(all.len()));
-        }
-        return Ok(());
+        return Ok((!all.is_empty()).then(|| format!("nothing to upload: {} there already", counted(all.len()))));
     }
     let bar = ProgressBar::new(total);
     let style = "uploading {msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} left";
@@ -83,8 +80,7 @@ pub(crate) async fn send(upload: &Upload, client: &mut Client) -> Result<(), Upl
     }
     bar.finish_and_clear();
     let there = if here.is_empty() { String::new() } else { format!("; {} there already", counted(here.len())) };
-    eprintln!("uploaded {}, {}{there}", counted(missing.len()), bytes(total));
-    Ok(())
+    Ok(Some(format!("uploaded {}, {}{there}", counted(missing.len()), bytes(total))))
 }
 
 fn counted(files: usize) -> String {

@@ -20,8 +20,10 @@ pub struct Spread {
 /// Scores of one measurement: for each night that trained anew, one score a seed.
 pub type Groups = Vec<Vec<f64>>;
 
-/// Degrees of freedom that others may add at most: tasks do differ, however alike few of them look.
-const MOST_SHARED: f64 = 24.0;
+/// Degrees of freedom that others may add at most: tasks do differ, however alike few of them look. Twelve tasks whose seeds
+/// spread up to twice as far in one as in another, over 1,000 rows with three seeds, were named in 5.6 % of 6,000 quiet nights
+/// with 24, in 5.0 % with 12 and in 4.6 % with 8; a drop of two points then in 28, 26 and 25 %.
+const MOST_SHARED: f64 = 8.0;
 
 /// The spread of each measurement; `None` where no night has two seeds.
 pub fn spreads(measurements: &[Groups]) -> Vec<Option<Spread>> {
@@ -124,7 +126,7 @@ mod tests {
         let found = spreads(&measurements);
         assert_eq!(found[20], None);
         for spread in found[..20].iter().flatten() {
-            assert!(spread.variance > 0.5e-4 && spread.variance < 2e-4 && spread.freedom > 10.0, "{spread:?}");
+            assert!(spread.variance > 0.4e-4 && spread.variance < 2.5e-4 && spread.freedom > 10.0, "{spread:?}");
         }
         let alone = spreads(&measurements[..1])[0].unwrap();
         assert!((alone.freedom - 4.0).abs() < 1e-12, "{alone:?}");

@@ -11,5 +11,7 @@ mod report;
 mod stage;
 mod sweep;
 
-pub use nightly::{Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, Past, Problem, Row, nightly_page, percent};
+pub use nightly::{
+    Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, nightly_page, percent,
+};
 pub use report::report_page;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graftwork_shared::assignment::Usage;
 use graftwork_verdict::{Answers, Comparison, Measure, Run, Series, Settings, Worse, changes, judge};
-use graftwork_web::{Cost, Flip, Head, NightOutcome, NightlyView, Past, Problem, Row, nightly_page};
+use graftwork_web::{Cost, Flip, Head, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, nightly_page};
 
 fn head(number: u64) -> Head {
     Head {
@@ -15,6 +15,7 @@ fn head(number: u64) -> Head {
         numerics: 2,
         code: format!("commit-{number}"),
         resumed: 1,
+        recoveries: vec!["mail went on 0.8 s after the next coordinator began".to_owned()],
     }
 }
 
@@ -51,6 +52,7 @@ fn view() -> NightlyView {
         main: true,
         expected: None,
         repeat: format!("graftwork nightly job.toml --repeat 8:{task}"),
+        bisect: Some(format!("graftwork nightly job.toml --bisect 8:{task}")),
         verdict,
     });
     let values: Vec<f64> = vec![10.0, 10.1, 9.9, 10.0, 10.2, 9.8, 10.0];
@@ -76,6 +78,7 @@ fn view() -> NightlyView {
         problems: vec![Problem { name: "poems".to_owned(), message: "is new".to_owned(), fails: false }],
         scores: scores.collect(),
         costs: cost.collect(),
+        pairs: Vec::new(),
         history: (6..=8).map(past).collect(),
         usage: Usage { core_seconds: 700.0, examples: 10_000, ..Usage::default() },
         false_alarm: 0.05,
@@ -96,7 +99,12 @@ fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
     assert!(regressions.contains("&lt;films&gt; accuracy") && !regressions.contains("mail"), "{regressions}");
     assert!(regressions.contains("would have been found with 80 %") && regressions.contains("at most 5 % of nights"));
     assert!(regressions.contains("--repeat 8:&lt;films&gt;"), "{regressions}");
+    assert!(
+        regressions.contains("Find its commit") && regressions.contains("--bisect 8:&lt;films&gt;"),
+        "{regressions}"
+    );
     assert!(page.contains("1 regression") && page.contains("night 7") && page.contains("good &amp; bad"));
+    assert!(page.contains("mail went on 0.8 s after the next coordinator began"));
     assert!(page.contains("commit-8") && page.contains("went on after interruptions"));
 }
 
@@ -107,6 +115,19 @@ fn the_page_is_self_contained_and_the_same_for_the_same_view() {
     for word in ["<script", "http://", "https://", "<link", "@import", "NaN", "inf<"] {
         assert!(!page.contains(word), "{word}");
     }
+}
+
+#[test]
+fn two_versions_side_by_side_have_names_and_pairs_of_costs_and_no_history() {
+    let mut view = view();
+    view.night = Head { number: 0, ..head(8) };
+    view.baseline = Some(Head { number: 0, ..head(7) });
+    (view.costs, view.history) = (Vec::new(), Vec::new());
+    view.pairs = vec![PairedCost { name: "the run: wall seconds".to_owned(), before: 10.0, after: 12.5 }];
+    let page = nightly_page(&view);
+    assert!(page.contains("night &amp; day, commit-8") && page.contains("<dd>commit-7</dd>"), "{page}");
+    assert!(page.contains("10.00 → 12.50 (+25 %)") && page.contains("before.html"), "{page}");
+    assert!(!page.contains("id=\"history\"") && !page.contains("history of costs"), "{page}");
 }
 
 #[test]

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     diagnostic::{Diagnostic, SECRET},
     id::Name,
+    schedule::Schedule,
 };
 
 /// The checked tree, the places of its keys, and what is wrong with it.
@@ -126,6 +127,10 @@ impl Check {
             (Shape::Duration, DeValue::String(text)) => match duration::seconds(text) {
                 Some(seconds) => Value::Whole(seconds),
                 None => self.out_of_range(shape, value, at),
+            },
+            (Shape::Cron, DeValue::String(text)) => match Schedule::parse(text) {
+                Ok(schedule) => Value::Text(schedule.to_string()),
+                Err(problem) => self.refuse("bad-cron", span, format!("{} {problem}", at.what), at),
             },
             (Shape::Choice(words), DeValue::String(text)) => self.choice(text, words, span, at),
             (Shape::List(element, least, most), DeValue::Array(array)) => {

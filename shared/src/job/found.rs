@@ -40,6 +40,7 @@ pub(crate) fn accepts(shape: &Shape, value: &DeValue<'_>) -> bool {
         | Shape::Place(_)
         | Shape::Adapter
         | Shape::Duration
+        | Shape::Cron
         | Shape::Choice(_) => value.is_str(),
         Shape::List(..) => value.is_array(),
         Shape::Either(shapes) => shapes.iter().any(|shape| accepts(shape, value)),

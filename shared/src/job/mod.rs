@@ -11,6 +11,7 @@ mod keys;
 mod nightly;
 mod parse;
 mod place;
+mod places;
 mod reference;
 mod resolve;
 mod schema;
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 
 pub use nightly::{Expected, MOST_NIGHTS, Nightly};
 pub use parse::{Parsed, parse};
+pub use places::{is_address, resolved_place, with_places};
 pub use reference::reference_markdown;
 pub use schema::json_schema;
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::Name;
+use crate::{id::Name, schedule::Schedule};
 
 /// Nights kept at most, so that a slip of the hand does not fill a disk.
 pub const MOST_NIGHTS: u32 = 10_000;
@@ -14,6 +14,9 @@ pub const MOST_NIGHTS: u32 = 10_000;
 pub struct Nightly {
     /// Seeds with which every task and every fusion is trained.
     pub seeds: Vec<u64>,
+    /// When a coordinator runs a night by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cron: Option<Schedule>,
     /// Nights whose history is kept.
     pub keep: u32,
     /// Drop of a score from which on it matters.
@@ -43,6 +46,7 @@ impl Default for Nightly {
     fn default() -> Self {
         Self {
             seeds: vec![1, 2, 3],
+            cron: None,
             keep: 30,
             threshold: 0.01,
             cost_threshold: 0.1,

@@ -76,6 +76,8 @@ fn shape(shape_of: &Shape) -> Value {
         Shape::Text | Shape::Place(_) | Shape::Adapter => json!({"type": "string", "pattern": "\\S"}),
         Shape::Name => json!({"type": "string", "pattern": NAME}),
         Shape::Variable => json!({"type": "string", "pattern": "^[A-Z_][A-Z0-9_]{0,63}$"}),
+        // Its fields are read by a parser, and an editor sees that something stands there.
+        Shape::Cron => json!({"type": "string", "pattern": "\\S"}),
         Shape::Duration => json!({"type": "string", "pattern": duration::PATTERN}),
         Shape::Choice(words) => json!({"enum": words}),
         Shape::List(element, least, most) => {

@@ -5,7 +5,7 @@ mod view;
 
 use graftwork_verdict::{CostFinding, Finding, Verdict};
 use maud::{Markup, html};
-pub use view::{Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, Past, Problem, Row, percent};
+pub use view::{Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, percent};
 
 use crate::{number, page};
 
@@ -15,17 +15,14 @@ pub fn nightly_page(view: &NightlyView) -> String {
         section #regressions { h2 { "Regressions" } (regressions(view)) }
         @if !view.problems.is_empty() { section #problems { h2 { "Not measured or not comparable" } (problems(view)) } }
         section #leaderboard { h2 { "Leaderboard" } (leaderboard(view)) }
-        section #history { h2 { "History" } (history::scores(view)) }
+        @if !view.history.is_empty() { section #history { h2 { "History" } (history::scores(view)) } }
         section #flipped { h2 { "Rows whose answers got worse" } (flipped(view)) }
-        section #costs { h2 { "Time and memory" } (costs(view)) (history::costs(view)) }
+        section #costs { h2 { "Time and memory" }
+            @if view.pairs.is_empty() { (costs(view)) (history::costs(view)) } @else { (pairs(view)) }
+        }
         section #error { h2 { "How far this may be wrong" } (error(view)) }
     };
-    page::whole(
-        &format!("{} – night {}", view.job, view.night.number),
-        include_str!("../nightly.css"),
-        header(view),
-        main,
-    )
+    page::whole(&format!("{} – {}", view.job, view.night.title()), include_str!("../nightly.css"), header(view), main)
 }
 
 fn header(view: &NightlyView) -> Markup {
@@ -43,11 +40,11 @@ fn header(view: &NightlyView) -> Markup {
     let wall = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
     html! {
         p.kind { "Graftwork nightly" }
-        h1 { (view.job) ", night " (view.night.number) }
+        h1 { (view.job) ", " (view.night.title()) }
         p { span class=(format!("badge {class}")) { (words) } }
         dl.facts {
             div { dt { "compared with" } dd { @match &view.baseline {
-                Some(head) => { "night " (head.number) },
+                Some(head) => (head.title()),
                 None => "–",
             } } }
             div { dt { "wall time" } dd { (number::duration(wall)) } }
@@ -58,8 +55,10 @@ fn header(view: &NightlyView) -> Markup {
         dl.wide {
             dt { "code" } dd { (code(&view.night)) }
             @if let Some(head) = &view.baseline { dt { "baseline's code" } dd { (code(head)) } }
+            @if !view.night.recoveries.is_empty() { dt { "recovery" } dd { (view.night.recoveries.join("; ")) } }
             dt { "once more" } dd { code { (view.again) } }
-            dt { "learning curves, attention of fusions" } dd { a href="job.html" { "job.html" } }
+            dt { "learning curves, attention of fusions" }
+            dd { a href="job.html" { "job.html" } @if view.night.number == 0 { ", " a href="before.html" { "before.html" } } }
         }
     }
 }
@@ -79,6 +78,7 @@ fn regressions(view: &NightlyView) -> Markup {
                 p { (row.sentence()) "." }
                 p { (row.verdict.moved[0]) " answers got worse, " (row.verdict.moved[1]) " better." }
                 p.muted { "Repeat it: " code { (row.repeat) } }
+                @if let Some(bisect) = &row.bisect { p.muted { "Find its commit: " code { (bisect) } } }
             }
         }
         @for cost in costs() {
@@ -172,6 +172,16 @@ fn costs(view: &NightlyView) -> Markup {
     }
 }
 
+fn pairs(view: &NightlyView) -> Markup {
+    html! {
+        p.muted { "One run of each, in turn: no verdict." }
+        div.scroll { table {
+            thead { tr { th { "cost" } th { "before → now" } } }
+            tbody { @for pair in &view.pairs { tr { th scope="row" { (pair.name) } td { (pair.sentence()) } } } }
+        } }
+    }
+}
+
 /// Three digits of any size of number.
 fn significant(value: f64) -> String {
     match value.abs() {
@@ -188,7 +198,7 @@ fn error(view: &NightlyView) -> Markup {
             "Benjamini and Hochberg's procedure runs over all " (view.scores.len()) " scores and all " (view.costs.len()) " costs." }
         p { "What would have been found stands beside each score: a drop of that size, even as the only one of the night, "
             "is named as often as `power` in the job file says." }
-        p { "Nights that were interrupted are left out of the history of costs. A change of cost is told from noise only "
-            "after several nights, since one slow night is no change." }
+        @if view.pairs.is_empty() { p { "Nights that were interrupted are left out of the history of costs. A change of cost is told from noise only "
+            "after several nights, since one slow night is no change." } }
     }
 }

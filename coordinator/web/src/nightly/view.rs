@@ -21,9 +21,12 @@ pub struct NightlyView {
     pub problems: Vec<Problem>,
     /// Scores, regressions first.
     pub scores: Vec<Row>,
-    /// Costs, regressions first.
+    /// Costs over the history, regressions first.
     pub costs: Vec<Cost>,
-    /// All kept nights, oldest first, this one included.
+    /// Costs of two versions side by side; without a history they have no verdict.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<PairedCost>,
+    /// All kept nights, oldest first, this one included; empty for two versions side by side.
     pub history: Vec<Past>,
     /// What the night used.
     pub usage: Usage,
@@ -36,7 +39,7 @@ pub struct NightlyView {
 /// One night in a line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Head {
-    /// Its number.
+    /// Its number; 0 for a version that was measured beside another one and is no night of the history.
     pub number: u64,
     /// Milliseconds since 1970 when it began and ended.
     pub began_ms: u64,
@@ -50,6 +53,9 @@ pub struct Head {
     pub code: String,
     /// Times it went on after an interruption.
     pub resumed: u32,
+    /// How long training stood still after each loss, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub recoveries: Vec<String>,
 }
 
 /// How a night ended.
@@ -94,6 +100,9 @@ pub struct Row {
     pub expected: Option<String>,
     /// Command that repeats exactly this measurement.
     pub repeat: String,
+    /// Command that finds the commit between the two nights that made it worse, where both name one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bisect: Option<String>,
     /// Rows whose answers got worse, the most seeds first; at most [`MOST_FLIPS`].
     pub flipped: Vec<Flip>,
 }
@@ -131,6 +140,17 @@ pub struct Cost {
     pub values: Vec<(u64, f64)>,
 }
 
+/// One cost of two versions that ran in turn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PairedCost {
+    /// What it is, with its unit.
+    pub name: String,
+    /// Of the older version; above 0.
+    pub before: f64,
+    /// Of the newer one; above 0.
+    pub after: f64,
+}
+
 /// A night of the history.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Past {
@@ -142,6 +162,22 @@ pub struct Past {
     pub scores: BTreeMap<String, Vec<f64>>,
     /// What it used.
     pub usage: Usage,
+}
+
+impl Head {
+    /// What people call it.
+    pub fn title(&self) -> String {
+        if self.number == 0 { self.code.clone() } else { format!("night {}", self.number) }
+    }
+}
+
+impl PairedCost {
+    /// Both numbers and how far they lie apart.
+    pub fn sentence(&self) -> String {
+        let Self { before, after, .. } = self;
+        let digits = |value: f64| if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") };
+        format!("{} → {} ({})", digits(*before), digits(*after), signed(after / before - 1.0))
+    }
 }
 
 impl Row {

@@ -16,6 +16,7 @@ pub(crate) use adapter::{ADAPTER, BOTTLENECK, LORA};
 pub(crate) use top::TOP;
 
 use super::duration;
+use crate::schedule;
 
 /// What a value must look like.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +39,8 @@ pub(crate) enum Shape {
     Adapter,
     /// A duration such as `2h`; checked, it is a whole number of seconds.
     Duration,
+    /// When something is due: a cron line.
+    Cron,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A list of a least and a most number of elements.
@@ -203,6 +206,7 @@ impl Shape {
             Self::Place(schemes) => format!("a path or an address ({}://)", schemes.join("://, ")),
             Self::Adapter => "a task's name, a path with a `/`, or hf://ORGANISATION/NAME@REVISION".to_owned(),
             Self::Duration => duration::ALLOWED.to_owned(),
+            Self::Cron => schedule::ALLOWED.to_owned(),
             Self::Choice([word]) => format!("{word:?}"),
             Self::Choice(words) => format!("one of {}", quoted(words)),
             Self::List(element, 0, usize::MAX) => format!("a list, each {}", element.allowed()),

@@ -4,7 +4,7 @@ use super::{
     Bounds, Key,
     Missing::{Means, Value},
     Section,
-    Shape::{List, Named, Number, Text, Variable, Whole},
+    Shape::{Cron, List, Named, Number, Text, Variable, Whole},
 };
 use crate::job::MOST_NIGHTS;
 
@@ -20,6 +20,16 @@ pub(super) static NIGHTLY: Section = Section {
             "[7, 8]",
             "Seeds with which every task and fusion is trained, in the place of `training.seed`. With one alone nobody \
              can tell a change from another seed's luck.",
+        )
+        .undigested(),
+        Key::new(
+            "cron",
+            Cron,
+            Means("a night runs when `graftwork nightly` is called"),
+            "\"0 2 * * *\"",
+            "When a coordinator with `--nightly` and this file runs a night by itself: minute, hour, day of the month, month \
+             and day of the week, in UTC. A time that passes while a night runs, or while no coordinator leads, is made up \
+             for once.",
         )
         .undigested(),
         Key::new(

@@ -1,10 +1,13 @@
 //! `[nightly]`: defaults, and names that must be tasks or fusions.
 
 use super::{Problem, Resolver, named};
-use crate::job::{
-    Nightly,
-    nightly::Expected,
-    tree::{Table, Value},
+use crate::{
+    job::{
+        Nightly,
+        nightly::Expected,
+        tree::{Table, Value},
+    },
+    schedule::Schedule,
 };
 
 impl<'t> Resolver<'t> {
@@ -16,6 +19,7 @@ impl<'t> Resolver<'t> {
         let number = |key: &str, default: f64| value(key).and_then(Value::number).unwrap_or(default);
         let mut nightly = Nightly {
             seeds: value("seeds").and_then(|seeds| seeds.each(Value::whole)).unwrap_or(defaults.seeds),
+            cron: table.text("cron").and_then(|line| Schedule::parse(&line).ok()),
             keep: value("keep").and_then(Value::whole).unwrap_or(defaults.keep),
             threshold: number("threshold", defaults.threshold),
             cost_threshold: number("cost_threshold", defaults.cost_threshold),

@@ -36,6 +36,8 @@ problem!(
     "unknown-task",
     with("[nightly]\nseeds = [3, 1, 3]\n[nightly.expected.spma]\nscore = \"why\"\n[nightly.expected.spam]")
 );
+problem!(a_cron_line_says_which_field_is_wrong, "bad-cron", with("[nightly]\ncron = \"0 26 * * *\""));
+problem!(a_cron_line_that_is_never_due_is_refused, "bad-cron", with("[nightly]\ncron = \"0 2 31 4 *\""));
 problem!(a_strange_key_lists_those_there_are, "unknown-key", with("[publish]\nzzz = 1"));
 problem!(
     a_wrong_type_says_what_is_allowed,

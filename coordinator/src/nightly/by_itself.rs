@@ -1,0 +1,260 @@
+//! Nights that a coordinator runs by itself, each when the cron line of its job file is due.
+//!
+//! One night at a time: a second one waits until the first has ended. What trains a night is a job of this coordinator
+//! like any other, with uploads, so its workers may be anywhere; whoever is interrupted goes on with it at the next start.
+//! A night that cannot be run is told, and the next one is due at its time: nothing here ends the coordinator.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use graftwork_shared::{diagnostic, event::Outcome, id::JobId, view::JobView};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::{
+    HISTORIES,
+    compare::Commands,
+    conclude::{Wanted, conclude},
+    due::{Past, due},
+    history::History,
+    night::Code,
+    output, slug,
+    tonight::{Prepared, keep, now_ms, prepare},
+};
+use crate::{
+    cli::{Failure, JobFile, Refused},
+    client::{Client, ClientError},
+    run::{Recoveries, Recovery},
+    upload::{self, Upload},
+};
+
+/// How long it sleeps at most before it looks at clock and job files again: either may be set anew.
+const LOOK_AGAIN: Duration = Duration::from_secs(20);
+
+/// What a coordinator runs by itself.
+#[derive(Clone, Debug)]
+pub(crate) struct ByItself {
+    /// Job files with a cron line.
+    pub(crate) files: Vec<PathBuf>,
+    /// Folder in which each has its history.
+    pub(crate) histories: Option<PathBuf>,
+    /// What to call the code that is measured.
+    pub(crate) code: Option<String>,
+}
+
+/// A job file that is watched, and what is known of its nights.
+struct Watched {
+    file: PathBuf,
+    past: Past,
+    /// What was said of it last, so that nothing is said each time.
+    said: String,
+}
+
+impl ByItself {
+    /// Refuses job files that cannot be run by themselves; to be called before the coordinator starts.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        for file in &self.files {
+            let read = JobFile::read(file)?.map_err(|Refused { name, text, problems }| {
+                crate::cli::show_problems(&text, &name, &problems);
+                Failure::input(anyhow::anyhow!("--nightly {name}: the job file has errors"))
+            })?;
+            if read.job.nightly.cron.is_none() {
+                let words = format!(
+                    "--nightly {}: it does not say when: add `cron = \"0 2 * * *\"` to its table [nightly], for two at night \
+                     in UTC",
+                    file.display()
+                );
+                return Err(Failure::input(anyhow::anyhow!(words)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs nights as long as the coordinator behind this socket leads, on a thread of its own: comparing two of them takes
+    /// seconds. They end when what is given back is dropped, and what is under way goes on with the next start.
+    pub(crate) fn start(self, socket: PathBuf) -> Result<DropGuard, Failure> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let end = CancellationToken::new();
+        let ended = end.clone();
+        let nights = move || runtime.block_on(ended.run_until_cancelled(self.run(socket)));
+        std::thread::Builder::new().name("nights".to_owned()).spawn(nights)?;
+        Ok(end.drop_guard())
+    }
+
+    async fn run(self, socket: PathBuf) {
+        let began_ms = now_ms();
+        let mut watched = Vec::new();
+        for file in &self.files {
+            // One whose history another process holds is looked at when it is due.
+            let past = self.past(file, began_ms).unwrap_or(Past { unfinished: false, last_ms: began_ms });
+            watched.push(Watched { file: file.clone(), past, said: String::new() });
+        }
+        loop {
+            let mut wait = LOOK_AGAIN;
+            for watched in &mut watched {
+                let now = now_ms();
+                match watched.due(now) {
+                    Some(due) if due <= now => {
+                        self.night(&watched.file, &socket).await;
+                        watched.past = Past { unfinished: false, last_ms: now };
+                        wait = Duration::ZERO;
+                    }
+                    Some(due) => wait = wait.min(Duration::from_millis(due - now)),
+                    None => {}
+                }
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// What the history knows of a job's nights.
+    fn past(&self, file: &Path, began_ms: u64) -> Result<Past, Failure> {
+        let history = self.history(file)?;
+        let last_ms = history.nights()?.last().map_or(began_ms, |night| night.began_ms);
+        Ok(Past { unfinished: history.tonight()?.is_some(), last_ms })
+    }
+
+    fn history(&self, file: &Path) -> Result<History, Failure> {
+        let read = JobFile::read(file)?;
+        let name = match &read {
+            Ok(file) => slug(&file.job.name),
+            Err(_) => return Err(Failure::input(anyhow::anyhow!("{} has errors", file.display()))),
+        };
+        let folder = self.histories.clone().unwrap_or_else(|| PathBuf::from(HISTORIES)).join(name);
+        History::open(std::path::absolute(folder)?, |words| tracing::info!("{words}"))
+    }
+
+    /// One night of a job file, from its beginning or its interruption to its end.
+    async fn night(&self, file: &Path, socket: &Path) {
+        let name = file.display().to_string();
+        tracing::info!(file = name, "a night begins");
+        if let Err(failure) = self.train(file, socket).await {
+            let error = graftwork_shared::cause::told(failure.error.as_ref());
+            tracing::error!(file = name, error, "the night was not run to its end");
+        }
+    }
+
+    async fn train(&self, file: &Path, socket: &Path) -> Result<(), Failure> {
+        let history = self.history(file)?;
+        let read = JobFile::read(file)?.map_err(|refused| errors(&refused.text, &refused.name, &refused.problems))?;
+        let nightly = read.job.nightly.clone();
+        let waiting = history.nights()?.last().filter(|night| night.judged.is_none()).map(|night| night.number);
+        let number = match waiting {
+            // It was trained, and whoever trained it ended before it was compared.
+            Some(number) => number,
+            None => {
+                let code = Code::of_coordinator(self.code.as_deref())?;
+                let prepared = prepare(&history, &read.job, code)?;
+                let mut client = Client::local(socket).await?;
+                let (view, recoveries) = match serve(&prepared, &read, &mut client).await {
+                    Ok(ended) => ended,
+                    Err(Trouble::Final(failure)) => {
+                        history.forget_tonight()?;
+                        return Err(failure);
+                    }
+                    Err(Trouble::Passing(failure)) => return Err(failure),
+                };
+                let number = keep(&history, prepared, &view, recoveries)?;
+                // What is kept is the history.
+                forget(&mut client, &view.id).await;
+                number
+            }
+        };
+        let again = match &self.histories {
+            Some(folder) => {
+                let folder = folder.join(slug(&read.job.name));
+                format!("graftwork nightly --history {} {}", folder.display(), file.display())
+            }
+            None => format!("graftwork nightly {}", file.display()),
+        };
+        let commands = Commands::of_night(&again, number);
+        let wanted = Wanted { number, against: None, again: false };
+        let concluded = conclude(&history, wanted, &nightly, &commands).await?;
+        let (headline, page) = (output::headline(&concluded.view), concluded.page.display().to_string());
+        if concluded.code() == crate::cli::DONE {
+            tracing::info!(page, "{headline}");
+        } else {
+            tracing::warn!(page, "{headline}");
+        }
+        Ok(())
+    }
+}
+
+impl Watched {
+    /// When its next night begins; `None` while its file does not say so, which is told once.
+    fn due(&mut self, now_ms: u64) -> Option<u64> {
+        let (due, said) = match JobFile::read(&self.file) {
+            Ok(Ok(file)) => match &file.job.nightly.cron {
+                Some(schedule) => (due(schedule, self.past, now_ms), format!("nights are due at {schedule} in UTC")),
+                None => (None, "no night is due: its table [nightly] has no `cron`".to_owned()),
+            },
+            Ok(Err(refused)) => {
+                let problems = diagnostic::render(&refused.text, &refused.name, &refused.problems, false);
+                (None, format!("no night is due, since the job file has errors:\n{problems}"))
+            }
+            Err(failure) => (None, format!("no night is due: {}", failure.error)),
+        };
+        if said != self.said {
+            tracing::info!(file = %self.file.display(), "{said}");
+            self.said = said;
+        }
+        due
+    }
+}
+
+/// Why a night has no end.
+enum Trouble {
+    /// The same would happen again.
+    Final(Failure),
+    /// It goes on where it stands.
+    Passing(Failure),
+}
+
+impl From<ClientError> for Trouble {
+    fn from(error: ClientError) -> Self {
+        if error.is_input() { Self::Final(error.into()) } else { Self::Passing(error.into()) }
+    }
+}
+
+/// Has the coordinator train a night; gives its job as it ended.
+async fn serve(prepared: &Prepared, file: &JobFile, client: &mut Client) -> Result<(JobView, Vec<Recovery>), Trouble> {
+    let (job, spans) = (prepared.job.clone(), file.spans.clone());
+    let passing = |error: anyhow::Error| Trouble::Passing(error.into());
+    let reading = tokio::task::spawn_blocking(move || Upload::prepare(job, &spans, &[]));
+    let refused = |problems: &[_]| Trouble::Final(errors(&file.text, &file.name, problems));
+    let upload = reading.await.map_err(|error| passing(error.into()))?.map_err(|problems| refused(&problems))?;
+    if let Some(said) = upload::send(&upload, client).await.map_err(|error| passing(error.into()))? {
+        tracing::info!("{said}");
+    }
+    let (id, _) = match client.submit(&upload.job, &file.spans).await {
+        Err(ClientError::Plan(problems)) => return Err(refused(&upload.with_paths(problems))),
+        submitted => submitted?,
+    };
+    let (view, recoveries) = ended(client, &id).await?;
+    if view.outcome == Some(Outcome::Cancelled) {
+        forget(client, &id).await;
+        return Err(Trouble::Final(Failure::input(anyhow::anyhow!("somebody cancelled its job {id}"))));
+    }
+    Ok((view, recoveries))
+}
+
+async fn forget(client: &mut Client, id: &JobId) {
+    if let Err(error) = client.forget(id).await {
+        tracing::warn!(job = %id, %error, "the job of a night is not forgotten");
+    }
+}
+
+async fn ended(client: &mut Client, id: &JobId) -> Result<(JobView, Vec<Recovery>), ClientError> {
+    let (mut events, mut recoveries) = (client.watch(id).await?, Recoveries::default());
+    while let Some(event) = events.next().await {
+        recoveries.on_event(&event?);
+    }
+    Ok((client.view(id).await?, recoveries.done()))
+}
+
+/// Problems of a job file as one error.
+fn errors(text: &str, name: &str, problems: &[diagnostic::Diagnostic]) -> Failure {
+    Failure::input(anyhow::anyhow!("{}", diagnostic::render(text, name, problems, false).trim_end()))
+}

@@ -1,0 +1,48 @@
+//! When the next night of a job is due: a pure function of its cron line, what ran, and what time it is.
+
+use graftwork_shared::schedule::Schedule;
+
+/// What is known of the nights of a job, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Past {
+    /// A night was begun and never ended.
+    pub(super) unfinished: bool,
+    /// When the last one began, or was tried; without any, when this coordinator began to look.
+    pub(super) last_ms: u64,
+}
+
+/// When the next night begins: at once after an interruption, and at once, for all of them together, where times passed
+/// since the last night began. `None`: no time is left.
+pub(super) fn due(schedule: &Schedule, past: Past, now_ms: u64) -> Option<u64> {
+    if past.unfinished {
+        return Some(now_ms);
+    }
+    schedule.next_after(past.last_ms).map(|due| due.max(now_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600_000;
+    const DAY: u64 = 24 * HOUR;
+
+    #[test]
+    fn nights_begin_at_their_time_and_missed_ones_once() {
+        let schedule = Schedule::parse("0 2 * * *").unwrap();
+        let began = |last_ms| Past { unfinished: false, last_ms };
+        // The last one began at two.
+        assert_eq!(due(&schedule, began(2 * HOUR), 3 * HOUR), Some(DAY + 2 * HOUR));
+        // It began late, since one before it ran long: the next one is due at its time.
+        assert_eq!(due(&schedule, began(5 * HOUR), 6 * HOUR), Some(DAY + 2 * HOUR));
+        // Nobody led for ten days: once, now; and after it, at its time.
+        let later = 10 * DAY + 7 * HOUR;
+        assert_eq!(due(&schedule, began(2 * HOUR), later), Some(later));
+        assert_eq!(due(&schedule, began(later), later + HOUR), Some(11 * DAY + 2 * HOUR));
+        // A night that took longer than until the next one: that one is made up for at once.
+        assert_eq!(due(&schedule, began(2 * HOUR), DAY + 3 * HOUR), Some(DAY + 3 * HOUR));
+        // An interrupted one goes on.
+        let interrupted = Past { unfinished: true, last_ms: 2 * HOUR };
+        assert_eq!(due(&schedule, interrupted, 3 * HOUR), Some(3 * HOUR));
+    }
+}

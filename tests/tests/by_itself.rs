@@ -1,0 +1,119 @@
+//! A coordinator runs nights by itself when the cron line of their job file is due: the second one is interrupted by a
+//! kill -9 and goes on with the next start, and a polite kill ends it all.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use graftwork_tests::{Cluster, World, program};
+use serde_json::Value;
+
+/// How long a night of this test may take on a machine that others use too.
+const PATIENCE: Duration = Duration::from_mins(4);
+
+fn write_job(world: &World, cron: &str) -> Result<PathBuf> {
+    let text = format!(
+        "name = \"By itself\"\n[base_model]\nlocation = \"base\"\n[publish]\norganisation = \"tests\"\n\
+         [defaults.training]\nepochs = 6\nbatch_size = 8\nlanes = 2\nlearning_rate = 5e-3\nmax_length = 32\n\
+         checkpoint_every = 4\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 4\n\
+         [tasks.topic]\ntrain = \"data/topic/train.parquet\"\nvalidation = \"data/topic/validation.parquet\"\n\
+         test = \"data/topic/test.parquet\"\n[nightly]\nseeds = [1, 2]\ncron = \"{cron}\"\n"
+    );
+    let path = world.path().join("nightly.toml");
+    // At once whole: a coordinator may be reading it.
+    fs::write(path.with_extension("new"), text)?;
+    fs::rename(path.with_extension("new"), &path)?;
+    Ok(path)
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        if holds() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    bail!("{what} did not come within {PATIENCE:?}")
+}
+
+fn json(path: &Path) -> Result<Value> {
+    let text = fs::read(path).with_context(|| path.display().to_string())?;
+    serde_json::from_slice(&text).with_context(|| path.display().to_string())
+}
+
+#[test]
+fn a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_interrupted() -> Result<()> {
+    let world = World::new()?;
+    // Due each second; a night takes longer, so the next one follows at once.
+    let job = write_job(&world, "* * * * * *")?;
+    let histories = world.path().join("histories");
+    let (job, text) = (job.display().to_string(), histories.display().to_string());
+    let mut cluster = Cluster::with_options(&["--nightly", &job, "--nightly-history", &text])?;
+    cluster.start_worker()?;
+    let history = histories.join("by-itself");
+    let night = |number: u32, file: &str| history.join(format!("nights/{number:06}/{file}"));
+    wait_until("the first night", || night(1, "nightly.html").exists())?;
+
+    // The second one is under way when the coordinator is killed, and no further one is due from then on.
+    let tonight = history.join("tonight/night.json");
+    let second = || json(&tonight).is_ok_and(|tonight| tonight["number"] == 2);
+    wait_until("the second night", second)?;
+    let trains = || {
+        let listed = Command::new(program()).args(["status", "--coordinator", &cluster.address()]).output();
+        listed.is_ok_and(|listed| String::from_utf8_lossy(&listed.stdout).contains("By itself"))
+    };
+    wait_until("its job", trains)?;
+    cluster.kill_coordinator();
+    ensure!(second() && !night(2, "night.json").exists(), "the second night was interrupted");
+    write_job(&world, "0 0 1 1 *")?;
+    cluster.start_coordinator()?;
+    wait_until("the end of the second night", || night(2, "nightly.html").exists())?;
+
+    let (first, second) = (json(&night(1, "night.json"))?, json(&night(2, "night.json"))?);
+    ensure!(first["resumed"] == 0 && second["resumed"] == 1, "{} {}", first["resumed"], second["resumed"]);
+    let recovery = &second["recoveries"][0];
+    ensure!(recovery["lost"] == "coordinator" && recovery["seconds"].as_f64().is_some(), "{}", second["recoveries"]);
+    ensure!(second["began_ms"].as_u64() >= first["ended_ms"].as_u64(), "one night at a time");
+    ensure!(second["judged"]["good"] == true && second["judged"]["baseline"] == 1, "{}", second["judged"]);
+    let said = json(&night(2, "nightly.json"))?;
+    let same = said["scores"].as_array().context("scores")?;
+    ensure!(!same.is_empty() && same.iter().all(|row| row["verdict"]["finding"] == "same"), "{said}");
+    // Its job is forgotten, its training gone, and nothing else is due.
+    wait_until("an empty list of jobs", || {
+        let listed =
+            Command::new(program()).args(["status", "--output", "json", "--coordinator", &cluster.address()]).output();
+        listed.is_ok_and(|listed| {
+            serde_json::from_slice::<Value>(&listed.stdout).is_ok_and(|jobs| jobs == Value::Array(Vec::new()))
+        })
+    })?;
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(!history.join("tonight").exists() && !night(3, "night.json").exists(), "no third night began");
+    // The history is the same that the command looks at.
+    let words = ["nightly", &job, "--history", &history.display().to_string(), "--compare", "2"];
+    let looked = Command::new(program()).current_dir(world.path()).args(words).output()?;
+    let stdout = String::from_utf8_lossy(&looked.stdout);
+    ensure!(looked.status.code() == Some(0) && stdout.contains("night 2 against night 1: no regression"), "{stdout}");
+
+    let ended = cluster.stop_coordinator()?;
+    ensure!(ended.code() == Some(0), "SIGTERM ends it cleanly: {ended}");
+    Ok(())
+}
+
+#[test]
+fn a_job_without_a_cron_line_is_refused_at_the_start() -> Result<()> {
+    let world = World::new()?;
+    let job = world.job("job.toml", "hub", "")?;
+    let words = ["coordinator", "--nightly", &job.display().to_string()];
+    let refused = Command::new(program()).current_dir(world.path()).args(words).output()?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(
+        refused.status.code() == Some(1) && said.contains("add `cron = \"0 2 * * *\"` to its table [nightly]"),
+        "{said}"
+    );
+    Ok(())
+}
