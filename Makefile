@@ -71,8 +71,8 @@ test: $(LIBTORCH) $(NCCL) $(BASE) data
 ON_SERVERS := broken_links groups recovery restarts standby uploads
 test-servers: $(WEED) build
 	@$(PYTHON) scripts/setup.py postgres
-	@scripts/servers.py cargo test --release --locked --workspace --bin graftwork $(addprefix --test ,$(ON_SERVERS)) -- \
-		--include-ignored; code=$$?; [ $$code -eq 75 ] || exit $$code
+	@scripts/servers.py sh -c 'cargo test --release --locked --workspace --bin graftwork -- --include-ignored && \
+		cargo test --release --locked --workspace $(addprefix --test ,$(ON_SERVERS))'; code=$$?; [ $$code -eq 75 ] || exit $$code
 
 $(WEED): | $(LIBTORCH)
 	@$(PYTHON) scripts/setup.py seaweedfs
