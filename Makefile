@@ -14,7 +14,7 @@ NIGHT_DATA := $(foreach set,$(NIGHT_SETS),$(HOME_FOLDER)/data/$(set)/import.json
 GRAFTWORK := target/release/graftwork
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart nightly night-data test test-servers test-deploy test-all check bench bench-peer bench-pieces bench-programs golden follow build nccl data release fit-memory clean help
+.PHONY: quickstart nightly night-data test test-servers test-deploy test-gpu test-all check bench bench-peer bench-gpu bench-pieces bench-programs golden follow build nccl data release fit-memory clean help
 
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
@@ -23,11 +23,13 @@ help:
 	@echo "make test-servers  the coordinator over PostgreSQL and an object store (make test-all does it too)"
 	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
 	@echo "make test-deploy  deployment: chart, Prometheus, traces, Slurm, a release on a bare machine (make test-all does it too)"
+	@echo "make test-gpu     on a machine with NVIDIA GPUs: numbers and steps against the processor, collectives over NCCL"
 	@echo "make release      the archive of a release, in out/release"
 	@echo "make check        formatting, lints and docs, warnings as errors"
 	@echo "make nccl         fetch NCCL, which workers with GPUs need (make test does it too)"
 	@echo "make bench        measure Graftwork: a table, out/bench/record.json and a page; BENCH='--rows 400 --runs 1' is quick"
 	@echo "make bench-peer   the same beside AdapterHub's library, in turn, against what must be reached (hours)"
+	@echo "make bench-gpu    training and prediction on a GPU, beside AdapterHub's library on the same one"
 	@echo "make bench-pieces kernels and input, each alone, with statistics"
 	@echo "make fit-memory   measure the memory of workers, and fit the model that predicts it"
 	@echo "make golden GOLDEN=DIR          compare the engine with golden numerics"
@@ -82,6 +84,12 @@ test-deploy: build
 	@scripts/deploy-tools.sh
 	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test deploy
 
+# GRAFTWORK_LIBTORCH names a libtorch with its CUDA part (docs/install.md). Without a GPU everything here is skipped and
+# says so. NCCL takes a GPU for each rank.
+test-gpu: build $(NCCL)
+	cargo test --release --locked --workspace --test gpu
+	cargo test --release --locked --workspace --test groups -- nccl
+
 test-all: test test-servers test-deploy
 	@scripts/peer.sh
 	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test memory --test scale
@@ -101,6 +109,11 @@ bench: bench-programs data
 bench-peer: bench-programs data
 	@scripts/peer.sh
 	@scripts/bench.py --peer $(BENCH)
+
+# Both programs on the first GPU. Rows that have a bar on the processor have none here: no figure was taken yet.
+bench-gpu: bench-programs data
+	@scripts/peer.sh
+	@scripts/bench.py --peer --device cuda --out out/bench-gpu $(BENCH)
 
 bench-pieces: $(LIBTORCH) $(BASE)
 	@cargo bench --locked -p graftwork-engine --bench pieces -- $(BENCH)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Graftwork, and beside it AdapterHub's library, and holds the ratios against what must be reached.
 
-    scripts/bench.py [--peer] [--data DIR] [--rows N] [--runs N] [--only ROW…] [--go-on]
+    scripts/bench.py [--peer] [--device cuda] [--data DIR] [--rows N] [--runs N] [--only ROW…] [--go-on]
 
 `make bench` measures Graftwork alone; `make bench-peer` installs the library too (scripts/peer.sh), measures both in turn,
 and ends with 1 when a row is below "at least", with 2 when a measurement failed. The record (machine, versions, every
@@ -26,7 +26,7 @@ from benchmark import machine, page
 from benchmark.data import Data
 from benchmark.ours import Ours
 from benchmark.peer import Peer
-from benchmark.table import PLOTS, ROWS
+from benchmark.table import PLOTS, ROWS, rows_on
 from benchmark.watch import Failed, Others
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -38,6 +38,7 @@ Shown = collections.namedtuple("Shown", "row value text least aim reached runs")
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="store_true", help="measure AdapterHub's library too")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what both programs compute on; a GPU has rows of its own")
     parser.add_argument("--data", type=pathlib.Path, default=os.environ.get("GRAFTWORK_BENCH_DATA"), help="folder with the texts of the suite")
     parser.add_argument("--rows", type=int, default=0, help="training rows of each task at most; 0: all")
     parser.add_argument("--runs", type=int, default=5, help="runs of each measurement, in turn")
@@ -56,7 +57,10 @@ def parse():
 def main():
     options = parse()
     data = Data(options.data, ROOT / ".graftwork/data", options.rows)
-    rows = [row for row in ROWS if row.name in options.only or not options.only]
+    all_rows = rows_on(options.device)
+    rows = [row for row in all_rows if row.name in options.only or not options.only]
+    if not rows and options.only != ["plots"]:
+        raise SystemExit(f"bench: none of {', '.join(options.only)} is measured on {options.device}; there are {', '.join(row.name for row in all_rows)}")
     record = begin(options, data)
     say(f"rows: {data.words}")
     say(f"machine: {record['machine']['processor']}, {record['machine']['cores']} cores, load {record['machine']['load']}")
@@ -74,7 +78,7 @@ def say(text):
 
 def begin(options, data):
     """A new record, or the one that is there if it was taken in the same way."""
-    way = {"rows": options.rows, "data": data.words, "programs": machine.programs(options.programs)}
+    way = {"device": options.device, "rows": options.rows, "data": data.words, "programs": machine.programs(options.programs)}
     path = options.out / "record.json"
     old = json.loads(path.read_text()) if options.go_on and path.exists() else None
     if old and old["way"] != way:
@@ -90,7 +94,7 @@ def begin(options, data):
 def measure(options, data, rows, record):
     """Every measurement in turn, run after run; what fails once is not tried again. Returns what failed."""
     needs = list(dict.fromkeys(need for row in rows for need in row.needs if options.peer or need.startswith("ours.")))
-    once = PLOTS if not options.only or "plots" in options.only else []
+    once = PLOTS if options.device == "cpu" and (not options.only or "plots" in options.only) else []
     failed = {}
     with tempfile.TemporaryDirectory(prefix="graftwork-bench-") as scratch:
         programs = {"ours": Ours(options, data, scratch), "peer": Peer(options, data, scratch)}
@@ -167,7 +171,7 @@ def save(options, record):
         need: {figure: statistics.median(sample[figure] for sample in samples) for figure in samples[0]}
         for need, samples in record["samples"].items() if samples
     }
-    rows = list(table(ROWS, record["samples"]))
+    rows = list(table(rows_on(options.device), record["samples"]))
     record["table"] = [
         {"row": row.name, "what": row.what, "against": row.against, "value": value, "unit": row.unit,
          "at_least": row.least, "aim": row.aim, "reached": reached, "runs": runs}

@@ -18,6 +18,7 @@ STEADY_ROWS = 1600
 class Ours:
     def __init__(self, options, data, scratch):
         self.programs, self.base, self.data, self.scratch = options.programs, options.base, data, pathlib.Path(scratch)
+        self.device = options.device
         # Where eight adapters are published that predictions can read.
         self.hub = None
 
@@ -98,6 +99,7 @@ class Ours:
             ("split8", names, f"BatchSplit[{', '.join(f'{name}:2' for name in names)}]"),
         ):
             command = [self.programs / "graftwork", "predict", "--base-model", self.base, "--output", "jsonl", "--max-length", "128"]
+            command += ["--device", self.device]
             for name in adapters:
                 command += ["--adapter", f"{name}={self.hub / name}"]
             command += ["--compose", compose] if compose else []
@@ -229,7 +231,7 @@ class Ours:
         values = "\n".join(f"{key} = {json.dumps(value)}" for key, value in training.items())
         return (
             f'name = "bench"\n[base_model]\nlocation = "{self.base}"\n[publish]\nhub = "hub"\norganisation = "bench"\n'
-            f'[resources]\nthreads = {threads}\n[defaults.adapter]\nmethod = "{method}"\n{adapter}\n'
+            f'[resources]\nthreads = {threads}\ndevice = "{self.device}"\n[defaults.adapter]\nmethod = "{method}"\n{adapter}\n'
             f"[defaults.training]\nlearning_rate = {RATE}\nbatch_size = {BATCH}\n{values}\n" + "\n".join(sections)
         )
 

@@ -46,6 +46,9 @@ pub struct Training {
     /// How gradients of several workers are added. The default is in no digest.
     #[serde(default, skip_serializing_if = "Reduction::is_exact")]
     pub reduction: Reduction,
+    /// Numbers in which the trunk's products are computed. The default is in no digest.
+    #[serde(default, skip_serializing_if = "Precision::is_full")]
+    pub precision: Precision,
 }
 
 /// How gradients of several workers are added.
@@ -63,6 +66,37 @@ impl Reduction {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
     fn is_exact(&self) -> bool {
         *self == Self::Exact
+    }
+}
+
+/// Numbers in which the frozen trunk multiplies. Whatever they are, adapters, heads, norms, attention, gradients and the
+/// optimizer are fp32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 24 bits of which 23 are written, and a range of 1e-38 to 3e38.
+    #[default]
+    Fp32,
+    /// 8 bits, the range of fp32.
+    Bf16,
+    /// 11 bits, 6e-8 to 65,504; losses are scaled so that gradients stay in there.
+    Fp16,
+}
+
+impl Precision {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_full(&self) -> bool {
+        *self == Self::Fp32
+    }
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+            Self::Fp16 => "fp16",
+        })
     }
 }
 
@@ -207,6 +241,7 @@ impl Default for Training {
             keep_best: true,
             adapter_drop: AdapterDrop::Off,
             reduction: Reduction::Exact,
+            precision: Precision::Fp32,
         }
     }
 }

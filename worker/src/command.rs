@@ -92,6 +92,9 @@ pub(crate) enum Command {
     Golden {
         /// Folder with the cases.
         folder: PathBuf,
+        /// What computes.
+        #[arg(long, value_enum, default_value = "cpu")]
+        device: DeviceChoice,
     },
     /// Follow recorded training trajectories step by step; exit 1 above tolerance.
     Follow {
@@ -100,6 +103,9 @@ pub(crate) enum Command {
         /// Folder of the base model from which they start.
         #[arg(long)]
         base_model: PathBuf,
+        /// What computes.
+        #[arg(long, value_enum, default_value = "cpu")]
+        device: DeviceChoice,
     },
     /// Say what this process runs on.
     Doctor {
@@ -197,8 +203,10 @@ impl Command {
                 Err(PredictError::System(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
                 ended => Ok(ended.map(|()| 0)?),
             },
-            Self::Golden { folder } => Ok(verdict(reference::golden(&folder)?)),
-            Self::Follow { folder, base_model } => Ok(verdict(reference::follow(&folder, &base_model)?)),
+            Self::Golden { folder, device } => Ok(verdict(reference::golden(&folder, device.open()?)?)),
+            Self::Follow { folder, base_model, device } => {
+                Ok(verdict(reference::follow(&folder, &base_model, device.open()?)?))
+            }
             Self::Doctor { json } => Ok(doctor::run(json).map(|()| 0)?),
             Self::Verbs => {
                 verbs::print();

@@ -9,7 +9,10 @@ use std::{
     any::Any,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::channel},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        mpsc::{Receiver, channel},
+    },
     thread,
     time::Duration,
 };
@@ -82,21 +85,11 @@ impl Pool {
         self.threads
     }
 
-    /// Runs the tasks on the device threads and waits for all of them.
+    /// Runs the tasks on the device threads, does something else on the calling thread meanwhile, and waits for all of
+    /// them.
     ///
     /// # Errors
     /// The first task, in the tasks' order, that panicked; the others were still run to their end.
-    pub(crate) fn run<T: Send + 'static>(
-        &self,
-        tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
-    ) -> Result<Ran<T>, TaskFailed> {
-        self.run_while(tasks, || ())
-    }
-
-    /// The same, and does something else on the calling thread meanwhile.
-    ///
-    /// # Errors
-    /// As those of [`Self::run`].
     pub(crate) fn run_while<T: Send + 'static>(
         &self,
         tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
@@ -127,6 +120,35 @@ impl Pool {
         } else {
             Err(TaskFailed { message: "a device thread ended in the middle of a task".to_owned() })
         }
+    }
+}
+
+impl Pool {
+    /// Puts a task behind all that wait.
+    pub(crate) fn submit<T: Send + 'static>(&self, task: impl FnOnce() -> T + Send + 'static) -> Pending<T> {
+        let (done, result) = channel();
+        let job = move || {
+            let result = catch_unwind(AssertUnwindSafe(task)).map_err(|panic| panic_message(panic.as_ref()));
+            // Whoever submitted it may have gone.
+            drop(done.send(result));
+        };
+        self.queue.add(VecDeque::from([Box::new(job) as Job]));
+        Pending(result)
+    }
+}
+
+/// A task that was submitted.
+#[derive(Debug)]
+pub(crate) struct Pending<T>(Receiver<Result<T, String>>);
+
+impl<T> Pending<T> {
+    /// Waits for the task's value.
+    ///
+    /// # Errors
+    /// When it panicked.
+    pub(crate) fn wait(self) -> Result<T, TaskFailed> {
+        let ended = |_| Err("a device thread ended in the middle of a task".to_owned());
+        self.0.recv().unwrap_or_else(ended).map_err(|message| TaskFailed { message })
     }
 }
 
@@ -221,45 +243,73 @@ mod tests {
         (0..count).map(boxed).collect()
     }
 
+    fn all<T: Send + 'static>(pool: &Pool, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Result<Ran<T>, TaskFailed> {
+        pool.run_while(tasks, || ())
+    }
+
     #[test]
     fn values_come_in_the_order_of_the_tasks() {
         let pool = Pool::start(3, || ()).unwrap();
-        let ran = pool
-            .run(tasks(40, |number| {
+        let ran = all(
+            &pool,
+            tasks(40, |number| {
                 thread::sleep(Duration::from_millis(u64::try_from(40 - number).unwrap() / 10));
                 number * number
-            }))
-            .unwrap();
+            }),
+        )
+        .unwrap();
         assert_eq!(ran.values, (0..40).map(|number| number * number).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn submitted_tasks_run_side_by_side_and_a_panic_is_its_own() {
+        let pool = Pool::start(2, || ()).unwrap();
+        let met = Arc::new(std::sync::Barrier::new(2));
+        let pending: Vec<_> = (0..2)
+            .map(|number| {
+                let met = Arc::clone(&met);
+                pool.submit(move || {
+                    met.wait();
+                    number
+                })
+            })
+            .collect();
+        let broken = pool.submit(|| -> u8 { panic!("no task of mine") });
+        let after = pool.submit(|| 7);
+        assert_eq!(pending.into_iter().map(|pending| pending.wait().unwrap()).collect::<Vec<_>>(), [0, 1]);
+        assert_eq!(broken.wait().unwrap_err().message, "no task of mine");
+        assert_eq!(after.wait().unwrap(), 7);
     }
 
     #[test]
     fn many_tasks_and_none_are_all_run() {
         let pool = Pool::start(1, || ()).unwrap();
-        assert_eq!(pool.run(tasks(80, |number| number)).unwrap().values.len(), 80);
-        assert!(pool.run(tasks(0, |number| number)).unwrap().values.is_empty());
+        assert_eq!(all(&pool, tasks(80, |number| number)).unwrap().values.len(), 80);
+        assert!(all(&pool, tasks(0, |number| number)).unwrap().values.is_empty());
     }
 
     #[test]
     fn a_panic_fails_its_own_run_and_no_other() {
         let pool = Pool::start(2, || ()).unwrap();
-        let broken = pool.run(tasks(6, |number| assert!(number != 3, "lane {number} broke"))).unwrap_err();
+        let broken = all(&pool, tasks(6, |number| assert!(number != 3, "lane {number} broke"))).unwrap_err();
         assert_eq!(broken.message, "lane 3 broke");
-        assert_eq!(pool.run(tasks(6, |number| number)).unwrap().values, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(all(&pool, tasks(6, |number| number)).unwrap().values, [0, 1, 2, 3, 4, 5]);
         assert_eq!(pool.threads(), 2);
     }
 
     #[test]
     fn cpu_time_is_that_of_the_tasks_and_not_of_waiting() {
         let pool = Pool::start(1, || ()).unwrap();
-        let asleep = pool.run(tasks(1, |_| thread::sleep(Duration::from_millis(80)))).unwrap();
+        let asleep = all(&pool, tasks(1, |_| thread::sleep(Duration::from_millis(80)))).unwrap();
         assert!(asleep.cpu < Duration::from_millis(40), "{:?}", asleep.cpu);
-        let busy = pool
-            .run(tasks(1, |_| {
+        let busy = all(
+            &pool,
+            tasks(1, |_| {
                 let start = thread_cpu_time();
                 while thread_cpu_time().saturating_sub(start) < Duration::from_millis(30) {}
-            }))
-            .unwrap();
+            }),
+        )
+        .unwrap();
         assert!(busy.cpu >= Duration::from_millis(30), "{:?}", busy.cpu);
     }
 
@@ -276,12 +326,12 @@ mod tests {
                     first.wait();
                     second.wait();
                 };
-                pool.run(vec![Box::new(wait)]).unwrap();
+                all(&pool, vec![Box::new(wait)]).unwrap();
             });
             blocked.wait();
             for (run, count) in [("long", 5), ("short", 2)] {
                 let (pool, order) = (&pool, Arc::clone(&order));
-                scope.spawn(move || pool.run(tasks(count, move |_| order.lock().unwrap().push(run))).unwrap());
+                scope.spawn(move || all(&pool, tasks(count, move |_| order.lock().unwrap().push(run))).unwrap());
                 while pool.queue.lock().runs.len() < if run == "long" { 1 } else { 2 } {
                     thread::yield_now();
                 }

@@ -80,6 +80,8 @@ fn a_device_that_is_not_there_is_refused() {
     let found: serde_json::Value = serde_json::from_slice(&worker(&["doctor", "--json"]).stdout).unwrap();
     if found["cuda"].get("available").is_none() {
         refused(&["worker", "--coordinator", "unix:///x", "--device", "cuda"], "leave out --device cuda");
+        refused(&["golden", "/nowhere", "--device", "cuda"], "leave out --device cuda");
+        refused(&["follow", "/nowhere", "--base-model", "/nowhere", "--device", "cuda"], "leave out --device cuda");
     }
 }
 

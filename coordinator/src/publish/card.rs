@@ -10,7 +10,7 @@ use graftwork_shared::{
     recipe::Method,
     record::Record,
     sweep::values_line,
-    training::{AdapterDrop, Length, Reduction, Schedule, Warmup},
+    training::{AdapterDrop, Length, Precision, Reduction, Schedule, Warmup},
     view::StageKind,
 };
 
@@ -183,6 +183,9 @@ impl Card<'_> {
             row("layers left out at inference", format!("{:?}", self.record.recipe.skip_layers));
         }
         row("base model's dropout", if training.base_model_dropout { "on" } else { "off" }.to_owned());
+        if training.precision != Precision::Fp32 {
+            row("base model's products", format!("in {}", training.precision));
+        }
         row("seed", training.seed.to_string());
         row("numeric class", self.record.numeric_class.to_string());
         line(text, "");

@@ -9,7 +9,8 @@ fn main() -> ExitCode {
         return ExitCode::from(1);
     };
     graftwork_engine::use_one_thread();
-    match graftwork_engine::follow(Path::new(folder), Path::new(base_model), &mut std::io::stdout()) {
+    let (folder, base_model) = (Path::new(folder), Path::new(base_model));
+    match graftwork_engine::follow(folder, base_model, graftwork_engine::Device::Cpu, &mut std::io::stdout()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {

@@ -9,7 +9,7 @@ fn main() -> ExitCode {
         return ExitCode::from(1);
     };
     graftwork_engine::use_one_thread();
-    match graftwork_engine::golden(Path::new(folder), &mut std::io::stdout()) {
+    match graftwork_engine::golden(Path::new(folder), graftwork_engine::Device::Cpu, &mut std::io::stdout()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {

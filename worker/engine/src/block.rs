@@ -1,16 +1,18 @@
 //! The frozen building blocks: linear layers, layer norms and activations, each with a forward and an explicit
 //! backward with respect to its input. No weight gradient is ever computed here (invariant 1).
 //!
-//! All tensors are fp32; callers run this code without autograd.
+//! What goes in and comes out is fp32, and so are all weights but those of linear layers in another precision. Callers run
+//! this code without autograd.
 
 use std::sync::{Arc, OnceLock};
 
 use graftwork_model::Activation;
+use graftwork_shared::training::Precision;
 use tch::{Kind, Tensor};
 
 use crate::{
     host,
-    kernel::{self, Bend, Left, Norm, Outputs, Panels, Start, normalise, normalise_backward, product},
+    kernel::{self, Bend, Left, Norm, Outputs, Panels, Start, normalise, normalise_alone, normalise_backward, product},
     packed::{PackedFile, Unpacked},
     timing::{Work, timed},
 };
@@ -79,20 +81,26 @@ impl Linear {
 
     /// `x Wᵀ + b`: `[t, i]` to `[t, o]`. May be recorded by autograd.
     pub(crate) fn forward(&self, x_ti: &Tensor) -> Tensor {
-        let library = || x_ti.linear(&self.weight_oi, Some(&self.bias_o));
+        let library = || {
+            let kind = self.weight_oi.kind();
+            in_kind(x_ti, kind).linear(&self.weight_oi, Some(&self.bias_o)).to_kind(Kind::Float)
+        };
         timed(Work::Products, || if x_ti.requires_grad() { None } else { self.in_kernel(x_ti) }.unwrap_or_else(library))
     }
 
     /// Gradient of the input from the gradient of the output, `[t, o]` to `[t, i]`, added to `onto`.
     pub(crate) fn backward(&self, gradient_to: &Tensor, onto: Option<&Tensor>) -> Tensor {
         let library = || {
-            let below_ti = gradient_to.mm(&self.weight_oi);
+            let below_ti = in_kind(gradient_to, self.weight_oi.kind()).mm(&self.weight_oi).to_kind(Kind::Float);
             onto.map_or(below_ti.shallow_clone(), |onto| onto + below_ti)
         };
         timed(Work::Products, || self.backward_in_kernel(gradient_to, onto).unwrap_or_else(library))
     }
 
     fn in_kernel(&self, x_ti: &Tensor) -> Option<Tensor> {
+        if host::is_off() {
+            return None;
+        }
         let (x, bias) = (host::values(x_ti)?, host::values(&self.bias_o)?);
         let [outputs, inputs] = host::sizes(&self.weight_oi);
         let weight = host::values(&self.weight_oi)?;
@@ -105,6 +113,9 @@ impl Linear {
     }
 
     fn backward_in_kernel(&self, gradient_to: &Tensor, onto: Option<&Tensor>) -> Option<Tensor> {
+        if host::is_off() {
+            return None;
+        }
         let gradient = host::values(gradient_to)?;
         let start = match onto {
             Some(onto) => Start::Matrix(host::values(onto)?),
@@ -147,16 +158,31 @@ impl Linear {
             .count()
     }
 
+    /// The same layer with its products in these numbers, from the weights of this one.
+    pub(crate) fn in_precision(&self, precision: Precision) -> Self {
+        let kind = match precision {
+            Precision::Fp32 => return self.share(),
+            Precision::Bf16 => Kind::BFloat16,
+            Precision::Fp16 => Kind::Half,
+        };
+        Self::new(self.weight_oi.to_kind(kind), self.bias_o.to_kind(kind))
+    }
+
     pub(crate) fn share(&self) -> Self {
         let (weight_oi, bias_o) = (self.weight_oi.shallow_clone(), self.bias_o.shallow_clone());
         Self { weight_oi, bias_o, packed: Arc::clone(&self.packed) }
     }
 }
 
+/// A tensor in these numbers; itself where it has them.
+fn in_kind(x: &Tensor, kind: Kind) -> Tensor {
+    if x.kind() == kind { x.shallow_clone() } else { x.to_kind(kind) }
+}
+
 impl LayerNorm {
     /// Layer norm of `a + b`, as the end of a post-norm block, and what its backward needs.
     pub(crate) fn forward_sum(&self, a_td: &Tensor, b_td: &Tensor) -> (Tensor, SavedNorm) {
-        self.in_kernel(&[a_td, b_td]).unwrap_or_else(|| {
+        self.in_kernel([a_td, b_td]).unwrap_or_else(|| {
             let sum_td = a_td + b_td;
             let (out_td, mean_t1, rstd_t1) =
                 sum_td.native_layer_norm(self.shape(), Some(&self.weight_d), Some(&self.bias_d), self.eps);
@@ -164,13 +190,16 @@ impl LayerNorm {
         })
     }
 
+    /// The same where no backward follows.
+    pub(crate) fn forward_sum_alone(&self, a_td: &Tensor, b_td: &Tensor) -> Tensor {
+        self.alone_in_kernel(&[a_td, b_td]).unwrap_or_else(|| self.forward_sum(a_td, b_td).0)
+    }
+
     /// Layer norm alone. May be recorded by autograd.
     pub(crate) fn forward(&self, x_td: &Tensor) -> Tensor {
-        let in_kernel = if x_td.requires_grad() { None } else { self.in_kernel(&[x_td]) };
-        in_kernel.map_or_else(
-            || x_td.layer_norm(self.shape(), Some(&self.weight_d), Some(&self.bias_d), self.eps, false),
-            |(out_td, _)| out_td,
-        )
+        let in_kernel = if x_td.requires_grad() { None } else { self.alone_in_kernel(&[x_td]) };
+        in_kernel
+            .unwrap_or_else(|| x_td.layer_norm(self.shape(), Some(&self.weight_d), Some(&self.bias_d), self.eps, false))
     }
 
     /// Gradient of the sum that was normalised.
@@ -196,9 +225,16 @@ impl LayerNorm {
         }
     }
 
-    fn in_kernel(&self, terms: &[&Tensor]) -> Option<(Tensor, SavedNorm)> {
-        let sizes = host::sizes(terms[0]);
+    fn alone_in_kernel(&self, terms: &[&Tensor]) -> Option<Tensor> {
+        let mut out_td = host::fresh(host::sizes(terms[0]));
         let terms = terms.iter().map(|term| host::values(term)).collect::<Option<Vec<&[f32]>>>()?;
+        normalise_alone(&terms, self.on_host()?, host::values_mut(&mut out_td)?);
+        Some(out_td)
+    }
+
+    fn in_kernel(&self, [a_td, b_td]: [&Tensor; 2]) -> Option<(Tensor, SavedNorm)> {
+        let sizes = host::sizes(a_td);
+        let terms = [host::values(a_td)?, host::values(b_td)?];
         let norm = self.on_host()?;
         let (mut out_td, mut normal_td, mut rstd) = (host::fresh(sizes), host::fresh(sizes), vec![0.0; sizes[0]]);
         let (out, normal) = (host::values_mut(&mut out_td)?, host::values_mut(&mut normal_td)?);
@@ -208,6 +244,9 @@ impl LayerNorm {
 
     /// The norm as the kernels read it; `None` on another device.
     pub(crate) fn on_host(&self) -> Option<Norm<'_>> {
+        if host::is_off() {
+            return None;
+        }
         Some(Norm { weight: host::values(&self.weight_d)?, bias: host::values(&self.bias_d)?, eps: self.eps })
     }
 
@@ -231,7 +270,7 @@ pub(crate) fn activate(kind: Activation, mut x: Tensor, keep: bool) -> (Tensor, 
         Activation::Silu => Bend::Silu,
         Activation::Tanh => Bend::Tanh,
     };
-    if let Some(values) = host::values_mut(&mut x) {
+    if let Some(values) = host::values_mut(&mut x).filter(|_| !host::is_off()) {
         let slope = keep.then(|| {
             let mut slope = host::fresh(sizes);
             bend.with_slope(values, host::values_mut(&mut slope).expect("a fresh tensor"));
@@ -304,6 +343,7 @@ mod tests {
         let norm = LayerNorm { weight_d: normal(1, &[48]), bias_d: normal(2, &[48]), eps: 1e-12 };
         let (a, b, g) = (normal(3, &[9, 48]), normal(4, &[9, 48]), normal(5, &[9, 48]));
         let (out, saved) = norm.forward_sum(&a, &b);
+        assert_close(&norm.forward_sum_alone(&a, &b), &out, 0.0);
         let recorded = (&a + &b).set_requires_grad(true);
         assert_close(&out, &norm.forward(&recorded).detach(), 1e-6);
         let (sum_td, eps) = (&a + &b, norm.eps);

@@ -21,7 +21,8 @@ use crate::{
     lora::row_mean,
     parameters::{Leaves, Parameter},
     rows::FusionAttention,
-    spans::{Span, Spans, signed, unsigned},
+    spans::{FILLER, Span, Spans, signed, unsigned},
+    transfer,
 };
 
 /// Epsilon of an adapter's own layer norms, as torch.nn.LayerNorm has it.
@@ -348,9 +349,12 @@ impl Site for Run<'_> {
         let mask = fusion_mask(self.site, self.context, (index, fusion), outputs.len(), &state.spans);
         let (hidden, attention_tn) = fusion.forward(self.context.leaves, [&query, &state.residual], &outputs, mask);
         if let Some(notes) = self.context.attention {
-            let mean = attention_tn.mean_dim([0].as_slice(), false, Kind::Double);
-            let weights = Vec::<f64>::try_from(mean).expect("a vector of doubles");
-            let tokens = state.spans.tokens() as u64;
+            // Fillers stand behind all rows, and nobody asked for them.
+            let of_rows = state.spans.0.iter().filter(|span| span.row != FILLER).map(|span| span.length);
+            let tokens: usize = of_rows.sum();
+            let mean = attention_tn.narrow(0, 0, signed(tokens)).mean_dim([0].as_slice(), false, Kind::Double);
+            let weights = transfer::doubles_to_host(&mean);
+            let tokens = tokens as u64;
             notes.borrow_mut().push(FusionAttention { fusion: name, layer: self.site.layer, tokens, weights });
         }
         State { hidden, endings: vec![weights.ending(); state.endings.len()], ..state }
@@ -392,7 +396,7 @@ impl Site for Run<'_> {
 
     fn cut(&self, state: &State, from: usize, to: usize) -> (State, Vec<i64>) {
         let (spans, indices) = state.spans.cut(from, to);
-        let index = Tensor::from_slice(&indices).to_device(state.hidden.device());
+        let index = transfer::to_device(&indices, state.hidden.device());
         let endings = indices.iter().map(|&index| state.endings[unsigned(index)]).collect();
         (state.map(spans, endings, |x| x.index_select(0, &index)), indices)
     }
@@ -407,7 +411,7 @@ impl Site for Run<'_> {
         let endings = back.iter().map(|&position| served[position]).collect();
         let back: Vec<i64> = back.into_iter().map(signed).collect();
         let hidden = Tensor::cat(&parts.iter().map(|(part, _)| &part.hidden).collect::<Vec<_>>(), 0);
-        let back = Tensor::from_slice(&back).to_device(hidden.device());
+        let back = transfer::to_device(&back, hidden.device());
         State { hidden: hidden.index_select(0, &back), endings, ..state }
     }
 

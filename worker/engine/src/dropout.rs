@@ -9,7 +9,8 @@ use crate::{
     host,
     kernel::vectorised,
     rows::{Dropout, LaneOptions},
-    spans::{Span, Spans, signed},
+    spans::{Span, Spans},
+    transfer,
 };
 
 /// Where in the network a mask acts.
@@ -82,22 +83,7 @@ impl Masks {
             self.fill(address, span, span.first * width, probability, part);
             rest = behind;
         }
-        mask.to_device(self.device)
-    }
-
-    /// A mask of `[heads, queries, keys]` for the attention of one row of `keys` tokens.
-    pub(crate) fn attention(
-        &self,
-        address: Address,
-        span: &Span,
-        heads: usize,
-        keys: usize,
-        probability: f64,
-    ) -> Tensor {
-        let queries = span.length;
-        let mut mask = vec![0.0; heads * queries * keys];
-        self.fill_attention(address, span, [heads, keys], probability, &mut mask);
-        Tensor::from_slice(&mask).view([signed(heads), signed(queries), signed(keys)]).to_device(self.device)
+        transfer::moved(mask, self.device)
     }
 
     /// Fills a mask of `[heads, queries, keys]` for the attention of one row.
@@ -159,7 +145,7 @@ vectorised! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parameters::to_host;
+    use crate::transfer::to_host;
 
     fn masks(step: u64) -> Masks {
         let options = LaneOptions {

@@ -66,13 +66,13 @@ impl From<io::Error> for FollowError {
     }
 }
 
-/// Follows the recording in `folder` on the base model in `base_model`, and writes a line for each check and a summary
+/// Follows the recording in `folder` on the base model in `base_model` on a device, and writes a line for each check and a summary
 /// to `out`. True when every loss is within 1e-4, every gradient norm within 1e-3 of itself, and every trained tensor
 /// at the end within 1e-3 of its norm. Tensors whose true gradient is zero are named and left out.
-pub fn follow(folder: &Path, base_model: &Path, out: &mut dyn Write) -> Result<bool, FollowError> {
+pub fn follow(folder: &Path, base_model: &Path, device: Device, out: &mut dyn Write) -> Result<bool, FollowError> {
     let recording = Recording::read(folder)?;
     let base = BaseModel::open_without_tokenizer(base_model)?;
-    let network = Network::new(Trunk::open(&base, Device::Cpu)?, recording.setup.clone(), recording.start.clone())?;
+    let network = Network::new(Trunk::open(&base, device)?, recording.setup.clone(), recording.start.clone())?;
     let mut trainer = Trainer::new(recording.course(), &recording.setup, network.layout(), network.parameters())?;
     let mut report = Report { out, checks: 0, failed: 0 };
     for (lanes, peer) in recording.updates.iter().zip(&recording.steps) {

@@ -7,7 +7,7 @@ use graftwork_shared::{
     head::{Head, HeadActivation, HeadOutput},
     id::Name,
 };
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Kind, Reduction, Tensor};
 
 use crate::{
     EngineError,
@@ -16,6 +16,7 @@ use crate::{
     parameters::{Leaves, Parameter},
     rows::Targets,
     spans::{Spans, signed},
+    transfer,
 };
 
 /// One head's layers.
@@ -141,11 +142,12 @@ pub(crate) fn final_block(composition: Option<&Composition>) -> Option<&Composit
     }
 }
 
-/// Heads and the rows each of them serves, for a batch of `rows` rows before any repetition.
-pub(crate) fn services(composition: Option<&Composition>, rows: usize) -> Vec<Service> {
+/// Heads and the rows each of them serves, for a batch of `rows` rows before any repetition; fillers behind them make it
+/// `filled` rows.
+pub(crate) fn services(composition: Option<&Composition>, [rows, filled]: [usize; 2]) -> Vec<Service> {
     match final_block(composition) {
         Some(Composition::Parallel { children }) => {
-            let one = |head| Service { head, rows: (head * rows, rows), first_target: 0 };
+            let one = |head| Service { head, rows: (head * filled, rows), first_target: 0 };
             (0..children.len()).map(one).collect()
         }
         Some(Composition::BatchSplit { batch_sizes, .. }) => {
@@ -166,18 +168,13 @@ pub(crate) fn loss(logits_bc: &Tensor, targets: &Targets, (first, count): (usize
     let device = logits_bc.device();
     let sum = match targets {
         Targets::Classes(classes) => {
-            let classes_b = Tensor::from_slice(&classes[first..first + count]).to_device(device);
+            let classes_b = transfer::to_device(&classes[first..first + count], device);
             logits_bc.cross_entropy_loss(&classes_b, None::<&Tensor>, Reduction::Sum, -100, 0.0)
         }
         Targets::Values(values) => {
-            let values_b = Tensor::from_slice(&values[first..first + count]).to_device(device);
+            let values_b = transfer::to_device(&values[first..first + count], device);
             (logits_bc.view([-1]) - values_b).square().sum(Kind::Float)
         }
     };
     sum * scale
-}
-
-/// The value of a scalar loss.
-pub(crate) fn loss_value(loss: &Tensor) -> f64 {
-    loss.to_device(Device::Cpu).to_kind(Kind::Double).double_value(&[])
 }

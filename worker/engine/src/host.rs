@@ -33,6 +33,24 @@ pub(crate) fn sizes(matrix: &Tensor) -> [usize; 2] {
     [unsigned(rows), unsigned(columns)]
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Makes this thread compute as if its tensors lay on an accelerator: by libtorch alone.
+    pub(crate) static OFF: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether kernels of our own are left out although tensors lie in host memory.
+#[cfg(test)]
+pub(crate) fn is_off() -> bool {
+    OFF.get()
+}
+
+/// Whether kernels of our own are left out although tensors lie in host memory.
+#[cfg(not(test))]
+pub(crate) fn is_off() -> bool {
+    false
+}
+
 fn usable(tensor: &Tensor) -> bool {
     tensor.device() == Device::Cpu && tensor.kind() == Kind::Float && tensor.is_contiguous() && tensor.numel() > 0
 }

@@ -4,14 +4,14 @@
 //! layers, bottleneck sites replace the residual and layer norm at the end of a block. Runs without autograd; only the
 //! islands inside record graphs of their own.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use graftwork_model::Activation;
 use graftwork_shared::{composition::Composition, id::Name};
 use tch::Tensor;
 
 use crate::{
-    attention::{ProbabilityDropout, SavedAttention, Shape, attention, attention_backward},
+    attention::{Places, ProbabilityDropout, SavedAttention, Shape, attention, attention_backward},
     block::{LayerNorm, Linear, SavedBend, SavedNorm, activate, activate_backward},
     bottleneck::{BottleneckSite, SiteContext},
     direct::{SavedEnd, SavedUpdate, Sites, update, update_backward},
@@ -154,6 +154,8 @@ pub(crate) struct Layer<'a> {
     pub(crate) spans: &'a Spans,
     /// Rows of the layer's output: the same, or the first tokens alone where nothing else is read.
     pub(crate) out_spans: &'a Spans,
+    /// Where both lie side by side, on accelerators.
+    pub(crate) places: Option<&'a Arc<Places>>,
     pub(crate) depth: Depth,
 }
 
@@ -182,11 +184,13 @@ enum Beside {
     Island(Island),
 }
 
-/// The end of a block; a site that the backward does not reach keeps nothing.
+/// The end of a block.
 enum End {
     Plain(SavedNorm),
-    Direct(Option<SavedEnd>),
-    Island(Option<Island>),
+    Direct(SavedEnd),
+    Island(Island),
+    /// The backward does not reach it.
+    Unreached,
 }
 
 impl Layer<'_> {
@@ -200,7 +204,7 @@ impl Layer<'_> {
     pub(crate) fn until_output_end(&self, x_td: &Tensor) -> ([Tensor; 2], Lower) {
         let weights = self.weights;
         let asking_td = if self.only_first() {
-            x_td.index_select(0, &self.spans.starts().to_device(x_td.device()))
+            x_td.index_select(0, &self.spans.starts(x_td.device()))
         } else {
             x_td.shallow_clone()
         };
@@ -281,11 +285,7 @@ impl Layer<'_> {
         let onto = asking.as_ref().filter(|_| !self.only_first());
         let all = back((&weights.key, &sites.key, key), of_key, onto);
         let all = back((&weights.value, &sites.value, value), of_value, all.as_ref())?;
-        Some(if self.only_first() {
-            all.index_add(0, &self.spans.starts().to_device(all.device()), &asking?)
-        } else {
-            all
-        })
+        Some(if self.only_first() { all.index_add(0, &self.spans.starts(all.device()), &asking?) } else { all })
     }
 
     fn only_first(&self) -> bool {
@@ -293,7 +293,7 @@ impl Layer<'_> {
     }
 
     fn shape(&self) -> Shape<'_> {
-        Shape { queries: self.out_spans, keys: self.spans, heads: self.constants.heads }
+        Shape { queries: self.out_spans, keys: self.spans, heads: self.constants.heads, places: self.places }
     }
 
     /// A linear layer and the LoRA update beside it.
@@ -343,18 +343,25 @@ impl Layer<'_> {
 
     /// The end of a block: residual and layer norm, with adapters where there are some.
     fn end(&self, inputs: [&Tensor; 2], norm: &LayerNorm, site: Option<&BottleneckSite>, rank: Rank) -> (Tensor, End) {
+        let keep = self.depth.reaches(rank);
         let (Some(site), Some(context)) = (site, self.site_context) else {
-            let (out_td, saved) = timed(Work::ElementWise, || norm.forward_sum(inputs[0], inputs[1]));
-            return (out_td, End::Plain(saved));
+            return timed(Work::ElementWise, || {
+                if keep {
+                    let (out_td, saved) = norm.forward_sum(inputs[0], inputs[1]);
+                    (out_td, End::Plain(saved))
+                } else {
+                    (norm.forward_sum_alone(inputs[0], inputs[1]), End::Unreached)
+                }
+            });
         };
-        let sites = Sites::new(site, context.composition, self.out_spans.rows(), inputs[0].device());
+        let sites = Sites::new(site, context.composition, self.out_spans.rows(), inputs[0].device(), keep);
         let direct = || sites?.forward(inputs, norm, self.out_spans, context);
         if let Some((out_td, saved)) = timed(Work::Islands, direct) {
-            return (out_td, End::Direct(self.depth.reaches(rank).then_some(saved)));
+            return (out_td, saved.map_or(End::Unreached, End::Direct));
         }
         let run = |x: &[Tensor]| site.forward([&x[0], &x[1]], norm, self.out_spans, context);
         let (island, out_td) = self.site(&inputs, rank, &site.leaves, run);
-        (out_td, End::Island(island))
+        (out_td, island.map_or(End::Unreached, End::Island))
     }
 
     /// Gradients of the block's output and of its residual.
@@ -370,11 +377,11 @@ impl Layer<'_> {
                 let sum = timed(Work::ElementWise, || norm.backward(&saved, gradient_td));
                 [Some(sum.shallow_clone()), Some(sum)]
             }
-            (End::Direct(Some(saved)), Some(site)) => {
+            (End::Direct(saved), Some(site)) => {
                 let passes = self.depth.passes(rank);
                 timed(Work::Islands, || saved.backward(site, gradient_td, (norm, passes), leaves))
             }
-            (End::Island(Some(island)), _) => {
+            (End::Island(island), _) => {
                 let mut gradients = island.backward(gradient_td, leaves).into_iter();
                 [gradients.next(), gradients.next()]
             }

@@ -45,6 +45,7 @@ mod spans;
 mod testing;
 mod timing;
 mod trainer;
+mod transfer;
 mod trunk;
 
 pub use checkpoint::CheckpointError;

@@ -10,6 +10,7 @@ use crate::{
     dropout::{Address, Masks, Place},
     parameters::{Leaves, Parameter},
     spans::{Spans, signed},
+    transfer,
 };
 
 /// One adapter's matrices beside one linear layer.
@@ -92,7 +93,7 @@ impl LoraSite {
 pub(crate) fn row_mean(x_t1: &Tensor, spans: &Spans) -> Tensor {
     let row_of_token = spans.row_of_token(x_t1.device());
     let lengths: Vec<f32> = spans.0.iter().map(|span| span.length.max(1) as f32).collect();
-    let lengths_b1 = Tensor::from_slice(&lengths).to_device(x_t1.device()).unsqueeze(1);
+    let lengths_b1 = transfer::to_device(&lengths, x_t1.device()).unsqueeze(1);
     let zeros_b1 = lengths_b1.zeros_like();
     (zeros_b1.index_add(0, &row_of_token, x_t1) / lengths_b1).index_select(0, &row_of_token)
 }

@@ -3,11 +3,14 @@
 //! All lanes read the same storage, each through leaves of its own, so that lanes can run on several threads at once.
 //! Nothing may write to the storage while a lane runs; see [`crate::Network::set_parameters`].
 
-use std::ops::Range;
+use std::{
+    ops::{Deref, Range},
+    sync::{Arc, OnceLock},
+};
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{host, spans::signed};
+use crate::{host, kernel::Panels, rows::LaneOutput, spans::signed, transfer::to_host};
 
 /// One trained tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,14 +64,55 @@ pub(crate) enum Parameter {
     /// In the flat buffer: index into the layout.
     Trained(usize),
     /// In a tensor of its own that never changes.
-    Frozen(Tensor),
+    Frozen(Frozen),
+}
+
+/// A tensor that never changes, and how kernels want it.
+#[derive(Debug)]
+pub(crate) struct Frozen {
+    tensor: Tensor,
+    /// Packed both ways when a pass first asks for it, and shared by all threads.
+    packed: Arc<[OnceLock<Panels>; 2]>,
+}
+
+/// What a weight `[o, i]` is multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// `x Wᵀ`.
+    Forward,
+    /// `g W`.
+    Backward,
+}
+
+/// A packed weight: kept from one pass to the next, or packed for this product alone.
+pub(crate) enum PackedWeight<'a> {
+    Kept(&'a Panels),
+    Fresh(Panels),
+}
+
+impl Deref for PackedWeight<'_> {
+    type Target = Panels;
+
+    fn deref(&self) -> &Panels {
+        match self {
+            Self::Kept(panels) => panels,
+            Self::Fresh(panels) => panels,
+        }
+    }
 }
 
 impl Parameter {
+    /// One that is never trained.
+    pub(crate) fn frozen(tensor: Tensor) -> Self {
+        Self::Frozen(Frozen { tensor, packed: Arc::default() })
+    }
+
     pub(crate) fn share(&self) -> Self {
         match self {
             Self::Trained(index) => Self::Trained(*index),
-            Self::Frozen(tensor) => Self::Frozen(tensor.shallow_clone()),
+            Self::Frozen(Frozen { tensor, packed }) => {
+                Self::Frozen(Frozen { tensor: tensor.shallow_clone(), packed: Arc::clone(packed) })
+            }
         }
     }
 }
@@ -99,7 +143,23 @@ impl Leaves {
     pub(crate) fn get<'a>(&'a self, parameter: &'a Parameter) -> &'a Tensor {
         match parameter {
             Parameter::Trained(index) => &self.tensors[*index],
-            Parameter::Frozen(tensor) => tensor,
+            Parameter::Frozen(frozen) => &frozen.tensor,
+        }
+    }
+
+    /// A weight `[o, i]` as products want it, for kernels in host memory; packed once for all passes where it never
+    /// changes.
+    pub(crate) fn packed<'a>(&self, parameter: &'a Parameter, way: Way) -> PackedWeight<'a> {
+        let pack = || {
+            let [outputs, inputs] = self.sizes(parameter);
+            match way {
+                Way::Forward => Panels::of_columns(self.values(parameter), [inputs, outputs]),
+                Way::Backward => Panels::of_rows(self.values(parameter), [outputs, inputs]),
+            }
+        };
+        match parameter {
+            Parameter::Trained(_) => PackedWeight::Fresh(pack()),
+            Parameter::Frozen(frozen) => PackedWeight::Kept(frozen.packed[way as usize].get_or_init(pack)),
         }
     }
 
@@ -132,19 +192,20 @@ impl Leaves {
         ranges.iter().flat_map(values).collect()
     }
 
-    /// The flat gradient.
-    pub(crate) fn into_gradient(self) -> Vec<f32> {
-        to_host(&self.flat_gradient)
+    /// The sum of scalar losses and the flat gradient, for which a device is waited for once.
+    pub(crate) fn into_output(self, losses: &[Tensor]) -> LaneOutput {
+        let losses: Vec<Tensor> = losses.iter().map(|loss| loss.detach().view([1])).collect();
+        let losses = Tensor::cat(&losses, 0);
+        let sum = |losses: &[f32]| losses.iter().copied().map(f64::from).sum();
+        if self.flat_gradient.device() == Device::Cpu && !host::is_off() {
+            // A copy of the gradient would be the larger cost.
+            return LaneOutput { loss: sum(&to_host(&losses)), gradient: to_host(&self.flat_gradient) };
+        }
+        let mut numbers = to_host(&Tensor::cat(&[&self.flat_gradient, &losses], 0));
+        let loss = sum(&numbers[self.flat_gradient.numel()..]);
+        numbers.truncate(self.flat_gradient.numel());
+        LaneOutput { loss, gradient: numbers }
     }
-}
-
-/// Values of a tensor in row-major order.
-pub(crate) fn to_host(tensor: &Tensor) -> Vec<f32> {
-    let tensor = tensor.detach().to_device(Device::Cpu).to_kind(Kind::Float).contiguous();
-    let mut values = vec![0.0; tensor.numel()];
-    let count = values.len();
-    tensor.copy_data(&mut values, count);
-    values
 }
 
 #[cfg(test)]
@@ -163,6 +224,25 @@ mod tests {
     }
 
     #[test]
+    fn what_never_changes_is_packed_once_for_all_threads() {
+        let mut layout = Layout::default();
+        let trained = Parameter::Trained(layout.push("a", &[2, 3]));
+        let values: Vec<f32> = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].to_vec();
+        let frozen = Parameter::frozen(Tensor::from_slice(&values).view([2, 3]));
+        let leaves = Leaves::new(&layout, &Tensor::from_slice(&values), false);
+        for (way, sizes) in [(Way::Forward, [3, 2]), (Way::Backward, [2, 3])] {
+            let of = |parameter| {
+                let packed = leaves.packed(parameter, way);
+                let sizes = [packed.sums(), packed.columns()];
+                (sizes, packed.bytes().to_vec(), packed.bytes().as_ptr(), matches!(packed, PackedWeight::Kept(_)))
+            };
+            let (first, shared, fresh) = (of(&frozen), of(&frozen.share()), of(&trained));
+            assert_eq!((first.0, first.2, first.3), (sizes, shared.2, true));
+            assert_eq!((&fresh.1, fresh.3), (&first.1, false));
+        }
+    }
+
+    #[test]
     fn leaves_are_views_of_one_storage_and_their_gradients_lie_at_the_same_offsets() {
         let mut layout = Layout::default();
         let (first, second) = (layout.push("a", &[2]), layout.push("b", &[2, 1]));
@@ -172,6 +252,7 @@ mod tests {
         leaves.add_gradient(second, &Tensor::from_slice(&[5.0f32, 6.0]).view([2, 1]));
         leaves.add_gradient(second, &Tensor::from_slice(&[1.0f32, 1.0]).view([2, 1]));
         leaves.add_gradient(first, &Tensor::from_slice(&[9.0f32, 8.0]));
-        assert_eq!(leaves.into_gradient(), [9.0, 8.0, 6.0, 7.0]);
+        let losses = [0.5f32, 0.25].map(|loss| Tensor::from_slice(&[loss]).view([]));
+        assert_eq!(leaves.into_output(&losses), LaneOutput { loss: 0.75, gradient: vec![9.0, 8.0, 6.0, 7.0] });
     }
 }

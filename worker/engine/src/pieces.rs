@@ -142,7 +142,7 @@ impl Attention {
 
     /// Both directions, the context as its own gradient.
     pub fn run(&self) -> [Tensor; 3] {
-        let shape = Shape { queries: &self.rows, keys: &self.rows, heads: 12 };
+        let shape = Shape { queries: &self.rows, keys: &self.rows, heads: 12, places: None };
         let address = Address::of(0, Place::AttentionProbabilities);
         let dropout = self.masks.as_ref().map(|masks| ProbabilityDropout { masks, address, probability: 0.1 });
         let (context_td, saved) =

@@ -1,5 +1,7 @@
 //! What goes into a lane and what comes out: packed rows, options, gradients and predictions. Values only.
 
+use std::ops::Range;
+
 use graftwork_shared::id::Name;
 use serde::{Deserialize, Serialize};
 
@@ -170,6 +172,15 @@ impl Tokens {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.lengths.len()
+    }
+
+    /// Rows `rows`, whose tokens are `tokens`.
+    pub(crate) fn part(&self, rows: Range<usize>, tokens: Range<usize>) -> Self {
+        Self {
+            ids: self.ids[tokens.clone()].to_vec(),
+            type_ids: self.type_ids[tokens].to_vec(),
+            lengths: self.lengths[rows].to_vec(),
+        }
     }
 
     /// Checks lengths and ids against a model's limits.

@@ -2,7 +2,7 @@
 
 use tch::{Device, Tensor};
 
-use crate::EngineError;
+use crate::{EngineError, transfer};
 
 /// The tokens of one row inside a packed tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,14 @@ pub(crate) struct Span {
 /// All rows of a packed tensor, in order and without gaps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Spans(pub(crate) Vec<Span>);
+
+/// The number of rows that only fill up a batch, behind all others. No data has so many.
+pub(crate) const FILLER: u64 = (1 << 40) - 2;
+
+/// A size rounded up to one of few: at most 15 up to 128, at most an eighth more beyond.
+pub(crate) fn rounded(size: usize) -> usize {
+    size.next_multiple_of((size.next_power_of_two() / 16).max(8))
+}
 
 impl Spans {
     /// Rows of these lengths, one after the other.
@@ -89,16 +97,16 @@ impl Spans {
         (Self(spans), indices)
     }
 
-    /// The index of each row's first token.
-    pub(crate) fn starts(&self) -> Tensor {
+    /// The index of each row's first token, on a device.
+    pub(crate) fn starts(&self, device: Device) -> Tensor {
         let starts: Vec<i64> = self.0.iter().map(|span| signed(span.start)).collect();
-        Tensor::from_slice(&starts)
+        transfer::to_device(&starts, device)
     }
 
     /// For each token, the number of its row.
     pub(crate) fn row_of_token(&self, device: Device) -> Tensor {
         let rows = self.0.iter().enumerate().flat_map(|(row, span)| std::iter::repeat_n(signed(row), span.length));
-        Tensor::from_slice(&rows.collect::<Vec<i64>>()).to_device(device)
+        transfer::to_device(&rows.collect::<Vec<i64>>(), device)
     }
 
     /// Checks that the splits of a `Split` cover every row.
@@ -147,6 +155,15 @@ mod tests {
     fn a_slice_counts_from_its_own_first_token() {
         let (slice, first, count) = Spans::new(&[2, 4, 1], &[0, 1, 2]).slice(1, 3);
         assert_eq!((first, count, slice.0[0].start, slice.0[1].start), (2, 5, 0, 4));
+    }
+
+    #[test]
+    fn sizes_are_rounded_to_few_that_are_little_larger() {
+        let mut sizes: Vec<usize> = (1..=1024).map(rounded).collect();
+        assert!((1..=1024).zip(&sizes).all(|(size, &up)| up >= size && up < size + (size / 8).max(8)));
+        sizes.dedup();
+        assert_eq!(sizes.len(), 16 + 3 * 8);
+        assert_eq!([1, 8, 9, 128, 129, 145].map(rounded), [8, 8, 16, 128, 144, 160]);
     }
 
     #[test]

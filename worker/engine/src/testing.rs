@@ -14,9 +14,9 @@ use tch::Tensor;
 
 use crate::{
     network::Network,
-    parameters::to_host,
     rows::{Lane, Targets, Tokens},
     setup::{Setup, Trained},
+    transfer::to_host,
     trunk::Trunk,
 };
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use graftwork_model::{BaseModel, Dtype, MappedWeights, ModelError, TrunkDescription, TrunkTensor};
-use graftwork_shared::digest::Digest;
+use graftwork_shared::{digest::Digest, training::Precision};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -31,6 +31,9 @@ pub struct Trunk {
     /// The file behind the tensors; must outlive every one of them.
     mapped: Arc<MappedWeights>,
     device: Device,
+    precision: Precision,
+    /// The layers once more, for products in other numbers than fp32.
+    converted: Arc<Mutex<BTreeMap<Precision, Vec<LayerWeights>>>>,
     pub(crate) embeddings: Embeddings,
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) pooler: Option<Linear>,
@@ -86,7 +89,8 @@ impl Trunk {
         let pooler = if base.has_pooler() { Some(reader.linear("pooler.dense")?) } else { None };
         let description = Arc::new(base.description.clone());
         let tokenizer = Arc::new(base.tokenizer.clone());
-        Ok(Self { description, tokenizer, rules: Arc::default(), mapped, device, embeddings, layers, pooler })
+        let (rules, converted, precision) = (Arc::default(), Arc::default(), Precision::Fp32);
+        Ok(Self { description, tokenizer, rules, mapped, device, precision, converted, embeddings, layers, pooler })
     }
 
     /// Reads packed weights from a file that all processes of the machine share, and writes it first where it is not there
@@ -113,26 +117,43 @@ impl Trunk {
             segment_sd: self.embeddings.segment_sd.shallow_clone(),
             norm: self.embeddings.norm.share(),
         };
-        let layer = |layer: &LayerWeights| LayerWeights {
-            query: layer.query.share(),
-            key: layer.key.share(),
-            value: layer.value.share(),
-            attention_output: layer.attention_output.share(),
-            attention_norm: layer.attention_norm.share(),
-            intermediate: layer.intermediate.share(),
-            output: layer.output.share(),
-            output_norm: layer.output_norm.share(),
-        };
         Self {
             description: Arc::clone(&self.description),
             tokenizer: Arc::clone(&self.tokenizer),
             rules: Arc::clone(&self.rules),
             mapped: Arc::clone(&self.mapped),
             device: self.device,
+            precision: self.precision,
+            converted: Arc::clone(&self.converted),
             embeddings,
-            layers: self.layers.iter().map(layer).collect(),
+            layers: self.layers.iter().map(LayerWeights::share).collect(),
             pooler: self.pooler.as_ref().map(Linear::share),
         }
+    }
+
+    /// The same trunk with its layers' products in these numbers, whatever it computed in before. Weights are converted
+    /// once for all that share it; what goes in and comes out of a product stays fp32.
+    #[must_use]
+    pub fn in_precision(&self, precision: Precision) -> Self {
+        let mut shared = self.share();
+        shared.precision = precision;
+        let mut converted = self.converted.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.precision == Precision::Fp32 {
+            converted.entry(Precision::Fp32).or_insert_with(|| self.layers.iter().map(LayerWeights::share).collect());
+        }
+        if !converted.contains_key(&precision) {
+            let layers =
+                converted[&Precision::Fp32].iter().map(|layer| layer.map(|linear| linear.in_precision(precision)));
+            let layers = layers.collect();
+            converted.insert(precision, layers);
+        }
+        shared.layers = converted[&precision].iter().map(LayerWeights::share).collect();
+        shared
+    }
+
+    /// Numbers in which the layers' products are computed.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Sizes and constants of the model.
@@ -164,6 +185,24 @@ impl Trunk {
 }
 
 impl LayerWeights {
+    fn share(&self) -> Self {
+        self.map(Linear::share)
+    }
+
+    /// The same norms, and what a function makes of each linear layer.
+    fn map(&self, of: impl Fn(&Linear) -> Linear) -> Self {
+        Self {
+            query: of(&self.query),
+            key: of(&self.key),
+            value: of(&self.value),
+            attention_output: of(&self.attention_output),
+            attention_norm: self.attention_norm.share(),
+            intermediate: of(&self.intermediate),
+            output: of(&self.output),
+            output_norm: self.output_norm.share(),
+        }
+    }
+
     pub(crate) fn linears(&self) -> [&Linear; 6] {
         [&self.query, &self.key, &self.value, &self.attention_output, &self.intermediate, &self.output]
     }

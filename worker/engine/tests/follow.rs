@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use graftwork_engine::{FollowError, follow};
+use graftwork_engine::{Device, FollowError, follow};
 use tempfile::TempDir;
 
 fn fixtures() -> PathBuf {
@@ -16,7 +16,7 @@ fn fixtures() -> PathBuf {
 
 fn followed(folder: &Path) -> Result<(bool, String), FollowError> {
     let mut report = Vec::new();
-    let passed = follow(folder, &fixtures().join("tiny_bert"), &mut report)?;
+    let passed = follow(folder, &fixtures().join("tiny_bert"), Device::Cpu, &mut report)?;
     Ok((passed, String::from_utf8(report).unwrap()))
 }
 

@@ -9,7 +9,7 @@ mod part;
 mod texts;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::BufWriter,
     path::{Path, PathBuf},
 };
@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     computer::{self, DeviceChoice, NoCuda},
-    pool::{Pool, TaskFailed},
+    pool::{Pending, Pool, TaskFailed},
     trunks,
 };
 use answer::{Answer, HeadAnswer, OutputForm, Printer};
@@ -289,6 +289,9 @@ fn layers(text: &str, count: u32) -> Result<Vec<u32>, PredictError> {
     layers.collect()
 }
 
+/// Parts for each thread that are under way: one is computed, the others wait.
+const AHEAD: usize = 3;
+
 /// A network with its texts' way in and its answers' way out.
 struct Predictor {
     network: Network,
@@ -302,61 +305,66 @@ struct Predictor {
 }
 
 impl Predictor {
-    /// Predicts all rows, some batches at a time, and hands on the answers in the rows' order.
+    /// Predicts all rows and hands on the answers in the rows' order. While parts of batches are computed, later ones are
+    /// read and encoded, as many as keep the threads busy. Answers in front of a row that cannot be used are handed on.
     fn predict(
         &self,
-        mut rows: texts::Rows,
+        rows: texts::Rows,
         mut take: impl FnMut(&Answer) -> std::io::Result<()>,
     ) -> Result<(), PredictError> {
-        let mut first = 0;
+        let mut parts = self.parts(rows);
+        let (mut under_way, mut problem, mut first) = (VecDeque::new(), None, 0);
         loop {
-            let batches = self.next_batches(&mut rows, first)?;
-            if batches.is_empty() {
-                return Ok(());
-            }
-            let tasks = batches.iter().map(|tokens| self.task(tokens.clone())).collect();
-            for (tokens, prediction) in batches.iter().zip(self.pool.run(tasks)?.values) {
-                for answer in self.answers(&prediction?, tokens.rows(), first) {
-                    take(&answer)?;
+            while problem.is_none() && under_way.len() < AHEAD * self.pool.threads() {
+                match parts.next() {
+                    Some(Ok(tokens)) => under_way.push_back((tokens.rows(), self.start(tokens))),
+                    Some(Err(error)) => problem = Some(error),
+                    None => break,
                 }
-                first += tokens.rows() as u64;
             }
+            let Some((rows, pending)) = under_way.pop_front() else { return problem.map_or(Ok(()), Err) };
+            for answer in self.answers(&pending.wait()??, rows, first) {
+                take(&answer)?;
+            }
+            first += rows as u64;
         }
     }
 
-    fn task(&self, tokens: Tokens) -> Box<dyn FnOnce() -> Result<Prediction, EngineError> + Send> {
+    fn start(&self, tokens: Tokens) -> Pending<Result<Prediction, EngineError>> {
         let network = self.network.share();
         let skip_layers = self.skip_layers.clone();
-        Box::new(move || network.predict(&tokens, &skip_layers))
+        self.pool.submit(move || network.predict(&tokens, &skip_layers))
     }
 
-    /// As many batches as there are threads, as long as there are rows.
-    fn next_batches(&self, rows: &mut texts::Rows, first: u64) -> Result<Vec<Tokens>, PredictError> {
-        let mut batches = Vec::new();
-        let mut number = first;
-        for _ in 0..self.pool.threads() {
-            let batch: Vec<Texts> = rows.by_ref().take(self.batch_rows).collect::<Result<_, _>>()?;
-            if batch.is_empty() {
-                break;
-            }
-            if self.is_cut && batch.len() < self.batch_rows {
-                return Err(PredictError::Usage(format!(
-                    "BatchSplit takes {} rows at a time, but {} are left at the end",
-                    self.batch_rows,
-                    batch.len()
-                )));
-            }
-            let mut tokens = Tokens::default();
-            for texts in &batch {
-                let encoded = self.encoder.encode(number, texts)?;
-                number += 1;
-                tokens.lengths.push(encoded.ids.len());
-                tokens.ids.extend(encoded.ids);
-                tokens.type_ids.extend(encoded.type_ids);
-            }
-            batches.push(tokens);
+    /// Batches in the parts in which they are computed anyway, so that the last ones are shared out evenly.
+    fn parts(&self, mut rows: texts::Rows) -> impl Iterator<Item = Result<Tokens, PredictError>> {
+        let mut number = 0;
+        let batches = std::iter::from_fn(move || self.next_batch(&mut rows, &mut number).transpose());
+        batches.flat_map(|batch| match batch.and_then(|tokens| Ok(self.network.apart(&tokens)?)) {
+            Ok(parts) => parts.into_iter().map(Ok).collect(),
+            Err(error) => vec![Err(error)],
+        })
+    }
+
+    /// The next batch of rows, the first of which has this number; `None` behind the last one.
+    fn next_batch(&self, rows: &mut texts::Rows, number: &mut u64) -> Result<Option<Tokens>, PredictError> {
+        let batch: Vec<Texts> = rows.take(self.batch_rows).collect::<Result<_, _>>()?;
+        if self.is_cut && !batch.is_empty() && batch.len() < self.batch_rows {
+            return Err(PredictError::Usage(format!(
+                "BatchSplit takes {} rows at a time, but {} are left at the end",
+                self.batch_rows,
+                batch.len()
+            )));
         }
-        Ok(batches)
+        let mut tokens = Tokens::default();
+        for texts in &batch {
+            let encoded = self.encoder.encode(*number, texts)?;
+            *number += 1;
+            tokens.lengths.push(encoded.ids.len());
+            tokens.ids.extend(encoded.ids);
+            tokens.type_ids.extend(encoded.type_ids);
+        }
+        Ok((!batch.is_empty()).then_some(tokens))
     }
 
     /// The answers for `rows` rows from row `first` on. The heads of a `BatchSplit` saw one run of rows each.

@@ -160,6 +160,7 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
     }
     let (assignment, recipe) = (&pinned.assignment, &pinned.assignment.recipe);
     let trunk = host.trunk(&assignment.base_model, recipe.base_model).map_err(|error| failure::of_host(&error))?;
+    let trunk = network::in_precision(trunk, recipe.training.precision)?;
     let description = trunk.description();
     let encoder = trunk.encoder(recipe.training.max_length).map_err(|error| failure::of_input(&error))?;
     let encoder = match host.shelves() {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use graftwork_engine::{Keep, Network, Setup, Trained, Trunk, initial_weights};
+use graftwork_engine::{Device, Keep, Network, Setup, Trained, Trunk, initial_weights};
 use graftwork_model::{Tensors, adapter_shapes, check_tensors, rename, safetensors};
 use graftwork_shared::{
     adapter::AdapterConfig,
@@ -14,6 +14,7 @@ use graftwork_shared::{
     digest::Digest,
     id::Name,
     recipe::{FusedAdapter, Method, Recipe, slot, trained_slot},
+    training::Precision,
 };
 
 use super::{Host, failure};
@@ -23,6 +24,18 @@ use crate::computer::{numeric_class, program};
 pub(super) struct Built {
     pub(super) network: Network,
     pub(super) setup: Setup,
+}
+
+/// The trunk with products in these numbers. The processor has those of fp32 alone: other ones would depend on
+/// instructions that its numeric class does not tell.
+pub(super) fn in_precision(trunk: Trunk, precision: Precision) -> Result<Trunk, Failure> {
+    if precision != Precision::Fp32 && trunk.device() == Device::Cpu {
+        return Err(failure::user(format!(
+            "the recipe asks for products in {precision}, which workers without a GPU do not compute; plan the job for \
+             device = \"cuda\", or leave out precision"
+        )));
+    }
+    Ok(trunk.in_precision(precision))
 }
 
 /// Fetches what the stage reads and builds its network on a device thread.

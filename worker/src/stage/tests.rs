@@ -14,7 +14,7 @@ use graftwork_shared::{
     data::Split,
     metric::Metric,
     recipe::{FusedAdapter, Method},
-    training::{AdapterDrop, EarlyStopping, Interval, Length},
+    training::{AdapterDrop, EarlyStopping, Interval, Length, Precision},
 };
 use local::{Data, LocalHost, adapter_recipe, assignment};
 
@@ -230,6 +230,19 @@ fn another_numerics_version_is_refused_and_another_worker_may_have_it() {
         graftwork_shared::NUMERICS_VERSION
     );
     assert!(failure.message.contains(&words), "{failure:?}");
+}
+
+#[test]
+fn other_numbers_than_fp32_are_refused_without_a_gpu() {
+    let (data, host) = (Data::write(), LocalHost::new(1));
+    let mut of = assignment(&data, &host, adapter_recipe(&data));
+    of.recipe.training.precision = Precision::Bf16;
+    let failure = run_stage(&of, false, &host).unwrap_err();
+    assert_eq!(failure.blame, Blame::User);
+    assert!(
+        failure.message.contains("products in bf16") && failure.message.contains("device = \"cuda\""),
+        "{failure:?}"
+    );
 }
 
 #[test]

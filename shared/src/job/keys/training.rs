@@ -133,6 +133,14 @@ pub(crate) static TRAINING: Section = Section {
             "How gradients of several workers are added: along a fixed tree, so that any number of workers gives the same \
              bytes, or by the transport's own all-reduce, which sends less and gives up that promise.",
         ),
+        Key::new(
+            "precision",
+            Choice(&["fp32", "bf16", "fp16"]),
+            Value("\"fp32\""),
+            "\"bf16\"",
+            "Numbers in which the base model multiplies; whatever is trained stays fp32. Other ones than fp32 need \
+             `device = \"cuda\"`.",
+        ),
     ],
     exclusive: &[("epochs", "steps"), ("warmup", "warmup_steps")],
 };

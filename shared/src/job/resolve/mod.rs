@@ -33,7 +33,8 @@ pub(crate) struct Resolved {
 
 /// Resolves a checked tree; relative paths start at `folder`.
 pub(crate) fn resolve(tree: &Table, spans: Spans, folder: &Path) -> Resolved {
-    let mut resolver = Resolver { folder, defaults: tree.table("defaults"), spans, problems: Vec::new() };
+    let device = resources(tree.table("resources")).device;
+    let mut resolver = Resolver { folder, defaults: tree.table("defaults"), device, spans, problems: Vec::new() };
     let job = resolver.job(tree);
     Resolved { job, spans: resolver.spans, problems: resolver.problems }
 }
@@ -41,6 +42,7 @@ pub(crate) fn resolve(tree: &Table, spans: Spans, folder: &Path) -> Resolved {
 struct Resolver<'t> {
     folder: &'t Path,
     defaults: Option<&'t Table>,
+    device: Device,
     spans: Spans,
     problems: Vec<Diagnostic>,
 }

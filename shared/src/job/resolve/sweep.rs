@@ -182,6 +182,7 @@ impl<'t> Resolver<'t> {
         let mut inner = Resolver {
             folder: self.folder,
             defaults: self.defaults,
+            device: self.device,
             spans: std::mem::take(&mut self.spans),
             problems: std::mem::take(&mut self.problems),
         };

@@ -2,8 +2,11 @@
 
 use super::{Layers, Problem, Resolver, layer_set};
 use crate::{
-    job::tree::{Table, Value},
-    training::{AdapterDrop, EarlyStopping, Interval, Length, Training, Warmup},
+    job::{
+        Device,
+        tree::{Table, Value},
+    },
+    training::{AdapterDrop, EarlyStopping, Interval, Length, Precision, Training, Warmup},
 };
 
 impl<'t> Resolver<'t> {
@@ -25,6 +28,7 @@ impl<'t> Resolver<'t> {
             let path = format!("{path}.adapter_drop");
             self.refuse(&path, Problem::new("missing-key", "`adapter_drop` needs `layers` or `up_to`", help));
         }
+        self.check_precision(&training, &path);
         if !layers.unsure(&["epochs", "steps", "warmup_steps", "batch_size", "accumulation"]) {
             self.check_warmup(&training, &path, rows);
         }
@@ -46,6 +50,16 @@ impl<'t> Resolver<'t> {
                     self.refuse(&format!("{path}.lanes"), Problem::new("lanes-above-batch", message, help));
                 }
             }
+        }
+    }
+
+    /// The processor has fast products for fp32 alone, and its other ones depend on instructions that no numeric class
+    /// tells.
+    fn check_precision(&mut self, training: &Training, path: &str) {
+        if training.precision != Precision::Fp32 && self.device == Device::Cpu {
+            let message = format!("the processor computes in fp32 alone, not in {}", training.precision);
+            let help = "remove `precision`, or train on a GPU by `device = \"cuda\"` in [resources]";
+            self.refuse(&format!("{path}.precision"), Problem::new("precision-needs-gpu", message, help));
         }
     }
 
@@ -105,6 +119,7 @@ fn take_loop(layers: &Layers<'_>, training: &mut Training) {
     layers.take("accumulation", Value::whole, &mut training.accumulation);
     layers.take("max_length", Value::whole, &mut training.max_length);
     layers.take("seed", Value::whole, &mut training.seed);
+    layers.take("precision", Value::word, &mut training.precision);
     layers.take("base_model_dropout", Value::flag, &mut training.base_model_dropout);
     layers.take("evaluate_every", interval, &mut training.evaluate_every);
     layers.take("checkpoint_every", Value::whole, &mut training.checkpoint_every_steps);

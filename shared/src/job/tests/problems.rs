@@ -25,6 +25,11 @@ fn replaced(from: &str, to: &str) -> String {
     BASE.trim().replace(from, to)
 }
 
+problem!(
+    other_numbers_than_fp32_need_a_gpu,
+    "precision-needs-gpu",
+    with("[tasks.tone.training]\nprecision = \"bf16\"\n[resources]\nworkers = 2")
+);
 problem!(a_misspelt_key_is_named, "unknown-key", with("[tasks.tone.training]\nepoch = 3\nlerning_rate = 1e-3"));
 problem!(
     a_key_of_another_table_is_sent_home,

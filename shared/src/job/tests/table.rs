@@ -56,6 +56,9 @@ impl Case {
                 placed = true;
             }
         }
+        if self.key.name == "precision" {
+            text.push_str("[resources]\ndevice = \"cuda\"\n");
+        }
         if !placed {
             text.extend(["[", self.place, "]\n", self.beside, &line]);
         }

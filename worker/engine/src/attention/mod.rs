@@ -2,17 +2,22 @@
 //!
 //! Packed in, packed out; no padding. The arithmetic of a row never reads another row, so a row's context does not
 //! depend on its neighbours. On the CPU our own kernel runs: with rows of 20 tokens it takes a fraction of the time of a
-//! library call for each product. Elsewhere libtorch computes row by row.
+//! library call for each product. Elsewhere libtorch computes all rows at once.
 
 mod kernel;
+mod padded;
 
-use tch::{Kind, Tensor};
+use std::sync::Arc;
+
+use tch::Tensor;
 
 use crate::{
     dropout::{Address, Masks},
     host,
-    spans::{Span, Spans, signed},
+    spans::{Span, Spans},
 };
+
+pub(crate) use padded::Places;
 
 /// Which tokens attend to which, and with how many heads.
 pub(crate) struct Shape<'a> {
@@ -21,6 +26,8 @@ pub(crate) struct Shape<'a> {
     /// Rows of keys and values: as many, in the same order.
     pub(crate) keys: &'a Spans,
     pub(crate) heads: i64,
+    /// Where both lie when rows are side by side, as far as that is known; of accelerators alone.
+    pub(crate) places: Option<&'a Arc<Places>>,
 }
 
 /// Dropout on the attention probabilities.
@@ -41,8 +48,8 @@ pub(crate) struct SavedAttention {
 enum Weights {
     /// Of the kernel: probabilities, row after row, head after head, and the dropout mask on them in the same layout.
     Packed(Vec<f32>, Option<Vec<f32>>),
-    /// Of libtorch: for each row, probabilities `[h, queries, keys]` and the dropout mask on them.
-    Rows(Vec<(Tensor, Option<Tensor>)>),
+    /// Of libtorch.
+    Padded(padded::Kept, Arc<Places>),
 }
 
 /// Context `[queries, d]` of `softmax(q kᵀ / √width) v` for each row and head.
@@ -53,7 +60,7 @@ pub(crate) fn attention(
 ) -> (Tensor, SavedAttention) {
     let (context_td, weights) = match on_host([&query_td, &key_td, &value_td], shape, dropout) {
         Some((context_td, probabilities, mask)) => (context_td, Weights::Packed(probabilities, mask)),
-        None => by_rows([&query_td, &key_td, &value_td], shape, dropout),
+        None => side_by_side([&query_td, &key_td, &value_td], shape, dropout),
     };
     (context_td, SavedAttention { query_td, key_td, value_td, weights })
 }
@@ -64,8 +71,18 @@ pub(crate) fn attention_backward(saved: &SavedAttention, gradient_td: &Tensor, s
         Weights::Packed(probabilities, mask) => {
             on_host_backward(saved, (probabilities, mask.as_deref()), gradient_td, shape)
         }
-        Weights::Rows(rows) => by_rows_backward(saved, rows, gradient_td, shape),
+        Weights::Padded(kept, places) => {
+            let SavedAttention { query_td, key_td, value_td, .. } = saved;
+            padded::backward([query_td, key_td, value_td], (kept, places), gradient_td, shape)
+        }
     }
+}
+
+fn side_by_side(inputs: [&Tensor; 3], shape: &Shape, dropout: Option<&ProbabilityDropout>) -> (Tensor, Weights) {
+    let places =
+        shape.places.map_or_else(|| Arc::new(Places::new(shape.queries, shape.keys, inputs[0].device())), Arc::clone);
+    let (context_td, kept) = padded::forward(inputs, &places, shape, dropout);
+    (context_td, Weights::Padded(kept, places))
 }
 
 fn on_host(
@@ -73,6 +90,9 @@ fn on_host(
     shape: &Shape,
     dropout: Option<&ProbabilityDropout>,
 ) -> Option<(Tensor, Vec<f32>, Option<Vec<f32>>)> {
+    if host::is_off() {
+        return None;
+    }
     let mut context_td = query_td.empty_like();
     let inputs =
         kernel::Inputs { query: host::values(query_td)?, key: host::values(key_td)?, value: host::values(value_td)? };
@@ -145,71 +165,16 @@ fn kernel_sizes(query_td: &Tensor, shape: &Shape) -> kernel::Sizes {
     kernel::Sizes { heads: size(shape.heads), width: size(query_td.size()[1] / shape.heads) }
 }
 
-fn by_rows(
-    [query_td, key_td, value_td]: [&Tensor; 3],
-    shape: &Shape,
-    dropout: Option<&ProbabilityDropout>,
-) -> (Tensor, Weights) {
-    let context_td = query_td.empty_like();
-    let scale = scale(query_td, shape);
-    let mut rows = Vec::with_capacity(shape.queries.rows());
-    for (query, key) in shape.queries.0.iter().zip(&shape.keys.0) {
-        let q = heads_of(query_td, query.start, query.length, shape.heads);
-        let k = heads_of(key_td, key.start, key.visible, shape.heads);
-        let v = heads_of(value_td, key.start, key.visible, shape.heads);
-        let probabilities = (q.bmm(&k.transpose(1, 2)) * scale).softmax(-1, Kind::Float);
-        let mask = dropout.map(|dropout| mask(dropout, query, key, shape.heads));
-        let weights = mask.as_ref().map_or_else(|| probabilities.shallow_clone(), |mask| &probabilities * mask);
-        heads_of(&context_td, query.start, query.length, shape.heads).copy_(&weights.bmm(&v));
-        rows.push((probabilities, mask));
-    }
-    (context_td, Weights::Rows(rows))
-}
-
-fn by_rows_backward(
-    saved: &SavedAttention,
-    rows: &[(Tensor, Option<Tensor>)],
-    gradient_td: &Tensor,
-    shape: &Shape,
-) -> [Tensor; 3] {
-    let query_gradient = saved.query_td.empty_like();
-    // Tokens that nobody attends to get a gradient of 0.
-    let (key_gradient, value_gradient) = (saved.key_td.zeros_like(), saved.value_td.zeros_like());
-    let scale = scale(&saved.query_td, shape);
-    for ((query, key), (probabilities, mask)) in shape.queries.0.iter().zip(&shape.keys.0).zip(rows) {
-        let of_query = |x: &Tensor| heads_of(x, query.start, query.length, shape.heads);
-        let of_key = |x: &Tensor| heads_of(x, key.start, key.visible, shape.heads);
-        let g = of_query(gradient_td);
-        let weights = mask.as_ref().map_or_else(|| probabilities.shallow_clone(), |mask| probabilities * mask);
-        of_key(&value_gradient).copy_(&weights.transpose(1, 2).bmm(&g));
-        let mut weight_gradient = g.bmm(&of_key(&saved.value_td).transpose(1, 2));
-        if let Some(mask) = mask {
-            weight_gradient *= mask;
-        }
-        let scores = Tensor::internal_softmax_backward_data(&weight_gradient, probabilities, -1, Kind::Float) * scale;
-        of_query(&query_gradient).copy_(&scores.bmm(&of_key(&saved.key_td)));
-        of_key(&key_gradient).copy_(&scores.transpose(1, 2).bmm(&of_query(&saved.query_td)));
-    }
-    [query_gradient, key_gradient, value_gradient]
-}
-
-fn mask(dropout: &ProbabilityDropout, query: &Span, key: &Span, heads: i64) -> Tensor {
-    let heads = usize::try_from(heads).expect("a number of heads");
-    dropout.masks.attention(dropout.address, query, heads, key.visible, dropout.probability)
-}
-
-/// A row of a packed tensor as `[h, tokens, width]`, a view.
-fn heads_of(x_td: &Tensor, start: usize, length: usize, heads: i64) -> Tensor {
-    x_td.narrow(0, signed(start), signed(length)).view([signed(length), heads, -1]).transpose(0, 1)
-}
-
 fn scale(query_td: &Tensor, shape: &Shape) -> f64 {
     1.0 / ((query_td.size()[1] / shape.heads) as f64).sqrt()
 }
 
 #[cfg(test)]
 mod tests {
+    use tch::Kind;
+
     use super::*;
+    use crate::spans::signed;
     use crate::testing::{assert_close, normal};
 
     /// softmax(q kᵀ / √width) v of one row under autograd.
@@ -241,11 +206,11 @@ mod tests {
         let expected = Tensor::cat(&rows.collect::<Vec<_>>(), 0);
         let gradients = Tensor::run_backward(&[(&expected * &g).sum(Kind::Float)], &leaves, false, false);
 
-        let shape = Shape { queries, keys, heads };
+        let shape = Shape { queries, keys, heads, places: None };
         let inputs = || [&q, &k, &v].map(Tensor::shallow_clone);
         let in_kernel = attention(inputs(), &shape, None);
         assert!(matches!(in_kernel.1.weights, Weights::Packed(..)));
-        let (context, weights) = by_rows([&q, &k, &v], &shape, None);
+        let (context, weights) = side_by_side([&q, &k, &v], &shape, None);
         let [query_td, key_td, value_td] = inputs();
         for (context, saved) in [in_kernel, (context, SavedAttention { query_td, key_td, value_td, weights })] {
             assert_close(&context, &expected.detach(), 1e-6);
@@ -268,14 +233,14 @@ mod tests {
         let dropout = ProbabilityDropout { masks: &masks, address, probability: 0.3 };
         let keys = Spans::new(&[4, 1, 7, 19], &[40, 41, 2, 3]);
         for queries in [keys.clone(), keys.first_tokens()] {
-            let shape = Shape { queries: &queries, keys: &keys, heads: 3 };
+            let shape = Shape { queries: &queries, keys: &keys, heads: 3, places: None };
             let [q, g] = [1, 4].map(|number| normal(number, &[signed(queries.tokens()), 24]));
             let [k, v] = [2, 3].map(|number| normal(number, &[signed(keys.tokens()), 24]));
             let in_kernel = attention([&q, &k, &v].map(Tensor::shallow_clone), &shape, Some(&dropout));
-            let (context, weights) = by_rows([&q, &k, &v], &shape, Some(&dropout));
+            let (context, weights) = side_by_side([&q, &k, &v], &shape, Some(&dropout));
             assert_close(&in_kernel.0, &context, 1e-6);
-            let by_rows = SavedAttention { query_td: q, key_td: k, value_td: v, weights };
-            let [ours, theirs] = [&in_kernel.1, &by_rows].map(|saved| attention_backward(saved, &g, &shape));
+            let padded = SavedAttention { query_td: q, key_td: k, value_td: v, weights };
+            let [ours, theirs] = [&in_kernel.1, &padded].map(|saved| attention_backward(saved, &g, &shape));
             for (ours, theirs) in ours.iter().zip(&theirs) {
                 assert_close(ours, theirs, 1e-6);
             }

@@ -9,7 +9,7 @@ use crate::{
     bottleneck::{BottleneckWeights, bend},
     host,
     kernel::{Left, Panels, Start, add_rows, multiply, product, scale},
-    parameters::{Leaves, Parameter},
+    parameters::{Leaves, Parameter, Way},
 };
 
 /// What the backward of an adapter reads beside its input.
@@ -31,19 +31,24 @@ pub(super) fn is_plain(weights: &BottleneckWeights) -> bool {
     is_plain_for_fusion(weights) && weights.norm_after.is_none() && weights.gate.is_none()
 }
 
-/// The up projection of `x`, `[t, d]`, times the factor.
-pub(super) fn up(weights: &BottleneckWeights, leaves: &Leaves, x: &[f32]) -> (Vec<f32>, Saved) {
+/// The up projection of `x`, `[t, d]`, times the factor. What is saved serves a backward only where it is kept.
+pub(super) fn up(weights: &BottleneckWeights, leaves: &Leaves, x: &[f32], keep: bool) -> (Vec<f32>, Saved) {
     let [down, down_bias] = &weights.down;
     let [width, hidden] = leaves.sizes(down);
     let rows = x.len() / hidden;
     let mut inner = vec![0.0; rows * width];
-    let panels = Panels::of_columns(leaves.values(down), [hidden, width]);
+    let panels = leaves.packed(down, Way::Forward);
     product(Left::rows(x, hidden), rows, &panels, Start::Bias(leaves.values(down_bias)), &mut inner);
-    let mut slope = vec![0.0; inner.len()];
-    bend(weights.config.non_linearity).with_slope(&mut inner, &mut slope);
+    let mut slope = vec![0.0; if keep { inner.len() } else { 0 }];
+    let bend = bend(weights.config.non_linearity);
+    if keep {
+        bend.with_slope(&mut inner, &mut slope)
+    } else {
+        bend.alone(&mut inner)
+    }
     let [up, up_bias] = &weights.up;
     let mut out = vec![0.0; rows * hidden];
-    let panels = Panels::of_columns(leaves.values(up), [width, hidden]);
+    let panels = leaves.packed(up, Way::Forward);
     product(Left::rows(&inner, width), rows, &panels, Start::Bias(leaves.values(up_bias)), &mut out);
     if let Some(factor) = factor(weights) {
         scale(&mut out, factor);
@@ -72,7 +77,7 @@ pub(super) fn up_backward(
         scale(gradient.to_mut(), factor);
     }
     let mut slopes = vec![0.0; rows * width];
-    let panels = Panels::of_rows(leaves.values(up), [hidden, width]);
+    let panels = leaves.packed(up, Way::Backward);
     product(Left::rows(&gradient, hidden), rows, &panels, Start::Zero, &mut slopes);
     multiply(&mut slopes, &saved.slope);
     weight_gradient(leaves, up, (&gradient, hidden), (&saved.inner, width));
@@ -80,7 +85,7 @@ pub(super) fn up_backward(
     weight_gradient(leaves, down, (&slopes, width), (x, hidden));
     bias_gradient(leaves, down_bias, &slopes);
     if let Some((start, below)) = below {
-        let panels = Panels::of_rows(leaves.values(down), [width, hidden]);
+        let panels = leaves.packed(down, Way::Backward);
         product(Left::rows(&slopes, width), rows, &panels, start, below);
     }
 }

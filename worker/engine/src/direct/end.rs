@@ -15,7 +15,7 @@ use crate::{
     bottleneck::{BottleneckSite, BottleneckWeights, SiteContext},
     dropout::Address,
     host,
-    kernel::{Outputs, Start, add, multiply, normalise, normalise_backward},
+    kernel::{Outputs, Start, add, multiply, normalise, normalise_alone, normalise_backward},
     parameters::Leaves,
     spans::Spans,
 };
@@ -24,6 +24,8 @@ use crate::{
 pub(crate) struct Sites<'a> {
     site: &'a BottleneckSite,
     parts: Vec<(Range<usize>, Part<'a>)>,
+    /// A backward follows.
+    keep: bool,
 }
 
 /// Who serves some rows.
@@ -97,24 +99,31 @@ impl Reads {
 }
 
 impl<'a> Sites<'a> {
-    /// `None` where the composition, an adapter's options or the device ask for an island.
-    pub(crate) fn new(site: &'a BottleneckSite, block: &'a Composition, rows: usize, device: Device) -> Option<Self> {
+    /// `None` where the composition, an adapter's options or the device ask for an island. What a backward needs is kept
+    /// where one follows.
+    pub(crate) fn new(
+        site: &'a BottleneckSite,
+        block: &'a Composition,
+        rows: usize,
+        device: Device,
+        keep: bool,
+    ) -> Option<Self> {
         if device != Device::Cpu || is_off() {
             return None;
         }
         let mut parts = Vec::new();
         collect(site, block, 0..rows, &mut parts)?;
-        Some(Self { site, parts })
+        Some(Self { site, parts, keep })
     }
 
-    /// The whole end of a block, and what its backward needs.
+    /// The whole end of a block, and what its backward needs, if one follows.
     pub(crate) fn forward(
         &self,
         [hidden_td, input_td]: [&Tensor; 2],
         norm: &LayerNorm,
         spans: &Spans,
         context: &SiteContext,
-    ) -> Option<(Tensor, SavedEnd)> {
+    ) -> Option<(Tensor, Option<SavedEnd>)> {
         let (hidden, input) = (host::values(hidden_td)?, host::values(input_td)?);
         let sizes = host::sizes(hidden_td);
         let mut out_td = host::fresh(sizes);
@@ -122,14 +131,14 @@ impl<'a> Sites<'a> {
         let mut parts = Vec::with_capacity(self.parts.len());
         for (rows, part) in &self.parts {
             let range = spans.token(rows.start) * sizes[1]..spans.token(rows.end) * sizes[1];
-            let run = Run { site: self.site, norm, context };
+            let run = Run { site: self.site, norm, context, keep: self.keep };
             let spans = spans.slice(rows.start, rows.end).0;
             let inputs = [&hidden[range.clone()], &input[range.clone()]];
             let (kind, before, after) = run.forward(part, inputs, &spans, &mut out[range.clone()])?;
             parts.push(SavedPart { range, kind, before, after });
         }
-        let saved = SavedEnd { hidden_td: hidden_td.shallow_clone(), input_td: input_td.shallow_clone(), parts };
-        Some((out_td, saved))
+        let saved = || SavedEnd { hidden_td: hidden_td.shallow_clone(), input_td: input_td.shallow_clone(), parts };
+        Some((out_td, self.keep.then(saved)))
     }
 }
 
@@ -197,6 +206,7 @@ struct Run<'a> {
     site: &'a BottleneckSite,
     norm: &'a LayerNorm,
     context: &'a SiteContext<'a>,
+    keep: bool,
 }
 
 impl Run<'_> {
@@ -233,7 +243,7 @@ impl Run<'_> {
                 (sum, SavedKind::Fusion { last: index, saved })
             }
             _ => {
-                let (mut up, saved) = adapter::up(weights, self.context.leaves, read(reads.adapter));
+                let (mut up, saved) = adapter::up(weights, self.context.leaves, read(reads.adapter), self.keep);
                 let mask = self.mask(index, weights, spans);
                 if let Some(mask) = &mask {
                     multiply(&mut up, mask_values(mask));
@@ -266,8 +276,13 @@ impl Run<'_> {
         Some(masks.tokens(address, spans, width, weights.config.dropout))
     }
 
+    /// Fills `out`. What is saved serves a backward only where it is kept.
     fn normalised(&self, terms: &[&[f32]], out: &mut [f32]) -> Option<SavedNorm> {
         let norm = self.norm.on_host()?;
+        if !self.keep {
+            normalise_alone(terms, norm, out);
+            return Some(SavedNorm { out: Vec::new(), normal: Vec::new(), rstd: Vec::new() });
+        }
         let (mut normal, mut rstd) = (vec![0.0; out.len()], vec![0.0; out.len() / norm.weight.len()]);
         normalise(terms, norm, Outputs { out, normal: &mut normal, rstd: &mut rstd });
         Some(SavedNorm { out: Vec::new(), normal, rstd })

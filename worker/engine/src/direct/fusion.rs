@@ -11,7 +11,7 @@ use crate::{
     bottleneck::{BottleneckSite, SiteContext, fusion_mask},
     fusion::FusionWeights,
     kernel::{Left, Panels, Start, add, fuse, product},
-    parameters::Leaves,
+    parameters::{Leaves, Way},
     rows::FusionAttention,
     spans::Spans,
 };
@@ -65,7 +65,7 @@ impl Fused<'_> {
         let (x, residual) = (read(reads.adapter), read(reads.residual));
         let (mut values, mut ups) = (Vec::new(), Vec::new());
         for &index in &self.adapters {
-            let (mut value, saved) = up(&self.site.adapters[index].1, leaves, x);
+            let (mut value, saved) = up(&self.site.adapters[index].1, leaves, x, true);
             if weights.config.residual_before {
                 add(&mut value, residual);
             }
@@ -75,16 +75,13 @@ impl Fused<'_> {
         let hidden = leaves.sizes(&self.site.adapters[self.last()].1.down[0])[1];
         let query = weights.query.as_ref().map(|[weight, bias]| {
             let mut out = vec![0.0; x.len()];
-            let panels = Panels::of_columns(leaves.values(weight), [hidden, hidden]);
+            let panels = leaves.packed(weight, Way::Forward);
             let (left, start) = (Left::rows(read(reads.query), hidden), Start::Bias(leaves.values(bias)));
             product(left, x.len() / hidden, &panels, start, &mut out);
             out
         });
         let asked = query.as_deref().unwrap_or(read(reads.query));
-        let along = weights.key.as_ref().map(|[weight, _]| {
-            let panels = Panels::of_rows(leaves.values(weight), [hidden, hidden]);
-            through(&panels, asked, None)
-        });
+        let along = weights.key.as_ref().map(|[weight, _]| through(&leaves.packed(weight, Way::Backward), asked, None));
         let mask = fusion_mask(self.site, context, (self.fusion, weights), self.adapters.len(), spans);
         // Without a mask the constant changes no weight.
         let constants = weights.key.as_ref().filter(|_| mask.is_some()).map(|[_, bias]| {
@@ -102,7 +99,7 @@ impl Fused<'_> {
         fuse::forward(&slices, scores, &mut attention, &mut fused);
         let onto = (!weights.config.residual_before).then_some(residual);
         let out = match &weights.value_dd {
-            Some(value) => through(&Panels::of_columns(leaves.values(value), [hidden, hidden]), &fused, onto),
+            Some(value) => through(&leaves.packed(value, Way::Forward), &fused, onto),
             None => {
                 let mut out = fused.clone();
                 if let Some(onto) = onto {
@@ -161,7 +158,7 @@ impl Saved {
         let of_fused = match &weights.value_dd {
             Some(value) => {
                 weight_gradient(leaves, value, (&slope, hidden), (&self.fused, hidden));
-                through(&Panels::of_rows(leaves.values(value), [hidden, hidden]), &slope, None)
+                through(&leaves.packed(value, Way::Backward), &slope, None)
             }
             None => slope,
         };
@@ -179,7 +176,7 @@ impl Saved {
         let of_asked = match &weights.key {
             Some([weight, bias]) => {
                 weight_gradient(leaves, weight, (asked, hidden), (&of_along, hidden));
-                let mut out = through(&Panels::of_columns(leaves.values(weight), [hidden, hidden]), &of_along, None);
+                let mut out = through(&leaves.packed(weight, Way::Forward), &of_along, None);
                 if self.mask.is_some() {
                     weight_gradient(leaves, bias, (&of_constants, 1), (asked, hidden));
                     let panels = Panels::of_rows(leaves.values(bias), [1, hidden]);
@@ -215,7 +212,7 @@ impl Saved {
 fn query_backward(weights: &FusionWeights, (leaves, hidden): (&Leaves, usize), gradient: &[f32], below: &mut [f32]) {
     match &weights.query {
         Some([weight, _]) => {
-            let panels = Panels::of_rows(leaves.values(weight), [hidden, hidden]);
+            let panels = leaves.packed(weight, Way::Backward);
             product(Left::rows(gradient, hidden), gradient.len() / hidden, &panels, Start::Out, below);
         }
         None => add(below, gradient),

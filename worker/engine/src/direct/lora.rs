@@ -10,9 +10,9 @@ use super::{
 use crate::{
     dropout::{Address, Masks},
     host,
-    kernel::{Left, Panels, Start, multiply, product, scale},
+    kernel::{Left, Start, multiply, product, scale},
     lora::{LoraSite, LoraWeights},
-    parameters::Leaves,
+    parameters::{Leaves, Way},
     spans::Spans,
 };
 
@@ -52,10 +52,10 @@ pub(crate) fn update(
     let x = host::values(&x_ti)?;
     let rows = x.len() / inputs;
     let mut inner = vec![0.0; rows * rank];
-    let panels = Panels::of_columns(leaves.values(&weights.a_ri), [inputs, rank]);
+    let panels = leaves.packed(&weights.a_ri, Way::Forward);
     product(Left::rows(x, inputs), rows, &panels, Start::Zero, &mut inner);
     scale(&mut inner, factor(weights));
-    let panels = Panels::of_columns(leaves.values(&weights.b_or), [rank, out.len() / rows]);
+    let panels = leaves.packed(&weights.b_or, Way::Forward);
     product(Left::rows(&inner, rank), rows, &panels, Start::Out, out);
     Some(SavedUpdate { index, x_ti, mask, inner })
 }
@@ -76,12 +76,12 @@ pub(crate) fn update_backward(
     let outputs = gradient.len() / rows;
     weight_gradient(leaves, &weights.b_or, (gradient, outputs), (&saved.inner, rank));
     let mut slopes = vec![0.0; rows * rank];
-    let panels = Panels::of_rows(leaves.values(&weights.b_or), [outputs, rank]);
+    let panels = leaves.packed(&weights.b_or, Way::Backward);
     product(Left::rows(gradient, outputs), rows, &panels, Start::Zero, &mut slopes);
     scale(&mut slopes, factor(weights));
     weight_gradient(leaves, &weights.a_ri, (&slopes, rank), (x, inputs));
     let Some(below_ti) = below_ti else { return };
-    let panels = Panels::of_rows(leaves.values(&weights.a_ri), [rank, inputs]);
+    let panels = leaves.packed(&weights.a_ri, Way::Backward);
     let below = host::values_mut(below_ti).expect("a fresh result of the linear layer");
     match &saved.mask {
         None => product(Left::rows(&slopes, rank), rows, &panels, Start::Out, below),

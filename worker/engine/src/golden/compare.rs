@@ -8,9 +8,9 @@ use super::case::Case;
 use crate::{
     EngineError,
     network::{Input, Network, train},
-    parameters::to_host,
     rows::{Lane, LaneOptions, Targets, Tokens},
     spans::Spans,
+    transfer::to_host,
     trunk::Trunk,
 };
 
@@ -23,13 +23,13 @@ const ZERO: f64 = 1e-7;
 
 /// How far a case is from the peer.
 pub(super) struct Report {
-    hidden: f64,
-    logits: f64,
-    loss: f64,
+    pub(super) hidden: f64,
+    pub(super) logits: f64,
+    pub(super) loss: f64,
     /// Largest difference among gradients, as a share of what is allowed for its tensor.
     gradient_share: f64,
     gradient: f64,
-    cosine: f64,
+    pub(super) cosine: f64,
     gradients: usize,
     problems: Vec<String>,
 }

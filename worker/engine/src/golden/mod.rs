@@ -15,6 +15,7 @@ use std::{
 
 use graftwork_model::{BaseModel, FormatError, ModelError};
 use serde_json::Value;
+use tch::Device;
 
 use crate::{EngineError, trunk::Trunk};
 
@@ -65,21 +66,21 @@ impl From<ModelError> for GoldenError {
     }
 }
 
-/// Runs every case of a folder and writes a line for each. `true` when no case was beyond tolerance and one was run.
+/// Runs every case of a folder on a device and writes a line for each. `true` when no case was beyond tolerance and one was run.
 ///
 /// Tolerances: hidden states of real tokens, logits and loss 1e-5; each gradient 1e-6 + 1e-4 of its largest reference
 /// value, and a cosine of at least 0.99999 where the reference is not zero.
 ///
 /// # Errors
 /// When files are missing or damaged, or the report cannot be written.
-pub fn golden(folder: &Path, out: &mut dyn Write) -> Result<bool, GoldenError> {
+pub fn golden(folder: &Path, device: Device, out: &mut dyn Write) -> Result<bool, GoldenError> {
     // A plus in a name of a case is a p in the name of its folder.
     let mut trunks: BTreeMap<String, Result<Trunk, String>> = BTreeMap::new();
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (name, value) in index(folder)? {
         let (family, case) = name.split_once('/').unwrap_or((name.as_str(), ""));
         if !trunks.contains_key(family) {
-            trunks.insert(family.to_owned(), open(&folder.join(family).join("base"))?);
+            trunks.insert(family.to_owned(), open(&folder.join(family).join("base"), device)?);
         }
         let trunk = &trunks[family];
         let ready = match (value, trunk) {
@@ -112,7 +113,7 @@ pub fn golden(folder: &Path, out: &mut dyn Write) -> Result<bool, GoldenError> {
 }
 
 /// Opens a base model; the inner error is the architecture that this engine does not have.
-fn open(base: &Path) -> Result<Result<Trunk, String>, GoldenError> {
+fn open(base: &Path, device: Device) -> Result<Result<Trunk, String>, GoldenError> {
     let model = match BaseModel::open_without_tokenizer(base) {
         Err(ModelError::Value { key, found, .. }) if key == "model_type" => {
             return Ok(Err(format!("architecture {found} is not implemented")));
@@ -121,7 +122,7 @@ fn open(base: &Path) -> Result<Result<Trunk, String>, GoldenError> {
     };
     let case = base.display().to_string();
     let refused = |error| GoldenError::Engine { case, error: Box::new(error) };
-    Trunk::open(&model, tch::Device::Cpu).map(Ok).map_err(refused)
+    Trunk::open(&model, device).map(Ok).map_err(refused)
 }
 
 fn index(folder: &Path) -> Result<serde_json::Map<String, Value>, GoldenError> {
@@ -139,6 +140,8 @@ fn json(path: &Path) -> Result<Value, GoldenError> {
 
 #[cfg(test)]
 mod tests {
+    use graftwork_shared::training::Precision;
+
     use super::*;
 
     fn fixtures() -> PathBuf {
@@ -147,7 +150,7 @@ mod tests {
 
     fn run(folder: &Path) -> (bool, String) {
         let mut out = Vec::new();
-        let passes = golden(folder, &mut out).unwrap();
+        let passes = golden(folder, Device::Cpu, &mut out).unwrap();
         (passes, String::from_utf8(out).unwrap())
     }
 
@@ -156,6 +159,41 @@ mod tests {
         let (passes, report) = run(&fixtures());
         assert!(passes, "{report}");
         assert!(report.contains("22 passed, 0 failed, 1 skipped"), "{report}");
+    }
+
+    /// Largest differences from the peer's fp32 over all cases, and the smallest cosine of a gradient.
+    fn apart(precision: Precision) -> ([f64; 3], f64) {
+        let (mut largest, mut cosine, mut cases) = ([0.0_f64; 3], 1.0_f64, 0);
+        for (name, _) in index(&fixtures()).unwrap().into_iter().filter(|(_, value)| !value.is_string()) {
+            let (family, case) = name.split_once('/').unwrap();
+            let folder = fixtures().join(family);
+            let trunk = open(&folder.join("base"), Device::Cpu).unwrap().unwrap().in_precision(precision);
+            let case = case::read(&folder.join(case.replace('+', "p")), &name).unwrap().unwrap();
+            let report = compare::run(&case, &trunk).unwrap();
+            for (largest, found) in largest.iter_mut().zip([report.hidden, report.logits, report.loss]) {
+                assert!(found.is_finite(), "{name}");
+                *largest = largest.max(found);
+            }
+            cosine = cosine.min(report.cosine);
+            cases += 1;
+        }
+        assert_eq!(cases, 22);
+        (largest, cosine)
+    }
+
+    /// Hidden states are of about 1 behind a layer norm, and a bf16 factor is off by up to 1/512 of itself, an fp16 one by
+    /// 1/4096.
+    #[test]
+    fn the_peers_numbers_are_near_in_fewer_bits() {
+        for (precision, hidden, logits, direction) in
+            [(Precision::Bf16, 6e-2, 2e-2, 0.99), (Precision::Fp16, 8e-3, 3e-3, 0.9999)]
+        {
+            let ([of_hidden, of_logits, of_loss], cosine) = apart(precision);
+            let found =
+                format!("{precision}: hidden {of_hidden:.1e} logits {of_logits:.1e} loss {of_loss:.1e} {cosine}");
+            assert!(of_hidden > 1e-5, "computed in fp32? {found}");
+            assert!(of_hidden < hidden && of_logits < logits && of_loss < logits && cosine > direction, "{found}");
+        }
     }
 
     #[test]
@@ -208,7 +246,7 @@ mod tests {
         let folder = damaged("loss", &[]);
         let base = folder.path().join("bert/base");
         std::fs::remove_file(base.join("model.safetensors")).unwrap();
-        assert!(golden(folder.path(), &mut Vec::new()).is_err());
+        assert!(golden(folder.path(), Device::Cpu, &mut Vec::new()).is_err());
         let config = std::fs::read_to_string(base.join("config.json")).unwrap();
         std::fs::write(base.join("config.json"), config.replace("\"bert\"", "\"gpt2\"")).unwrap();
         let (passes, report) = run(folder.path());
@@ -218,7 +256,7 @@ mod tests {
     #[test]
     fn a_folder_without_an_index_is_an_error_that_names_the_file() {
         let folder = tempfile::tempdir().unwrap();
-        let error = golden(folder.path(), &mut Vec::new()).unwrap_err().to_string();
+        let error = golden(folder.path(), Device::Cpu, &mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("index.json"), "{error}");
     }
 }

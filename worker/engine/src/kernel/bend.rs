@@ -33,21 +33,23 @@ impl Bend {
     }
 }
 
-/// Values at a time where the slope is not asked for.
-const AT_ONCE: usize = 1024;
-
 impl Bend {
-    /// Puts f(x) in the place of x.
+    /// Puts f(x) in the place of x: the same bytes, without a slope.
     pub(crate) fn alone(self, values: &mut [f32]) {
-        let mut slope = [0.0; AT_ONCE];
-        for values in values.chunks_mut(AT_ONCE) {
-            self.with_slope(values, &mut slope[..values.len()]);
+        match self {
+            Self::Linear => {}
+            Self::Relu => relu_alone(values),
+            Self::LeakyRelu => leaky_relu_alone(values),
+            Self::Gelu => gelu_alone(values),
+            Self::GeluNew => gelu_new_alone(values),
+            Self::Silu => silu_alone(values),
+            Self::Tanh => tanh_alone(values),
         }
     }
 }
 
 macro_rules! bend {
-    ($name:ident, $f:expr) => {
+    ($name:ident, $alone:ident, $f:expr) => {
         vectorised! {
             fn $name(values: &mut [f32], slope: &mut [f32]) {
                 for (value, slope) in values.iter_mut().zip(slope) {
@@ -55,25 +57,30 @@ macro_rules! bend {
                 }
             }
         }
+        vectorised! {
+            fn $alone(values: &mut [f32]) {
+                values.iter_mut().for_each(|value| *value = $f(*value).0);
+            }
+        }
     };
 }
 
-bend!(relu, |x: f32| if x > 0.0 { (x, 1.0) } else { (if x.is_nan() { x } else { 0.0 }, 0.0) });
-bend!(leaky_relu, |x: f32| if x > 0.0 { (x, 1.0) } else { (0.01 * x, 0.01) });
-bend!(gelu, |x: f32| {
+bend!(relu, relu_alone, |x: f32| if x > 0.0 { (x, 1.0) } else { (if x.is_nan() { x } else { 0.0 }, 0.0) });
+bend!(leaky_relu, leaky_relu_alone, |x: f32| if x > 0.0 { (x, 1.0) } else { (0.01 * x, 0.01) });
+bend!(gelu, gelu_alone, |x: f32| {
     let density = exponential(-0.5 * x * x);
     let below = lower_tail(x, density);
     (x * below, below + x * density * FACTOR_OF_DENSITY)
 });
-bend!(gelu_new, |x: f32| {
+bend!(gelu_new, gelu_new_alone, |x: f32| {
     let gate = sigmoid(TWICE_ROOT * x * (1.0 + CUBE * x * x));
     (x * gate, gate + x * gate * (1.0 - gate) * TWICE_ROOT * (1.0 + 3.0 * CUBE * x * x))
 });
-bend!(silu, |x: f32| {
+bend!(silu, silu_alone, |x: f32| {
     let gate = sigmoid(x);
     (x * gate, gate * (1.0 + x * (1.0 - gate)))
 });
-bend!(tanh, |x: f32| {
+bend!(tanh, tanh_alone, |x: f32| {
     // The difference has no digits left near 0; the first terms of the series have all of them there.
     let y = x * x;
     let near = x * (1.0 + y * (-1.0 / 3.0 + y * (2.0 / 15.0 + y * (-17.0 / 315.0 + y * (62.0 / 2835.0)))));

@@ -19,7 +19,7 @@ mod product;
 mod tiles;
 
 pub(crate) use bend::{Bend, exponential};
-pub(crate) use norm::{Norm, Outputs, normalise, normalise_backward, together};
+pub(crate) use norm::{Norm, Outputs, normalise, normalise_alone, normalise_backward, together};
 pub(crate) use panels::{Panels, WIDE as PANEL_COLUMNS};
 pub(crate) use product::{Left, Right, Start, product, product_once, turned};
 

@@ -1,5 +1,7 @@
 //! Layer norm over each row, forward and backward, with the additions that stand in front of it.
 
+use std::ops::Range;
+
 use super::vectorised;
 
 /// Sums that run side by side over a row, whatever the width of the machine's vectors.
@@ -28,10 +30,19 @@ pub(crate) struct Outputs<'a> {
 pub(crate) fn normalise(terms: &[&[f32]], norm: Norm, Outputs { out, normal, rstd }: Outputs) {
     let width = norm.weight.len();
     assert!(norm.bias.len() == width && out.len() == rstd.len() * width && normal.len() == out.len());
-    assert!(!terms.is_empty() && terms.iter().all(|term| term.len() == out.len()));
-    let (first, rest) = (terms[0], &terms[1..]);
-    let (second, third) = (rest.first().copied().unwrap_or(&[]), rest.get(1).copied().unwrap_or(&[]));
-    forward(first, second, third, norm, out, normal, rstd);
+    forward(of_length(terms, out.len()), norm, out, normal, rstd);
+}
+
+/// The same bytes in `out`, where no backward follows.
+pub(crate) fn normalise_alone(terms: &[&[f32]], norm: Norm, out: &mut [f32]) {
+    assert!(norm.bias.len() == norm.weight.len() && out.len().is_multiple_of(norm.weight.len()));
+    forward_alone(of_length(terms, out.len()), norm, out);
+}
+
+/// One to three terms of so many values; the others are empty.
+fn of_length<'a>(terms: &[&'a [f32]], length: usize) -> [&'a [f32]; 3] {
+    assert!(!terms.is_empty() && terms.iter().all(|term| term.len() == length));
+    [0, 1, 2].map(|number| terms.get(number).copied().unwrap_or(&[]))
 }
 
 /// Gradient of the sum that was normalised, from the gradient of the result, added to `onto`. `normal` and `rstd` are
@@ -50,30 +61,12 @@ pub(crate) fn normalise_backward(
 }
 
 vectorised! {
-    fn forward(
-        first: &[f32],
-        second: &[f32],
-        third: &[f32],
-        norm: Norm,
-        out: &mut [f32],
-        normal: &mut [f32],
-        rstd: &mut [f32],
-    ) {
+    fn forward(terms: [&[f32]; 3], norm: Norm, out: &mut [f32], normal: &mut [f32], rstd: &mut [f32]) {
         let width = norm.weight.len();
         for (row, rstd) in rstd.iter_mut().enumerate() {
             let range = row * width..(row + 1) * width;
             let normal = &mut normal[range.clone()];
-            normal.copy_from_slice(&first[range.clone()]);
-            for term in [second, third] {
-                if let Some(term) = term.get(range.clone()) {
-                    normal.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
-                }
-            }
-            let mean = sum(normal, |x| x) / width as f32;
-            normal.iter_mut().for_each(|x| *x -= mean);
-            let variance = sum(normal, |x| x * x) / width as f32;
-            #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
-            let scale = (1.0 / (f64::from(variance) + norm.eps).sqrt()) as f32;
+            let scale = centre(terms, range.clone(), norm.eps, normal);
             *rstd = scale;
             let constants = norm.weight.iter().zip(norm.bias);
             for ((normal, out), (weight, bias)) in normal.iter_mut().zip(&mut out[range]).zip(constants) {
@@ -82,6 +75,36 @@ vectorised! {
             }
         }
     }
+}
+
+vectorised! {
+    fn forward_alone(terms: [&[f32]; 3], norm: Norm, out: &mut [f32]) {
+        let width = norm.weight.len();
+        for (row, out) in out.chunks_exact_mut(width).enumerate() {
+            let scale = centre(terms, row * width..(row + 1) * width, norm.eps, out);
+            for (out, (weight, bias)) in out.iter_mut().zip(norm.weight.iter().zip(norm.bias)) {
+                *out = *out * scale * weight + bias;
+            }
+        }
+    }
+}
+
+/// Puts the sum of the terms' rows, less its mean, into `row`; gives 1 / deviation.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
+fn centre([first, second, third]: [&[f32]; 3], range: Range<usize>, eps: f64, row: &mut [f32]) -> f32 {
+    row.copy_from_slice(&first[range.clone()]);
+    for term in [second, third] {
+        if let Some(term) = term.get(range.clone()) {
+            row.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
+        }
+    }
+    let mean = sum(row, |x| x) / row.len() as f32;
+    row.iter_mut().for_each(|x| *x -= mean);
+    let variance = sum(row, |x| x * x) / row.len() as f32;
+    #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
+    let scale = (1.0 / (f64::from(variance) + eps).sqrt()) as f32;
+    scale
 }
 
 vectorised! {
@@ -169,6 +192,9 @@ mod tests {
                     (vec![9.0; rows * width], vec![9.0; rows * width], vec![9.0; rows]);
                 let norm = Norm { weight: &weight, bias: &bias, eps: 1e-5 };
                 normalise(&terms, norm, Outputs { out: &mut out, normal: &mut normal, rstd: &mut rstd });
+                let mut alone = vec![9.0; rows * width];
+                normalise_alone(&terms, norm, &mut alone);
+                assert_eq!(alone, out);
                 for row in 0..rows {
                     let at =
                         |column: usize| terms.iter().map(|term| f64::from(term[row * width + column])).sum::<f64>();

@@ -13,7 +13,7 @@ use std::{
 use graftwork_shared::digest::{Digest, Hasher};
 use tch::{Device, Tensor};
 
-use super::{Network, pass::Input};
+use super::{Network, input::Input};
 use crate::{
     host,
     layer::{Depth, LayerSites},
@@ -152,7 +152,7 @@ impl Network {
         let mut rows = below.find(&keys);
         let missing: Vec<usize> = (0..rows.len()).filter(|&row| rows[row].is_none()).collect();
         if !missing.is_empty() {
-            let part = input.rows(&missing);
+            let part = input.of_rows(&missing);
             let computed = self.compute_below(below.cut, &part);
             for (&row, values) in missing.iter().zip(split(&computed, &part.spans)?) {
                 below.keep(keys[row], &values, self.rows_return);

@@ -230,7 +230,7 @@ impl Store {
                     Parameter::Trained(store.layout.push(name, shape))
                 } else {
                     let sizes: Vec<i64> = shape.iter().map(|&size| signed(size)).collect();
-                    Parameter::Frozen(Tensor::from_slice(&tensor.values).view(sizes.as_slice()).to_device(device))
+                    Parameter::frozen(Tensor::from_slice(&tensor.values).view(sizes.as_slice()).to_device(device))
                 };
                 store.parameters.insert(name.clone(), parameter);
             }

@@ -5,8 +5,10 @@
 
 mod below;
 mod build;
+mod input;
 mod parts;
 mod pass;
+mod scaled;
 #[cfg(test)]
 mod tests;
 
@@ -19,16 +21,18 @@ use crate::{
     EngineError,
     head::HeadWeights,
     layer::LayerSites,
-    parameters::{Layout, to_host},
+    parameters::Layout,
     rows::{Lane, LaneOptions, LaneOutput, Prediction, Tokens},
     setup::Setup,
     spans::Spans,
+    transfer::{self, to_host},
     trunk::Trunk,
 };
 
 pub use below::Keep;
+pub(crate) use input::Input;
 pub use parts::Parts;
-pub(crate) use pass::{Input, train};
+pub(crate) use pass::train;
 
 /// A trunk with adapters and heads, ready to train and to predict. `Send`, not `Sync`: see [`Network::share`].
 pub struct Network {
@@ -118,7 +122,7 @@ impl Network {
     pub fn set_parameters(&self, values: &[f32]) {
         assert_eq!(values.len(), self.layout.len, "as many values as trained parameters are needed");
         let _guard = self.flat_lock.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        tch::no_grad(|| self.flat.shallow_clone().copy_(&Tensor::from_slice(values)));
+        tch::no_grad(|| self.flat.shallow_clone().copy_(&transfer::to_device(values, self.flat.device())));
     }
 
     /// Loss and gradient of one lane.
@@ -165,6 +169,7 @@ impl Network {
         }
         let input = Input::new(&lane.tokens, &lane.rows, self.description());
         self.check_rows(&input.spans)?;
+        let input = self.filled(input);
         let _guard = self.flat_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         Ok(tch::no_grad(|| pass(&input)))
     }
@@ -177,8 +182,23 @@ impl Network {
         self.check_tokens(tokens)?;
         let input = Input::new(tokens, &vec![0; tokens.rows()], self.description());
         self.check_rows(&input.spans)?;
+        let input = self.filled(input);
         let _guard = self.flat_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         Ok(tch::no_grad(|| pass::predict(self, &input, skip_layers)))
+    }
+
+    /// Rows in the parts that [`Self::predict`] computes one after the other. Predicted apart, on whatever threads, they
+    /// get the same bytes.
+    ///
+    /// # Errors
+    /// When tokens do not fit the trunk.
+    pub fn apart(&self, tokens: &Tokens) -> Result<Vec<Tokens>, EngineError> {
+        self.check_tokens(tokens)?;
+        let input = Input::new(tokens, &vec![0; tokens.rows()], self.description());
+        let edges = self.runs(&input);
+        let part =
+            |edge: &[usize]| tokens.part(edge[0]..edge[1], input.spans.token(edge[0])..input.spans.token(edge[1]));
+        Ok(edges.windows(2).map(part).collect())
     }
 
     fn check_tokens(&self, tokens: &Tokens) -> Result<(), EngineError> {

@@ -1,92 +1,28 @@
 //! One pass through a network: embeddings, layers, heads, and back.
 
-use std::{cell::RefCell, cmp::Reverse};
+use std::{cell::RefCell, cmp::Reverse, sync::Arc};
 
-use graftwork_model::{Family, TrunkDescription};
-use graftwork_shared::composition::Composition;
+use graftwork_shared::{composition::Composition, training::Precision};
 use tch::{Device, Kind, Tensor};
 
 use super::{
     Network,
+    input::Input,
     parts::{Parts, Stage},
+    scaled,
 };
 use crate::{
+    attention::Places,
     bottleneck::SiteContext,
     dropout::{Address, Masks, Place},
-    head::{Service, loss as loss_of, loss_value, services},
+    head::{Service, loss as loss_of, services},
     island::Island,
     layer::{Constants, Depth, Layer, LayerSites, SavedLayer},
-    parameters::{Leaves, to_host},
-    rows::{FusionAttention, HeadLogits, LaneOptions, LaneOutput, Prediction, Targets, Tokens},
-    spans::{Span, Spans, signed},
+    parameters::Leaves,
+    rows::{FusionAttention, HeadLogits, LaneOptions, LaneOutput, Prediction, Targets},
+    spans::{Spans, signed},
+    transfer::{self, to_host},
 };
-
-/// Packed rows as the trunk reads them.
-pub(crate) struct Input {
-    pub(crate) ids: Vec<i64>,
-    pub(crate) type_ids: Vec<i64>,
-    pub(crate) positions: Vec<i64>,
-    pub(crate) spans: Spans,
-}
-
-impl Input {
-    pub(crate) fn new(tokens: &Tokens, rows: &[u64], description: &TrunkDescription) -> Self {
-        let spans = Spans::new(&tokens.lengths, rows);
-        Self::with_spans(tokens, spans, description)
-    }
-
-    /// Rows of which some tokens may be hidden (padding, in comparisons with the peer).
-    pub(crate) fn with_spans(tokens: &Tokens, spans: Spans, description: &TrunkDescription) -> Self {
-        let first = i64::from(description.first_position());
-        let position = |index: usize, visible: usize| match description.family {
-            // RoBERTa gives padding the position of the padding id.
-            Family::Roberta if index >= visible => description.pad_token_id,
-            _ => first + signed(index),
-        };
-        let of_row = spans.0.iter().flat_map(|span| (0..span.length).map(|index| position(index, span.visible)));
-        let positions = of_row.collect();
-        Self { ids: tokens.ids.clone(), type_ids: tokens.type_ids.clone(), positions, spans }
-    }
-
-    /// Rows `from..to` alone.
-    fn part(&self, from: usize, to: usize) -> Self {
-        let tokens = self.spans.token(from)..self.spans.token(to);
-        Self {
-            ids: self.ids[tokens.clone()].to_vec(),
-            type_ids: self.type_ids[tokens.clone()].to_vec(),
-            positions: self.positions[tokens].to_vec(),
-            spans: self.spans.slice(from, to).0,
-        }
-    }
-
-    /// These rows alone, in this order.
-    pub(super) fn rows(&self, rows: &[usize]) -> Self {
-        let mut part = Self { ids: Vec::new(), type_ids: Vec::new(), positions: Vec::new(), spans: Spans(Vec::new()) };
-        for span in rows.iter().map(|&row| self.spans.0[row]) {
-            let tokens = span.start..span.start + span.length;
-            part.spans.0.push(Span { start: part.ids.len(), ..span });
-            part.ids.extend_from_slice(&self.ids[tokens.clone()]);
-            part.type_ids.extend_from_slice(&self.type_ids[tokens.clone()]);
-            part.positions.extend_from_slice(&self.positions[tokens]);
-        }
-        part
-    }
-
-    /// Runs of rows with at most `most` tokens each, or of one row: edges, from 0 to the number of rows.
-    pub(super) fn edges(&self, most: usize) -> Vec<usize> {
-        let mut edges = vec![0];
-        let mut tokens = 0;
-        for (row, span) in self.spans.0.iter().enumerate() {
-            if tokens > 0 && tokens + span.length > most {
-                edges.push(row);
-                tokens = 0;
-            }
-            tokens += span.length;
-        }
-        edges.push(self.spans.rows());
-        edges
-    }
-}
 
 /// Tokens that travel through the layers together: 256 to 768 were equally fast, fewer 4 % slower. The activations of more
 /// would no longer lie in the caches, and each takes 60 KB.
@@ -95,8 +31,15 @@ const TOGETHER: usize = 512;
 /// Loss and gradient of a lane, whose rows travel in runs: their number depends on the rows' lengths alone, and each run
 /// adds to the gradient of the one before. Autograd is off.
 pub(super) fn lane(network: &Network, input: &Input, targets: &Targets, options: &LaneOptions) -> LaneOutput {
-    let (loss, leaves) = lane_watched(network, input, targets, options, &mut |_, _| ());
-    LaneOutput { loss, gradient: leaves.into_gradient() }
+    if network.trunk.precision() == Precision::Fp16 {
+        return scaled::lane(options, |options| lane_as_asked(network, input, targets, options));
+    }
+    lane_as_asked(network, input, targets, options)
+}
+
+fn lane_as_asked(network: &Network, input: &Input, targets: &Targets, options: &LaneOptions) -> LaneOutput {
+    let (losses, leaves) = lane_watched(network, input, targets, options, &mut |_, _| ());
+    leaves.into_output(&losses)
 }
 
 /// The same, but the gradient is handed on part by part, each as soon as it is complete. Gives the loss.
@@ -107,6 +50,14 @@ pub(super) fn lane_in_parts(
     parts: &Parts,
     give: &mut dyn FnMut(usize, Vec<f32>),
 ) -> f64 {
+    if network.trunk.precision() == Precision::Fp16 || network.on_accelerator() {
+        // fp16 may have to be computed again, and an accelerator is waited for once.
+        let LaneOutput { loss, gradient } = lane(network, input, targets, options);
+        for (part, ranges) in parts.complete(0, Stage::End) {
+            give(part, ranges.iter().flat_map(|range| &gradient[range.clone()]).copied().collect());
+        }
+        return loss;
+    }
     let mut given = 0;
     let mut hand_on = |stage, leaves: &Leaves| {
         for (part, ranges) in parts.complete(given, stage) {
@@ -114,9 +65,14 @@ pub(super) fn lane_in_parts(
             given = part + 1;
         }
     };
-    let (loss, leaves) = lane_watched(network, input, targets, options, &mut hand_on);
+    let (losses, leaves) = lane_watched(network, input, targets, options, &mut hand_on);
     hand_on(Stage::End, &leaves);
-    loss
+    sum(&losses)
+}
+
+/// The sum of scalar losses.
+fn sum(losses: &[Tensor]) -> f64 {
+    losses.iter().flat_map(to_host).map(f64::from).sum()
 }
 
 /// What is told of a backward pass on its way: how far it is, and the gradients so far.
@@ -129,18 +85,19 @@ fn lane_watched(
     targets: &Targets,
     options: &LaneOptions,
     watch: Watch,
-) -> (f64, Leaves) {
+) -> (Vec<Tensor>, Leaves) {
     let edges = network.runs(input);
     let mut leaves = Leaves::new(&network.layout, &network.flat, true);
-    let mut loss = 0.0;
+    let mut losses = Vec::new();
     for edge in edges.windows(2) {
         let (from, to) = (edge[0], edge[1]);
-        let rows = (&input.part(from, to), &targets.part(from, to));
+        // Fillers have no targets.
+        let rows = (&input.part(from, to), &targets.part(from, to.min(input.rows)));
         let mut unfinished = |_: Stage, _: &Leaves| ();
         let watch: Watch = if to == input.spans.rows() { &mut *watch } else { &mut unfinished };
-        loss += run(network, rows, options, false, (&mut leaves, watch)).0;
+        losses.extend(run(network, rows, options, false, (&mut leaves, watch)).0);
     }
-    (loss, leaves)
+    (losses, leaves)
 }
 
 /// Whether a block says which rows of a batch it serves.
@@ -164,12 +121,14 @@ pub(super) struct Frame {
     spans: Spans,
     out_spans: Spans,
     depth: Depth,
+    /// On accelerators.
+    places: Option<Arc<Places>>,
 }
 
 impl Frame {
     /// All tokens in and out.
     pub(super) fn whole(spans: &Spans, depth: Depth) -> Self {
-        Self { spans: spans.clone(), out_spans: spans.clone(), depth }
+        Self { spans: spans.clone(), out_spans: spans.clone(), depth, places: None }
     }
 }
 
@@ -202,27 +161,27 @@ pub(crate) fn train(
     whole: bool,
 ) -> (LaneOutput, Inside) {
     let mut leaves = Leaves::new(&network.layout, &network.flat, true);
-    let (loss, inside) = run(network, (input, targets), options, whole, (&mut leaves, &mut |_, _| ()));
-    (LaneOutput { loss, gradient: leaves.into_gradient() }, inside)
+    let (losses, inside) = run(network, (input, targets), options, whole, (&mut leaves, &mut |_, _| ()));
+    (leaves.into_output(&losses), inside)
 }
 
-/// Forward and backward of some rows; gradients are added to `leaves`.
+/// Forward and backward of some rows; gradients are added to `leaves`. Gives the loss of each head.
 fn run(
     network: &Network,
     (input, targets): (&Input, &Targets),
     options: &LaneOptions,
     whole: bool,
     (leaves, watch): (&mut Leaves, Watch),
-) -> (f64, Inside) {
+) -> (Vec<Tensor>, Inside) {
     let masks = Masks::of(options, network.trunk.device());
     let ask =
         Ask { input, skip_layers: options.skip_layers, masks: masks.as_ref(), attention: None, train: true, whole };
     let forward = network.forward(&ask, leaves);
     let first_bd = first_tokens(&forward);
     let reaches_trunk = !forward.saved.is_empty();
-    let rows = input.spans.rows();
-    let (mut loss, mut gradients, mut logits) = (0.0, Vec::new(), Vec::new());
-    for service in services(network.setup.composition.as_ref(), rows) {
+    let (rows, fillers) = (input.rows, input.spans.rows() - input.rows);
+    let (mut losses, mut gradients, mut logits) = (Vec::new(), Vec::new(), Vec::new());
+    for service in services(network.setup.composition.as_ref(), [rows, rows + fillers]) {
         let (first, count) = service.rows;
         let scale = options.loss_scale * rows as f64 / count as f64;
         let scale = if count == rows { options.loss_scale } else { scale };
@@ -234,16 +193,19 @@ fn run(
             head_logits = Some(out_bc.detach());
             loss_of(&out_bc, targets, (service.first_target, count), scale)
         });
-        loss += loss_value(&value);
+        losses.push(value);
         logits.extend(head_logits);
-        gradients.extend(island.backward_of_loss(leaves));
+        // Nobody asked for fillers.
+        let over_fillers = |of_rows: Tensor| of_rows.constant_pad_nd([0, 0, 0, signed(fillers)]);
+        let of_rows = island.backward_of_loss(leaves).into_iter();
+        gradients.extend(of_rows.map(|of_rows| if fillers == 0 { of_rows } else { over_fillers(of_rows) }));
     }
     watch(Stage::Heads, leaves);
     if reaches_trunk {
         let gradient_bd = Tensor::cat(&gradients, 0);
         network.backward(&forward.spans, forward.saved, gradient_bd, (leaves, watch));
     }
-    (loss, Inside { hidden_td: forward.out_td, logits })
+    (losses, Inside { hidden_td: forward.out_td, logits })
 }
 
 /// Logits and fusion attention, of runs of rows as in training. Autograd is off.
@@ -274,14 +236,23 @@ fn predict_run(network: &Network, input: &Input, skip_layers: &[u32]) -> Predict
     let ask = Ask { input, skip_layers, masks: None, attention: Some(&attention), train: false, whole: false };
     let forward = network.forward(&ask, &leaves);
     let first_bd = first_tokens(&forward);
-    let one = |service: Service| {
+    let services = services(network.setup.composition.as_ref(), [input.rows, input.spans.rows()]);
+    let logits = |service: &Service| {
         let (first, count) = service.rows;
         let rows_bd = first_bd.narrow(0, signed(first), signed(count));
-        let logits_bc = network.head_logits(&service, &rows_bd, &forward.spans, (&leaves, None));
-        let head = &network.heads[service.head];
-        HeadLogits { head: head.name.clone(), outputs: head.config.outputs(), logits: to_host(&logits_bc) }
+        network.head_logits(service, &rows_bd, &forward.spans, (&leaves, None)).reshape([-1])
     };
-    let heads = services(network.setup.composition.as_ref(), input.spans.rows()).into_iter().map(one).collect();
+    // All heads' logits come from the device at once.
+    let logits = to_host(&Tensor::cat(&services.iter().map(logits).collect::<Vec<_>>(), 0));
+    let mut rest = logits.as_slice();
+    let one = |service: &Service| {
+        let head = &network.heads[service.head];
+        let outputs = head.config.outputs();
+        let (logits, others) = rest.split_at(outputs * service.rows.1);
+        rest = others;
+        HeadLogits { head: head.name.clone(), outputs, logits: logits.to_vec() }
+    };
+    let heads = services.iter().map(one).collect();
     Prediction { heads, fusion_attention: attention.into_inner() }
 }
 
@@ -289,7 +260,7 @@ fn first_tokens(forward: &Forward) -> Tensor {
     if forward.spans.tokens() == forward.spans.rows() {
         return forward.out_td.shallow_clone();
     }
-    forward.out_td.index_select(0, &forward.spans.starts().to_device(forward.out_td.device()))
+    forward.out_td.index_select(0, &forward.spans.starts(forward.out_td.device()))
 }
 
 impl Network {
@@ -315,18 +286,24 @@ impl Network {
         };
         let mut x_td = kept[0].shallow_clone();
         let mut saved = Vec::new();
+        // Places of the layers so far, as long as they have the same rows.
+        let mut places = None;
         for index in first..description.layers {
             if index == repeat_at && copies > 1 {
                 x_td = x_td.repeat([signed(copies), 1]);
                 kept.iter_mut().for_each(|kept| *kept = kept.repeat([signed(copies), 1]));
                 spans = spans.repeat(copies);
+                places = None;
             }
             let first_only = index == last
                 && !ask.whole
                 && !self.sites(index, ask.skip_layers).is_some_and(LayerSites::reads_whole_rows);
             let out_spans = if first_only { spans.first_tokens() } else { spans.clone() };
             let depth = if ask.train { self.depth(index, ask.skip_layers) } else { Depth::Nothing };
-            let frame = Frame { spans, out_spans, depth };
+            if self.on_accelerator() && (places.is_none() || first_only) {
+                places = Some(Arc::new(Places::new(&out_spans, &spans, self.trunk.device())));
+            }
+            let frame = Frame { spans, out_spans, depth, places: places.clone() };
             let layer = self.layer(index, &frame, context.as_ref(), ask);
             let (out_td, of_layer) = match kept.as_slice() {
                 // Only the first layer of this pass may begin at its end.
@@ -353,7 +330,7 @@ impl Network {
         if spans.tokens() != spans.rows() {
             let size = [signed(spans.tokens()), gradient.size()[1]];
             let zeros = Tensor::zeros(size, (Kind::Float, gradient.device()));
-            gradient = zeros.index_copy(0, &spans.starts().to_device(gradient.device()), &gradient);
+            gradient = zeros.index_copy(0, &spans.starts(gradient.device()), &gradient);
         }
         for (index, frame, saved) in saved.into_iter().rev() {
             let layer = self.layer_frame(index, &frame);
@@ -368,7 +345,7 @@ impl Network {
     pub(super) fn embed(&self, input: &Input, masks: Option<&Masks>) -> Tensor {
         let embeddings = &self.trunk.embeddings;
         let device = self.trunk.device();
-        let rows = |table: &Tensor, ids: &[i64]| table.index_select(0, &Tensor::from_slice(ids).to_device(device));
+        let rows = |table: &Tensor, ids: &[i64]| table.index_select(0, &transfer::to_device(ids, device));
         let sum_td = rows(&embeddings.word_vd, &input.ids)
             + rows(&embeddings.segment_sd, &input.type_ids)
             + rows(&embeddings.position_pd, &input.positions);
@@ -414,13 +391,27 @@ impl Network {
     }
 
     /// Edges of the runs in which rows travel.
-    fn runs(&self, input: &Input) -> Vec<usize> {
+    pub(super) fn runs(&self, input: &Input) -> Vec<usize> {
         // A run of rows must be what a whole batch is to the composition; accelerators want all rows at once.
         let cut = self.setup.composition.as_ref().is_some_and(cuts_rows);
-        if cut || self.trunk.device() != Device::Cpu {
+        if cut || self.on_accelerator() {
             return vec![0, input.spans.rows()];
         }
         input.edges(TOGETHER / self.copies())
+    }
+
+    /// Whether libtorch computes, on a device for which few large shapes are best.
+    pub(super) fn on_accelerator(&self) -> bool {
+        self.trunk.device() != Device::Cpu || crate::host::is_off()
+    }
+
+    /// Rows as an accelerator wants them: in one of few shapes, where no block says which rows it serves.
+    pub(super) fn filled(&self, input: Input) -> Input {
+        if self.on_accelerator() && !self.setup.composition.as_ref().is_some_and(cuts_rows) {
+            input.filled(self.description())
+        } else {
+            input
+        }
     }
 
     /// How often `Parallel` repeats the batch.
@@ -466,6 +457,7 @@ impl Network {
             attention_dropout: description.attention_dropout,
             spans: &frame.spans,
             out_spans: &frame.out_spans,
+            places: frame.places.as_ref(),
             depth: frame.depth,
         }
     }

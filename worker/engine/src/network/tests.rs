@@ -1,5 +1,6 @@
 //! What a network promises whatever its methods: lanes add up, packing and threads change nothing, bad input is named.
 
+mod accelerator;
 mod counted;
 mod direct;
 mod kept;
@@ -15,10 +16,10 @@ use graftwork_shared::{
 use super::{Input, Network, train};
 use crate::{
     EngineError,
-    parameters::to_host,
     rows::{Dropout, Lane, LaneOptions, LaneOutput, Targets},
     setup::{Setup, Trained},
     testing::{adapter_setup, classification, largest_difference, name, rows, shaken, shaken_weights, tiny_trunk},
+    transfer::to_host,
 };
 
 const LENGTHS: [usize; 4] = [11, 3, 14, 9];
@@ -114,6 +115,11 @@ fn rows_beyond_what_travels_together_are_added_up() {
         let mean = (a.weights[0] * a.tokens as f64 + b.weights[0] * b.tokens as f64) / note.tokens as f64;
         assert!((note.weights[0] - mean).abs() < 1e-9 && (note.weights.iter().sum::<f64>() - 1.0).abs() < 1e-6);
     }
+    let apart = fusion.apart(&whole.tokens).unwrap();
+    assert_eq!(apart.iter().map(crate::Tokens::rows).collect::<Vec<_>>(), [36, 36, 8]);
+    let apart: Vec<f32> =
+        apart.iter().flat_map(|part| fusion.predict(part, &[]).unwrap().heads.remove(0).logits).collect();
+    assert_eq!(apart, together.heads[0].logits);
     // 54 rows of 14 tokens, then the rest.
     let input = Input::new(&whole.tokens, &whole.rows, network.description());
     assert_eq!(input.edges(768), [0, 54, 80]);
@@ -203,6 +209,32 @@ fn freezing_the_adapters_of_a_fusion_leaves_the_fusions_gradient_alone() {
         let b = &of_all.gradient[other.offset..][..tensor.elements()];
         assert!(largest_difference(a, b) < 1e-7, "{}", tensor.name);
     }
+}
+
+#[test]
+fn parts_of_a_parallel_block_are_its_rows_in_order_with_the_bytes_of_the_whole() {
+    let mut setup = mixed(["seq_bn", "par_bn"], |children| Composition::Parallel { children }, &["a", "b"]);
+    for trained in [Trained::default(), setup.trained.clone()] {
+        setup.trained = trained;
+        let network = shaken(&setup);
+        let tokens = rows(&[14; 50], 7).tokens;
+        let (whole, apart) = (network.predict(&tokens, &[]).unwrap(), network.apart(&tokens).unwrap());
+        // 512 tokens for both of them.
+        assert_eq!(apart.iter().map(crate::Tokens::rows).collect::<Vec<_>>(), [18, 18, 14]);
+        let parts: Vec<_> = apart.iter().map(|part| network.share().predict(part, &[]).unwrap()).collect();
+        for (number, head) in whole.heads.iter().enumerate() {
+            let logits: Vec<f32> = parts.iter().flat_map(|part| part.heads[number].logits.clone()).collect();
+            assert_eq!(logits, head.logits, "{}", head.head);
+        }
+        // What is packed once gives what is packed for each product.
+        let frozen = shaken(&Setup { trained: Trained::default(), ..setup.clone() });
+        assert_eq!(frozen.predict(&tokens, &[]).unwrap(), whole);
+    }
+    let mut cut = setup;
+    cut.composition = cut
+        .composition
+        .map(|block| Composition::BatchSplit { children: block.children().to_vec(), batch_sizes: vec![20, 30] });
+    assert_eq!(shaken(&cut).apart(&rows(&[14; 50], 7).tokens).unwrap(), [rows(&[14; 50], 7).tokens]);
 }
 
 #[test]

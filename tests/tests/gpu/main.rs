@@ -1,0 +1,119 @@
+//! What a machine with an NVIDIA GPU shows: recorded numbers and steps are met there, what was trained on the processor
+//! says the same there, and a job trained there twice gives the same bytes.
+//!
+//! Where `graftwork-worker doctor` finds no CUDA device these are ignored, and the reason is printed. `make test-gpu` runs them
+//! together with the collectives over NCCL, which take one GPU for each rank.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_tests::{Run, World, program, tensor_digests};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+
+/// Largest difference of a probability, or of a value, between processor and GPU.
+const TOLERANCE: f64 = 1e-4;
+
+const ON_THE_GPU: &str = "[resources]\ndevice = \"cuda\"\n";
+
+/// Why there is no GPU to test on; `None` where there is one.
+fn missing() -> Result<Option<String>> {
+    let output = Command::new(program().with_file_name("graftwork-worker")).args(["doctor", "--json"]).output()?;
+    let findings: Value = serde_json::from_slice(&output.stdout).context("doctor prints an object")?;
+    let cuda = &findings["cuda"];
+    Ok(if cuda["available"].is_u64() { None } else { Some(cuda["unavailable"].as_str().unwrap_or("?").to_owned()) })
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/engine/fixtures")
+}
+
+fn said(folder: &Path, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program()).current_dir(folder).args(arguments).output()?;
+    let (out, log) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{arguments:?} ended with {}: {log}\n{out}", output.status);
+    Ok(out.into_owned())
+}
+
+fn recorded_numbers_are_met() -> Result<()> {
+    let report = said(&fixtures(), &["golden", "peer", "--device", "cuda"])?;
+    ensure!(report.contains("22 passed, 0 failed"), "{report}");
+    Ok(())
+}
+
+fn recorded_steps_are_followed() -> Result<()> {
+    for recording in ["followed/lora", "followed/fusion"] {
+        let report = said(&fixtures(), &["follow", recording, "--base-model", "tiny_bert", "--device", "cuda"])?;
+        ensure!(report.contains("30 of 30 checks passed"), "{report}");
+    }
+    Ok(())
+}
+
+/// Every number that a prediction of these adapters says, in order.
+fn predicted(world: &World, what: &[&str], device: &str) -> Result<Vec<f64>> {
+    let texts = "the film is great and very fine\nwho is the awful the\na river in the city was not poor\n";
+    std::fs::write(world.path().join("texts.txt"), texts.repeat(20))?;
+    let words = ["predict", "--base-model", "base", "--output", "json", "--file", "texts.txt", "--device", device];
+    let answers: Value = serde_json::from_str(&said(world.path(), &[&words[..], what].concat())?)?;
+    let mut numbers = Vec::new();
+    collect(&answers, &mut numbers);
+    Ok(numbers)
+}
+
+fn collect(value: &Value, numbers: &mut Vec<f64>) {
+    match value {
+        Value::Number(number) => numbers.extend(number.as_f64()),
+        Value::Array(values) => values.iter().for_each(|value| collect(value, numbers)),
+        Value::Object(fields) => fields.values().for_each(|value| collect(value, numbers)),
+        _ => {}
+    }
+}
+
+fn what_the_processor_trained_says_the_same_on_the_gpu() -> Result<()> {
+    let world = World::new()?;
+    Run::start(&world.job("job.toml", "hub", "")?, &["--state", "state"])?.finish(0)?;
+    let names = ["topic", "mood", "strength"];
+    let adapters: Vec<String> = names.iter().map(|name| format!("--adapter={name}=hub/tests/{name}")).collect();
+    let mut several: Vec<&str> = adapters.iter().map(String::as_str).collect();
+    several.push("--compose=Parallel[topic, mood, strength]");
+    for what in [&["--setup=hub/tests/mood_fused"][..], &several[..]] {
+        let [cpu, gpu] = [predicted(&world, what, "cpu")?, predicted(&world, what, "cuda")?];
+        ensure!(cpu.len() == gpu.len() && cpu.len() > 120, "{} and {} numbers", cpu.len(), gpu.len());
+        let apart = cpu.iter().zip(&gpu).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        ensure!(apart <= TOLERANCE, "{what:?}: {apart} apart");
+    }
+    Ok(())
+}
+
+fn a_job_trained_twice_on_the_gpu_gives_the_same_bytes() -> Result<()> {
+    let world = World::new()?;
+    let trained = |hub: &str| {
+        let job = world.job(&format!("{hub}.toml"), hub, ON_THE_GPU)?;
+        Run::start(&job, &["--state", &format!("state-{hub}")])?.finish(0)?;
+        tensor_digests(&world.path().join(hub))
+    };
+    let [first, second] = [trained("one")?, trained("two")?];
+    ensure!(first == second, "{first:?}\n{second:?}");
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    let missing = missing().unwrap_or_else(|error| Some(format!("{error:#}")));
+    if let Some(reason) = &missing {
+        eprintln!("skipped: no CUDA device: {reason}");
+    }
+    let trials: [(&str, fn() -> Result<()>); 4] = [
+        ("recorded_numbers_are_met", recorded_numbers_are_met),
+        ("recorded_steps_are_followed", recorded_steps_are_followed),
+        ("what_the_processor_trained_says_the_same_on_the_gpu", what_the_processor_trained_says_the_same_on_the_gpu),
+        ("a_job_trained_twice_on_the_gpu_gives_the_same_bytes", a_job_trained_twice_on_the_gpu_gives_the_same_bytes),
+    ];
+    let trial = |(name, run): (&str, fn() -> Result<()>)| {
+        let run = move || run().map_err(|error| Failed::from(format!("{error:#}")));
+        Trial::test(name, run).with_ignored_flag(missing.is_some())
+    };
+    libtest_mimic::run(&Arguments::from_args(), trials.into_iter().map(trial).collect()).exit_code()
+}

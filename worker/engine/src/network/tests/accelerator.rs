@@ -1,0 +1,161 @@
+//! What an accelerator computes, as far as a processor can show it: libtorch alone, in few shapes, with one wait a lane;
+//! and products in fewer bits than fp32.
+
+use graftwork_shared::{composition::Composition, training::Precision};
+
+use super::{LENGTHS, every_setup, fusion_alone, fusion_setup, mixed, options, split};
+use crate::{
+    LaneOutput, Network, host,
+    network::Input,
+    rows::{Dropout, Lane},
+    setup::Setup,
+    spans::FILLER,
+    testing::{adapter_setup, largest_difference, rows, shaken, shaken_weights, tiny_trunk},
+    transfer::take_waits,
+};
+
+/// Computes as if tensors lay on an accelerator; gives how often it would have been waited for.
+fn elsewhere<T>(compute: impl FnOnce() -> T) -> (T, u32) {
+    host::OFF.set(true);
+    take_waits();
+    let result = compute();
+    host::OFF.set(false);
+    (result, take_waits())
+}
+
+fn setups() -> Vec<(String, Setup)> {
+    let mut setups = every_setup();
+    for (method, other) in [("seq_bn", "par_bn"), ("double_seq_bn", "lora")] {
+        let parallel = mixed([method, other], |children| Composition::Parallel { children }, &["a", "b"]);
+        setups.push((format!("Parallel of {method} and {other}"), parallel));
+        let cut = |children| Composition::BatchSplit { children, batch_sizes: vec![1, 3] };
+        setups.push((format!("BatchSplit of {method} and {other}"), mixed([method, other], cut, &["a", "b"])));
+        let stack = mixed([method, other], |children| Composition::Stack { children }, &["a"]);
+        setups.push((format!("Stack of {method} and {other}"), stack));
+    }
+    setups
+}
+
+fn near(found: &LaneOutput, expected: &LaneOutput) -> bool {
+    let largest = expected.gradient.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    let difference = largest_difference(&found.gradient, &expected.gradient);
+    difference <= 1e-6 + 2e-5 * largest && (found.loss - expected.loss).abs() < 1e-6
+}
+
+#[test]
+fn an_accelerator_gives_what_the_processor_gives_and_is_waited_for_once() {
+    for (what, setup) in setups() {
+        let network = shaken(&setup);
+        let lane = rows(&LENGTHS, 7);
+        for dropout in [None, Some(Dropout { seed: 1, base_model: true })] {
+            let expected = network.lane(&lane, &options(dropout)).unwrap();
+            let (found, waits) = elsewhere(|| network.lane(&lane, &options(dropout)).unwrap());
+            assert!(near(&found, &expected), "{what} {dropout:?}: {} {}", found.loss, expected.loss);
+            assert_eq!(waits, 1, "{what}");
+            let parts = network.parts(1);
+            let mut flat = vec![f32::NAN; found.gradient.len()];
+            let give = &mut |part, numbers: Vec<f32>| parts.place(part, &numbers, &mut flat);
+            let (loss, waits) = elsewhere(|| network.lane_in_parts(&lane, &options(dropout), &parts, give).unwrap());
+            assert_eq!((LaneOutput { loss, gradient: flat }, waits), (found, 1), "{what}");
+        }
+        let expected = network.predict(&lane.tokens, &[]).unwrap();
+        let (found, waits) = elsewhere(|| network.predict(&lane.tokens, &[]).unwrap());
+        for (found, expected) in found.heads.iter().zip(&expected.heads) {
+            assert!(largest_difference(&found.logits, &expected.logits) < 1e-5, "{what}");
+        }
+        // Each layer of a fusion tells its attention, beside the logits of all heads.
+        assert_eq!(waits, 1 + u32::try_from(found.fusion_attention.len()).unwrap(), "{what}");
+        for (found, expected) in found.fusion_attention.iter().zip(&expected.fusion_attention) {
+            assert_eq!(found.tokens, expected.tokens);
+            assert!(found.weights.iter().zip(&expected.weights).all(|(a, b)| (a - b).abs() < 1e-6), "{what}");
+        }
+    }
+}
+
+#[test]
+fn fillers_make_shapes_few_and_change_no_result() {
+    let network = shaken(&fusion_setup(fusion_alone()));
+    let mut shapes = std::collections::BTreeSet::new();
+    for number in 0..400_usize {
+        let lengths: Vec<usize> = (0..=number % 23).map(|row| 1 + (number * 7 + row * row * 5) % 14).collect();
+        let lane = rows(&lengths, 7);
+        let input = Input::new(&lane.tokens, &lane.rows, network.description());
+        let (asked, tokens) = (input.spans.clone(), input.spans.tokens());
+        let filled = input.filled(network.description());
+        let (kept, fillers) = filled.spans.0.split_at(asked.rows());
+        assert_eq!(kept, asked.0);
+        assert!(fillers.iter().all(|span| span.row == FILLER && (1..=14).contains(&span.length)));
+        let ends = filled.spans.0.iter().map(|span| span.start + span.length);
+        assert!(filled.spans.0.iter().skip(1).map(|span| span.start).eq(ends.take(filled.spans.rows() - 1)));
+        let sizes = [filled.ids.len(), filled.type_ids.len(), filled.positions.len()];
+        assert_eq!(sizes, [filled.spans.tokens(); 3]);
+        assert!(filled.spans.tokens() <= tokens + 16 + tokens / 4, "{tokens} became {}", filled.spans.tokens());
+        shapes.insert((filled.spans.tokens(), filled.spans.rows()));
+    }
+    assert!(shapes.len() <= 60, "{} shapes", shapes.len());
+    // Rows alone, and beside others that need other fillers.
+    let lane = rows(&[5, 9, 3, 14, 2, 2, 8], 7);
+    let of = |lane: &Lane| elsewhere(|| network.lane(lane, &options(None)).unwrap()).0;
+    let (whole, [a, b]) = (of(&lane), split(&lane, 3).map(|part| of(&part)));
+    let gradient = a.gradient.iter().zip(&b.gradient).map(|(a, b)| a + b).collect();
+    assert!(near(&LaneOutput { loss: a.loss + b.loss, gradient }, &whole));
+}
+
+fn in_precision(setup: &Setup, precision: Precision) -> Network {
+    Network::new(tiny_trunk().in_precision(precision), setup.clone(), shaken_weights(setup)).unwrap()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+/// bf16 keeps 8 bits of a product's factors, fp16 keeps 11.
+#[test]
+fn products_in_fewer_bits_stay_near_those_of_fp32() {
+    for (what, setup) in setups() {
+        let lane = rows(&LENGTHS, 7);
+        let expected = shaken(&setup).lane(&lane, &options(None)).unwrap();
+        let full = in_precision(&setup, Precision::Fp32).lane(&lane, &options(None)).unwrap();
+        assert_eq!(full, expected, "{what}");
+        let mut far = Vec::new();
+        for (precision, of_loss, of_direction) in [(Precision::Bf16, 2e-2, 0.999), (Precision::Fp16, 3e-3, 0.9999)] {
+            let network = in_precision(&setup, precision);
+            let found = network.lane(&lane, &options(None)).unwrap();
+            let cosine = cosine(&found.gradient, &expected.gradient);
+            let apart = (found.loss - expected.loss).abs();
+            assert!(found != expected, "{what}: products are those of fp32");
+            assert!(apart < of_loss && cosine > of_direction, "{what} {precision}: {apart} {cosine}");
+            assert_eq!(network.lane(&lane, &options(None)).unwrap(), found, "the same bytes again");
+            far.push(1.0 - cosine);
+        }
+        assert!(far[1] < far[0], "{what}: fp16 is nearer than bf16, {far:?}");
+    }
+}
+
+#[test]
+fn a_trunk_is_converted_once_and_back_to_its_own_numbers() {
+    let trunk = tiny_trunk();
+    let half = trunk.in_precision(Precision::Bf16);
+    assert_eq!((trunk.precision(), half.precision()), (Precision::Fp32, Precision::Bf16));
+    let setup = adapter_setup("seq_bn", "a");
+    let lane = rows(&LENGTHS, 7);
+    let of = |trunk: crate::Trunk| {
+        Network::new(trunk, setup.clone(), shaken_weights(&setup)).unwrap().lane(&lane, &options(None)).unwrap()
+    };
+    assert_eq!(of(half.share().in_precision(Precision::Fp32)), of(trunk.share()));
+    assert_eq!(of(trunk.in_precision(Precision::Bf16)), of(half));
+}
+
+#[test]
+fn parts_of_a_scaled_gradient_are_those_of_the_whole() {
+    let network = in_precision(&adapter_setup("seq_bn", "a"), Precision::Fp16);
+    let lane = rows(&LENGTHS, 7);
+    let whole = network.lane(&lane, &options(None)).unwrap();
+    let parts = network.parts(1);
+    let mut flat = vec![f32::NAN; whole.gradient.len()];
+    let loss = network
+        .lane_in_parts(&lane, &options(None), &parts, &mut |part, numbers| parts.place(part, &numbers, &mut flat))
+        .unwrap();
+    assert_eq!(LaneOutput { loss, gradient: flat }, whole);
+}
