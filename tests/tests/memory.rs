@@ -47,17 +47,18 @@ fn home() -> PathBuf {
 
 fn job((data, method, batch, longest, threads): Point) -> String {
     let home = home().display().to_string();
-    let training = format!(
-        "steps = 8\nbatch_size = {batch}\nlanes = 2\nlearning_rate = 1e-3\nmax_length = {longest}\n"
-    );
+    let training =
+        format!("steps = 8\nbatch_size = {batch}\nlanes = 2\nlearning_rate = 1e-3\nmax_length = {longest}\n");
     let (method, fusion) = match method {
         "fusion" => (
             "seq_bn",
-            format!("[tasks.two]\ntrain = \"{home}/data/{data}/train.parquet\"\n\
+            format!(
+                "[tasks.two]\ntrain = \"{home}/data/{data}/train.parquet\"\n\
                      validation = \"{home}/data/{data}/validation.parquet\"\ntext = \"text\"\nlabel = \"label\"\n\
                      head = \"classification\"\nadapter = {{ method = \"seq_bn\" }}\n\
                      [tasks.two.training]\nseed = 2\n{training}\
-                     [fusions.both]\nadapters = [\"one\", \"two\"]\ntask = \"one\"\n[fusions.both.training]\n{training}"),
+                     [fusions.both]\nadapters = [\"one\", \"two\"]\ntask = \"one\"\n[fusions.both.training]\n{training}"
+            ),
         ),
         method => (method, String::new()),
     };
@@ -143,7 +144,12 @@ fn say_fit() {
 
 /// The fit finds the constants that points were made with.
 fn the_fit_finds_what_is_there() -> Result<()> {
-    let made = |base_model: f64, stages: f64| Measured { base_model, process: 0.0, stages, peak: base_model + 100.0 + 1.5 * stages };
+    let made = |base_model: f64, stages: f64| Measured {
+        base_model,
+        process: 0.0,
+        stages,
+        peak: base_model + 100.0 + 1.5 * stages,
+    };
     let (process, times) = fit(&[made(50.0, 10.0), made(50.0, 40.0), made(80.0, 90.0)]).context("a fit")?;
     ensure!((process - 100.0).abs() < 1e-6 && (times - 1.5).abs() < 1e-9, "{process} and {times}");
     Ok(())

@@ -114,6 +114,7 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     // The first night has nothing to be compared with. Its address answers nobody: that fails nothing and is not shown.
     let said = expect(&nightly(&world, &[], "http://127.0.0.1:9/hooks/secret-path")?, 0);
     assert!(said.contains("Small nightly, night 1: the first one"), "{said}");
+    assert!(said.contains("topic accuracy") && said.contains("lowest"), "its scores are told all the same: {said}");
     assert!(
         said.contains("could not be posted to the address in NIGHT_HOOK") && !said.contains("secret-path"),
         "{said}"

@@ -47,6 +47,9 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
     for problem in &view.problems {
         text.push_str(&format!("  {} {}\n", problem.name, problem.message));
     }
+    if !view.alone.is_empty() {
+        text.push_str(&format!("{}\n", alone(view, color)));
+    }
     if !view.scores.is_empty() {
         text.push_str(&format!("{}\n", table(view, color)));
     }
@@ -78,6 +81,17 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
         duration(wall)
     ));
     text
+}
+
+fn alone(view: &NightlyView, color: bool) -> Table {
+    let mut table = new_table(&["score", "seeds", "mean", "lowest", "highest"], color);
+    let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+    for score in &view.alone {
+        let mut row = vec![Cell::new(format!("{} {}", score.task, score.metric)), right(score.seeds.len().to_string())];
+        row.extend(score.spread().map(|value| right(format!("{value:.4}"))));
+        table.add_row(row);
+    }
+    table
 }
 
 fn table(view: &NightlyView, color: bool) -> Table {
@@ -117,6 +131,14 @@ pub(super) fn markdown(view: &NightlyView) -> String {
     for problem in &view.problems {
         text.push_str(&format!("- **{}** {}\n", plain(&problem.name), plain(&problem.message)));
     }
+    if !view.alone.is_empty() {
+        text.push_str("\n| score, compared with nothing | mean | lowest to highest seed |\n|---|---:|---|\n");
+        for score in &view.alone {
+            let [mean, lowest, highest] = score.spread();
+            let name = plain(&score.task);
+            text.push_str(&format!("| {name} {} | {mean:.4} | {lowest:.4} to {highest:.4} |\n", score.metric));
+        }
+    }
     let moved = |row: &&Row| !matches!(row.verdict.finding, Finding::Same | Finding::Steady);
     if view.scores.iter().any(|row| moved(&row)) {
         text.push_str("\n| score | before | now | change, 95 % | verdict |\n|---|---:|---:|---:|---|\n");
@@ -147,7 +169,9 @@ pub(super) fn markdown(view: &NightlyView) -> String {
         text.push_str(&format!("\n{}: {}.\n", plain(&cost.change.name), cost.sentence()));
     }
     let steady = view.scores.iter().filter(|row| !moved(row)).count();
-    text.push_str(&format!("\n{steady} of {} scores did not move.\n", view.scores.len()));
+    if !view.scores.is_empty() {
+        text.push_str(&format!("\n{steady} of {} scores did not move.\n", view.scores.len()));
+    }
     text
 }
 
@@ -160,6 +184,9 @@ pub(super) fn junit(view: &NightlyView) -> String {
     for row in &view.scores {
         let failure = row.fails().then(|| format!("{}\nrepeat it: {}", row.sentence(), row.repeat));
         cases.push(("scores", row.verdict.name.clone(), failure));
+    }
+    for score in &view.alone {
+        cases.push(("scores", format!("{} {}", score.task, score.metric), None));
     }
     for cost in &view.costs {
         cases.push(("costs", cost.change.name.clone(), cost.fails().then(|| cost.sentence())));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use graftwork_shared::{id::Name, metric::Metric, view::StageKind};
 use graftwork_verdict::{Answers, Comparison, Groups, Run, Verdict};
-use graftwork_web::{Flip, MOST_FLIPS, Problem};
+use graftwork_web::{Alone, Flip, MOST_FLIPS, Problem, Row};
 
 use super::{
     answers::{Asked, Book, shown},
@@ -59,6 +59,25 @@ pub(super) fn pair(before: Opened<'_>, after: Opened<'_>, nights: &[Night]) -> (
         problems.push(Problem { name: task.to_string(), message, fails: false });
     }
     (pairs, problems)
+}
+
+/// The scores that count of whatever has no row.
+pub(super) fn alone(night: &Night, rows: &[Row]) -> Vec<Alone> {
+    let compared: BTreeSet<&str> = rows.iter().map(|row| row.task.as_str()).collect();
+    let left = tasks(night).into_iter().filter(|task| !compared.contains(task.as_str()));
+    let score = |task: Name| {
+        let measured = seeds(night, &task);
+        let first = measured.first()?;
+        let score = |of: &&Measurement| of.scores.get(&first.metric).copied();
+        Some(Alone {
+            task: task.to_string(),
+            fusion: first.kind == StageKind::Fusion,
+            method: first.method.clone(),
+            metric: first.metric.to_string(),
+            seeds: measured.iter().filter_map(score).collect(),
+        })
+    };
+    left.filter_map(score).collect()
 }
 
 /// Tasks and fusions of a night in the order of its job.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use graftwork_shared::assignment::Usage;
 use graftwork_verdict::{Answers, Comparison, Measure, Run, Series, Settings, Worse, changes, judge};
-use graftwork_web::{Cost, Flip, Head, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, nightly_page};
+use graftwork_web::{Alone, Cost, Flip, Head, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, nightly_page};
 
 fn head(number: u64) -> Head {
     Head {
@@ -77,6 +77,7 @@ fn view() -> NightlyView {
         outcome: NightOutcome::Regressed,
         problems: vec![Problem { name: "poems".to_owned(), message: "is new".to_owned(), fails: false }],
         scores: scores.collect(),
+        alone: Vec::new(),
         costs: cost.collect(),
         pairs: Vec::new(),
         history: (6..=8).map(past).collect(),
@@ -84,6 +85,24 @@ fn view() -> NightlyView {
         false_alarm: 0.05,
         again: "graftwork nightly job.toml".to_owned(),
     }
+}
+
+#[test]
+fn what_compares_with_nothing_is_on_the_leaderboard_by_itself() {
+    let mut view = view();
+    let before = nightly_page(&view);
+    assert!(!before.contains("Nothing to compare with yet"));
+    view.alone = vec![Alone {
+        task: "<poems>".to_owned(),
+        fusion: true,
+        method: "fusion of 2".to_owned(),
+        metric: "accuracy".to_owned(),
+        seeds: vec![0.5, 0.75, 0.625],
+    }];
+    let page = nightly_page(&view);
+    let board = &page[page.find("id=\"leaderboard\"").unwrap()..page.find("id=\"history\"").unwrap()];
+    let places = ["Nothing to compare with yet", "&lt;poems&gt;", "0.625", "0.5", "0.75"].map(|text| board.find(text));
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?} in {board}");
 }
 
 #[test]

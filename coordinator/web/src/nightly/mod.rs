@@ -5,7 +5,9 @@ mod view;
 
 use graftwork_verdict::{CostFinding, Finding, Verdict};
 use maud::{Markup, html};
-pub use view::{Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, percent};
+pub use view::{
+    Alone, Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, percent,
+};
 
 use crate::{number, page};
 
@@ -106,12 +108,32 @@ fn problems(view: &NightlyView) -> Markup {
 
 fn leaderboard(view: &NightlyView) -> Markup {
     html! {
-        div.scroll { table {
+        @if !view.alone.is_empty() { (alone(&view.alone)) }
+        @if !view.scores.is_empty() { div.scroll { table {
             thead { tr {
                 th { "task" } th { "method" } th { "score" } th.n { "rows" } th.n { "seeds" } th.n { "before" } th.n { "now" }
                 th.n { "change, 95 %" } th { "verdict" } th.n { "would be found" }
             } }
             tbody { @for row in &view.scores { (line(row)) } }
+        } } }
+    }
+}
+
+fn alone(scores: &[Alone]) -> Markup {
+    html! {
+        p.muted { "Nothing to compare with yet." }
+        div.scroll { table {
+            thead { tr {
+                th { "task" } th { "method" } th { "score" } th.n { "seeds" } th.n { "mean" } th.n { "lowest" } th.n { "highest" }
+            } }
+            tbody { @for score in scores {
+                @let [mean, lowest, highest] = score.spread();
+                tr {
+                    th scope="row" { (score.task) @if score.fusion { " " span.tag { "fusion" } } }
+                    td { (score.method) } td { (score.metric) } td.n { (score.seeds.len()) }
+                    td.n.strong { (number::score(mean)) } td.n { (number::score(lowest)) } td.n { (number::score(highest)) }
+                }
+            } }
         } }
     }
 }

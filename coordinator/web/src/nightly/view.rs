@@ -21,6 +21,9 @@ pub struct NightlyView {
     pub problems: Vec<Problem>,
     /// Scores, regressions first.
     pub scores: Vec<Row>,
+    /// Scores that compare with nothing: all of a first night, and later those of new tasks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alone: Vec<Alone>,
     /// Costs over the history, regressions first.
     pub costs: Vec<Cost>,
     /// Costs of two versions side by side; without a history they have no verdict.
@@ -105,6 +108,30 @@ pub struct Row {
     pub bisect: Option<String>,
     /// Rows whose answers got worse, the most seeds first; at most [`MOST_FLIPS`].
     pub flipped: Vec<Flip>,
+}
+
+/// A score by itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alone {
+    /// The task or fusion.
+    pub task: String,
+    /// Whether it is a fusion.
+    pub fusion: bool,
+    /// The method in a line.
+    pub method: String,
+    /// The metric that counts for the task.
+    pub metric: String,
+    /// Score of each seed.
+    pub seeds: Vec<f64>,
+}
+
+impl Alone {
+    /// Mean over the seeds, the lowest and the highest.
+    pub fn spread(&self) -> [f64; 3] {
+        let mean = self.seeds.iter().sum::<f64>() / self.seeds.len().max(1) as f64;
+        let lowest = self.seeds.iter().copied().fold(f64::INFINITY, f64::min);
+        [mean, lowest, self.seeds.iter().copied().fold(f64::NEG_INFINITY, f64::max)]
+    }
 }
 
 /// Flipped rows that are listed at most.
