@@ -10,11 +10,13 @@ mod history;
 mod hosts;
 mod pair;
 mod process;
+mod servers;
 mod world;
 
 pub use cluster::{Cluster, Link};
 pub use guarded::Guarded;
 pub use hosts::{Hosts, Weather, no_hosts};
-pub use pair::{Coordinator, Pair, servers_run};
+pub use pair::{Coordinator, Pair};
 pub use process::{Finished, Run, kill, program};
+pub use servers::{Servers, servers_run};
 pub use world::{World, tensor_digests, tree_digests};

@@ -4,7 +4,6 @@
 //! can hold up everything that passes, as a network does that is cut.
 
 use std::{
-    env,
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::Path,
@@ -19,60 +18,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{World, history, program};
+use crate::{Servers, World, history, program};
 
 /// How long a program may take to say or do what is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
-
-/// Where the servers are.
-struct Servers {
-    /// `USER` and port of PostgreSQL on this machine.
-    user: String,
-    port: u16,
-    password: String,
-    endpoint: String,
-    keys: String,
-}
-
-impl Servers {
-    fn find() -> Result<Self> {
-        let named = |name: &str| env::var(name).with_context(|| format!("{name} is not set: run scripts/servers.py"));
-        let address = named("GRAFTWORK_TEST_POSTGRES")?;
-        let rest = address.strip_prefix("postgres://").context("an address of PostgreSQL")?;
-        let (user, rest) = rest.split_once("@127.0.0.1:").context("an address on this machine")?;
-        let port = rest.split('/').next().unwrap_or_default().parse()?;
-        let password = named("GRAFTWORK_TEST_PASSWORD")?;
-        let (endpoint, keys) = (named("GRAFTWORK_TEST_S3")?, named("GRAFTWORK_TEST_S3_KEYS")?);
-        Ok(Self { user: user.to_owned(), port, password, endpoint, keys })
-    }
-
-    fn config(&self, name: &str) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
-        config.host("127.0.0.1").port(self.port).user(&self.user).password(&self.password).dbname(name);
-        config
-    }
-
-    /// An answer of the database of this name.
-    fn ask(&self, name: &str, sql: &str) -> Result<Option<i64>> {
-        let config = self.config(name);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
-            tokio::spawn(connection);
-            let rows = client.simple_query(sql).await?;
-            let value = rows.iter().find_map(|row| match row {
-                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-                _ => None,
-            });
-            Ok(value.map(|value| value.parse()).transpose()?)
-        })
-    }
-}
-
-/// Whether the servers are there.
-pub fn servers_run() -> bool {
-    env::var_os("GRAFTWORK_TEST_POSTGRES").is_some() && env::var_os("GRAFTWORK_TEST_S3").is_some()
-}
 
 /// Two coordinators, a worker that knows both, and their folder; all processes are killed with the value.
 pub struct Pair {
@@ -89,7 +38,7 @@ impl Pair {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let servers = Servers::find()?;
         let database = format!("pair_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
-        servers.ask("postgres", &format!("CREATE DATABASE {database}"))?;
+        servers.make(&database)?;
         let folder = tempfile::tempdir()?;
         let mut pair = Self { folder, servers, database, coordinators: Vec::new(), worker: None };
         for (name, line) in [("a", "listens on"), ("b", "waits to take over")] {
@@ -167,14 +116,10 @@ pub struct Coordinator {
 
 impl Coordinator {
     fn start(pair: &Pair, name: &str) -> Result<Self> {
-        let (servers, wire) = (&pair.servers, Wire::lay(pair.servers.port)?);
-        let state = format!("postgres://{}@127.0.0.1:{}/{}", servers.user, wire.port, pair.database);
-        let blobs = format!("s3://graftwork/{}", pair.database);
+        let wire = Wire::lay(pair.servers.port())?;
         let mut command = Command::new(program());
-        command.current_dir(pair.path()).args(["coordinator", "--state", &state, "--blobs", &blobs, "--folder", name]);
-        command.args(["--listen", &pair.address(name), "--database-password-env", "DATABASE_PASSWORD"]);
-        command.args(["--blobs-credentials-env", "STORE_KEYS"]).env("AWS_ENDPOINT_URL_S3", &servers.endpoint);
-        command.env("DATABASE_PASSWORD", &servers.password).env("STORE_KEYS", &servers.keys);
+        command.current_dir(pair.path()).args(["coordinator", "--folder", name, "--listen", &pair.address(name)]);
+        pair.servers.name(&mut command, &pair.database, wire.port);
         command.env("XDG_CACHE_HOME", pair.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let lines = BufReader::new(child.stderr.take().context("stderr is piped")?).lines();
