@@ -22,7 +22,7 @@ help:
 	@echo "make test         set up, then run all tests"
 	@echo "make test-servers  the coordinator over PostgreSQL and an object store (make test-all does it too)"
 	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
-	@echo "make test-deploy  deployment: chart, Prometheus, traces, Slurm, a release on a bare machine (make test-all does it too)"
+	@echo "make test-deploy  deployment: chart, images, Prometheus, traces, Slurm, a release on a bare machine (make test-all does it too)"
 	@echo "make release      the archive of a release, in out/release"
 	@echo "make check        formatting, lints and docs, warnings as errors"
 	@echo "make nccl         fetch NCCL, which workers with GPUs need (make test does it too)"
@@ -69,7 +69,9 @@ test: $(LIBTORCH) $(NCCL) $(BASE) data
 # the servers nothing of it runs, and the script says why.
 test-servers: $(WEED) build
 	@$(PYTHON) scripts/setup.py postgres
-	@scripts/servers.py cargo test --release --locked --workspace --bin graftwork --test standby -- --include-ignored; \
+	@scripts/servers.py sh -ec ' \
+		cargo test --release --locked --workspace --bin graftwork --test standby -- --include-ignored; \
+		cargo test --release --locked --workspace --test deploy -- a_state_moves'; \
 		code=$$?; [ $$code -eq 75 ] || exit $$code
 
 $(WEED): | $(LIBTORCH)
