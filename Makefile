@@ -22,7 +22,7 @@ help:
 	@echo "make test         set up, then run all tests"
 	@echo "make test-servers  the coordinator over PostgreSQL and an object store (make test-all does it too)"
 	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
-	@echo "make test-deploy  deployment: chart, Prometheus, traces, Slurm, a release on a bare machine (make test-all does it too)"
+	@echo "make test-deploy  deployment: chart, images, Prometheus, traces, Slurm, a release on a bare machine (make test-all does it too)"
 	@echo "make test-gpu     on a machine with NVIDIA GPUs: numbers and steps against the processor, collectives over NCCL"
 	@echo "make release      the archive of a release, in out/release"
 	@echo "make check        formatting, lints and docs, warnings as errors"
@@ -73,8 +73,11 @@ test: $(LIBTORCH) $(NCCL) $(BASE) data
 ON_SERVERS := broken_links groups recovery restarts standby uploads
 test-servers: $(WEED) build
 	@$(PYTHON) scripts/setup.py postgres
-	@scripts/servers.py sh -c 'cargo test --release --locked --workspace --bin graftwork -- --include-ignored && \
-		cargo test --release --locked --workspace $(addprefix --test ,$(ON_SERVERS))'; code=$$?; [ $$code -eq 75 ] || exit $$code
+	@scripts/servers.py sh -ec ' \
+		cargo test --release --locked --workspace --bin graftwork -- --include-ignored; \
+		cargo test --release --locked --workspace $(addprefix --test ,$(ON_SERVERS)); \
+		cargo test --release --locked --workspace --test deploy -- a_state_moves'; \
+		code=$$?; [ $$code -eq 75 ] || exit $$code
 
 $(WEED): | $(LIBTORCH)
 	@$(PYTHON) scripts/setup.py seaweedfs

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what checks the deployment files into .graftwork/deploy-tools, for `make test-deploy`: helm, the published
-# schemas of Kubernetes, and a receiver of OTLP. The product needs none of it. About 120 MB, once. Prometheus and Slurm
-# are the system's own packages: on Debian `apt-get install prometheus slurm-wlm munge`; tests without them say so.
+# schemas of Kubernetes, and a receiver of OTLP. The product needs none of it. About 120 MB, once. Prometheus, Slurm
+# and what builds images are the system's own packages: on Debian `apt-get install prometheus slurm-wlm munge buildah
+# debootstrap`; tests without them say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=.graftwork/deploy-tools

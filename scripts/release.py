@@ -217,6 +217,8 @@ def main():
     parser.add_argument("--to", type=Path, default=ROOT / "out" / "release")
     to = parser.parse_args().to.resolve()
     version = run(str(BUILT / "graftwork"), "--version").split()[-1]
+    if not (ROOT / "tests" / "fixtures" / "stores" / version).is_dir():
+        sys.exit(f"release: version {version} has no store for the upgrade test: tests/fixtures/stores/README.md says how it is made")
     when = int(os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct"))
     name = f"graftwork-{version}-x86_64-linux"
     folder, archive = to / name, to / f"{name}.tar.gz"

@@ -155,7 +155,7 @@ def start_weed(folder, environment):
     with open(log, "w") as output:
         process = subprocess.Popen(
             [weed, "server", f"-ip={ADDRESS}", f"-ip.bind={ADDRESS}", f"-dir={home / 'data'}", "-filer", "-s3",
-             f"-s3.ip.bind={ADDRESS}", f"-s3.port={port}", f"-s3.config={home / 's3.json'}", "-s3.port.iceberg=0",
+             f"-s3.ip.bind={ADDRESS}", f"-s3.port={port}", f"-s3.config={home / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0",
              f"-master.port={port + 1}", f"-volume.port={port + 2}", f"-filer.port={port + 3}", "-volume.max=0",
              "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0", "-master.telemetry=false"],
             preexec_fn=os.setsid, cwd=home, stdout=output, stderr=output)

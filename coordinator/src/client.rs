@@ -22,7 +22,7 @@ use graftwork_shared::{
     event::Event,
     id::JobId,
     job::{Job, Spans},
-    trace::TRACE_HEADER,
+    trace::{TRACE_HEADER, TraceContext},
     view::JobView,
 };
 use graftwork_telemetry::Span;
@@ -194,17 +194,20 @@ impl Client {
     }
 
     /// Submits a job; answers once it is durable. `true` says that it was there already. `spans` place what the
-    /// coordinator says of the job in its file.
-    pub(crate) async fn submit(&mut self, job: &Job, spans: &Spans) -> Result<(JobId, bool), ClientError> {
-        let span = submission_span();
-        let trace = span.context().to_string();
+    /// coordinator says of the job in its file, and `submission` is the beginning of its trace ([`submission`]).
+    pub(crate) async fn submit(
+        &mut self,
+        job: &Job,
+        spans: &Spans,
+        submission: TraceContext,
+    ) -> Result<(JobId, bool), ClientError> {
+        let trace = submission.to_string();
         let request = v1::SubmitRequest { job: to_document(job), trace, spans: to_document(spans) };
         let asking = |mut client: Self| {
             let request = request.clone();
             async move { client.jobs.submit(request).await }
         };
-        let reply = traced(span.context(), self.ask(asking)).await?;
-        drop(span);
+        let reply = traced(submission, self.ask(asking)).await?;
         let id = reply
             .job
             .parse()
@@ -285,8 +288,9 @@ impl Client {
     }
 }
 
-/// The beginning of a job's trace: below what the environment names, as a pipeline does, or a new one.
-fn submission_span() -> Span {
+/// The beginning of a job's trace, below which its uploads stand too: below what the environment names, as a pipeline
+/// does, or a new one.
+pub(crate) fn submission() -> Span {
     let told = std::env::var(TRACE_HEADER.to_uppercase()).ok().and_then(|text| text.parse().ok());
     match told {
         Some(parent) => graftwork_telemetry::span("submit", parent),

@@ -15,7 +15,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{World, history, program, servers::Servers, servers_run};
+use crate::{Servers, World, history, program, servers_run};
 
 /// The processes of a cluster on one machine; all are killed with the value.
 pub struct Cluster {
@@ -65,7 +65,7 @@ impl Cluster {
         match &self.servers {
             None => drop(command.args(["--state", "state"])),
             Some((servers, database)) => {
-                servers.keep_state(command.args(["--folder", "state"]), database, servers.port);
+                servers.name(command.args(["--folder", "state"]), database, servers.port());
             }
         }
         command.args(&self.options);

@@ -21,6 +21,6 @@ pub use hosts::{Hosts, Toll, Weather, no_hosts};
 pub use pair::{Coordinator, Pair};
 pub use process::{Finished, Run, kill, program};
 pub use rows::recipes_computed;
-pub use servers::servers_run;
+pub use servers::{Servers, servers_run};
 pub use story::{Formation, Story};
 pub use world::{World, tensor_digests, tree_digests};

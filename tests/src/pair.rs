@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{World, history, program, servers::Servers};
+use crate::{Servers, World, history, program};
 
 /// How long a program may take to say or do what is waited for.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -114,10 +114,10 @@ pub struct Coordinator {
 
 impl Coordinator {
     fn start(pair: &Pair, name: &str) -> Result<Self> {
-        let (servers, wire) = (&pair.servers, Wire::lay(pair.servers.port)?);
+        let wire = Wire::lay(pair.servers.port())?;
         let mut command = Command::new(program());
         command.current_dir(pair.path()).args(["coordinator", "--folder", name, "--listen", &pair.address(name)]);
-        servers.keep_state(&mut command, &pair.database, wire.port);
+        pair.servers.name(&mut command, &pair.database, wire.port);
         command.env("XDG_CACHE_HOME", pair.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let lines = BufReader::new(child.stderr.take().context("stderr is piped")?).lines();

@@ -1,4 +1,4 @@
-//! The servers of `scripts/servers.py`: PostgreSQL and an object store, where tests are run beside them.
+//! The PostgreSQL and the object store that `scripts/servers.py` starts for tests.
 
 use std::{
     env,
@@ -8,23 +8,24 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Whether the servers are there: then every cluster keeps its state in a database and its blobs in the object store.
-pub fn servers_run() -> bool {
-    env::var_os("GRAFTWORK_TEST_POSTGRES").is_some() && env::var_os("GRAFTWORK_TEST_S3").is_some()
-}
-
-/// Where the servers are.
-pub(crate) struct Servers {
+/// Where they are.
+pub struct Servers {
     /// `USER` and port of PostgreSQL on this machine.
     user: String,
-    pub(crate) port: u16,
+    port: u16,
     password: String,
     endpoint: String,
     keys: String,
 }
 
+/// Whether they are there: then every cluster keeps its state in a database and its blobs in the object store.
+pub fn servers_run() -> bool {
+    env::var_os("GRAFTWORK_TEST_POSTGRES").is_some() && env::var_os("GRAFTWORK_TEST_S3").is_some()
+}
+
 impl Servers {
-    pub(crate) fn find() -> Result<Self> {
+    /// Those that the environment names.
+    pub fn find() -> Result<Self> {
         let named = |name: &str| env::var(name).with_context(|| format!("{name} is not set: run scripts/servers.py"));
         let address = named("GRAFTWORK_TEST_POSTGRES")?;
         let rest = address.strip_prefix("postgres://").context("an address of PostgreSQL")?;
@@ -35,18 +36,33 @@ impl Servers {
         Ok(Self { user: user.to_owned(), port, password, endpoint, keys })
     }
 
-    /// A database of its own; the prefix in the bucket has the same name.
+    /// The port of PostgreSQL.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Makes an empty database of this name.
+    pub fn make(&self, name: &str) -> Result<()> {
+        self.ask("postgres", &format!("CREATE DATABASE {name}")).map(drop)
+    }
+
+    /// A database of its own; its prefix in the object store has the same name.
     pub(crate) fn new_database(&self) -> Result<String> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
-        self.ask("postgres", &format!("CREATE DATABASE {name}"))?;
+        self.make(&name)?;
         Ok(name)
     }
 
-    /// Has a coordinator keep its state in this database, reached over a port, and its blobs below the prefix.
-    pub(crate) fn keep_state(&self, command: &mut Command, database: &str, port: u16) {
+    /// Names this database, through this port, and the prefix of its name in the object store as the place of a state.
+    pub fn name(&self, command: &mut Command, name: &str, port: u16) {
+        self.name_both(command, name, name, port);
+    }
+
+    /// The same with a prefix of another name.
+    pub fn name_both(&self, command: &mut Command, database: &str, prefix: &str, port: u16) {
         let state = format!("postgres://{}@127.0.0.1:{port}/{database}", self.user);
-        command.args(["--state", &state, "--blobs", &format!("s3://graftwork/{database}")]);
+        command.args(["--state", &state, "--blobs", &format!("s3://graftwork/{prefix}")]);
         command.args(["--database-password-env", "DATABASE_PASSWORD", "--blobs-credentials-env", "STORE_KEYS"]);
         command.env("DATABASE_PASSWORD", &self.password).env("STORE_KEYS", &self.keys);
         command.env("AWS_ENDPOINT_URL_S3", &self.endpoint);

@@ -13,7 +13,7 @@ use graftwork_shared::{
     digest::Digest,
     random::{Purpose, Stream},
 };
-use parquet::arrow::ArrowWriter;
+use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
 use serde_json::json;
 
 use crate::{history, rows};
@@ -55,6 +55,19 @@ impl World {
     pub fn write_split(&self, task: &str, split: &str, numbers: std::ops::Range<u64>, spoiled: bool) -> Result<()> {
         let path = self.path().join("data").join(task).join(format!("{split}.parquet"));
         write_rows(&path, task, numbers, task == "strength", spoiled)
+    }
+
+    /// Writes rows of `mood` in one file, four of a group each, with the group's name in this column.
+    pub fn write_groups(&self, path: &Path, column: &str) -> Result<()> {
+        let source = fs::File::open(self.path().join("data/mood/train.parquet"))?;
+        let rows = ParquetRecordBatchReaderBuilder::try_new(source)?.with_batch_size(1_000).build()?;
+        let batch = rows.last().context("the file has rows")??;
+        let groups = (0..batch.num_rows()).map(|row| format!("group {}", row / 4));
+        let group: ArrayRef = Arc::new(StringArray::from_iter_values(groups));
+        let schema = batch.schema();
+        let columns = schema.fields().iter().map(|field| field.name().clone()).zip(batch.columns().iter().cloned());
+        let columns: Vec<(String, ArrayRef)> = columns.chain([(column.to_owned(), group)]).collect();
+        write_batch(path, &RecordBatch::try_from_iter(columns)?)
     }
 
     /// Writes a job over all three tasks and one fusion, publishing into `hub`; `more` is put at its end.
@@ -244,10 +257,13 @@ fn write_rows(path: &Path, task: &str, numbers: std::ops::Range<u64>, regression
     let label: ArrayRef =
         if regression { Arc::new(Float32Array::from(values)) } else { Arc::new(Int32Array::from(classes)) };
     let text: ArrayRef = Arc::new(StringArray::from(texts));
-    let batch = RecordBatch::try_from_iter([("text", text), ("label", label)])?;
+    write_batch(path, &RecordBatch::try_from_iter([("text", text), ("label", label)])?)
+}
+
+fn write_batch(path: &Path, batch: &RecordBatch) -> Result<()> {
     fs::create_dir_all(path.parent().context("a file of a task has a folder")?)?;
     let mut writer = ArrowWriter::try_new(fs::File::create(path)?, batch.schema(), None)?;
-    writer.write(&batch)?;
+    writer.write(batch)?;
     writer.close()?;
     rows::know(path)
 }

@@ -1,17 +1,17 @@
-//! `graftwork backup` and `graftwork restore`: a coordinator's state, put aside and brought back.
+//! `graftwork backup` and `graftwork restore`: a coordinator's state, put aside and brought back, in a folder or on servers.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::anyhow;
-
-use super::{DONE, Failure, coordinator::FOLDER};
-use crate::server::{BackupError, Database, Manifest, back_up, restore as bring_back};
+use super::{DONE, Failure, coordinator::FOLDER, servers::Servers};
+use crate::server::{BackupError, Manifest, back_up, restore as bring_back};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Backup {
-    /// The coordinator's state folder; it may be running.
-    #[arg(long, value_name = "FOLDER", default_value = FOLDER)]
+    /// Where the coordinator's state lies, as it was told: a folder, or postgres://USER@HOST:PORT/NAME. It may be running.
+    #[arg(long, value_name = "FOLDER|ADDRESS", default_value = FOLDER)]
     state: String,
+    #[command(flatten)]
+    servers: Servers,
     /// The backup: a folder that is not there yet.
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
@@ -19,37 +19,31 @@ pub(crate) struct Backup {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Restore {
-    /// A backup.
+    /// A backup, of a state of either kind.
     backup: PathBuf,
-    /// The state folder to be: one that is not there yet.
-    #[arg(long, value_name = "FOLDER")]
-    state: PathBuf,
+    /// Where the state is to lie: a folder that is not there yet, or a database that holds none.
+    #[arg(long, value_name = "FOLDER|ADDRESS")]
+    state: String,
+    #[command(flatten)]
+    servers: Servers,
 }
 
 pub(super) fn backup(arguments: &Backup) -> Result<u8, Failure> {
-    if Database::is_address(&arguments.state) {
-        return Err(Failure::input(anyhow!(
-            "a state in PostgreSQL is backed up by the database's own means (pg_dump, or its archive of writes) and by \
-             versions of the bucket: docs/operations.md says how they go together"
-        )));
-    }
-    let manifest = back_up(Path::new(&arguments.state), &arguments.to).map_err(failure)?;
+    let manifest = back_up(&arguments.servers.home(&arguments.state)?, &arguments.to).map_err(failure)?;
     eprintln!("{} holds {}", arguments.to.display(), words(&manifest));
     Ok(DONE)
 }
 
 pub(super) fn restore(arguments: &Restore) -> Result<u8, Failure> {
-    let manifest = bring_back(&arguments.backup, &arguments.state).map_err(failure)?;
-    eprintln!("{} is as it was: {}; start a coordinator with --state {0}", arguments.state.display(), words(&manifest));
+    let manifest = bring_back(&arguments.backup, &arguments.servers.home(&arguments.state)?).map_err(failure)?;
+    let state = &arguments.state;
+    eprintln!("{state} is as it was: {}; start a coordinator with --state {state}", words(&manifest));
     Ok(DONE)
 }
 
-/// What names nothing that is there is the user's to mend; a disk is not.
 fn failure(error: BackupError) -> Failure {
-    match error {
-        BackupError::NoState { .. } | BackupError::Exists { .. } | BackupError::Wrong { .. } => Failure::input(error),
-        error => Failure { code: super::OURS, error: error.into() },
-    }
+    let code = if error.is_input() { super::INPUT } else { super::OURS };
+    Failure { code, error: error.into() }
 }
 
 fn words(manifest: &Manifest) -> String {

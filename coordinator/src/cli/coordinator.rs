@@ -16,13 +16,13 @@ use graftwork_shared::{
 use graftwork_telemetry::{Guard, Listening};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use super::{DONE, Failure, cache_folder, secret};
+use super::{DONE, Failure, cache_folder, secret, servers::Servers};
 use crate::{
     nightly::ByItself,
     planner::{PlannerDoor, Planning},
     publish::PublisherDoor,
     run::Signals,
-    server::{self, Auth, Bucket, Database, Gauges, Identity, Leadership, Listen, Options, Tokens},
+    server::{self, Auth, Gauges, Identity, Leadership, Listen, Options, Tokens},
 };
 
 #[derive(Debug, clap::Args)]
@@ -36,25 +36,12 @@ pub(crate) struct Arguments {
     /// leads; the others wait, and one of them takes over when the leader ends, freezes or is cut off.
     #[arg(long, value_name = "FOLDER|ADDRESS", default_value = FOLDER)]
     state: String,
-    /// Environment variable that holds the database's password.
-    #[arg(long, value_name = "NAME")]
-    database_password_env: Option<String>,
-    /// The CA that signed the certificate of the database's server; without it, the CAs of this machine. Beyond this machine
-    /// the connection is encrypted unless the address ends in ?sslmode=disable.
-    #[arg(long, value_name = "FILE")]
-    database_ca: Option<PathBuf>,
+    #[command(flatten)]
+    servers: Servers,
     /// Seconds for which the leader leads without a word from it; renewed every third of them. Shorter takes over
     /// sooner, longer rides out longer interruptions of the database.
     #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=600))]
     lease: u64,
-    /// Where checkpoints, results and uploads lie: s3://BUCKET/PREFIX, which a state in a database needs. Without it, in
-    /// the state folder. Endpoint and region come from AWS_ENDPOINT_URL_S3 and AWS_REGION.
-    #[arg(long, value_name = "URL")]
-    blobs: Option<String>,
-    /// Environment variable that holds the object store's keys, ACCESS_KEY:SECRET_KEY or
-    /// ACCESS_KEY:SECRET_KEY:SESSION_TOKEN.
-    #[arg(long, value_name = "NAME")]
-    blobs_credentials_env: Option<String>,
     /// Folder of this coordinator alone: socket, and copies of blobs on their way. Without it, the state folder, or
     /// .graftwork/coordinator where the state lies in a database.
     #[arg(long, value_name = "FOLDER")]
@@ -197,7 +184,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let planner = Arc::new(PlannerDoor::new(planning, None));
     let publisher =
         Arc::new(PublisherDoor { cache: cache_folder(), reuse: true, by_owner: arguments.tokens.is_some() });
-    let leadership = leadership(&arguments)?;
+    let database = arguments.servers.database(&arguments.state)?;
+    let bucket = arguments.servers.bucket(database.is_some())?;
+    let leadership = database.map(|database| Leadership { database, lease_ms: arguments.lease * 1_000 });
     let folder = match (&arguments.folder, &leadership) {
         (Some(folder), _) => folder,
         (None, None) => Path::new(&arguments.state),
@@ -205,7 +194,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     };
     let folder = std::path::absolute(folder)?;
     let mut options = Options::new(folder.clone(), planner, publisher);
-    options.bucket = bucket(&arguments, leadership.is_some())?;
+    options.bucket = bucket;
     options.leadership = leadership;
     options.tls = arguments.identity();
     options.auth = arguments.auth()?;
@@ -258,48 +247,6 @@ fn raise_open_files() {
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "the limit on open files stays as it is");
-    }
-}
-
-/// Leadership by a database, where the state lies in one.
-fn leadership(arguments: &Arguments) -> Result<Option<Leadership>, Failure> {
-    if !Database::is_address(&arguments.state) {
-        let password = arguments.database_password_env.as_ref().map(|_| "--database-password-env");
-        let option = password.or(arguments.database_ca.as_ref().map(|_| "--database-ca"));
-        return match option {
-            Some(option) => {
-                Err(Failure::input(anyhow!("{option} is for a state in PostgreSQL, but --state is a folder")))
-            }
-            None if arguments.state.contains("://") => Err(Failure::input(anyhow!(
-                "--state: the address is not one of PostgreSQL; write postgres://USER@HOST:PORT/NAME, or a folder"
-            ))),
-            None => Ok(None),
-        };
-    }
-    let password = secret(arguments.database_password_env.as_deref())?;
-    let database = Database::parse(&arguments.state, password.as_deref(), arguments.database_ca.as_deref());
-    let database = database.map_err(Failure::input)?;
-    if database.is_open_to_others() {
-        tracing::warn!(
-            place = database.place(),
-            "what is said to the database is not encrypted, as its address asks: use a tunnel or a private net"
-        );
-    }
-    Ok(Some(Leadership { database, lease_ms: arguments.lease * 1_000 }))
-}
-
-/// The object store, where one is named.
-fn bucket(arguments: &Arguments, needed: bool) -> Result<Option<Bucket>, Failure> {
-    match &arguments.blobs {
-        Some(url) => {
-            let keys = secret(arguments.blobs_credentials_env.as_deref())?;
-            Ok(Some(Bucket::open(url, keys.as_deref()).map_err(Failure::input)?))
-        }
-        None if needed => Err(Failure::input(anyhow!(
-            "a state in a database needs --blobs s3://BUCKET/PREFIX: the coordinator that takes over must find the \
-             checkpoints and results there"
-        ))),
-        None => Ok(None),
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     which::{Which, local_ids},
 };
 use crate::{
-    client::{Client, ClientError},
+    client::{self, Client, ClientError},
     report, run, server,
     upload::{self, Upload, UploadError},
 };
@@ -128,12 +128,15 @@ pub(super) async fn submit(arguments: Submit) -> Result<u8, Failure> {
         Ok(upload) => upload,
         Err(problems) => return refuse(&problems),
     };
-    let said = upload::send(&upload, &mut client).await.map_err(|error| match error {
+    let submission = client::submission();
+    let said = upload::send(&upload, &mut client, submission.context()).await.map_err(|error| match error {
         UploadError::Client(error) => Failure::from(error),
         other => Failure::from(other),
     })?;
     said.iter().for_each(|said| eprintln!("{said}"));
-    let (id, attached) = match client.submit(&upload.job, &spans).await {
+    let submitted = client.submit(&upload.job, &spans, submission.context()).await;
+    drop(submission);
+    let (id, attached) = match submitted {
         Err(ClientError::Plan(problems)) => return refuse(&upload.with_paths(problems)),
         submitted => submitted?,
     };

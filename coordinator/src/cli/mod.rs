@@ -14,6 +14,7 @@ mod doctor;
 mod import;
 mod jobs;
 mod plan;
+mod servers;
 mod token;
 mod verify;
 mod watch;

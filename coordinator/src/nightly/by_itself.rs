@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     cli::{Failure, JobFile, Refused},
-    client::{Client, ClientError},
+    client::{self, Client, ClientError},
     run::{Recoveries, Recovery},
     upload::{self, Upload},
 };
@@ -225,10 +225,14 @@ async fn serve(prepared: &Prepared, file: &JobFile, client: &mut Client) -> Resu
     let reading = tokio::task::spawn_blocking(move || Upload::prepare(job, &spans, &[]));
     let refused = |problems: &[_]| Trouble::Final(errors(&file.text, &file.name, problems));
     let upload = reading.await.map_err(|error| passing(error.into()))?.map_err(|problems| refused(&problems))?;
-    if let Some(said) = upload::send(&upload, client).await.map_err(|error| passing(error.into()))? {
+    let submission = client::submission();
+    let sent = upload::send(&upload, client, submission.context()).await;
+    if let Some(said) = sent.map_err(|error| passing(error.into()))? {
         tracing::info!("{said}");
     }
-    let (id, _) = match client.submit(&upload.job, &file.spans).await {
+    let submitted = client.submit(&upload.job, &file.spans, submission.context()).await;
+    drop(submission);
+    let (id, _) = match submitted {
         Err(ClientError::Plan(problems)) => return Err(refused(&upload.with_paths(problems))),
         submitted => submitted?,
     };

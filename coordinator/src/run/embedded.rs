@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     cli::{Failure, Worker, cache_folder, show_problems},
-    client::Client,
+    client::{self, Client},
     planner::{Machine, Planned, PlannerDoor, Planning, plan_with_spans},
     progress::{Progress, stuck_words},
     publish::PublisherDoor,
@@ -165,7 +165,9 @@ impl Led<'_> {
         }
         // What an earlier end left says nothing of the job that is opened now.
         forget_end(&training.folder)?;
-        let (id, attached) = client.submit(&training.job, &training.spans).await?;
+        let submission = client::submission();
+        let (id, attached) = client.submit(&training.job, &training.spans, submission.context()).await?;
+        drop(submission);
         let view = client.view(&id).await?;
         if attached && let Some(changed) = changed_stage(&view, plan) {
             if view.outcome.is_some() || training.again {

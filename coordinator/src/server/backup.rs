@@ -1,10 +1,11 @@
-//! A state folder put aside and brought back.
+//! A state put aside and brought back, wherever it lies: in a folder, or in PostgreSQL and an object store.
 //!
-//! A backup is a folder with the journal of one moment, every blob that the journal refers to, and `backup.json`, which
-//! says what it holds. It may be taken while a coordinator leads: the journal is copied by SQLite in one transaction, and
-//! blobs never change. What a coordinator lets go of meanwhile makes the copy begin anew with a later journal. Every
-//! blob is read whole and held against its digest, on the way out and on the way back, and a folder has its name only when
-//! it is whole.
+//! A backup is a folder with the journal of one moment as a SQLite file, every blob that the journal refers to, and
+//! `backup.json`, which says what it holds. So it may be brought back at a place of another kind than it was taken from. It
+//! may be taken while a coordinator leads: the journal is read in one transaction, and blobs never change. What a
+//! coordinator lets go of meanwhile makes the copy begin anew with a later journal. Every blob is read whole and held
+//! against its digest, on the way out and on the way back. A folder has its name only when it is whole, and a database gets
+//! the journal in one transaction, after the bucket has all blobs; nothing is written over anything.
 //!
 //! A restored state leads under a term far above that of the backup: coordinators and workers that were there when it was
 //! taken may have gone on since, and whoever knows a higher term obeys no lower one.
@@ -20,11 +21,19 @@ use std::{
 use graftwork_shared::{
     VERSION,
     digest::{Digest, Hasher},
+    id::Term,
 };
 use rusqlite::{Connection, OpenFlags};
 use serde::{Deserialize, Serialize};
 
-use super::{BlobError, BlobStore, ServerError, journal::Opened};
+use super::{
+    BlobError, BlobStore, Bucket, Database, ServerError,
+    journal::{Filled, Opened},
+};
+
+mod error;
+
+pub(crate) use error::BackupError;
 
 /// What a backup is called by itself.
 const MANIFEST: &str = "backup.json";
@@ -33,10 +42,10 @@ const MANIFEST: &str = "backup.json";
 const FORMAT: u32 = 1;
 
 /// How often a backup begins anew because a coordinator let go of something.
-const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 20;
 
 /// Terms that may have passed since a backup was taken.
-const TERMS: i64 = 1_000_000;
+const TERMS: u32 = 1_000_000;
 
 /// Bytes of a blob at a time.
 const PIECE: usize = 1 << 20;
@@ -60,56 +69,6 @@ pub(crate) struct Manifest {
     journal: Digest,
 }
 
-/// Why a state is not put aside, or not brought back.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BackupError {
-    /// Nothing to put aside.
-    #[error("{} holds no journal: it is no coordinator's state folder", folder.display())]
-    NoState {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// Something is there already.
-    #[error("{} is there already, and nothing is written over it: name a folder that is not there", folder.display())]
-    Exists {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// Not a backup, or not a whole one.
-    #[error("{} is no whole backup: {problem}", folder.display())]
-    Wrong {
-        /// The folder.
-        folder: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The coordinator let go of blobs each time.
-    #[error("the coordinator let go of blobs {ATTEMPTS} times while they were copied; try again when it is quieter")]
-    Restless,
-    /// SQLite.
-    #[error("{}: {error}", path.display())]
-    Sqlite {
-        /// The journal.
-        path: PathBuf,
-        /// What it says.
-        error: rusqlite::Error,
-    },
-    /// The system.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// What was being read or written.
-        path: PathBuf,
-        /// What it says.
-        error: io::Error,
-    },
-    /// A blob.
-    #[error(transparent)]
-    Blob(#[from] BlobError),
-    /// The journal.
-    #[error(transparent)]
-    Journal(#[from] ServerError),
-}
-
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError + '_ {
     |error| BackupError::Io { path: path.to_owned(), error }
 }
@@ -122,16 +81,29 @@ fn journal_of(folder: &Path) -> PathBuf {
     folder.join("journal.sqlite")
 }
 
-/// Puts the state of a folder aside; a coordinator may lead it meanwhile.
-pub(crate) fn back_up(state: &Path, to: &Path) -> Result<Manifest, BackupError> {
-    if !journal_of(state).is_file() {
-        return Err(BackupError::NoState { folder: state.to_owned() });
+/// Where a state lies.
+#[derive(Clone, Debug)]
+pub(crate) enum Home {
+    /// The journal in a state folder; the blobs there too, or in an object store.
+    Folder { folder: PathBuf, bucket: Option<Bucket> },
+    /// The journal in a database, the blobs in an object store.
+    Servers { database: Database, bucket: Bucket },
+}
+
+/// Puts a state aside; a coordinator may lead it meanwhile.
+pub(crate) fn back_up(home: &Home, to: &Path) -> Result<Manifest, BackupError> {
+    if let Home::Folder { folder, .. } = home
+        && !journal_of(folder).is_file()
+    {
+        return Err(BackupError::NoState { place: folder.display().to_string() });
     }
     let aside = begin(to)?;
+    let store = BlobStore::open(&aside)?;
     let mut attempt = 0;
     let (opened, (blobs, bytes)) = loop {
-        let opened = copy_journal(&journal_of(state), &aside)?;
-        match copy_blobs(&BlobStore::of_another(state), &aside, &opened.state.blobs()) {
+        let opened = copy_journal(home, &aside)?;
+        // Listed after the journal was read: what is missing was let go of since.
+        match copy_blobs(&blobs_of(home)?, &store, &opened.state.blobs()) {
             Ok(copied) => break (opened, copied),
             Err(BackupError::Blob(BlobError::Missing(_))) if attempt < ATTEMPTS => attempt += 1,
             Err(BackupError::Blob(BlobError::Missing(_))) => return Err(BackupError::Restless),
@@ -152,35 +124,105 @@ pub(crate) fn back_up(state: &Path, to: &Path) -> Result<Manifest, BackupError> 
     Ok(manifest)
 }
 
-/// Brings a backup back as a state folder that is not there yet.
-pub(crate) fn restore(backup: &Path, state: &Path) -> Result<Manifest, BackupError> {
+/// Brings a backup back at a place that holds no state yet, of the same kind or another.
+pub(crate) fn restore(backup: &Path, home: &Home) -> Result<Manifest, BackupError> {
+    let manifest = read_manifest(backup)?;
+    match home {
+        Home::Folder { folder, bucket } => restore_folder(backup, folder, bucket.as_ref())?,
+        Home::Servers { database, bucket } => restore_servers(backup, database, bucket)?,
+    }
+    Ok(manifest)
+}
+
+fn restore_folder(backup: &Path, state: &Path, bucket: Option<&Bucket>) -> Result<(), BackupError> {
+    let aside = begin(state)?;
+    let opened = open_copy(backup, &aside)?;
+    place_blobs(backup, bucket, &aside, &opened)?;
+    drop(opened);
+    let journal = journal_of(&aside);
+    let connection = Connection::open(&journal).map_err(sqlite(&journal))?;
+    connection.execute("UPDATE leader SET term = term + ?1", [TERMS]).map_err(sqlite(&journal))?;
+    connection.close().map_err(|(_, error)| sqlite(&journal)(error))?;
+    finish(&aside, state)
+}
+
+fn restore_servers(backup: &Path, database: &Database, bucket: &Bucket) -> Result<(), BackupError> {
+    // A journal is changed by being opened, so it is not the backup's own.
+    let scratch = tempfile::tempdir().map_err(io_error(&std::env::temp_dir()))?;
+    let mut opened = open_copy(backup, scratch.path())?;
+    let taken = || BackupError::Taken { place: database.place().to_owned() };
+    if Opened::is_kept(database).map_err(ServerError::from)? {
+        return Err(taken());
+    }
+    place_blobs(backup, Some(bucket), scratch.path(), &opened)?;
+    let term = above(&opened);
+    match opened.fill_database(database, term).map_err(ServerError::from)? {
+        Filled::Done => Ok(()),
+        Filled::Holds => Err(taken()),
+        Filled::Led => Err(BackupError::Led { place: database.place().to_owned() }),
+    }
+}
+
+/// A term that nobody of the time after the backup can have led under.
+fn above(opened: &Opened) -> Term {
+    Term(opened.state.term().0 + u64::from(TERMS))
+}
+
+/// What a backup says of itself, held against its journal.
+fn read_manifest(backup: &Path) -> Result<Manifest, BackupError> {
     let wrong = |problem: String| BackupError::Wrong { folder: backup.to_owned(), problem };
-    let path = backup.join(MANIFEST);
-    let text = fs::read_to_string(&path).map_err(|error| wrong(format!("{MANIFEST}: {error}")))?;
+    let text = fs::read_to_string(backup.join(MANIFEST)).map_err(|error| wrong(format!("{MANIFEST}: {error}")))?;
     let manifest: Manifest = serde_json::from_str(&text).map_err(|error| wrong(format!("{MANIFEST}: {error}")))?;
     if manifest.format != FORMAT {
         return Err(wrong(format!("it has form {}, and this version reads form {FORMAT}", manifest.format)));
     }
-    let kept = journal_of(backup);
-    let found = digest_of(&kept)?;
+    let found = digest_of(&journal_of(backup))?;
     if found != manifest.journal {
         return Err(wrong(format!("its journal has the digest {found}, not {}", manifest.journal)));
     }
-    let aside = begin(state)?;
-    let journal = journal_of(&aside);
-    fs::copy(&kept, &journal).map_err(io_error(&journal))?;
-    let opened = Opened::read_folder(&aside).map_err(ServerError::from)?;
-    let copied = copy_blobs(&BlobStore::of_another(backup), &aside, &opened.state.blobs());
-    copied.map_err(|error| match error {
-        BackupError::Blob(error @ (BlobError::Missing(_) | BlobError::Damaged { .. })) => wrong(error.to_string()),
-        error => error,
-    })?;
-    drop(opened);
-    let connection = Connection::open(&journal).map_err(sqlite(&journal))?;
-    connection.execute("UPDATE leader SET term = term + ?1", [TERMS]).map_err(sqlite(&journal))?;
-    connection.close().map_err(|(_, error)| sqlite(&journal)(error))?;
-    finish(&aside, state)?;
     Ok(manifest)
+}
+
+/// A copy of a backup's journal, read.
+fn open_copy(backup: &Path, folder: &Path) -> Result<Opened, BackupError> {
+    let journal = journal_of(folder);
+    fs::copy(journal_of(backup), &journal).map_err(io_error(&journal))?;
+    Ok(Opened::read_folder(folder).map_err(ServerError::from)?)
+}
+
+/// Copies a backup's blobs to where they are to lie: a bucket that nothing else uses, or the state folder to be.
+fn place_blobs(backup: &Path, bucket: Option<&Bucket>, folder: &Path, opened: &Opened) -> Result<(), BackupError> {
+    let blobs = opened.state.blobs();
+    let to = match bucket {
+        None => BlobStore::open(folder)?,
+        Some(bucket) => BlobStore::open_unused_bucket(bucket.clone(), folder, above(opened))?,
+    };
+    // What is there of this backup was left by an attempt that broke off.
+    if let Some(bucket) = bucket
+        && !to.others(&blobs)?.is_empty()
+    {
+        return Err(BackupError::Used { place: bucket.place().to_owned() });
+    }
+    for blob in blobs.iter().filter(|blob| to.has(**blob)) {
+        to.verify(*blob)?;
+    }
+    let copied = copy_blobs(&BlobStore::of_another(backup), &to, &blobs);
+    copied.map(drop).map_err(|error| match error {
+        BackupError::Blob(error @ (BlobError::Missing(_) | BlobError::Damaged { .. })) => {
+            BackupError::Wrong { folder: backup.to_owned(), problem: error.to_string() }
+        }
+        error => error,
+    })
+}
+
+/// The blobs of a state that somebody may lead.
+fn blobs_of(home: &Home) -> Result<BlobStore, BlobError> {
+    match home {
+        Home::Folder { folder, bucket: None } => Ok(BlobStore::of_another(folder)),
+        Home::Folder { bucket: Some(bucket), .. } | Home::Servers { bucket, .. } => {
+            BlobStore::of_anothers_bucket(bucket.clone())
+        }
+    }
 }
 
 /// The folder beside `place` in which it is made whole.
@@ -208,9 +250,13 @@ fn begin(place: &Path) -> Result<PathBuf, BackupError> {
 /// Gives the folder its name, durably.
 fn finish(aside: &Path, place: &Path) -> Result<(), BackupError> {
     let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_error(path));
-    // Blobs on their way are none of it.
-    let incoming = aside.join("blobs/incoming");
-    fs::remove_dir_all(&incoming).map_err(io_error(&incoming))?;
+    // Blobs on their way are none of it, and neither are copies of what lies in a bucket.
+    for folder in ["blobs/incoming", "blobs/copies"].map(|name| aside.join(name)) {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&folder)(error)),
+            _ => {}
+        }
+    }
     for entry in fs::read_dir(aside).map_err(io_error(aside))? {
         sync(&entry.map_err(io_error(aside))?.path())?;
     }
@@ -222,36 +268,62 @@ fn finish(aside: &Path, place: &Path) -> Result<(), BackupError> {
 }
 
 /// The journal as it is at one moment, and its fold.
-fn copy_journal(from: &Path, aside: &Path) -> Result<Opened, BackupError> {
+fn copy_journal(from: &Home, aside: &Path) -> Result<Opened, BackupError> {
     let to = journal_of(aside);
+    // Of an earlier attempt.
     for name in ["journal.sqlite", "journal.sqlite-wal", "journal.sqlite-shm"] {
         match fs::remove_file(aside.join(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&to)(error)),
             _ => {}
         }
     }
+    match from {
+        Home::Folder { folder, .. } => {
+            copy_file(&journal_of(folder), &to)?;
+            Ok(Opened::read_folder(aside).map_err(ServerError::from)?)
+        }
+        Home::Servers { database, .. } => {
+            let copied = Opened::copy_database(database, aside).map_err(ServerError::from)?;
+            copied.ok_or_else(|| BackupError::NoState { place: database.place().to_owned() })
+        }
+    }
+}
+
+/// A copy of a journal in SQLite that somebody may be writing.
+fn copy_file(from: &Path, to: &Path) -> Result<(), BackupError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(from, flags).map_err(sqlite(from))?;
     connection.busy_timeout(std::time::Duration::from_secs(30)).map_err(sqlite(from))?;
-    let text = to.to_str().ok_or_else(|| io_error(&to)(io::Error::other("its name is not UTF-8")))?;
-    connection.execute("VACUUM INTO ?1", [text]).map_err(sqlite(from))?;
-    Ok(Opened::read_folder(aside).map_err(ServerError::from)?)
+    let text = to.to_str().ok_or_else(|| io_error(to)(io::Error::other("its name is not UTF-8")))?;
+    connection.execute("VACUUM INTO ?1", [text]).map(drop).map_err(sqlite(from))
 }
 
-/// Copies these blobs, each verified; those that are there already are not read again.
-fn copy_blobs(from: &BlobStore, aside: &Path, blobs: &BTreeSet<Digest>) -> Result<(u64, u64), BackupError> {
-    let to = BlobStore::open(aside)?;
+/// Copies these blobs, each verified; those that are there already are not read again. One that is missing holds up no
+/// other, so that the next attempt has little left to copy.
+fn copy_blobs(from: &BlobStore, to: &BlobStore, blobs: &BTreeSet<Digest>) -> Result<(u64, u64), BackupError> {
+    let mut missing = None;
     for blob in blobs.iter().filter(|blob| !to.has(**blob)) {
-        let (mut reader, mut writer) = (from.reader(*blob)?, to.writer()?);
-        while let Some(piece) = reader.next(PIECE)? {
-            writer.write(&piece)?;
+        match copy_blob(from, to, *blob) {
+            Err(error @ BlobError::Missing(_)) => missing = Some(error),
+            copied => copied?,
         }
-        writer.finish()?;
-        to.unpin(*blob);
+    }
+    if let Some(error) = missing {
+        return Err(error.into());
     }
     // Of an earlier attempt.
     to.sweep(blobs)?;
     Ok((blobs.len() as u64, to.usage()?.bytes.unwrap_or(0)))
+}
+
+fn copy_blob(from: &BlobStore, to: &BlobStore, blob: Digest) -> Result<(), BlobError> {
+    let (mut reader, mut writer) = (from.reader(blob)?, to.writer()?);
+    while let Some(piece) = reader.next(PIECE)? {
+        writer.write(&piece)?;
+    }
+    writer.finish()?;
+    to.unpin(blob);
+    Ok(())
 }
 
 fn digest_of(path: &Path) -> Result<Digest, BackupError> {

@@ -9,6 +9,7 @@
 //! acknowledged) while its last reference goes.
 
 mod bucket;
+mod error;
 mod folder;
 mod objects;
 #[cfg(test)]
@@ -30,68 +31,11 @@ use graftwork_shared::{
     id::Term,
 };
 
-pub(crate) use self::bucket::Bucket;
+pub(crate) use self::{bucket::Bucket, error::BlobError};
 use self::{
     folder::Folder,
     objects::{ObjectReader, Objects},
 };
-
-/// Why a blob cannot be kept or given.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum BlobError {
-    /// There is none of this digest.
-    #[error("blob {0} is not here")]
-    Missing(Digest),
-    /// The bytes that are kept are not those that were put.
-    #[error("blob {wanted} is damaged: its bytes have the digest {found}; it was set aside as {aside}")]
-    Damaged {
-        /// The digest asked for.
-        wanted: Digest,
-        /// The digest of what is there.
-        found: Digest,
-        /// Where the bytes are now.
-        aside: String,
-    },
-    /// Larger than allowed.
-    #[error("a blob has more than {limit} bytes, which is the most that is kept")]
-    TooLarge {
-        /// The bound.
-        limit: u64,
-    },
-    /// No room.
-    #[error("the disk of {} is full: free some space and try again", path.display())]
-    Full {
-        /// What was being written.
-        path: PathBuf,
-    },
-    /// The system.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// What was being read or written.
-        path: PathBuf,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// The object store.
-    #[error("{place}: {problem}")]
-    Store {
-        /// The store, and the object in it if it is about one.
-        place: String,
-        /// What it says.
-        problem: String,
-    },
-    /// An object store that cannot be trusted with what was acknowledged.
-    #[error(
-        "{place} does not keep its word about conditional writes: {problem}; two coordinators could overwrite each \
-         other there, so it is not used: choose a store with real If-None-Match"
-    )]
-    Unfit {
-        /// The store.
-        place: String,
-        /// What was seen.
-        problem: String,
-    },
-}
 
 /// The blobs of one state. Clones are the same store. What reads or writes bytes blocks: call it on a blocking thread.
 /// Asking what is here, pins, and letting go do not wait for an object store.
@@ -140,6 +84,8 @@ struct Shared {
     place: Place,
     /// Where blobs are written until they are whole.
     incoming: PathBuf,
+    /// Whoever only reads another's blobs changes nothing there.
+    is_anothers: bool,
     limit: u64,
     next: AtomicU64,
     /// How often a blob was put without a fact that refers to it. Held while a blob loses its name, never while the disk
@@ -185,7 +131,7 @@ impl BlobStore {
         // A folder has its name for good once the folder above it is synced.
         folder::sync(&folder.0)?;
         folder::sync(state_folder)?;
-        Ok(Self::over(Place::Folder(folder), incoming, limit))
+        Ok(Self::over(Place::Folder(folder), incoming, Some(limit)))
     }
 
     /// Opens the store in a bucket, for the coordinator of this term, after the bucket has shown that it keeps its word.
@@ -195,18 +141,36 @@ impl BlobStore {
         emptied(&incoming)?;
         emptied(&copies)?;
         let objects = Objects::open(bucket, copies, term)?;
-        Ok(Self::over(Place::Objects(objects), incoming, LIMIT_BYTES))
+        Ok(Self::over(Place::Objects(objects), incoming, Some(LIMIT_BYTES)))
+    }
+
+    /// The same for whoever fills a bucket before any coordinator does.
+    pub(super) fn open_unused_bucket(bucket: Bucket, own_folder: &Path, term: Term) -> Result<Self, BlobError> {
+        let store = Self::open_bucket(bucket, own_folder, term)?;
+        if let Place::Objects(objects) = &store.shared.place {
+            objects.prove()?;
+        }
+        Ok(store)
+    }
+
+    /// The blobs in the bucket of a coordinator that may be running, as they are now, for reading piece by piece alone.
+    pub(super) fn of_anothers_bucket(bucket: Bucket) -> Result<Self, BlobError> {
+        // Neither copies nor blobs on their way are made.
+        let objects = Objects::open(bucket, PathBuf::new(), Term(0))?;
+        Ok(Self::over(Place::Objects(objects), PathBuf::new(), None))
     }
 
     /// The blobs of a coordinator that may be running, for reading alone.
     pub(crate) fn of_another(state_folder: &Path) -> Self {
         let folder = Folder(state_folder.join("blobs"));
         let incoming = folder.0.join("incoming");
-        Self::over(Place::Folder(folder), incoming, 0)
+        Self::over(Place::Folder(folder), incoming, None)
     }
 
-    fn over(place: Place, incoming: PathBuf, limit: u64) -> Self {
-        let shared = Shared { place, incoming, limit, next: AtomicU64::new(0), pins: Mutex::default() };
+    /// Without a limit it is another's, and nothing is written.
+    fn over(place: Place, incoming: PathBuf, limit: Option<u64>) -> Self {
+        let (is_anothers, limit) = (limit.is_none(), limit.unwrap_or(0));
+        let shared = Shared { place, incoming, is_anothers, limit, next: AtomicU64::new(0), pins: Mutex::default() };
         Self { shared: Arc::new(shared), note: None }
     }
 
@@ -319,6 +283,9 @@ impl BlobStore {
 
     /// Takes a damaged blob out of the way, so that it can be put again.
     fn set_aside(&self, wanted: Digest, found: Digest) -> BlobError {
+        if self.shared.is_anothers {
+            return BlobError::Damaged { wanted, found, aside: None };
+        }
         let aside = match &self.shared.place {
             Place::Folder(folder) => {
                 let _pins = self.pins();
@@ -326,7 +293,7 @@ impl BlobStore {
             }
             Place::Objects(objects) => objects.set_aside(wanted),
         };
-        aside.map_or_else(|error| error, |aside| BlobError::Damaged { wanted, found, aside })
+        aside.map_or_else(|error| error, |aside| BlobError::Damaged { wanted, found, aside: Some(aside) })
     }
 
     /// Keeps a blob until [`BlobStore::unpin`].

@@ -35,7 +35,7 @@ use super::lock::Lock;
 
 pub(crate) use self::{
     error::{JournalError, Leader},
-    postgres::{Database, Leadership},
+    postgres::{Database, Filled, Leadership},
 };
 
 /// Facts after which a snapshot replaces them.
@@ -77,6 +77,26 @@ impl Opened {
         let mut opened = Self::read(ledger)?;
         opened.begin(term)?;
         Ok(opened)
+    }
+
+    /// Copies the journal of a database, as it is at one moment, into a folder that holds none, and reads it there; `None` if
+    /// the database has no journal. Whoever leads it is not disturbed.
+    pub(super) fn copy_database(database: &Database, folder: &Path) -> Result<Option<Self>, JournalError> {
+        let Some((kept, term)) = postgres::look(database)? else { return Ok(None) };
+        let mut copy = Sqlite::open(folder)?;
+        copy.fill(&kept, term)?;
+        Self::read(Box::new(copy)).map(Some)
+    }
+
+    /// Whether a database holds facts.
+    pub(super) fn is_kept(database: &Database) -> Result<bool, JournalError> {
+        let found = postgres::look(database)?;
+        Ok(found.is_some_and(|(kept, _)| kept.snapshot.is_some() || !kept.facts.is_empty()))
+    }
+
+    /// Writes what was read into a database that holds no journal; its next leader begins above `term`.
+    pub(super) fn fill_database(&mut self, database: &Database, term: Term) -> Result<Filled, JournalError> {
+        postgres::fill(database, &self.ledger.read()?, term)
     }
 
     fn read(mut ledger: Box<dyn Ledger>) -> Result<Self, JournalError> {

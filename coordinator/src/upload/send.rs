@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use graftwork_proto::CHUNK_BYTES;
-use graftwork_shared::digest::Digest;
+use graftwork_proto::{CHUNK_BYTES, traced};
+use graftwork_shared::{digest::Digest, trace::TraceContext};
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::{io::AsyncReadExt as _, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -62,8 +62,21 @@ pub(crate) enum UploadError {
     Client(#[from] ClientError),
 }
 
-/// Uploads what the coordinator lacks.
-pub(crate) async fn send(upload: &Upload, client: &mut Client) -> Result<Option<String>, UploadError> {
+/// Uploads what the coordinator lacks, as a part of this trace; gives what is to be said of it.
+pub(crate) async fn send(
+    upload: &Upload,
+    client: &mut Client,
+    submission: TraceContext,
+) -> Result<Option<String>, UploadError> {
+    let mut span = graftwork_telemetry::span("upload", submission).with("files", upload.contents.len());
+    let sent = traced(span.context(), send_missing(upload, client)).await;
+    if let Err(error) = &sent {
+        span.fail(error);
+    }
+    sent
+}
+
+async fn send_missing(upload: &Upload, client: &mut Client) -> Result<Option<String>, UploadError> {
     let all = upload.digests();
     let here = client.has(&all).await?;
     let missing: BTreeSet<Digest> = all.difference(&here).copied().collect();

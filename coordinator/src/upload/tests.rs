@@ -17,7 +17,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::{send::UploadError, *};
 use crate::{
-    client::Client,
+    client::{Client, submission},
     fixture::{TASK, World},
 };
 
@@ -89,10 +89,10 @@ async fn local_files_become_their_digests_and_go_once() {
     assert_eq!(uploaded.job.tasks[0].data.train, [upload::location(rows, "train.parquet")]);
     assert_eq!(upload::name(&uploaded.job.base_model.location), Some("base"));
     let (service, mut client) = serve().await;
-    send(&uploaded, &mut client).await.unwrap();
+    send(&uploaded, &mut client, submission().context()).await.unwrap();
     assert_eq!(service.blobs.lock().unwrap().len(), 5, "rows, and the base model's three files with their list");
     *service.refuse.lock().unwrap() = Some(Status::internal("nothing is put again"));
-    send(&uploaded, &mut client).await.unwrap();
+    send(&uploaded, &mut client, submission().context()).await.unwrap();
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn a_limit_that_passes_is_waited_out() {
     let uploaded = prepare(&world, TASK, &[]).unwrap();
     let (service, mut client) = serve().await;
     *service.busy.lock().unwrap() = 3;
-    send(&uploaded, &mut client).await.unwrap();
+    send(&uploaded, &mut client, submission().context()).await.unwrap();
     assert_eq!((service.blobs.lock().unwrap().len(), *service.busy.lock().unwrap()), (5, 0));
 }
 
@@ -168,15 +168,15 @@ async fn a_full_disk_and_a_broken_connection_have_their_own_words() {
     let uploaded = prepare(&world, TASK, &[]).unwrap();
     let (service, mut client) = serve().await;
     *service.refuse.lock().unwrap() = Some(Status::resource_exhausted("the disk of /state is full: free some space"));
-    let error = send(&uploaded, &mut client).await.unwrap_err();
+    let error = send(&uploaded, &mut client, submission().context()).await.unwrap_err();
     assert!(matches!(error, UploadError::Refused { .. }), "{error}");
     assert!(error.to_string().contains("the disk of /state is full"), "{error}");
     *service.refuse.lock().unwrap() = Some(Status::unavailable("connection reset"));
-    let error = send(&uploaded, &mut client).await.unwrap_err();
+    let error = send(&uploaded, &mut client, submission().context()).await.unwrap_err();
     assert!(matches!(error, UploadError::Broken { .. }), "{error}");
     assert!(error.to_string().contains("run the same command again"), "{error}");
     *service.refuse.lock().unwrap() = None;
-    send(&uploaded, &mut client).await.unwrap();
+    send(&uploaded, &mut client, submission().context()).await.unwrap();
 }
 
 #[tokio::test]
@@ -186,6 +186,6 @@ async fn a_file_that_changes_meanwhile_is_not_taken_for_another() {
     for name in ["train", "validation", "test"] {
         world.rows(&format!("{name}.parquet"), &["other"], &["good"]);
     }
-    let error = send(&uploaded, &mut serve().await.1).await.unwrap_err();
+    let error = send(&uploaded, &mut serve().await.1, submission().context()).await.unwrap_err();
     assert!(matches!(error, UploadError::Changed(_)), "{error}");
 }

@@ -90,7 +90,7 @@ fn damaged_backups_are_refused(folder: &Path) -> Result<()> {
     let (code, said) = graftwork(folder, &["backup", "--state", "nowhere", "--to", "other"])?;
     ensure!(code == Some(1) && said.contains("holds no journal"), "{said}");
     let (code, said) = graftwork(folder, &["backup", "--state", "postgres://a@b/c", "--to", "other"])?;
-    ensure!(code == Some(1) && said.contains("pg_dump"), "{said}");
+    ensure!(code == Some(1) && said.contains("needs --blobs s3:"), "{said}");
     Ok(())
 }
 

@@ -1,15 +1,18 @@
 //! What operators use, against the real things: Prometheus scrapes both programs and evaluates the alert rules, an OTLP
-//! receiver gets one connected trace, helm renders the chart and published schemas check it, Slurm runs workers.
+//! receiver gets one connected trace, helm renders the chart and published schemas check it, Slurm runs workers, buildah builds the images.
 //!
-//! A test without its tool is ignored, and its name says which tool that is. Prometheus and Slurm are the system's
-//! packages; `scripts/deploy-tools.sh` installs the rest.
+//! A test without its tool is ignored, and its name says which tool that is. Prometheus, Slurm, buildah and debootstrap are
+//! the system's packages; `scripts/deploy-tools.sh` installs the rest.
 
 mod backup;
 mod chart;
+mod images;
 mod metrics;
+mod moved;
 mod process;
 mod release;
 mod slurm;
+mod stores;
 mod traces;
 
 use std::{
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     let tools = without(tool("python").is_some(), "scripts/deploy-tools.sh was not run");
     let prometheus = without(installed("prometheus") && installed("promtool"), "Prometheus is not installed");
     let systemd = without(installed("systemd-analyze"), "systemd-analyze is not installed");
+    let unasked = without(std::env::var_os("GRAFTWORK_WRITE_STORE").is_some(), "GRAFTWORK_WRITE_STORE=1 writes it");
     let trials = vec![
         trial("the_chart_is_right", tools, chart::the_chart_is_right),
         trial("a_chart_that_is_wrong_is_found_out", tools, chart::a_chart_that_is_wrong_is_found_out),
@@ -61,8 +65,15 @@ fn main() -> ExitCode {
         trial("one_trace_goes_from_submission_to_release", tools, traces::one_trace_goes_through),
         trial("the_next_coordinator_goes_on_with_the_trace", tools, traces::the_next_coordinator_goes_on),
         trial("a_state_is_put_aside_and_brought_back", None, backup::a_state_is_put_aside_and_brought_back),
+        trial("the_store_of_this_version_is_written", unasked, stores::the_store_of_this_version_is_written),
+        trial("every_released_store_opens", None, stores::every_released_store_opens),
+        trial("a_state_moves_to_servers_and_back", moved::lacks(), moved::a_state_moves_to_servers_and_back),
         trial("a_job_runs_from_the_release_without_rust", release::lacks(), release::a_job_runs_without_rust),
+        trial("the_container_files_are_right", None, images::the_container_files_are_right),
+        trial("the_images_build_and_run_a_job", images::lacks(), images::the_images_build_and_run_a_job),
         trial("slurm_trains_drains_and_queues_again", slurm::lacks(), slurm::trains_drains_and_queues_again),
     ];
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let ended = libtest_mimic::run(&Arguments::from_args(), trials);
+    release::clear();
+    ended.exit_code()
 }

@@ -7,14 +7,15 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::Mutex,
 };
 
-use anyhow::{Context as _, Result, ensure};
-use graftwork_shared::digest::Digest;
+use anyhow::{Context as _, Result, anyhow, ensure};
+use graftwork_shared::digest::{Digest, Hasher};
 use graftwork_tests::{World, tensor_digests};
 use serde_json::Value;
 
-use crate::{installed, root};
+use crate::{images, installed, root};
 
 /// Why it cannot be tried here, if so.
 pub(crate) fn lacks() -> Option<&'static str> {
@@ -33,16 +34,49 @@ fn pack(to: &Path) -> Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
 
-/// Runs a script in a bare environment, where the toolchain, the home and this repository are empty folders.
+/// The release of this process's tests: half a gigabyte, packed once.
+static PACKED: Mutex<Option<(tempfile::TempDir, PathBuf)>> = Mutex::new(None);
+
+/// The archive of the release, with its checksum beside it.
+fn archive() -> Result<PathBuf> {
+    let mut packed = PACKED.lock().map_err(|_| anyhow!("packing the release failed in another test"))?;
+    if let Some((_, archive)) = &*packed {
+        return Ok(archive.clone());
+    }
+    let folder = tempfile::tempdir()?;
+    let archive = pack(folder.path())?;
+    *packed = Some((folder, archive.clone()));
+    Ok(archive)
+}
+
+/// Removes the archive.
+pub(crate) fn clear() {
+    if let Ok(mut packed) = PACKED.lock() {
+        packed.take();
+    }
+}
+
+/// Unpacks the release into a new folder.
+pub(crate) fn unpack(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut tar = Command::new("tar");
+    let done = tar.arg("-xzf").arg(archive()?).arg("-C").arg(folder).args(["--strip-components", "1"]).status()?;
+    ensure!(done.success(), "the archive cannot be unpacked");
+    Ok(())
+}
+
+/// Runs a script in a bare environment, where the toolchain, the home and this repository are empty folders, and `/opt` is an
+/// empty one of its own. The script's folder may lie in none of them.
 fn bare(folder: &Path, script: &str) -> Result<Output> {
     let repository = fs::canonicalize(root())?;
-    let hide = |path: &Path| format!("[ -d '{0}' ] && mount -t tmpfs none '{0}'; ", path.display());
-    let mut hidden = ["/root", "/usr/local/cargo", "/usr/local/rustup"].map(|path| hide(Path::new(path))).concat();
-    for part in ["target", "coordinator", "worker"] {
-        hidden += &hide(&repository.join(part));
-    }
     // The folder of libtorch may be a link to elsewhere.
-    hidden += &hide(&fs::canonicalize(repository.join(".graftwork/libtorch"))?);
+    let libtorch = fs::canonicalize(repository.join(".graftwork/libtorch"))?;
+    let places = ["/root", "/usr/local/cargo", "/usr/local/rustup", "/opt"].map(PathBuf::from);
+    let mut hidden = String::new();
+    // Links first: what they lead to may lie below what is hidden.
+    for place in [libtorch, repository].into_iter().chain(places) {
+        hidden += &format!("[ -d '{0}' ] && mount -t tmpfs none '{0}'; ", place.display());
+    }
     let inside = format!(
         "{hidden} cd '{}' && exec env -i PATH=/usr/bin:/bin HOME=\"$PWD\" sh -euc '{script}'",
         folder.display()
@@ -50,30 +84,43 @@ fn bare(folder: &Path, script: &str) -> Result<Output> {
     Ok(Command::new("unshare").args(["--mount", "sh", "-c", &inside]).output()?)
 }
 
+/// What docs/install.md says of a release, as it is written there.
+fn as_the_page_says() -> Result<String> {
+    let page = fs::read_to_string(root().join("docs/install.md"))?;
+    let block = page.split("```").find(|block| block.trim_start().starts_with("sha256sum --check "));
+    let commands = block.context("docs/install.md says no more how a release is unpacked")?.trim().to_owned();
+    ensure!(commands.lines().count() == 3 && !commands.contains('\''), "the test cannot run these: {commands}");
+    Ok(commands)
+}
+
 pub(crate) fn a_job_runs_without_rust() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let archive = pack(&folder.path().join("one"))?;
-    packed_twice_it_is_the_same(&archive, folder.path())?;
+    let archive = archive()?;
+    packed_twice_it_is_the_same(&archive)?;
     let world = World::new()?;
     world.job("job.toml", "hub", "")?;
-    let unpack = format!(
-        "! command -v cargo && ! command -v rustc && cd {world} && \
-         (cd {one} && sha256sum --check --quiet {name}.sha256) && mkdir unpacked && \
-         tar -xzf {one}/{name} -C unpacked --strip-components 1 && cd unpacked && sha256sum --check --quiet SHA256SUMS",
-        world = world.path().display(),
-        one = folder.path().join("one").display(),
-        name = archive.file_name().and_then(|name| name.to_str()).context("a name")?,
+    let name = archive.file_name().and_then(|name| name.to_str()).context("a name")?;
+    for name in [name.to_owned(), format!("{name}.sha256")] {
+        fs::hard_link(archive.with_file_name(&name), world.path().join(&name))
+            .or_else(|_| fs::copy(archive.with_file_name(&name), world.path().join(&name)).map(drop))?;
+    }
+    let script = format!(
+        "for gone in cargo rustc {repository}/Cargo.toml; do\n\
+         if command -v $gone || [ -e $gone ]; then echo $gone is here >&2; exit 9; fi; done\n{commands}\n\
+         (cd /opt/graftwork && sha256sum --check --quiet SHA256SUMS)\n\
+         /opt/graftwork/bin/graftwork run job.toml --progress plain\n\
+         ldd /opt/graftwork/bin/graftwork-worker\n\
+         cp -r /opt/graftwork/. unpacked",
+        repository = fs::canonicalize(root())?.display(),
+        commands = as_the_page_says()?,
     );
-    let output = bare(world.path(), &unpack)?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    the_contents_are_whole(&world.path().join("unpacked"))?;
-    let output =
-        bare(world.path(), "unpacked/bin/graftwork run job.toml --progress plain; ldd unpacked/bin/graftwork-worker")?;
+    let output = bare(world.path(), &script)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     let torch = said.lines().find(|line| line.contains("libtorch_cpu.so =>")).context("libtorch is linked")?;
-    ensure!(torch.contains("unpacked/bin/libtorch/lib/libtorch_cpu.so"), "another libtorch was found: {torch}");
+    ensure!(torch.contains("/opt/graftwork/bin/libtorch/lib/libtorch_cpu.so"), "another libtorch was found: {torch}");
     ensure!(!tensor_digests(&world.path().join("hub"))?.is_empty(), "nothing was published");
+    the_contents_are_whole(&world.path().join("unpacked"))?;
+    images::the_sources_are_in(&world.path().join("unpacked"))?;
     another_libtorch_is_taken(&world)
 }
 
@@ -91,11 +138,15 @@ fn another_libtorch_is_taken(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn packed_twice_it_is_the_same(archive: &Path, folder: &Path) -> Result<()> {
-    let other = pack(&folder.join("two"))?;
-    let (one, two) = (Digest::of(&fs::read(archive)?), Digest::of(&fs::read(&other)?));
-    ensure!(one == two, "packed twice it has other bytes");
-    fs::remove_dir_all(folder.join("two"))?;
+fn packed_twice_it_is_the_same(archive: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let other = pack(folder.path())?;
+    let digest = |path: &Path| -> Result<Digest> {
+        let mut hasher = Hasher::new();
+        std::io::copy(&mut fs::File::open(path)?, &mut hasher)?;
+        Ok(hasher.finish())
+    };
+    ensure!(digest(archive)? == digest(&other)?, "packed twice it has other bytes");
     Ok(())
 }
 

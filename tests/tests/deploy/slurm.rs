@@ -91,12 +91,20 @@ fn free_ports() -> Result<u16> {
     anyhow::bail!("no three ports in a row are free")
 }
 
-/// A job that is not done when Slurm signals, which it does half a minute after the start at the earliest.
+/// A job that is not done when Slurm signals, which it does half a minute after the start at the earliest. It has few
+/// checkpoints, each of which is a fact, so that its history is read from the first one on.
 fn longer_job(world: &World, hub: &Path) -> Result<()> {
     let path = world.long_job("job.toml", &hub.display().to_string(), "")?;
-    let text = fs::read_to_string(&path)?;
-    ensure!(text.contains("epochs = 120\n"), "the long job has other epochs");
-    Ok(fs::write(path, text.replace("epochs = 120\n", "epochs = 1200\n"))?)
+    let mut text = fs::read_to_string(&path)?;
+    for (line, longer) in [
+        ("epochs = 120\n", "epochs = 1200\n"),
+        ("checkpoint_every = 50\n", "checkpoint_every = 500\n"),
+        ("evaluate_every = 100\n", "evaluate_every = 1000\n"),
+    ] {
+        ensure!(text.contains(line), "the long job has no line {line:?}");
+        text = text.replace(line, longer);
+    }
+    Ok(fs::write(path, text)?)
 }
 
 fn undisturbed(world: &World) -> Result<std::collections::BTreeMap<String, graftwork_shared::digest::Digest>> {

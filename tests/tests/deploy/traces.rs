@@ -108,6 +108,7 @@ pub(crate) fn one_trace_goes_through() -> Result<()> {
     let count = |service: &str, name: &str| all.iter().filter(|s| s.service == service && s.name == name).count();
     for (service, name, at_least) in [
         ("graftwork", "submit", 1),
+        ("graftwork", "upload", 1),
         ("graftwork-coordinator", "request", 5),
         ("graftwork-coordinator", "plan", 1),
         ("graftwork-coordinator", "job", 1),
@@ -120,10 +121,28 @@ pub(crate) fn one_trace_goes_through() -> Result<()> {
         ensure!(count(service, name) >= at_least, "{name} of {service}: {} of {at_least}", count(service, name));
     }
     ensure!(all.iter().all(|span| span.seconds >= 0.0), "a span ends before it begins");
+    uploads_are_told(&all)?;
     for words in ["job submitted", "stage leased", "stage published", "job ended"] {
         ensure!(logged.iter().any(|line| line.contains(words)), "no log line {words:?} has the trace: {logged:?}");
     }
     ensure!(logged.iter().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{logged:?}");
+    Ok(())
+}
+
+/// What was uploaded before the job was submitted stands below the submission, request by request.
+fn uploads_are_told(spans: &[Span]) -> Result<()> {
+    let named = |name: &str| spans.iter().find(|span| span.name == name).with_context(|| format!("no span {name}"));
+    let (submit, upload) = (named("submit")?, named("upload")?);
+    ensure!(upload.parent == submit.span && upload.error.is_empty(), "{upload:?} is not below {submit:?}");
+    let below: Vec<&str> = spans
+        .iter()
+        .filter(|span| span.name == "request" && span.parent == upload.span)
+        .filter_map(|span| span.attributes.get("rpc.method"))
+        .filter_map(|method| method.rsplit('/').next())
+        .collect();
+    let count = |method: &str| below.iter().filter(|found| **found == method).count();
+    // Three tasks of three splits each, and the base model: each file is one request.
+    ensure!(count("Has") == 1 && count("Put") >= 10, "requests of the upload: {below:?}");
     Ok(())
 }
 

@@ -116,7 +116,7 @@ impl Bucket {
     }
 
     /// The store, as errors name it.
-    pub(super) fn place(&self) -> &str {
+    pub(in crate::server) fn place(&self) -> &str {
         &self.place
     }
 

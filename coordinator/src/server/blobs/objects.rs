@@ -85,6 +85,12 @@ impl Objects {
         Ok(objects)
     }
 
+    /// Sees that the store keeps its word.
+    pub(super) fn prove(&self) -> Result<(), BlobError> {
+        let bucket = self.bucket.clone();
+        self.wait(async move { bucket.prove().await })
+    }
+
     /// The object that stands for a blob.
     #[cfg(test)]
     pub(super) fn object(&self, digest: Digest) -> (Bucket, Path) {

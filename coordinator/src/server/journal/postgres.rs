@@ -6,6 +6,7 @@
 //! holds no lock. A broken connection is opened again; what was in doubt is looked up, and never written twice.
 
 mod database;
+mod moving;
 mod statements;
 
 use std::{
@@ -25,6 +26,8 @@ use super::{
 };
 pub(crate) use database::Database;
 use database::words;
+pub(crate) use moving::Filled;
+pub(super) use moving::{fill, look};
 use statements::{APPEND, FACTS, FOUND, LAST, LEAD, LEADER, RENEW, RESIGN, SNAPSHOT, TABLES, TABLES_VERSION};
 
 /// Facts that are read at a time.
@@ -106,13 +109,20 @@ fn who() -> String {
 impl Postgres {
     /// Connects, and makes the tables if there are none. `addresses` are told to others.
     pub(super) fn open(leadership: Leadership, addresses: String) -> Result<Self, JournalError> {
+        let mut open = Self::connect(leadership, addresses)?;
+        open.tables(true)?;
+        Ok(open)
+    }
+
+    /// Looks for no tables.
+    fn connect(leadership: Leadership, addresses: String) -> Result<Self, JournalError> {
         let place = leadership.database.place().to_owned();
         let io = |error| JournalError::Io { place: place.clone(), error };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(io)?;
         let mut random = [0; 32];
         File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).map_err(io)?;
         let id = Digest::of(&random).short();
-        let mut open = Self {
+        Ok(Self {
             leadership,
             runtime: Some(runtime),
             session: None,
@@ -121,9 +131,7 @@ impl Postgres {
             addresses,
             term: Term(0),
             held_until: Instant::now(),
-        };
-        open.ensure_tables()?;
-        Ok(open)
+        })
     }
 
     fn error(&self, error: &tokio_postgres::Error) -> JournalError {
@@ -190,26 +198,30 @@ impl Postgres {
         })
     }
 
-    fn ensure_tables(&mut self) -> Result<(), JournalError> {
+    /// Whether the tables are there, and are ours; makes them first if that is asked for.
+    fn tables(&mut self, make: bool) -> Result<bool, JournalError> {
         let place = self.place().to_owned();
-        let (mark, encoding, fsync) = self.ask_once(async |Session { client, .. }| {
+        let (found, encoding, fsync) = self.ask_once(async |Session { client, .. }| {
             let transaction = client.transaction().await?;
             // Two coordinators that start at once make the tables once.
             transaction.execute("SELECT pg_advisory_xact_lock(1196574292)", &[]).await?;
             let found = transaction.query_one(FOUND, &[]).await?;
             let (ours, something): (bool, bool) = (found.get(0), found.get(1));
-            if !ours && !something {
+            let nothing = !ours && !something;
+            if nothing && make {
                 transaction.batch_execute(TABLES).await?;
             }
-            let mark = if ours || !something {
+            let mark = if ours || (nothing && make) {
                 let mark = transaction.query_opt("SELECT application, tables FROM graftwork.mark", &[]).await?;
                 mark.map(|mark| (mark.get::<_, String>(0), mark.get::<_, i32>(1)))
             } else {
                 None
             };
             transaction.commit().await?;
-            Ok((mark, found.get::<_, String>(2), found.get::<_, String>(3)))
+            let found_mark = (!nothing || make).then_some(mark);
+            Ok((found_mark, found.get::<_, String>(2), found.get::<_, String>(3)))
         })?;
+        let Some(mark) = found else { return Ok(false) };
         let known = TABLES_VERSION.unsigned_abs();
         match mark {
             Some((application, tables)) if application == "graftwork" && tables <= TABLES_VERSION => {}
@@ -231,7 +243,7 @@ impl Postgres {
         if fsync == "off" {
             tracing::warn!(place, "fsync is off in this database: a crash of its machine loses what was acknowledged");
         }
-        Ok(())
+        Ok(true)
     }
 
     fn leader(&mut self) -> Result<(String, Leader), JournalError> {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use graftwork_shared::id::Term;
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params};
 
 use super::{
     JournalError, Leader,
@@ -148,6 +148,19 @@ impl Sqlite {
         Ok(Kept { snapshot: snapshot.optional()?, facts })
     }
 
+    /// Takes over what another ledger keeps, and the last leader's term with it.
+    pub(super) fn fill(&mut self, kept: &Kept, term: Term) -> Result<(), JournalError> {
+        self.write_all(kept, term).map_err(sqlite(&self.place))
+    }
+
+    fn write_all(&mut self, kept: &Kept, term: Term) -> rusqlite::Result<()> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        kept.snapshot.iter().try_for_each(|row| insert_snapshot(&transaction, row))?;
+        kept.facts.iter().try_for_each(|row| insert_fact(&transaction, row))?;
+        transaction.execute("UPDATE leader SET term = ?1", [column(term.0)])?;
+        transaction.commit()
+    }
+
     /// Takes the next term; the file has one leader, whoever holds the lock.
     fn next_term(&self, known: Term) -> rusqlite::Result<u64> {
         let sql = "UPDATE leader SET term = max(term, ?1) + 1 RETURNING term";
@@ -161,22 +174,26 @@ impl Sqlite {
         if term != self.term.0 {
             return Ok(Err(term));
         }
-        if let Some(Row { number, version, text, sum }) = &batch.snapshot {
-            transaction.execute(
-                "INSERT OR REPLACE INTO snapshot (one, number, version, state, sum) VALUES (1, ?1, ?2, ?3, ?4)",
-                params![column(*number), version, text, sum],
-            )?;
-            transaction.execute("DELETE FROM facts WHERE number <= ?1", [column(*number)])?;
+        if let Some(row) = &batch.snapshot {
+            insert_snapshot(&transaction, row)?;
+            transaction.execute("DELETE FROM facts WHERE number <= ?1", [column(row.number)])?;
         }
-        let sql = "INSERT INTO facts (number, version, fact, sum) VALUES (?1, ?2, ?3, ?4)";
-        let mut insert = transaction.prepare_cached(sql)?;
-        for Row { number, version, text, sum } in &batch.facts {
-            insert.execute(params![column(*number), version, text, sum])?;
-        }
-        drop(insert);
+        batch.facts.iter().try_for_each(|row| insert_fact(&transaction, row))?;
         transaction.commit()?;
         Ok(Ok(()))
     }
+}
+
+fn insert_snapshot(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
+    let Row { number, version, text, sum } = row;
+    let sql = "INSERT OR REPLACE INTO snapshot (one, number, version, state, sum) VALUES (1, ?1, ?2, ?3, ?4)";
+    transaction.execute(sql, params![column(*number), version, text, sum]).map(drop)
+}
+
+fn insert_fact(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
+    let Row { number, version, text, sum } = row;
+    let sql = "INSERT INTO facts (number, version, fact, sum) VALUES (?1, ?2, ?3, ?4)";
+    transaction.prepare_cached(sql)?.execute(params![column(*number), version, text, sum]).map(drop)
 }
 
 /// From version 1 to 2, all or nothing.

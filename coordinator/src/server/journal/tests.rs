@@ -3,6 +3,7 @@
 
 mod file;
 mod leadership;
+mod moving;
 
 use graftwork_scheduler::{Event, Scheduler};
 

@@ -43,6 +43,9 @@ pub(super) const LEADER: &str = "
     FROM graftwork.leader
 ";
 
+/// Of the last leader. Its times are left out: those of a database that nobody has led are infinite.
+pub(super) const TERM: &str = "SELECT term FROM graftwork.leader";
+
 pub(super) const RENEW: &str = "
     UPDATE graftwork.leader SET expires = clock_timestamp() + $3::float8 * interval '1 millisecond'
     WHERE term = $1 AND leader = $2 AND expires > clock_timestamp() RETURNING term
@@ -77,6 +80,23 @@ pub(super) const RESIGN: &str =
 pub(super) const LAST: &str = "
     SELECT greatest((SELECT max(number) FROM graftwork.facts), (SELECT max(number) FROM graftwork.snapshot), 0)
 ";
+
+/// Whether anything is kept, under which term, and whether somebody leads; nobody takes the lead meanwhile.
+pub(super) const TAKEN: &str = "
+    SELECT term, expires > clock_timestamp(),
+        EXISTS (SELECT FROM graftwork.facts) OR EXISTS (SELECT FROM graftwork.snapshot)
+    FROM graftwork.leader FOR UPDATE
+";
+
+pub(super) const FILL_SNAPSHOT: &str =
+    "INSERT INTO graftwork.snapshot (one, number, version, state, sum) VALUES (1, $1, $2, $3, $4)";
+
+pub(super) const FILL_FACTS: &str = "
+    INSERT INTO graftwork.facts (number, version, fact, sum)
+    SELECT * FROM unnest($1::bigint[], $2::integer[], $3::text[], $4::text[])
+";
+
+pub(super) const FILL_TERM: &str = "UPDATE graftwork.leader SET term = greatest(term, $1)";
 
 pub(super) const SNAPSHOT: &str = "SELECT number, version, state, sum FROM graftwork.snapshot";
 

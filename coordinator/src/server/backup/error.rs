@@ -1,0 +1,93 @@
+//! Why a state is not put aside, or not brought back. No message holds a password.
+
+use std::{io, path::PathBuf};
+
+use super::{super::journal::JournalError, ATTEMPTS, BlobError, ServerError};
+
+/// Why a state is not put aside, or not brought back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackupError {
+    /// Nothing to put aside.
+    #[error("{place} holds no journal: no coordinator has kept its state there")]
+    NoState {
+        /// The folder or database.
+        place: String,
+    },
+    /// Something is there already.
+    #[error("{} is there already, and nothing is written over it: name a folder that is not there", folder.display())]
+    Exists {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A journal is there already.
+    #[error("{place} holds a journal already, and nothing is written over it: name a database without one")]
+    Taken {
+        /// The database.
+        place: String,
+    },
+    /// A coordinator has begun there.
+    #[error("a coordinator leads {place}: stop it, or name a database that none uses")]
+    Led {
+        /// The database.
+        place: String,
+    },
+    /// Blobs of something else are there.
+    #[error(
+        "{place} holds blobs of another state, which the next coordinator would sweep away: name a prefix that nothing \
+         uses"
+    )]
+    Used {
+        /// The bucket and prefix.
+        place: String,
+    },
+    /// Not a backup, or not a whole one.
+    #[error("{} is no whole backup: {problem}", folder.display())]
+    Wrong {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The coordinator let go of blobs each time.
+    #[error("the coordinator let go of blobs {ATTEMPTS} times while they were copied; try again when it is quieter")]
+    Restless,
+    /// SQLite.
+    #[error("{}: {error}", path.display())]
+    Sqlite {
+        /// The journal.
+        path: PathBuf,
+        /// What it says.
+        error: rusqlite::Error,
+    },
+    /// The system.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// What was being read or written.
+        path: PathBuf,
+        /// What it says.
+        error: io::Error,
+    },
+    /// A blob.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
+    /// The journal.
+    #[error(transparent)]
+    Journal(#[from] ServerError),
+}
+
+impl BackupError {
+    /// Whether it is the user's to mend: what names nothing that is there is, and a disk is not.
+    pub(crate) fn is_input(&self) -> bool {
+        match self {
+            Self::NoState { .. }
+            | Self::Exists { .. }
+            | Self::Taken { .. }
+            | Self::Led { .. }
+            | Self::Used { .. }
+            | Self::Wrong { .. }
+            | Self::Journal(ServerError::Journal(JournalError::Database { .. } | JournalError::Foreign { .. }))
+            | Self::Blob(BlobError::Store { .. } | BlobError::Unfit { .. }) => true,
+            Self::Restless | Self::Sqlite { .. } | Self::Io { .. } | Self::Blob(_) | Self::Journal(_) => false,
+        }
+    }
+}

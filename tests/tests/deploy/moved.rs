@@ -1,0 +1,135 @@
+//! A state moves from a folder to PostgreSQL and an object store, and back into a folder, each time from under a coordinator
+//! that leads: the job goes on from its checkpoint, and publishes what it publishes undisturbed.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use graftwork_shared::{digest::Digest, event::EventKind};
+use graftwork_tests::{Cluster, Run, Servers, World, program, servers_run, tensor_digests};
+
+use crate::process::{Process, ask, coordinator, socket, worker};
+
+/// Why it cannot be tried here, if so.
+pub(crate) fn lacks() -> Option<&'static str> {
+    (!servers_run()).then_some("no PostgreSQL and object store: make test-servers starts them")
+}
+
+fn undisturbed(world: &World) -> Result<BTreeMap<String, Digest>> {
+    let mut cluster = Cluster::new()?;
+    let hub = cluster.path().join("hub");
+    world.long_job("job.toml", &hub.display().to_string(), "")?;
+    let (job, _) = cluster.ask(world, &["submit", "job.toml"], 0)?;
+    cluster.start_worker()?;
+    Run::watch(&cluster.address(), &job)?.finish(0)?;
+    tensor_digests(&hub)
+}
+
+/// A database and a prefix of one name, as a command is told of them.
+struct Place<'a> {
+    servers: &'a Servers,
+    database: String,
+    prefix: String,
+}
+
+impl Place<'_> {
+    fn command(&self, folder: &Path, words: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command.current_dir(folder).args(words);
+        self.servers.name_both(&mut command, &self.database, &self.prefix, self.servers.port());
+        command
+    }
+
+    fn run(&self, folder: &Path, words: &[&str], code: i32) -> Result<String> {
+        ended(&mut self.command(folder, words), code)
+    }
+}
+
+fn ended(command: &mut Command, code: i32) -> Result<String> {
+    let Output { status, stdout, stderr } = command.output()?;
+    let said = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
+    ensure!(status.code() == Some(code), "{command:?} ended with {status}: {said}");
+    Ok(said)
+}
+
+fn graftwork(folder: &Path, words: &[&str], code: i32) -> Result<String> {
+    ended(Command::new(program()).current_dir(folder).args(words), code)
+}
+
+/// Waits until a stage goes on from a checkpoint, and gives its step.
+fn goes_on(watch: &mut Run) -> Result<u64> {
+    let event = watch.wait_for("topic that goes on from its checkpoint", |event| {
+        let topic = event.stage.as_ref().is_some_and(|stage| stage.as_str() == "topic");
+        topic && matches!(event.kind, EventKind::StageStarted { from_step, .. } if from_step > 0)
+    })?;
+    match event.kind {
+        EventKind::StageStarted { from_step, .. } => Ok(from_step),
+        other => anyhow::bail!("not the start of a stage: {other:?}"),
+    }
+}
+
+pub(crate) fn a_state_moves_to_servers_and_back() -> Result<()> {
+    let world = World::new()?;
+    let expected = undisturbed(&world)?;
+    let folder = tempfile::tempdir()?;
+    let (folder, hub) = (folder.path(), folder.path().join("hub"));
+    world.long_job("job.toml", &hub.display().to_string(), "")?;
+    let here = [Process::start(&mut coordinator(folder, &[]))?];
+    here[0].wait_for("listens on")?;
+    let own_worker = Process::start(&mut worker(folder, &[]))?;
+    let job = ask(&world, folder, &["submit", "job.toml"], &[])?;
+    Run::watch(&socket(folder), &job)?.wait_for_checkpoint("topic", 50)?;
+    graftwork(folder, &["backup", "--state", "state", "--to", "first"], 0)?;
+    drop((here, own_worker));
+
+    let servers = Servers::find()?;
+    let name = format!("moved_{}", std::process::id());
+    let place = Place { servers: &servers, database: name.clone(), prefix: name.clone() };
+    servers.make(&name)?;
+    let said = place.run(folder, &["backup", "--to", "none"], 1)?;
+    ensure!(said.contains(&format!("{name} holds no journal")), "{said}");
+    let said = place.run(folder, &["restore", "first"], 0)?;
+    ensure!(said.contains("is as it was"), "{said}");
+    let said = place.run(folder, &["restore", "first"], 1)?;
+    ensure!(said.contains("holds a journal already"), "{said}");
+
+    let listen = socket(folder);
+    let mut leads = place.command(folder, &["coordinator", "--listen", &listen, "--folder", "own"]);
+    let there = Process::start(leads.env("XDG_CACHE_HOME", folder.join("cache")))?;
+    there.wait_for("listens on")?;
+    let its_worker = Process::start(&mut worker(folder, &[]))?;
+    let mut watch = Run::watch(&socket(folder), &job)?;
+    let step = goes_on(&mut watch)?;
+    watch.wait_for_checkpoint("topic", step + 100)?;
+    place.run(folder, &["backup", "--to", "second"], 0)?;
+    drop((there, its_worker));
+    what_is_used_is_refused(&servers, &name, folder)?;
+
+    fs::remove_dir_all(folder.join("state")).context("removing the first state")?;
+    graftwork(folder, &["restore", "second", "--state", "state"], 0)?;
+    let back = Process::start(&mut coordinator(folder, &[]))?;
+    back.wait_for("listens on")?;
+    let _last_worker = Process::start(&mut worker(folder, &[]))?;
+    let mut watch = Run::watch(&socket(folder), &job)?;
+    let further = goes_on(&mut watch)?;
+    ensure!(further >= step + 100, "it went on from step {further}, but a later checkpoint was put aside");
+    watch.finish(0)?;
+    ensure!(tensor_digests(&hub)? == expected, "other bytes than undisturbed");
+    Ok(())
+}
+
+/// A prefix with blobs of a state that has gone on since is not written into, and the database stays empty.
+fn what_is_used_is_refused(servers: &Servers, name: &str, folder: &Path) -> Result<()> {
+    let other = format!("{name}_other");
+    servers.make(&other)?;
+    let place = Place { servers, database: other, prefix: name.to_owned() };
+    let said = place.run(folder, &["restore", "first"], 1)?;
+    ensure!(said.contains("holds blobs of another state"), "{said}");
+    let said = place.run(folder, &["backup", "--to", "none"], 1)?;
+    ensure!(said.contains("holds no journal"), "{said}");
+    Ok(())
+}

@@ -1,0 +1,211 @@
+//! The store of every released version, opened by the programs of now: its jobs are told, what was begun goes on, and new
+//! jobs are taken.
+//!
+//! A store is a backup in `tests/fixtures/stores/VERSION`, with `store.json` beside, which says what is in it: one job that
+//! had ended, and one that was killed behind a snapshot of the journal. `GRAFTWORK_WRITE_STORE=1` writes that of this
+//! version; how that belongs to a release stands in `tests/fixtures/stores/README.md`.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use graftwork_shared::{VERSION, event::EventKind};
+use graftwork_tests::{Run, World, program};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    process::{Process, ask, coordinator, socket, until, worker},
+    root,
+};
+
+/// Jobs name the hub by its whole path, so it is the same one whenever a store is opened.
+const PLACE: &str = "/tmp/graftwork-stores";
+
+/// What is in a store.
+#[derive(Debug, Serialize, Deserialize)]
+struct Store {
+    version: String,
+    /// A job that had ended, by its id.
+    whole: String,
+    /// One that had not.
+    begun: String,
+    /// From which step it goes on at the earliest.
+    step: u64,
+}
+
+fn stores() -> PathBuf {
+    root().join("tests/fixtures/stores")
+}
+
+/// An empty hub at its place; nobody else uses it as long as the file is kept.
+fn hub() -> Result<(File, PathBuf)> {
+    fs::create_dir_all(PLACE)?;
+    let lock = File::create(Path::new(PLACE).join("lock"))?;
+    lock.lock()?;
+    let hub = Path::new(PLACE).join("hub");
+    if hub.exists() {
+        fs::remove_dir_all(&hub)?;
+    }
+    Ok((lock, hub))
+}
+
+fn led(folder: &Path) -> Result<Process> {
+    let leader = Process::start(&mut coordinator(folder, &[]))?;
+    leader.wait_for("listens on")?;
+    Ok(leader)
+}
+
+fn graftwork(folder: &Path, words: &[&str]) -> Result<()> {
+    let output = Command::new(program()).current_dir(folder).args(words).output()?;
+    ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// One task that writes a checkpoint, a fact each, with every update.
+fn write_begun(world: &World, hub: &Path) -> Result<()> {
+    let text = format!(
+        "name = \"begun\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"{}\"\norganisation = \"tests\"\n\
+         [defaults.training]\nepochs = 120\nbatch_size = 8\nlanes = 2\nlearning_rate = 1e-3\nmax_length = 32\n\
+         checkpoint_every = 1\nevaluate_every = 400\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 8\n\
+         [tasks.topic]\ntrain = \"data/topic/train.parquet\"\nvalidation = \"data/topic/validation.parquet\"\n\
+         text = \"text\"\nlabel = \"label\"\nhead = \"classification\"\n",
+        hub.display()
+    );
+    Ok(fs::write(world.path().join("begun.toml"), text)?)
+}
+
+/// Writes the store of this version, if it is not there.
+pub(crate) fn the_store_of_this_version_is_written() -> Result<()> {
+    let place = stores().join(VERSION);
+    ensure!(!place.exists(), "{} is there already: a store that was released stays as it is", place.display());
+    let (_lock, hub) = hub()?;
+    let (world, folder) = (World::new()?, tempfile::tempdir()?);
+    let folder = folder.path();
+    let mut leader = led(folder)?;
+    let mut working = Process::start(&mut worker(folder, &[]))?;
+    world.job("whole.toml", &hub.display().to_string(), "")?;
+    let whole = ask(&world, folder, &["submit", "whole.toml"], &[])?;
+    Run::watch(&socket(folder), &whole)?.finish(0)?;
+    write_begun(&world, &hub)?;
+    let begun = ask(&world, folder, &["submit", "begun.toml"], &[])?;
+    let step = 1_100;
+    Run::watch(&socket(folder), &begun)?.wait_for_checkpoint("topic", step)?;
+    working.kill();
+    leader.kill();
+    graftwork(folder, &["backup", "--state", "state", "--to", "store"])?;
+    let (snapshots, facts) = rows(&folder.join("store/journal.sqlite"))?;
+    ensure!(snapshots == 1 && facts > 0, "a store needs a snapshot and facts behind it: {snapshots} and {facts}");
+    let store = Store { version: VERSION.to_owned(), whole, begun, step };
+    fs::write(folder.join("store/store.json"), serde_json::to_string_pretty(&store)? + "\n")?;
+    copy(&folder.join("store"), &place)
+}
+
+fn rows(journal: &Path) -> Result<(i64, i64)> {
+    let connection = rusqlite::Connection::open(journal)?;
+    let count = |table: &str| connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0));
+    Ok((count("snapshot")?, count("facts")?))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn every_released_store_opens() -> Result<()> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(stores())? {
+        let path = entry?.path();
+        if path.is_dir() {
+            let text = fs::read_to_string(path.join("store.json"))?;
+            let store: Store =
+                serde_json::from_str(&text).with_context(|| format!("{}: store.json", path.display()))?;
+            found.insert(store.version.clone(), (path, store));
+        }
+    }
+    ensure!(
+        found.contains_key(VERSION),
+        "the store of version {VERSION} is missing among {:?}: tests/fixtures/stores/README.md says how it is written",
+        found.keys()
+    );
+    let (_lock, hub) = hub()?;
+    for (version, (path, store)) in found {
+        opens(&path, &store, &hub).with_context(|| format!("the store of version {version}"))?;
+        fs::remove_dir_all(&hub)?;
+    }
+    Ok(())
+}
+
+fn opens(path: &Path, store: &Store, hub: &Path) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let folder = folder.path();
+    // As it is left to a later version by an upgrade, and as a backup.
+    copy(path, &folder.join("state"))?;
+    graftwork(folder, &["restore", &path.display().to_string(), "--state", "restored"])?;
+    let world = World::new()?;
+    let _leader = led(folder)?;
+    let told = |words: &[&str]| ask(&world, folder, words, &[]);
+    let jobs: Vec<Value> = serde_json::from_str(&told(&["status", "--output", "json"])?)?;
+    let outcomes: BTreeMap<&str, &Value> =
+        jobs.iter().filter_map(|job| Some((job["id"].as_str()?, &job["outcome"]))).collect();
+    ensure!(outcomes.len() == 2, "jobs: {outcomes:?}");
+    ensure!(outcomes[store.whole.as_str()] == "succeeded", "the job that had ended: {outcomes:?}");
+    ensure!(outcomes[store.begun.as_str()].is_null(), "the job that had not: {outcomes:?}");
+    for words in [&["report"][..], &["status"], &["explain"]] {
+        let said = told(&[words, &[store.whole.as_str()]].concat())?;
+        ensure!(said.contains("mood_fused") && said.contains("strength"), "{words:?}: {said}");
+    }
+    let page = folder.join("page.html");
+    told(&["report", &store.whole, "--html", &page.display().to_string()])?;
+    ensure!(fs::read_to_string(page)?.contains("mood_fused"), "the page of the job that had ended");
+    let _worker = Process::start(&mut worker(folder, &[]))?;
+    goes_on(&world, folder, store, hub)?;
+    // Another job than the one that had ended.
+    let path = world.job("new.toml", &hub.display().to_string(), "")?;
+    fs::write(&path, fs::read_to_string(&path)?.replace("epochs = 2\n", "epochs = 1\n"))?;
+    let new = told(&["submit", "new.toml"])?;
+    Run::watch(&socket(folder), &new)?.finish(0).map(drop)
+}
+
+/// What was begun goes on from its checkpoint, or says why it may not: other numerics, or a machine of another class, would
+/// give other bytes.
+fn goes_on(world: &World, folder: &Path, store: &Store, hub: &Path) -> Result<()> {
+    let stage = || -> Result<Value> {
+        let told = ask(world, folder, &["explain", &store.begun, "--output", "json"], &[])?;
+        Ok(serde_json::from_str::<Value>(&told)?["stages"][0]["data"].clone())
+    };
+    let decided = until(Duration::from_secs(30), || {
+        let data = stage().ok()?;
+        let waits = data["state"] == "ready";
+        let lasts = matches!(data["refusal"]["refusal"].as_str(), Some("numerics_version" | "numeric_class"));
+        (!waits || lasts).then_some(data)
+    });
+    let data = decided.with_context(|| format!("it neither runs nor says why: {:?}", stage()))?;
+    if data["state"] == "ready" {
+        println!("the store of {} waits for its own kind of worker: {}", store.version, data["refusal"]);
+        return Ok(());
+    }
+    let mut watch = Run::watch(&socket(folder), &store.begun)?;
+    let event = watch.wait_for("the stage", |event| matches!(event.kind, EventKind::StageStarted { .. }))?;
+    match event.kind {
+        EventKind::StageStarted { from_step, .. } if from_step >= store.step => {}
+        other => bail!("it did not go on from step {}: {other:?}", store.step),
+    }
+    watch.finish(0)?;
+    ensure!(hub.join("tests/topic").exists(), "it published nothing");
+    Ok(())
+}

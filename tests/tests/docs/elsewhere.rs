@@ -1,0 +1,92 @@
+//! Commands that are not run with the others, each with the test that runs it and why it is another one.
+
+use std::fs;
+
+use crate::{page::Command, root};
+
+/// How such commands begin in a page, which test runs them, and why not here.
+struct Elsewhere {
+    page: &'static str,
+    begins: &'static str,
+    test: (&'static str, &'static str),
+    #[expect(dead_code, reason = "it is for whoever reads the list")]
+    why: &'static str,
+}
+
+/// `make` fetches and builds for minutes; what its targets do is what each of these tests does. Their names are checked.
+const MAKE: (&str, &str) = ("quickstart.rs", "run");
+const RELEASE: (&str, &str) = ("deploy/release.rs", "a_job_runs_without_rust");
+const CHART: (&str, &str) = ("deploy/chart.rs", "the_chart_is_right");
+const MOVED: (&str, &str) = ("deploy/moved.rs", "a_state_moves_to_servers_and_back");
+
+const LIST: [Elsewhere; 13] = [
+    Elsewhere { page: "README.md", begins: "make ", test: MAKE, why: "it fetches and builds" },
+    Elsewhere { page: "docs/performance.md", begins: "make ", test: ("benchmark.rs", "main"), why: "hours" },
+    Elsewhere {
+        page: "docs/performance.md",
+        begins: "OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE cargo run ",
+        test: ("benchmark.rs", "main"),
+        why: "it shows every option at once",
+    },
+    Elsewhere {
+        page: "README.md",
+        begins: "graftwork coordinator --state postgres://",
+        test: ("standby.rs", "a_killed_leader_is_followed"),
+        why: "it needs PostgreSQL and an object store: make test-servers",
+    },
+    Elsewhere {
+        page: "docs/operations.md",
+        begins: "graftwork backup --state postgres://",
+        test: MOVED,
+        why: "the same",
+    },
+    Elsewhere {
+        page: "docs/operations.md",
+        begins: "graftwork restore /backup/graftwork-2026-11-26 --state postgres://",
+        test: MOVED,
+        why: "the same",
+    },
+    Elsewhere { page: "docs/install.md", begins: "sha256sum ", test: RELEASE, why: "it needs an archive" },
+    Elsewhere { page: "docs/install.md", begins: "tar ", test: RELEASE, why: "it needs an archive" },
+    Elsewhere { page: "docs/install.md", begins: "/opt/graftwork/bin/graftwork ", test: RELEASE, why: "the same" },
+    Elsewhere {
+        page: "docs/install.md",
+        begins: "GRAFTWORK_LIBTORCH=",
+        test: ("deploy/release.rs", "another_libtorch_is_taken"),
+        why: "it needs a GPU",
+    },
+    Elsewhere {
+        page: "docs/install.md",
+        begins: "graftwork deploy slurm ",
+        test: ("deploy/slurm.rs", "trains_drains_and_queues_again"),
+        why: "it needs a cluster; here it is a dry run",
+    },
+    Elsewhere { page: "docs/install.md", begins: "kubectl ", test: CHART, why: "it needs a cluster" },
+    Elsewhere { page: "docs/install.md", begins: "helm install ", test: CHART, why: "it needs a cluster" },
+];
+
+fn entry(command: &Command) -> Option<&'static Elsewhere> {
+    LIST.iter().find(|entry| entry.page == command.page && command.text.starts_with(entry.begins))
+}
+
+/// The test that runs a command, where it is not run here.
+pub(crate) fn test_of(command: &Command) -> Option<(&'static str, &'static str)> {
+    // What is written is looked at here too.
+    entry(command).filter(|entry| !entry.begins.starts_with("graftwork deploy slurm")).map(|entry| entry.test)
+}
+
+/// Entries for commands that no page has any more, and tests that are gone.
+pub(crate) fn problems(commands: &[Command]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for listed in &LIST {
+        let Elsewhere { page, begins, test: (file, function), .. } = listed;
+        if !commands.iter().any(|command| command.page == *page && command.text.starts_with(begins)) {
+            problems.push(format!("{page} has no command that begins with {begins:?}"));
+        }
+        let text = fs::read_to_string(root().join("tests/tests").join(file)).unwrap_or_default();
+        if !text.contains(&format!("fn {function}(")) {
+            problems.push(format!("tests/tests/{file} has no test {function}"));
+        }
+    }
+    problems
+}

@@ -1,0 +1,130 @@
+//! Whether a command is read by its program, and whether what it names is there.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use graftwork_tests::program;
+
+use crate::root;
+
+/// Programs of other people, whose options are theirs; files of the repository that they name are looked for.
+const OTHERS: [&str; 8] = ["chmod", "docker", "helm", "kubectl", "ln", "podman", "sha256sum", "tar"];
+
+/// Words of the pages that stand for what a reader has.
+const STANDS_FOR: [(&str, &str); 4] = [
+    ("JOB", "0123456789abcdef"),
+    ("JOB.toml", "job.toml"),
+    ("DAYS", "7"),
+    ("$GRAFTWORK_COORDINATOR", "unix:///data/graftwork/door/socket"),
+];
+
+/// Words of a command; quotes hold together.
+pub(crate) fn words(text: &str) -> Vec<String> {
+    let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
+    for letter in text.chars().chain([' ']) {
+        match letter {
+            '"' | '\'' => quoted = !quoted,
+            ' ' if !quoted => words.extend(Some(std::mem::take(&mut word)).filter(|word| !word.is_empty())),
+            _ => word.push(letter),
+        }
+    }
+    words
+}
+
+/// Checks each simple command of a line.
+pub(crate) fn check(text: &str) -> Result<()> {
+    for part in text.split("&&").flat_map(|part| part.split(['|', ';'])) {
+        let part = part.split(" > ").next().unwrap_or_default();
+        let mut words = words(part);
+        words.retain(|word| word != "…");
+        let assigned = words.iter().take_while(|word| is_assignment(word)).count();
+        words.drain(..assigned);
+        if words.is_empty() {
+            continue;
+        }
+        check_words(&words)?;
+    }
+    Ok(())
+}
+
+fn is_assignment(word: &str) -> bool {
+    word.split_once('=').is_some_and(|(name, _)| {
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
+    })
+}
+
+fn check_words(words: &[String]) -> Result<()> {
+    for word in words {
+        let of_the_tree = ["deploy/", "scripts/", "jobs/", "docs/"].iter().any(|folder| word.starts_with(folder));
+        ensure!(!of_the_tree || root().join(word).exists(), "{word} is not in the repository");
+    }
+    let (first, rest) = words.split_first().context("a command has a word")?;
+    match first.rsplit('/').next().unwrap_or_default() {
+        "graftwork" => parses(rest),
+        "make" => targets(rest),
+        "cargo" => crates(rest),
+        "export" => Ok(()),
+        other if OTHERS.contains(&other) => Ok(()),
+        other => bail!("no test knows the program {other}"),
+    }
+}
+
+/// The program itself reads the arguments: it stops at the `--help` behind them, or before that at what is wrong.
+fn parses(arguments: &[String]) -> Result<()> {
+    let stands_for = |word: &String| {
+        let known = STANDS_FOR.iter().find(|(placeholder, _)| placeholder == word);
+        known.map_or_else(|| word.clone(), |(_, value)| (*value).to_owned())
+    };
+    let mut command = Command::new(program());
+    command.args(arguments.iter().map(stands_for)).arg("--help").stdin(Stdio::null());
+    let output = command.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(())
+}
+
+fn targets(arguments: &[String]) -> Result<()> {
+    let makefile = fs::read_to_string(root().join("Makefile"))?;
+    for argument in arguments {
+        if let Some((variable, _)) = argument.split_once('=') {
+            ensure!(makefile.contains(&format!("$({variable})")), "the Makefile does not look at {variable}");
+        } else {
+            let is_there = makefile.lines().any(|line| line.starts_with(&format!("{argument}:")));
+            ensure!(is_there, "the Makefile has no target {argument}");
+        }
+    }
+    Ok(())
+}
+
+/// Where a package lies.
+fn package(name: &str) -> Result<PathBuf> {
+    let manifest = fs::read_to_string(root().join("Cargo.toml"))?;
+    let members = manifest.split("members").nth(1).context("the workspace has members")?;
+    let members = members.split(']').next().unwrap_or_default().split('"').skip(1).step_by(2);
+    for member in members {
+        let folder = root().join(member);
+        if fs::read_to_string(folder.join("Cargo.toml"))?.contains(&format!("name = \"{name}\"\n")) {
+            return Ok(folder);
+        }
+    }
+    bail!("no package is called {name}")
+}
+
+/// Packages, examples and tests that are named to cargo.
+fn crates(arguments: &[String]) -> Result<()> {
+    let after = |option: &str| {
+        let at = arguments.iter().position(|word| word == option);
+        at.and_then(|at| arguments.get(at + 1))
+    };
+    let folder = after("-p").map_or_else(|| Ok(root().join("tests")), |name| package(name))?;
+    for (option, place) in [("--example", "examples"), ("--test", "tests"), ("--bench", "benches")] {
+        let Some(name) = after(option) else { continue };
+        let place = folder.join(place);
+        let is_there = place.join(format!("{name}.rs")).exists() || place.join(name).join("main.rs").exists();
+        ensure!(is_there, "there is no {name} in {}", place.display());
+    }
+    Ok(())
+}
