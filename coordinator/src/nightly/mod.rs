@@ -47,7 +47,7 @@ use self::{
     history::History,
     night::{Code, Night},
     tonight::{Prepared, keep, prepare},
-    versions::Build,
+    versions::Compiling,
 };
 use crate::{
     cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, print, show_problems},
@@ -72,7 +72,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "NAME", requires = "against")]
     only: Vec<String>,
     #[command(flatten)]
-    build: Build,
+    build: Compiling,
     /// What to call the code that is measured, such as a commit; by default a digest of the programs.
     #[arg(long, value_name = "TEXT", env = "GRAFTWORK_CODE")]
     code: Option<String>,
@@ -118,7 +118,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     }
     if let Some(repeated) = &arguments.repeat {
         let (number, task) = measurement("--repeat", repeated)?;
-        return repeat::repeat(&history, history.night(number)?, task, &arguments).await;
+        return Box::pin(repeat::repeat(&history, history.night(number)?, task, &arguments)).await;
     }
     if let Some(searched) = &arguments.bisect {
         let (number, task) = measurement("--bisect", searched)?;
@@ -142,7 +142,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let nightly = file.job.nightly.clone();
     let number = match arguments.compare {
         Some(number) => history.night(number)?.number,
-        None => match train(&history, file, against, &arguments).await? {
+        None => match Box::pin(train(&history, file, against, &arguments)).await? {
             Trained::Kept(number) => number,
             Trained::Ended(code) => return Ok(code),
         },

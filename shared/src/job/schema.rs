@@ -73,11 +73,10 @@ fn shape(shape_of: &Shape) -> Value {
         Shape::Flag => json!({"type": "boolean"}),
         Shape::Whole(least, most) => json!({"type": "integer", "minimum": least, "maximum": most}),
         Shape::Number(bounds) => number(bounds),
-        Shape::Text | Shape::Place(_) | Shape::Adapter => json!({"type": "string", "pattern": "\\S"}),
+        // The fields of a cron line are read by a parser of their own: an editor sees that something stands there.
+        Shape::Text | Shape::Place(_) | Shape::Adapter | Shape::Cron => json!({"type": "string", "pattern": "\\S"}),
         Shape::Name => json!({"type": "string", "pattern": NAME}),
         Shape::Variable => json!({"type": "string", "pattern": "^[A-Z_][A-Z0-9_]{0,63}$"}),
-        // Its fields are read by a parser, and an editor sees that something stands there.
-        Shape::Cron => json!({"type": "string", "pattern": "\\S"}),
         Shape::Duration => json!({"type": "string", "pattern": duration::PATTERN}),
         Shape::Choice(words) => json!({"enum": words}),
         Shape::List(element, least, most) => {

@@ -24,7 +24,7 @@ const PROGRAM: &str = "graftwork";
 
 /// How a revision becomes programs.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct Build {
+pub(super) struct Compiling {
     /// Command that builds a revision's programs; it runs in a checkout of that revision.
     #[arg(long, value_name = "COMMAND", default_value = "make build")]
     build: String,
@@ -75,7 +75,7 @@ impl Version {
     }
 }
 
-impl Build {
+impl Compiling {
     /// Builds what stands in a checkout; `name` is what people call it.
     pub(super) async fn build(&self, tree: &Tree, name: String, signals: &mut Signals) -> Result<Built, Failure> {
         if self.no_build {
