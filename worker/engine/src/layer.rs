@@ -4,7 +4,7 @@
 //! layers, bottleneck sites replace the residual and layer norm at the end of a block. Runs without autograd; only the
 //! islands inside record graphs of their own.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, rc::Rc};
 
 use graftwork_model::Activation;
 use graftwork_shared::{composition::Composition, id::Name};
@@ -155,7 +155,7 @@ pub(crate) struct Layer<'a> {
     /// Rows of the layer's output: the same, or the first tokens alone where nothing else is read.
     pub(crate) out_spans: &'a Spans,
     /// Where both lie side by side, on accelerators.
-    pub(crate) places: Option<&'a Arc<Places>>,
+    pub(crate) places: Option<&'a Rc<Places>>,
     pub(crate) depth: Depth,
 }
 

@@ -7,7 +7,7 @@
 mod kernel;
 mod padded;
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use tch::Tensor;
 
@@ -27,7 +27,7 @@ pub(crate) struct Shape<'a> {
     pub(crate) keys: &'a Spans,
     pub(crate) heads: i64,
     /// Where both lie when rows are side by side, as far as that is known; of accelerators alone.
-    pub(crate) places: Option<&'a Arc<Places>>,
+    pub(crate) places: Option<&'a Rc<Places>>,
 }
 
 /// Dropout on the attention probabilities.
@@ -49,7 +49,7 @@ enum Weights {
     /// Of the kernel: probabilities, row after row, head after head, and the dropout mask on them in the same layout.
     Packed(Vec<f32>, Option<Vec<f32>>),
     /// Of libtorch.
-    Padded(padded::Kept, Arc<Places>),
+    Padded(padded::Kept, Rc<Places>),
 }
 
 /// Context `[queries, d]` of `softmax(q kᵀ / √width) v` for each row and head.
@@ -80,7 +80,7 @@ pub(crate) fn attention_backward(saved: &SavedAttention, gradient_td: &Tensor, s
 
 fn side_by_side(inputs: [&Tensor; 3], shape: &Shape, dropout: Option<&ProbabilityDropout>) -> (Tensor, Weights) {
     let places =
-        shape.places.map_or_else(|| Arc::new(Places::new(shape.queries, shape.keys, inputs[0].device())), Arc::clone);
+        shape.places.map_or_else(|| Rc::new(Places::new(shape.queries, shape.keys, inputs[0].device())), Rc::clone);
     let (context_td, kept) = padded::forward(inputs, &places, shape, dropout);
     (context_td, Weights::Padded(kept, places))
 }

@@ -15,8 +15,8 @@ use crate::{
 /// Where the tokens of a layer's rows lie when rows are side by side.
 pub(crate) struct Places {
     /// For each place of queries and of keys its token, −1 where there is none.
-    query_places: Tensor,
-    key_places: Tensor,
+    queries_at: Tensor,
+    keys_at: Tensor,
     /// For each token its place; −1 for a key that nobody sees.
     of_queries: Tensor,
     of_keys: Tensor,
@@ -44,21 +44,20 @@ impl Places {
         let sides = [side(of_queries, |span| span.length), side(of_keys, |span| span.visible)];
         let sizes = [queries.rows(), of_queries.1, of_keys.1].map(signed);
         // One copy to the device for all four.
-        let [(query_places, of_queries), (key_places, of_keys)] = sides;
-        let parts = [query_places, key_places, of_queries, of_keys];
+        let [(queries_at, of_queries), (keys_at, of_keys)] = sides;
+        let parts = [queries_at, keys_at, of_queries, of_keys];
         let all = transfer::to_device(&parts.concat(), device);
         let mut first = 0;
-        let [query_places, key_places, of_queries, of_keys] = parts.map(|part| {
+        let [queries_at, keys_at, of_queries, of_keys] = parts.map(|part| {
             first += signed(part.len());
             all.narrow(0, first - signed(part.len()), signed(part.len()))
         });
-        Self { query_places, key_places, of_queries, of_keys, sizes }
+        Self { queries_at, keys_at, of_queries, of_keys, sizes }
     }
 
     /// `[tokens, d]` to `[rows, h, places, width]`; zeros where no token is.
     fn spread(&self, x_td: &Tensor, of_keys: bool, heads: i64) -> Tensor {
-        let (places, length) =
-            if of_keys { (&self.key_places, self.sizes[2]) } else { (&self.query_places, self.sizes[1]) };
+        let (places, length) = if of_keys { (&self.keys_at, self.sizes[2]) } else { (&self.queries_at, self.sizes[1]) };
         taken(x_td, places).view([self.sizes[0], length, heads, -1]).transpose(1, 2)
     }
 
@@ -71,7 +70,7 @@ impl Places {
 
     /// 0 where a key is, −∞ elsewhere: `[rows, 1, 1, keys]`.
     fn hidden(&self) -> Tensor {
-        let nobody = self.key_places.lt(0).view([self.sizes[0], 1, 1, self.sizes[2]]);
+        let nobody = self.keys_at.lt(0).view([self.sizes[0], 1, 1, self.sizes[2]]);
         nobody.zeros_like().to_kind(Kind::Float).masked_fill(&nobody, f64::NEG_INFINITY)
     }
 

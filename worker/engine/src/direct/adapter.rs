@@ -42,9 +42,9 @@ pub(super) fn up(weights: &BottleneckWeights, leaves: &Leaves, x: &[f32], keep: 
     let mut slope = vec![0.0; if keep { inner.len() } else { 0 }];
     let bend = bend(weights.config.non_linearity);
     if keep {
-        bend.with_slope(&mut inner, &mut slope)
+        bend.with_slope(&mut inner, &mut slope);
     } else {
-        bend.alone(&mut inner)
+        bend.alone(&mut inner);
     }
     let [up, up_bias] = &weights.up;
     let mut out = vec![0.0; rows * hidden];

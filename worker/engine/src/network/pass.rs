@@ -1,6 +1,6 @@
 //! One pass through a network: embeddings, layers, heads, and back.
 
-use std::{cell::RefCell, cmp::Reverse, sync::Arc};
+use std::{cell::RefCell, cmp::Reverse, rc::Rc};
 
 use graftwork_shared::{composition::Composition, training::Precision};
 use tch::{Device, Kind, Tensor};
@@ -122,7 +122,7 @@ pub(super) struct Frame {
     out_spans: Spans,
     depth: Depth,
     /// On accelerators.
-    places: Option<Arc<Places>>,
+    places: Option<Rc<Places>>,
 }
 
 impl Frame {
@@ -301,7 +301,7 @@ impl Network {
             let out_spans = if first_only { spans.first_tokens() } else { spans.clone() };
             let depth = if ask.train { self.depth(index, ask.skip_layers) } else { Depth::Nothing };
             if self.on_accelerator() && (places.is_none() || first_only) {
-                places = Some(Arc::new(Places::new(&out_spans, &spans, self.trunk.device())));
+                places = Some(Rc::new(Places::new(&out_spans, &spans, self.trunk.device())));
             }
             let frame = Frame { spans, out_spans, depth, places: places.clone() };
             let layer = self.layer(index, &frame, context.as_ref(), ask);
