@@ -44,7 +44,11 @@ pub(crate) fn check_at_the_end(folder: &Path) {
 /// The same of facts that lay in a database.
 pub(crate) fn check_facts_at_the_end(facts: Result<Vec<Fact>>, state: &Path) {
     if !std::thread::panicking() {
-        facts.and_then(|facts| check_facts(&facts, state)).expect("a sound history");
+        let check = |facts: Vec<Fact>| {
+            ensure!(!facts.is_empty(), "the database holds no facts");
+            check_facts(&facts, state)
+        };
+        facts.and_then(check).expect("a sound history");
     }
 }
 
@@ -174,7 +178,6 @@ pub(crate) fn facts_in(config: &tokio_postgres::Config) -> Result<Vec<Fact>> {
         let snapshots = client.query("SELECT number FROM graftwork.snapshot", &[]).await?;
         ensure!(snapshots.is_empty(), "a snapshot took the place of the first facts: the run was too long");
         let rows = client.query("SELECT fact FROM graftwork.facts ORDER BY number", &[]).await?;
-        ensure!(!rows.is_empty(), "the database holds no facts");
         rows.iter().map(|row| Ok(serde_json::from_str(row.get(0))?)).collect()
     })
 }
