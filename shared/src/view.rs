@@ -347,13 +347,17 @@ impl std::fmt::Display for Refusal {
             Self::Gang { needs, free, have } => {
                 write!(
                     f,
-                    "it starts on {needs} workers at once (resources.gang), and {free} of {have} that could train it together are free"
-                )
+                    "it starts on {needs} workers at once (resources.gang), and {free} of {have} that could train it \
+                     together are free"
+                )?;
+                let help = "; start more of one kind that reach each other, or ask for fewer";
+                f.write_str(if have < needs { help } else { "" })
             }
             Self::Behind { job, stage, needs } => {
                 write!(
                     f,
-                    "places are kept for {stage} of job {job}, which is served first and starts on {needs} workers at once"
+                    "places are kept for {stage} of job {job}, which is served first and starts on {needs} workers at \
+                     once"
                 )
             }
             Self::Quota { owner, of: QuotaOf::Jobs, has, most, .. } => {

@@ -5,7 +5,11 @@
 //! half of their places each. Once it runs, its group changes as any other does: who is lost is left out, and the stage
 //! goes on. Only, its members are not taken back for stages that wait.
 
-use std::{cell::RefCell, cmp::Reverse, collections::BTreeSet};
+use std::{
+    cell::RefCell,
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use graftwork_shared::{
     id::{LeaseId, WorkerId},
@@ -13,27 +17,60 @@ use graftwork_shared::{
 };
 
 use crate::{
-    index::{Demand, Entry, Seat, Wait},
+    index::{Berth, Demand, Entry, Seat, Wait},
     job::JobState,
     machine::Scheduler,
     merit::usual_speed,
-    message::StageKey,
+    message::{Arithmetic, StageKey},
     phase::Grant,
     preempt::Claims,
     serve::Head,
 };
 
-/// Kinds of devices of which places are kept for gangs, while stages are handed out.
+/// What is kept for gangs that wait, while stages are handed out.
 #[derive(Default)]
-pub(crate) struct KeptPlaces(RefCell<BTreeSet<bool>>);
+pub(crate) struct Kept {
+    /// Workers that suit one of these are kept.
+    demands: RefCell<Vec<Demand>>,
+    /// These owners' quotas are.
+    owners: RefCell<BTreeSet<String>>,
+}
 
-impl KeptPlaces {
-    pub(crate) fn from(&self, demand: &Demand) -> bool {
-        self.0.borrow().contains(&demand.cpu)
+impl Kept {
+    pub(crate) fn demands(&self) -> Vec<Demand> {
+        self.demands.borrow().clone()
     }
 
-    pub(crate) fn keep_for(&self, demand: &Demand) {
-        self.0.borrow_mut().insert(demand.cpu);
+    pub(crate) fn keep(&self, demand: &Demand) {
+        let mut demands = self.demands.borrow_mut();
+        if !demands.contains(demand) {
+            demands.push(demand.clone());
+        }
+    }
+
+    pub(crate) fn has_quota_of(&self, owner: &str) -> bool {
+        self.owners.borrow().contains(owner)
+    }
+}
+
+/// A gang that waits, and what it keeps from those that are served behind it.
+pub(crate) struct Waiting {
+    /// What they are told.
+    pub(crate) refusal: Refusal,
+    /// It waits for its owner's quota, which it keeps, and for nothing else.
+    pub(crate) quota_of: Option<String>,
+    demand: Demand,
+}
+
+impl Waiting {
+    /// Whether it holds up another gang.
+    pub(crate) fn holds_up(&self, gang: &Demand) -> bool {
+        gang.gang > 1 && self.quota_of.is_none() && self.demand.overlaps(gang)
+    }
+
+    /// Whether a worker of this arithmetic is kept for it.
+    pub(crate) fn keeps(&self, arithmetic: &Arithmetic) -> bool {
+        self.quota_of.is_none() && self.demand.suits(arithmetic)
     }
 }
 
@@ -65,26 +102,73 @@ impl Scheduler {
         members.into_iter().chain(joiners).take(gang as usize).any(|other| other == worker)
     }
 
-    /// Whether a stage's turn finds all the workers that it starts on.
-    pub(crate) fn fits_together(&self, head: &Head) -> bool {
-        head.demand.gang < 2 || self.board.fleet.room(&head.demand).is_some_and(|most| head.memory_bytes <= most)
+    /// Whether a gang's turn finds all its workers; what it waits for is kept otherwise.
+    pub(crate) fn gang_fits(&self, head: &Head, kept: &Kept) -> bool {
+        let owner = &head.line.1;
+        if self.is_over_quota(owner, head.demand.gang) {
+            kept.owners.borrow_mut().insert(owner.clone());
+            return false;
+        }
+        let kept_before = kept.demands().iter().any(|before| before.overlaps(&head.demand));
+        let fits = !kept_before && self.board.fleet.room(&head.demand).is_some_and(|most| head.memory_bytes <= most);
+        if !fits {
+            kept.keep(&head.demand);
+        }
+        fits
     }
 
-    /// Workers with room for a stage; for a gang those among which it can be whole.
-    pub(crate) fn roomy(&mut self, head: &Head) -> Vec<WorkerId> {
+    /// Whether an owner gets no further helpers, since a gang of its own waits for what its quota leaves.
+    pub(crate) fn saves_up(&self, owner: &str) -> bool {
+        let mut gangs = self.board.queue.gangs.iter().filter_map(|spot| self.board.queue.entries.get(spot));
+        gangs.any(|entry| {
+            let gang = entry.demand.gang;
+            entry.line.1 == owner
+                && entry.wait == Wait::Place
+                && self.is_over_quota(owner, gang)
+                && !self.is_shut_out(owner, gang)
+                && self.board.fleet.hold(&entry.demand).is_some_and(|most| entry.memory_bytes <= most)
+        })
+    }
+
+    /// Workers with room for a stage beside what is kept; for a gang those among which it can be whole.
+    pub(crate) fn roomy(&mut self, head: &Head, kept: &[Demand]) -> Vec<WorkerId> {
         if head.demand.gang < 2 {
-            return self.board.fleet.roomy(&head.demand, head.memory_bytes).collect();
+            return self.board.fleet.roomy(&head.demand, head.memory_bytes, kept).collect();
         }
         self.count(self.board.fleet.seats.len());
-        let whole = self.rooms_together(&head.demand, head.memory_bytes).into_iter();
+        let whole = self.rooms_together(&head.demand, head.memory_bytes).into_values();
         whole.filter(|workers| workers.len() >= head.demand.gang as usize).flatten().collect()
     }
 
     /// Workers with room for so much, by who could train together.
-    fn rooms_together(&self, demand: &Demand, memory_bytes: u64) -> Vec<Vec<WorkerId>> {
-        let has_room = |seat: &Seat| seat.room_bytes.filter(|room| memory_bytes <= *room);
-        let berths = self.board.fleet.together(demand, has_room).into_values();
-        berths.map(|workers| workers.into_iter().map(|(_, worker)| worker).collect()).collect()
+    fn rooms_together(&self, demand: &Demand, memory_bytes: u64) -> BTreeMap<Berth, Vec<WorkerId>> {
+        self.workers_together(demand, |seat| seat.room_bytes.filter(|room| memory_bytes <= *room))
+    }
+
+    /// Workers that could hold so much, in the same way.
+    fn holders_together(&self, demand: &Demand, memory_bytes: u64) -> BTreeMap<Berth, Vec<WorkerId>> {
+        self.workers_together(demand, |seat| Some(seat.hold_bytes).filter(|hold| memory_bytes <= *hold))
+    }
+
+    fn workers_together(
+        &self,
+        demand: &Demand,
+        bytes: impl Fn(&Seat) -> Option<u64>,
+    ) -> BTreeMap<Berth, Vec<WorkerId>> {
+        let berths = self.board.fleet.together(demand, bytes).into_iter();
+        berths.map(|(berth, workers)| (berth, workers.into_iter().map(|(_, worker)| worker).collect())).collect()
+    }
+
+    /// Of those that could train together, the ones with which a gang will be whole first: how many there are, and have room.
+    fn nearest_berth(&self, demand: &Demand, memory_bytes: u64) -> Option<(Berth, usize, usize)> {
+        let free = self.rooms_together(demand, memory_bytes);
+        let all = self.holders_together(demand, memory_bytes).into_iter();
+        let berths = all.map(|(berth, workers)| {
+            let free = free.get(&berth).map_or(0, Vec::len);
+            (berth, workers.len(), free)
+        });
+        let whole = |have: usize| have >= demand.gang as usize;
+        berths.max_by_key(|(_, have, free)| if whole(*have) { (true, *free, *have) } else { (false, *have, *free) })
     }
 
     /// The other workers that a stage starts on: as its leader was chosen, of those that can reach it.
@@ -93,7 +177,7 @@ impl Scheduler {
         if others == 0 {
             return Vec::new();
         }
-        let berths = self.rooms_together(&head.demand, head.memory_bytes).into_iter();
+        let berths = self.rooms_together(&head.demand, head.memory_bytes).into_values();
         let mut able = berths.into_iter().find(|workers| workers.contains(&leader)).unwrap_or_default();
         able.retain(|worker| *worker != leader);
         let Some(job) = self.state.jobs().get(&head.spot.0) else { return Vec::new() };
@@ -105,13 +189,15 @@ impl Scheduler {
         able
     }
 
-    /// Places that a stage misses whose turn it is.
-    pub(crate) fn missing(&self, head: &Head) -> usize {
+    /// Places that a stage misses whose turn it is, and for a gang where.
+    pub(crate) fn missing(&self, head: &Head) -> (usize, Option<Berth>) {
         if head.demand.gang < 2 {
-            return 1;
+            return (1, None);
         }
-        let most = self.rooms_together(&head.demand, head.memory_bytes).iter().map(Vec::len).max().unwrap_or(0);
-        (head.demand.gang as usize).saturating_sub(most)
+        match self.nearest_berth(&head.demand, head.memory_bytes) {
+            Some((berth, _, free)) => ((head.demand.gang as usize).saturating_sub(free), Some(berth)),
+            None => (0, None),
+        }
     }
 
     /// Why a gang does not start: too few workers together.
@@ -120,51 +206,42 @@ impl Scheduler {
         if needs < 2 {
             return None;
         }
-        let memory_bytes = job.plan.stages[at].memory_bytes;
         let entry = self.board.queue.entries.get(&(job.plan.id(), at))?;
-        let most = |workers: Vec<usize>| u32::try_from(workers.into_iter().max().unwrap_or(0)).unwrap_or(u32::MAX);
-        let held = |seat: &Seat| Some(seat.hold_bytes).filter(|hold| memory_bytes <= *hold);
-        let have = most(self.board.fleet.together(&entry.demand, held).values().map(Vec::len).collect());
-        let free = most(self.rooms_together(&entry.demand, memory_bytes).iter().map(Vec::len).collect());
+        let nearest = self.nearest_berth(&entry.demand, entry.memory_bytes);
+        let number = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let (have, free) = nearest.map_or((0, 0), |(_, have, free)| (number(have), number(free)));
         (free < needs).then_some(Refusal::Gang { needs, free, have })
     }
 
-    /// Why a stage does not start for which there is room: a gang is served before it.
-    pub(crate) fn behind_gang(&self, key: &StageKey, job: &JobState, at: usize) -> Option<Refusal> {
-        if self.board.queue.gangs.is_empty() {
-            return None;
+    /// The gangs that are served before a stage and wait for workers or for quota.
+    pub(crate) fn gangs_before(&self, key: &StageKey) -> Vec<Waiting> {
+        let queue = &self.board.queue;
+        if !queue.gangs.iter().any(|spot| queue.entries.get(spot).is_some_and(|entry| self.keeps_places(entry))) {
+            return Vec::new();
         }
-        let cpu = self.board.queue.entries.get(&(job.plan.id(), at))?.demand.cpu;
-        let waits = |entry: &Entry| {
-            let (demand, fleet) = (&entry.demand, &self.board.fleet);
-            let within = |most: Option<u64>| most.is_some_and(|most| entry.memory_bytes <= most);
-            entry.wait == Wait::Place
-                && demand.cpu == cpu
-                && demand.gang > 1
-                && !self.is_over_quota(&entry.line.1, demand.gang)
-                && within(fleet.hold(demand))
-                && !within(fleet.room(demand))
-        };
         let before = self.ready().into_iter().take_while(|other| other != key);
-        let mut gangs = before.filter(|other| {
-            let spot = self.state.record(other).map(|(_, position)| (other.job.clone(), position));
-            spot.and_then(|spot| self.board.queue.entries.get(&spot)).is_some_and(waits)
+        let gangs = before.filter_map(|other| {
+            let (job, at) = self.state.record(&other)?;
+            let entry = queue.entries.get(&(other.job.clone(), at)).filter(|entry| self.keeps_places(entry))?;
+            let owner = &entry.line.1;
+            let refusal = Refusal::Behind { job: other.job, stage: other.stage, needs: job.gang(at) };
+            let quota_of = self.is_over_quota(owner, entry.demand.gang).then(|| owner.clone());
+            Some(Waiting { refusal, quota_of, demand: entry.demand.clone() })
         });
-        let first = gangs.next()?;
-        let needs = self.state.record(&first).map_or(1, |(job, position)| job.gang(position));
-        Some(Refusal::Behind { job: first.job, stage: first.stage, needs })
+        gangs.collect()
+    }
+
+    /// Whether a stage is a gang that others may not pass: workers here could make it whole, and it waits for them or for
+    /// its owner's quota.
+    fn keeps_places(&self, entry: &Entry) -> bool {
+        let gang = entry.demand.gang;
+        let hold = || self.board.fleet.hold(&entry.demand).is_some_and(|most| entry.memory_bytes <= most);
+        gang > 1 && entry.wait == Wait::Place && !self.is_shut_out(&entry.line.1, gang) && hold()
     }
 
     /// The workers that will have room for a gang, and the leases that have to go for it: those whose going loses least.
     pub(crate) fn make_rooms(&mut self, head: &Head, claims: &Claims) -> Option<(Vec<WorkerId>, Vec<LeaseId>)> {
-        let held = |seat: &Seat| Some(seat.hold_bytes).filter(|hold| head.memory_bytes <= *hold);
-        let berths: Vec<Vec<WorkerId>> = self
-            .board
-            .fleet
-            .together(&head.demand, held)
-            .into_values()
-            .map(|workers| workers.into_iter().map(|(_, worker)| worker).collect())
-            .collect();
+        let berths: Vec<_> = self.holders_together(&head.demand, head.memory_bytes).into_values().collect();
         self.count(berths.iter().map(|workers| workers.len() * head.demand.gang as usize).sum());
         let ways = berths.into_iter().filter_map(|workers| self.rooms_of(head, claims, workers));
         let way = ways.min_by_key(|(lost, workers, _)| (*lost, workers.clone()));

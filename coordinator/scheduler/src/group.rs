@@ -107,7 +107,7 @@ impl Group {
     pub(crate) fn mark(&self) -> GroupMark {
         GroupMark {
             joiners: self.joiners.keys().copied().collect(),
-            prepared: !self.joiners.is_empty() && self.joiners.values().all(|prepared| *prepared),
+            prepared: self.joiners.values().any(|prepared| *prepared),
             breaking: self.breaking.is_some(),
             giving: self.giving.is_some(),
             asked_back: self.asked_back.clone(),
@@ -184,9 +184,10 @@ impl Scheduler {
         self.count(self.board.leases.prepared.len());
         let prepared = self.board.leases.prepared.iter().filter_map(|lease| {
             let group = self.groups.get(lease)?;
-            let joiners: Vec<WorkerId> = group.joiners.keys().copied().collect();
-            let stay = joiners.iter().all(|joiner| !group.asked_back.contains(joiner));
-            (stay && group.breaking.is_none()).then_some((*lease, joiners))
+            let ready =
+                group.joiners.iter().filter(|(joiner, prepared)| **prepared && !group.asked_back.contains(joiner));
+            let ready: Vec<WorkerId> = ready.map(|(joiner, _)| *joiner).collect();
+            (!ready.is_empty() && group.breaking.is_none()).then_some((*lease, ready))
         });
         for (lease, joiners) in prepared.collect::<Vec<_>>() {
             let (Some(key), Some(grant)) = (self.state.live().get(&lease).cloned(), self.state.grant(lease)) else {
@@ -197,7 +198,7 @@ impl Scheduler {
             if members.iter().any(|member| self.is_apart(*member)) {
                 continue;
             }
-            self.edit_group(lease, |group| group.joiners.clear());
+            self.edit_group(lease, |group| group.joiners.retain(|joiner, _| !joiners.contains(joiner)));
             let reason = format!("{} joined", names(&joiners));
             self.form(&key, lease, Forming { members, at_once: false, reason });
         }

@@ -15,6 +15,7 @@ use graftwork_shared::{
 };
 
 use crate::{
+    gang::Kept,
     group::Role,
     index::{Demand, Kind, Round, Wait},
     machine::Scheduler,
@@ -81,10 +82,10 @@ impl Scheduler {
     /// The same, stage by stage.
     pub(crate) fn somebody_is_refused(&self) -> bool {
         self.ready().iter().filter_map(|key| self.state.record(key)).any(|(job, position)| {
-            matches!(
-                self.choose(job, position),
-                Err(Refusal::Busy { .. } | Refusal::Gang { .. } | Refusal::Behind { .. } | Refusal::LookingForReuse)
-            )
+            self.choose(job, position).is_err_and(|refusal| {
+                use Refusal::{Behind, Busy, Gang, LookingForReuse};
+                !refusal.lasts() && matches!(refusal, Busy { .. } | Gang { .. } | Behind { .. } | LookingForReuse)
+            })
         })
     }
 
@@ -102,7 +103,7 @@ impl Scheduler {
             let owner = self.owner_of(lease);
             if self.groups.get(&lease).is_some_and(|group| group.bars(worker, self.now_ms)) {
                 closed = Closed::To(worker);
-            } else if owner.is_some_and(|owner| !self.is_over_quota(owner, 1)) {
+            } else if owner.is_some_and(|owner| !self.is_over_quota(owner, 1) && !self.saves_up(owner)) {
                 break Ok(lease);
             }
             after = Some(rank);
@@ -170,20 +171,35 @@ impl Scheduler {
     fn take_back_for_turns(&mut self, helpers: &[(WorkerId, LeaseId)]) {
         let mut able: Vec<Helper> = helpers.iter().filter_map(|(worker, lease)| self.helper(*worker, *lease)).collect();
         able.sort_by_key(|helper| (!helper.asked, Reverse(helper.size), Reverse(helper.worker)));
-        let mut turns = Turns::begin(self, &|_, _, wait, demand| within(&able, wait, demand));
+        let kept = Kept::default();
+        // Nobody leaves for a stage that no worker could take.
+        let limit = |machine: &Scheduler, able: &[Helper], wait: Wait, demand: &Demand| {
+            Some(within(able, wait, demand, &kept.demands())?.min(machine.board.fleet.hold(demand)?))
+        };
+        let mut turns = Turns::begin(self, &|machine, _, wait, demand| limit(machine, &able, wait, demand));
         while let Some(head) = turns.next(self) {
-            let fits =
-                |helper: &Helper| head.demand.suits(&helper.arithmetic) && head.memory_bytes <= helper.room_bytes;
-            for _ in 0..self.missing(&head) {
-                let Some(found) = able.iter().position(fits) else { break };
-                self.count(found);
-                let Helper { worker, lease, .. } = able[found];
-                able.retain(|helper| helper.worker != worker);
-                if let Some(key) = self.key_at(&head.spot) {
-                    self.ask_back(worker, lease, format!("{key} waits for a place"));
+            let (missing, berth) = self.missing(&head);
+            if head.demand.gang > 1 {
+                kept.keep(&head.demand);
+            }
+            let fits = |helper: &Helper| {
+                head.demand.suits(&helper.arithmetic)
+                    && head.memory_bytes <= helper.room_bytes
+                    && berth.as_ref().is_none_or(|berth| self.board.fleet.is_at(helper.worker, berth))
+            };
+            let mut found: Vec<(WorkerId, LeaseId)> = Vec::new();
+            for helper in able.iter().filter(|helper| fits(helper)) {
+                if found.len() < missing && found.iter().all(|(worker, _)| *worker != helper.worker) {
+                    found.push((helper.worker, helper.lease));
                 }
             }
-            turns.go_on(self, &head, false, &|_, _, wait, demand| within(&able, wait, demand));
+            self.count(able.len());
+            let key = self.key_at(&head.spot);
+            for ((worker, lease), key) in found.into_iter().zip(key.iter().cycle()) {
+                able.retain(|helper| helper.worker != worker);
+                self.ask_back(worker, lease, format!("{key} waits for a place"));
+            }
+            turns.go_on(self, &head, false, &|machine, _, wait, demand| limit(machine, &able, wait, demand));
         }
     }
 
@@ -212,7 +228,9 @@ impl Scheduler {
                 Err(Refusal::Busy { .. }) => (None, 1),
                 Err(Refusal::Gang { needs, free, have }) if needs <= have => (None, needs - free),
                 // Only what its owner gives back makes room for it.
-                Err(Refusal::Quota { owner, has, most, needs, .. }) => (Some(owner), has + needs - most),
+                Err(Refusal::Quota { owner, has, most, needs, .. }) if needs <= most => {
+                    (Some(owner), has + needs - most)
+                }
                 Ok(_) | Err(_) => continue,
             };
             let memory_bytes = job.plan.stages[position].memory_bytes;
@@ -272,7 +290,8 @@ struct Helper {
 }
 
 /// What one of these helpers would make room for.
-fn within(able: &[Helper], wait: Wait, demand: &Demand) -> Option<u64> {
-    let suited = able.iter().filter(|helper| wait == Wait::Place && demand.suits(&helper.arithmetic));
+fn within(able: &[Helper], wait: Wait, demand: &Demand, kept: &[Demand]) -> Option<u64> {
+    let free = |helper: &&Helper| demand.gang > 1 || !kept.iter().any(|gang| gang.suits(&helper.arithmetic));
+    let suited = able.iter().filter(|helper| wait == Wait::Place && demand.suits(&helper.arithmetic)).filter(free);
     suited.map(|helper| helper.room_bytes).max()
 }

@@ -9,6 +9,7 @@ use graftwork_shared::{assignment::Holdings, digest::Digest, id::WorkerId};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    index::Demand,
     machine::Scheduler,
     pace::{SpeedOf, speed_step},
     plan::PlannedStage,
@@ -116,8 +117,8 @@ impl Scheduler {
     }
 
     /// The worker for a stage whose turn it is, and why: as [`Self::choose`] says, among those with room alone.
-    pub(crate) fn best_worker(&mut self, head: &Head) -> Option<Chosen> {
-        let roomy = self.roomy(head);
+    pub(crate) fn best_worker(&mut self, head: &Head, kept: &[Demand]) -> Option<Chosen> {
+        let roomy = self.roomy(head, kept);
         self.count(roomy.len());
         let load = |id: &WorkerId| self.load(*id);
         let least = roomy.iter().map(load).min()?;

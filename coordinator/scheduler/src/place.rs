@@ -22,8 +22,8 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
-    gang::KeptPlaces,
-    index::{Round, Spot, Wait},
+    gang::Kept,
+    index::{Demand, Round, Spot, Wait},
     job::JobState,
     machine::{Reuse, Scheduler},
     merit::usual_speed,
@@ -51,27 +51,32 @@ impl Scheduler {
     /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good. Nobody passes a gang
     /// that waits for workers of the kind it needs.
     fn hand_out(&mut self) {
-        let kept = KeptPlaces::default();
+        if !self.board.queue.gangs.is_empty() {
+            self.count(self.board.fleet.seats.len());
+        }
+        let kept = Kept::default();
         let limit: Limit<'_> = &|machine, (_, owner), wait, demand| match wait {
             Wait::Question => machine.board.fleet.hold(demand),
-            Wait::Place if machine.is_over_quota(owner, demand.gang) || kept.from(demand) => None,
+            Wait::Place if kept.has_quota_of(owner) => None,
             // One that does not fit is looked at all the same: places are kept for it.
-            Wait::Place if demand.gang > 1 => machine.board.fleet.hold(demand),
-            Wait::Place => machine.board.fleet.room(demand),
+            Wait::Place if demand.gang > 1 && !machine.is_shut_out(owner, demand.gang) => {
+                machine.board.fleet.hold(demand)
+            }
+            Wait::Place if machine.is_over_quota(owner, demand.gang) => None,
+            Wait::Place => machine.board.fleet.room_beside(demand, &kept.demands()),
             Wait::Answer | Wait::Rest => None,
         };
         let mut turns = Turns::begin(self, limit);
         while let Some(head) = turns.next(self) {
             let mut fits =
                 limit(self, &head.line, head.wait, &head.demand).is_some_and(|most| head.memory_bytes <= most);
-            if fits && head.wait == Wait::Place && !self.fits_together(&head) {
-                kept.keep_for(&head.demand);
-                fits = false;
+            if fits && head.wait == Wait::Place && head.demand.gang > 1 {
+                fits = self.gang_fits(&head, &kept);
             }
             if fits && let Some(key) = self.key_at(&head.spot) {
                 match head.wait {
                     Wait::Question => self.look_for_reuse(key),
-                    _ => self.lease(&key, &head),
+                    _ => self.lease(&key, &head, &kept.demands()),
                 }
             }
             turns.go_on(self, &head, fits && head.wait == Wait::Place, limit);
@@ -151,10 +156,26 @@ impl Scheduler {
         if let Some(refusal) = self.over_quota(job, job.gang(position)) {
             return Err(refusal);
         }
-        if let Some(refusal) = short_of_gang.or_else(|| self.behind_gang(&key, job, position)) {
+        let gangs = self.gangs_before(&key);
+        if let Some(gang) = gangs.iter().find(|gang| gang.quota_of.as_ref() == Some(&job.plan.job.owner)) {
+            return Err(gang.refusal.clone());
+        }
+        if let Some(refusal) = short_of_gang {
             return Err(refusal);
         }
-        let free = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes));
+        let demand = self.board.queue.entries.get(&(key.job.clone(), position)).map(|entry| &entry.demand);
+        if let Some(gang) = gangs.iter().find(|gang| demand.is_some_and(|demand| gang.holds_up(demand))) {
+            return Err(gang.refusal.clone());
+        }
+        let has_room = |(_, worker): &&(WorkerId, &Worker)| worker.has_room(stage.memory_bytes);
+        let keeper = |worker: &Worker| gangs.iter().find(|gang| gang.keeps(&worker.info.arithmetic()));
+        if job.gang(position) < 2
+            && let Some(gang) = suited.iter().filter(has_room).map(|(_, worker)| keeper(worker)).next().flatten()
+            && suited.iter().filter(has_room).all(|(_, worker)| keeper(worker).is_some())
+        {
+            return Err(gang.refusal.clone());
+        }
+        let free = suited.iter().filter(has_room).filter(|(_, worker)| keeper(worker).is_none());
         // Whoever only helps is asked to leave its group once it has a stage of its own.
         let own = |id: WorkerId, worker: &Worker| worker.leases.len() - self.helps_in(id);
         let usual = usual_speed(stage, &suited);
@@ -208,8 +229,8 @@ impl Scheduler {
         Ok(workers)
     }
 
-    fn lease(&mut self, key: &StageKey, head: &Head) {
-        let Some(chosen) = self.best_worker(head) else { return };
+    fn lease(&mut self, key: &StageKey, head: &Head, kept: &[Demand]) {
+        let Some(chosen) = self.best_worker(head, kept) else { return };
         let worker = chosen.worker;
         let companions = self.companions(head, worker);
         let Some((job, position)) = self.state.record(key) else { return };

@@ -93,10 +93,20 @@ impl Turns {
 
     /// Goes on behind a stage, which has left its line if it was taken.
     pub(crate) fn go_on(&mut self, machine: &mut Scheduler, head: &Head, taken: bool, limit: Limit<'_>) {
-        if let Some(turn) = self.lines.get_mut(&head.line) {
-            turn.taken += usize::from(taken);
+        if taken {
+            self.take(head);
         }
         self.look(machine, &head.line, Some(&head.when.3), limit);
+    }
+
+    /// Its owner has more places now: those of a gang at once.
+    fn take(&mut self, head: &Head) {
+        let places = head.demand.gang.max(1) as usize;
+        for ((priority, owner), turn) in self.lines.iter_mut().filter(|((_, owner), _)| *owner == head.line.1) {
+            // Lines of lower priority count one place for each stage before them already.
+            let further = if (*priority, owner) == (head.line.0, &head.line.1) { places } else { places - 1 };
+            turn.taken += if *priority >= head.line.0 { further } else { 0 };
+        }
     }
 
     /// The limits are wider than they were: looks again at all that is served behind a stage. No stage may have left its

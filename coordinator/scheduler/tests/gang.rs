@@ -84,31 +84,16 @@ fn a_gang_starts_on_all_its_workers_in_one_decision_or_says_how_many_it_misses()
 }
 
 #[test]
-fn its_workers_form_one_group_once_all_of_them_are_prepared() {
+fn each_of_its_workers_is_taken_in_when_it_is_prepared() {
     let mut machine = Machine::new();
     idle(&mut machine, 0..3);
     let (job, commands) = submit(&mut machine, &gang("g", 3, 0));
-    let joiners = invited(&commands);
-    let (worker, lease) = joiners[0];
-    assert!(places(&machine.apply(Event::Prepared { worker, lease })).is_empty(), "the other one loads still");
-    let (worker, lease) = joiners[1];
-    let commands = machine.apply(Event::Prepared { worker, lease });
-    assert_eq!(places(&commands).len(), 3);
-    assert_eq!(reasons(&commands), [format!("{}, {} joined", joiners[0].0, joiners[1].0)]);
+    for (number, (worker, lease)) in invited(&commands).into_iter().enumerate() {
+        let commands = machine.apply(Event::Prepared { worker, lease });
+        assert_eq!(places(&commands).len(), 2 + number, "one that loads for long holds up nobody");
+        assert_eq!(reasons(&commands), [format!("{worker} joined")]);
+    }
     assert_eq!(members(&machine, &job, "g"), 3);
-}
-
-#[test]
-fn a_joiner_that_is_lost_keeps_nobody_waiting() {
-    let mut machine = Machine::new();
-    idle(&mut machine, 0..3);
-    let (job, commands) = submit(&mut machine, &gang("g", 3, 0));
-    let joiners = invited(&commands);
-    let (worker, lease) = joiners[0];
-    machine.apply(Event::Prepared { worker, lease });
-    let lost = Event::WorkerLeft { worker: joiners[1].0, reason: "killed".to_owned() };
-    assert_eq!(places(&machine.apply(lost)).len(), 2, "who is left is a group");
-    assert_eq!(members(&machine, &job, "g"), 2);
 }
 
 #[test]
@@ -289,6 +274,105 @@ fn a_quota_is_held_for_all_places_of_a_gang_at_once() {
             assert_eq!(refusal(&machine, &job, "g"), expected);
         }
     }
+}
+
+/// An owner of another name, and jobs that may have helpers.
+fn of(owner: &str, plan: Plan) -> Plan {
+    let mut plan = fixture::owned(owner, plan);
+    plan.digest = plan.job.digest();
+    plan
+}
+
+#[test]
+fn a_gang_that_waits_for_quota_keeps_it_from_its_owners_helpers_and_later_stages() {
+    let quota = Quota { places: Some(2), jobs: None };
+    let mut machine = Machine::with(Policy { quotas: [("me".to_owned(), quota)].into(), ..Policy::default() });
+    let (_, commands) = submit(&mut machine, &grouped(8, 100));
+    assert!(commands.is_empty() || assigned(&commands).is_empty());
+    let workers = idle(&mut machine, 0..4);
+    let lease = machine.facts.iter().find_map(|fact| match fact {
+        Fact::StageLeased { lease, .. } => Some(*lease),
+        _ => None,
+    });
+    let lease = lease.unwrap();
+    machine.apply(Event::Prepared { worker: workers[1], lease });
+    let (gang_job, commands) = submit(&mut machine, &gang("g", 2, 0));
+    assert_eq!(released(&commands), [(workers[1], lease)]);
+    let commands = machine.apply(Event::Released { worker: workers[1], lease });
+    assert!(invited(&commands).is_empty() && assigned(&commands).is_empty(), "one place is not enough: {commands:?}");
+    let (later, commands) = submit(&mut machine, &single("later", 0));
+    assert!(assigned(&commands).is_empty());
+    let behind = Refusal::Behind { job: gang_job.clone(), stage: name("g"), needs: 2 };
+    assert_eq!(refusal(&machine, &later, "later"), behind);
+    let (_, commands) = submit(&mut machine, &of("bob", single("bobs", 0)));
+    assert_eq!(assigned(&commands)[0].0, "bobs", "another owner has quota of its own");
+    for _ in 0..3 {
+        assert!(invited(&machine.apply(Event::Tick)).is_empty());
+    }
+    let commands = end(&mut machine, (workers[0], lease), "a");
+    assert_eq!((assigned(&commands)[0].0.as_str(), invited(&commands).len()), ("g", 1));
+}
+
+#[test]
+fn nobody_is_taken_back_for_a_gang_that_can_no_longer_be_whole() {
+    let mut machine = Machine::new();
+    submit(&mut machine, &grouped(8, 100));
+    let workers = idle(&mut machine, 0..3);
+    let lease = machine.facts.iter().find_map(|fact| match fact {
+        Fact::StageLeased { lease, .. } => Some(*lease),
+        _ => None,
+    });
+    let lease = lease.unwrap();
+    machine.apply(Event::Prepared { worker: workers[1], lease });
+    machine.apply(Event::Prepared { worker: workers[2], lease });
+    let (job, commands) = submit(&mut machine, &gang("g", 3, 0));
+    assert_eq!(released(&commands).len(), 2, "all three could make it whole");
+    machine.apply(Event::WorkerLeft { worker: workers[2], reason: "killed".to_owned() });
+    let commands = machine.apply(Event::Released { worker: workers[1], lease });
+    assert_eq!(invited(&commands), [(workers[1], lease)], "it helps again");
+    machine.apply(Event::Prepared { worker: workers[1], lease });
+    for _ in 0..3 {
+        assert!(released(&machine.apply(Event::Tick)).is_empty());
+    }
+    assert_eq!(refusal(&machine, &job, "g"), Refusal::Gang { needs: 3, free: 0, have: 2 });
+}
+
+#[test]
+fn a_link_that_breaks_for_a_moment_gives_no_kept_place_away() {
+    let mut machine = Machine::new();
+    let running = busy(&mut machine, 2);
+    let workers = idle(&mut machine, 2..4);
+    submit(&mut machine, &gang("g", 4, 0));
+    machine.apply(Event::LinkLost { worker: running[0].0, reason: "connection reset".to_owned() });
+    let (later, commands) = submit(&mut machine, &single("later", 0));
+    assert!(assigned(&commands).is_empty(), "{commands:?}");
+    assert!(matches!(refusal(&machine, &later, "later"), Refusal::Behind { .. }));
+    assert_eq!(workers.len(), 2);
+}
+
+#[test]
+fn workers_that_cannot_be_of_a_gang_are_not_kept_for_it() {
+    let mut machine = Machine::new();
+    let wide = |number: usize| WorkerInfo { class: fixture::class("avx512"), ..keyed(number) };
+    let (worker, _) = machine.join(wide(0));
+    let (_, commands) = submit(&mut machine, &gang("g", 1, 0));
+    let lease = assigned(&commands)[0].2;
+    machine.checkpoint((worker, lease), 10);
+    machine.apply(Event::WorkerLeft { worker, reason: "killed".to_owned() });
+    // It goes on where it was computed alone, and one of the two there is taken.
+    let resources = graftwork_shared::job::Resources { gang: 2, ..gang("g", 1, 0).job.resources };
+    let job = gang("g", 1, 0).id();
+    machine.apply(Event::Resources { job: job.clone(), resources });
+    machine.join(wide(1));
+    submit(&mut machine, &single("s", 5));
+    machine.join(wide(2));
+    machine.after(60_000, Event::Tick);
+    let narrow = machine.join(keyed(3)).0;
+    let (_, commands) = submit(&mut machine, &single("t", 0));
+    assert_eq!(
+        assigned(&commands).iter().map(|(stage, worker, _)| (stage.as_str(), *worker)).collect::<Vec<_>>(),
+        [("t", narrow)]
+    );
 }
 
 #[test]

@@ -225,11 +225,13 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         Listen::Tcp(_) | Listen::Tls(_) => None,
     });
     // Its nights end with this function; what is under way is on the disk.
-    let _nights = socket.filter(|_| !by_itself.files.is_empty()).map(|socket| by_itself.start(socket)).transpose()?;
+    let nights = socket.filter(|_| !by_itself.files.is_empty()).map(|socket| by_itself.start(socket)).transpose()?;
     tokio::select! {
         error = running.wait() => return Err(error.into()),
         () = signals.stop() => eprintln!("stopping: workers go on under their leases, and the next coordinator takes them up"),
     }
+    // Before the coordinator goes: what is under way would see it go.
+    drop(nights);
     running.stop("the coordinator was stopped").await?;
     Ok(DONE)
 }

@@ -162,7 +162,8 @@ impl Work<'_> {
         match self.run(&version, &text, &job).await {
             Ok(Some(measured)) => {
                 if let Some(problem) = measured.night.failed.first() {
-                    return Ok(Some(Tried::Worse(format!("{} {}", problem.name, problem.message))));
+                    let words = format!("cannot be measured: {} {}", problem.name, problem.message);
+                    return Ok(Some(Tried::Not(words)));
                 }
                 let opened = Opened { night: &measured.night, book: &measured.book };
                 let none = || Tried::Not("cannot be compared: its held-out rows or classes are other ones".to_owned());

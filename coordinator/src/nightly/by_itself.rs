@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use graftwork_shared::{diagnostic, event::Outcome, id::JobId, view::JobView};
+use graftwork_shared::{diagnostic, event::Outcome, id::JobId, schedule::Schedule, view::JobView};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
@@ -33,6 +33,9 @@ use crate::{
 /// How long it sleeps at most before it looks at clock and job files again: either may be set anew.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
 
+/// After so long a night that something passing kept from its end goes on.
+const TRY_AGAIN_MS: u64 = 5 * 60_000;
+
 /// What a coordinator runs by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct ByItself {
@@ -48,6 +51,8 @@ pub(crate) struct ByItself {
 struct Watched {
     file: PathBuf,
     past: Past,
+    /// It is not tried before, in milliseconds since 1970.
+    not_before_ms: u64,
     /// What was said of it last, so that nothing is said each time.
     said: String,
 }
@@ -89,7 +94,7 @@ impl ByItself {
         for file in &self.files {
             // One whose history another process holds is looked at when it is due.
             let past = self.past(file, began_ms).unwrap_or(Past { unfinished: false, last_ms: began_ms });
-            watched.push(Watched { file: file.clone(), past, said: String::new() });
+            watched.push(Watched { file: file.clone(), past, not_before_ms: 0, said: String::new() });
         }
         loop {
             let mut wait = LOOK_AGAIN;
@@ -97,8 +102,14 @@ impl ByItself {
                 let now = now_ms();
                 match watched.due(now) {
                     Some(due) if due <= now => {
-                        self.night(&watched.file, &socket).await;
-                        watched.past = Past { unfinished: false, last_ms: now };
+                        let ended = self.night(&watched.file, &socket).await;
+                        if ended {
+                            watched.past = Past { unfinished: false, last_ms: now };
+                        } else {
+                            // Whatever it was that is under way, it is the next to go on.
+                            watched.past.unfinished = true;
+                            watched.not_before_ms = now_ms() + TRY_AGAIN_MS;
+                        }
                         wait = Duration::ZERO;
                     }
                     Some(due) => wait = wait.min(Duration::from_millis(due - now)),
@@ -112,8 +123,11 @@ impl ByItself {
     /// What the history knows of a job's nights.
     fn past(&self, file: &Path, began_ms: u64) -> Result<Past, Failure> {
         let history = self.history(file)?;
-        let last_ms = history.nights()?.last().map_or(began_ms, |night| night.began_ms);
-        Ok(Past { unfinished: history.tonight()?.is_some(), last_ms })
+        let nights = history.nights()?;
+        let last = nights.last();
+        let unjudged = last.is_some_and(|night| night.judged.is_none());
+        let last_ms = last.map_or(began_ms, |night| night.began_ms);
+        Ok(Past { unfinished: unjudged || history.tonight()?.is_some(), last_ms })
     }
 
     fn history(&self, file: &Path) -> Result<History, Failure> {
@@ -126,19 +140,28 @@ impl ByItself {
         History::open(std::path::absolute(folder)?, |words| tracing::info!("{words}"))
     }
 
-    /// One night of a job file, from its beginning or its interruption to its end.
-    async fn night(&self, file: &Path, socket: &Path) {
+    /// One night of a job file, from its beginning or its interruption to its end. False: it is to go on later.
+    async fn night(&self, file: &Path, socket: &Path) -> bool {
         let name = file.display().to_string();
         tracing::info!(file = name, "a night begins");
-        if let Err(failure) = self.train(file, socket).await {
-            let error = graftwork_shared::cause::told(failure.error.as_ref());
-            tracing::error!(file = name, error, "the night was not run to its end");
+        let told = |failure: &Failure| graftwork_shared::cause::told(failure.error.as_ref());
+        match self.train(file, socket).await {
+            Ok(()) => true,
+            Err(Trouble::Final(failure)) => {
+                tracing::error!(file = name, error = told(&failure), "the night was not run to its end");
+                true
+            }
+            Err(Trouble::Passing(failure)) => {
+                tracing::warn!(file = name, error = told(&failure), "the night goes on in some minutes");
+                false
+            }
         }
     }
 
-    async fn train(&self, file: &Path, socket: &Path) -> Result<(), Failure> {
+    async fn train(&self, file: &Path, socket: &Path) -> Result<(), Trouble> {
         let history = self.history(file)?;
-        let read = JobFile::read(file)?.map_err(|refused| errors(&refused.text, &refused.name, &refused.problems))?;
+        let refused = |refused: Refused| Trouble::Final(errors(&refused.text, &refused.name, &refused.problems));
+        let read = JobFile::read(file)?.map_err(refused)?;
         let nightly = read.job.nightly.clone();
         let waiting = history.nights()?.last().filter(|night| night.judged.is_none()).map(|night| night.number);
         let number = match waiting {
@@ -152,9 +175,9 @@ impl ByItself {
                     Ok(ended) => ended,
                     Err(Trouble::Final(failure)) => {
                         history.forget_tonight()?;
-                        return Err(failure);
+                        return Err(Trouble::Final(failure));
                     }
-                    Err(Trouble::Passing(failure)) => return Err(failure),
+                    Err(passing) => return Err(passing),
                 };
                 let number = keep(&history, prepared, &view, recoveries)?;
                 // What is kept is the history.
@@ -183,11 +206,15 @@ impl ByItself {
 }
 
 impl Watched {
+    fn due_by(&self, schedule: &Schedule, now_ms: u64) -> Option<u64> {
+        due(schedule, self.past, now_ms).map(|due| due.max(self.not_before_ms))
+    }
+
     /// When its next night begins; `None` while its file does not say so, which is told once.
     fn due(&mut self, now_ms: u64) -> Option<u64> {
         let (due, said) = match JobFile::read(&self.file) {
             Ok(Ok(file)) => match &file.job.nightly.cron {
-                Some(schedule) => (due(schedule, self.past, now_ms), format!("nights are due at {schedule} in UTC")),
+                Some(schedule) => (self.due_by(schedule, now_ms), format!("nights are due at {schedule} in UTC")),
                 None => (None, "no night is due: its table [nightly] has no `cron`".to_owned()),
             },
             Ok(Err(refused)) => {
@@ -212,9 +239,10 @@ enum Trouble {
     Passing(Failure),
 }
 
-impl From<ClientError> for Trouble {
-    fn from(error: ClientError) -> Self {
-        if error.is_input() { Self::Final(error.into()) } else { Self::Passing(error.into()) }
+/// Whatever is not said to be final may pass: a coordinator that is not there, a quota, a history that another process holds.
+impl<E: Into<Failure>> From<E> for Trouble {
+    fn from(error: E) -> Self {
+        Self::Passing(error.into())
     }
 }
 
@@ -237,6 +265,9 @@ async fn serve(prepared: &Prepared, file: &JobFile, client: &mut Client) -> Resu
         submitted => submitted?,
     };
     let (view, recoveries) = ended(client, &id).await?;
+    if view.outcome.is_none() {
+        return Err(passing(anyhow::anyhow!("nothing more is heard of its job {id}, which has not ended")));
+    }
     if view.outcome == Some(Outcome::Cancelled) {
         forget(client, &id).await;
         return Err(Trouble::Final(Failure::input(anyhow::anyhow!("somebody cancelled its job {id}"))));

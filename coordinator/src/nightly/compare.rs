@@ -66,7 +66,9 @@ pub(super) fn compare(
     let costs = count_costs(nights, &settings(nightly), &mut marks, &mut cost_since);
     rows.sort_by_key(|row| (rank(row.verdict.finding), row.expected.is_some()));
     let (outcome, fails) = outcome(&rows, &costs, &problems, baseline.is_none());
-    let used = marks.used.union(&marks.now).cloned().collect();
+    // A reason counts for the night that becomes the next baseline; the history of a cost begins anew in any case.
+    let counts = |mark: &&String| !fails || mark.starts_with("cost of ");
+    let used = marks.used.iter().chain(marks.now.iter().filter(counts)).cloned().collect();
     let judged = Judged { good: !fails, baseline: baseline.map(|before| before.night.number), used, cost_since };
     let view = NightlyView {
         job: night.night.job.name.clone(),

@@ -205,6 +205,12 @@ impl Led<'_> {
         Err(Failure::input(anyhow!("{words}\nits state is kept; run it where it can go on{start_over}")))
     }
 
+    /// A gang that is whole once all workers that this command starts are there.
+    fn waits_for_own(&self, refusals: &BTreeMap<Name, Refusal>) -> bool {
+        let workers = self.training.workers;
+        refusals.values().any(|refusal| matches!(refusal, Refusal::Gang { needs, .. } if *needs <= workers))
+    }
+
     async fn follow(&mut self, client: &mut Client, id: &JobId, progress: &mut Progress) -> Result<Followed, Failure> {
         let (mut events, mut recoveries) = (client.watch(id).await?, Recoveries::default());
         loop {
@@ -217,7 +223,7 @@ impl Led<'_> {
                         }
                         match event.kind {
                             EventKind::Stuck { refusals } => {
-                                if still_stuck(&client.view(id).await?, &refusals) {
+                                if !self.waits_for_own(&refusals) && still_stuck(&client.view(id).await?, &refusals) {
                                     return Ok(Followed::Stuck(refusals));
                                 }
                             }

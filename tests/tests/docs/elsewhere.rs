@@ -19,7 +19,12 @@ const RELEASE: (&str, &str) = ("deploy/release.rs", "a_job_runs_without_rust");
 const CHART: (&str, &str) = ("deploy/chart.rs", "the_chart_is_right");
 const MOVED: (&str, &str) = ("deploy/moved.rs", "a_state_moves_to_servers_and_back");
 
-const LIST: [Elsewhere; 13] = [
+const BISECT: (&str, &str) = ("versions.rs", "the_commit_that_made_a_measurement_worse_is_found_by_halves");
+const AGAINST: (&str, &str) = ("versions.rs", "two_versions_are_measured_side_by_side_on_the_same_data");
+const BY_ITSELF: (&str, &str) =
+    ("by_itself.rs", "a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_interrupted");
+
+const LIST: [Elsewhere; 18] = [
     Elsewhere { page: "README.md", begins: "make ", test: MAKE, why: "it fetches and builds" },
     Elsewhere { page: "docs/performance.md", begins: "make ", test: ("benchmark.rs", "main"), why: "hours" },
     Elsewhere {
@@ -60,6 +65,31 @@ const LIST: [Elsewhere; 13] = [
         begins: "graftwork deploy slurm ",
         test: ("deploy/slurm.rs", "trains_drains_and_queues_again"),
         why: "it needs a cluster; here it is a dry run",
+    },
+    Elsewhere {
+        page: "README.md",
+        begins: "graftwork nightly job.toml --bisect ",
+        test: BISECT,
+        why: "it needs a repository",
+    },
+    Elsewhere { page: "README.md", begins: "graftwork nightly job.toml --against ", test: AGAINST, why: "the same" },
+    Elsewhere {
+        page: "README.md",
+        begins: "graftwork coordinator --nightly ",
+        test: BY_ITSELF,
+        why: "it waits for its time",
+    },
+    Elsewhere {
+        page: "docs/nightly.md",
+        begins: "graftwork nightly job.toml --bisect ",
+        test: BISECT,
+        why: "the same",
+    },
+    Elsewhere {
+        page: "docs/nightly.md",
+        begins: "graftwork nightly job.toml --against ",
+        test: AGAINST,
+        why: "the same",
     },
     Elsewhere { page: "docs/install.md", begins: "kubectl ", test: CHART, why: "it needs a cluster" },
     Elsewhere { page: "docs/install.md", begins: "helm install ", test: CHART, why: "it needs a cluster" },

@@ -188,6 +188,7 @@ impl Scheduler {
             reached_on: known
                 .map_or_else(|| Arc::from(worker.info.reached_on.as_str()), |known| Arc::clone(&known.reached_on)),
             takes_work,
+            stays: !worker.draining,
             hold_bytes,
             room_bytes: left.filter(|_| free && takes_work),
             idle: takes_work && worker.leases.is_empty() && worker.info.slots > 0,

@@ -151,8 +151,8 @@ impl Scheduler {
                 return Err(format!("how often {id} helps is not as it should be"));
             }
             let helps = |lease: &&LeaseId| {
-                let leads = !matches!(self.role(*id, **lease), Some(Role::Follows | Role::Joins));
-                !leads && !self.is_of_gang(*id, **lease)
+                let follows = matches!(self.role(*id, **lease), Some(Role::Follows | Role::Joins));
+                follows && !self.is_of_gang(*id, **lease)
             };
             helpers.extend(worker.leases.keys().filter(helps).map(|lease| (*id, *lease)));
         }
@@ -173,8 +173,7 @@ impl Scheduler {
                     let barred = self.groups.get(lease).is_some_and(|group| group.bars(*worker, self.now_ms));
                     let kept = kept.contains(lease)
                         && !barred
-                        && bytes(*lease)
-                            .is_some_and(|(bytes, job)| bytes <= kind.2 && self.over_quota(job, 1).is_none());
+                        && bytes(*lease).is_some_and(|(bytes, job)| bytes <= kind.2 && self.may_grow(job));
                     if kept != self.may_join(*worker, *lease) {
                         return Err(format!("whether {worker} may join {lease} is not as it should be"));
                     }
@@ -182,6 +181,10 @@ impl Scheduler {
             }
         }
         Ok(())
+    }
+
+    fn may_grow(&self, job: &JobState) -> bool {
+        self.over_quota(job, 1).is_none() && !self.saves_up(&job.plan.job.owner)
     }
 
     fn may_join(&self, worker: WorkerId, lease: LeaseId) -> bool {
@@ -212,7 +215,7 @@ impl Scheduler {
         quiet
             && steady
             && fits
-            && self.over_quota(job, 1).is_none()
+            && self.may_grow(job)
             && u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < most)
             && left >= self.policy.grow_steps
     }

@@ -19,6 +19,8 @@ pub(crate) struct Seat {
     pub(crate) reached_on: Arc<str>,
     /// New work may go to it.
     pub(crate) takes_work: bool,
+    /// It does so, or will when it is back.
+    pub(crate) stays: bool,
     /// The most memory that a stage may need on it.
     pub(crate) hold_bytes: u64,
     /// The same beside what it has, if it has a free place.
@@ -58,7 +60,7 @@ pub(crate) struct Fleet {
     pub(crate) processes: BTreeMap<String, BTreeSet<WorkerId>>,
     /// How often what the classes can hold has changed.
     pub(crate) refits: u64,
-    /// How often how many can hold it has changed.
+    /// How often has changed how many could hold it.
     pub(crate) recounts: u64,
 }
 
@@ -69,16 +71,22 @@ impl Class {
 }
 
 impl Fleet {
-    fn suiting<'f>(&'f self, demand: &'f Demand) -> impl Iterator<Item = &'f Class> {
-        self.classes.iter().filter(|(arithmetic, _)| demand.suits(arithmetic)).map(|(_, of)| of)
+    fn suiting<'f>(&'f self, demand: &'f Demand, kept: &'f [Demand]) -> impl Iterator<Item = &'f Class> {
+        let free = |arithmetic: &Arithmetic| !kept.iter().any(|gang| gang.suits(arithmetic));
+        self.classes.iter().filter(move |(of, _)| demand.suits(of) && free(of)).map(|(_, of)| of)
     }
 
     /// The most memory that a worker has left which has a free place; for a gang, that each of so many has.
     pub(crate) fn room(&self, demand: &Demand) -> Option<u64> {
+        self.room_beside(demand, &[])
+    }
+
+    /// The same without what is kept for gangs.
+    pub(crate) fn room_beside(&self, demand: &Demand, kept: &[Demand]) -> Option<u64> {
         if demand.gang > 1 {
             return self.most_together(demand, |seat| seat.room_bytes);
         }
-        self.suiting(demand).filter_map(|class| class.rooms.last().map(|(room, _)| *room)).max()
+        self.suiting(demand, kept).filter_map(|class| class.rooms.last().map(|(room, _)| *room)).max()
     }
 
     /// The most memory that a worker can hold at all; for a gang, that each of so many can.
@@ -86,7 +94,7 @@ impl Fleet {
         if demand.gang > 1 {
             return self.most_together(demand, |seat| Some(seat.hold_bytes));
         }
-        self.suiting(demand).filter_map(Class::largest).max()
+        self.suiting(demand, &[]).filter_map(Class::largest).max()
     }
 
     fn most_together(&self, demand: &Demand, bytes: impl Fn(&Seat) -> Option<u64>) -> Option<u64> {
@@ -98,14 +106,14 @@ impl Fleet {
         all.max()
     }
 
-    /// Suited workers by who could train together, each with what is asked of it.
+    /// Suited workers by who could train together, each with what is asked of it; those too that are apart for a moment.
     pub(crate) fn together(
         &self,
         demand: &Demand,
         bytes: impl Fn(&Seat) -> Option<u64>,
     ) -> BTreeMap<Berth, Vec<(u64, WorkerId)>> {
         let mut berths: BTreeMap<Berth, Vec<(u64, WorkerId)>> = BTreeMap::new();
-        for (worker, seat) in self.seats.iter().filter(|(_, seat)| seat.takes_work && demand.suits(&seat.arithmetic)) {
+        for (worker, seat) in self.seats.iter().filter(|(_, seat)| seat.stays && demand.suits(&seat.arithmetic)) {
             if let Some(bytes) = bytes(seat) {
                 let berth = (Arc::clone(&seat.arithmetic), Arc::clone(&seat.reached_on));
                 berths.entry(berth).or_default().push((bytes, *worker));
@@ -114,10 +122,20 @@ impl Fleet {
         berths
     }
 
-    /// Workers with room for so much.
-    pub(crate) fn roomy<'f>(&'f self, demand: &'f Demand, memory_bytes: u64) -> impl Iterator<Item = WorkerId> + 'f {
-        let roomy = self.suiting(demand).flat_map(move |class| class.rooms.range((memory_bytes, WorkerId(0))..));
+    /// Workers with room for so much beside what is kept for gangs.
+    pub(crate) fn roomy<'f>(
+        &'f self,
+        demand: &'f Demand,
+        memory_bytes: u64,
+        kept: &'f [Demand],
+    ) -> impl Iterator<Item = WorkerId> + 'f {
+        let roomy = self.suiting(demand, kept).flat_map(move |class| class.rooms.range((memory_bytes, WorkerId(0))..));
         roomy.map(|(_, worker)| *worker)
+    }
+
+    /// Whether a worker could train together with those of a berth.
+    pub(crate) fn is_at(&self, worker: WorkerId, berth: &Berth) -> bool {
+        self.seats.get(&worker).is_some_and(|seat| (&seat.arithmetic, &seat.reached_on) == (&berth.0, &berth.1))
     }
 
     /// Follows a worker's deadline; `None`: it is gone.
@@ -143,6 +161,8 @@ impl Fleet {
         if let Some(old) = &old {
             self.leave(worker, old);
         }
+        let stays = |seat: Option<&Seat>| seat.filter(|seat| seat.stays).map(|seat| seat.hold_bytes);
+        self.recounts += u64::from(stays(old.as_ref()) != stays(seat.as_ref()));
         if before != after {
             before.into_iter().zip(&old).for_each(|(bytes, old)| self.count(&old.arithmetic, bytes, false));
             after.into_iter().zip(&seat).for_each(|(bytes, seat)| self.count(&seat.arithmetic, bytes, true));
@@ -160,7 +180,6 @@ impl Fleet {
         let holds = of.holds.entry(bytes).or_default();
         *holds = if more { *holds + 1 } else { *holds - 1 };
         self.refits += u64::from(*holds == usize::from(more));
-        self.recounts += 1;
         if *holds == 0 {
             of.holds.remove(&bytes);
         }

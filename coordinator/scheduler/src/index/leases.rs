@@ -32,7 +32,7 @@ pub(crate) struct GroupMark {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Leases {
     pub(crate) marks: BTreeMap<LeaseId, GroupMark>,
-    /// Those whose joiners have all loaded everything, that broke, and that shall give their place.
+    /// Those with a joiner that has loaded everything, that broke, and that shall give their place.
     pub(crate) prepared: BTreeSet<LeaseId>,
     pub(crate) breaking: BTreeSet<LeaseId>,
     pub(crate) giving: BTreeSet<LeaseId>,

@@ -79,6 +79,11 @@ impl Demand {
         Self { cpu: device == Device::Cpu, version, class, gang }
     }
 
+    /// Whether some worker could suit both.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        self.cpu == other.cpu && (self.class.is_none() || other.class.is_none() || self.class == other.class)
+    }
+
     pub(crate) fn suits(&self, arithmetic: &Arithmetic) -> bool {
         let class = &arithmetic.class;
         (class.device == "cpu") == self.cpu

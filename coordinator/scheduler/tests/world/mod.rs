@@ -82,6 +82,7 @@ pub(crate) fn plans() -> [Plan; 3] {
         plan.stages.iter_mut().for_each(|stage| stage.recipe.training.lanes = 4);
     }
     plans[1].job.resources.gang = 2;
+    "another".clone_into(&mut plans[1].job.owner);
     plans
 }
 
