@@ -122,8 +122,10 @@ impl Scheduler {
             return refusals;
         }
         for ((_, at), entry) in self.board.queue.entries.range((id.clone(), 0)..=(id.clone(), usize::MAX)) {
-            let held = self.board.fleet.hold(&entry.demand).is_some_and(|most| entry.memory_bytes <= most);
-            let waits = entry.wait == Wait::Rest || (held && !self.is_shut_out(&entry.line.1, entry.demand.gang));
+            let held = || self.board.fleet.hold(&entry.demand).is_some_and(|most| entry.memory_bytes <= most);
+            // What holds a gang may be apart for the moment, and what is here refuse it for longer.
+            let single = entry.demand.gang < 2;
+            let waits = entry.wait == Wait::Rest || (single && held() && !self.is_shut_out(&entry.line.1, 1));
             let refusal = if waits { None } else { self.choose(job, *at).err().filter(Refusal::lasts) };
             let Some(refusal) = refusal else { return BTreeMap::new() };
             refusals.insert(job.plan.stages[*at].name.clone(), refusal);
