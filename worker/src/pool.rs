@@ -331,7 +331,7 @@ mod tests {
             blocked.wait();
             for (run, count) in [("long", 5), ("short", 2)] {
                 let (pool, order) = (&pool, Arc::clone(&order));
-                scope.spawn(move || all(&pool, tasks(count, move |_| order.lock().unwrap().push(run))).unwrap());
+                scope.spawn(move || all(pool, tasks(count, move |_| order.lock().unwrap().push(run))).unwrap());
                 while pool.queue.lock().runs.len() < if run == "long" { 1 } else { 2 } {
                     thread::yield_now();
                 }

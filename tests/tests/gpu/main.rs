@@ -100,12 +100,15 @@ fn a_job_trained_twice_on_the_gpu_gives_the_same_bytes() -> Result<()> {
     Ok(())
 }
 
+/// A trial and its name.
+type Named = (&'static str, fn() -> Result<()>);
+
 fn main() -> ExitCode {
     let missing = missing().unwrap_or_else(|error| Some(format!("{error:#}")));
     if let Some(reason) = &missing {
         eprintln!("skipped: no CUDA device: {reason}");
     }
-    let trials: [(&str, fn() -> Result<()>); 4] = [
+    let trials: [Named; 4] = [
         ("recorded_numbers_are_met", recorded_numbers_are_met),
         ("recorded_steps_are_followed", recorded_steps_are_followed),
         ("what_the_processor_trained_says_the_same_on_the_gpu", what_the_processor_trained_says_the_same_on_the_gpu),

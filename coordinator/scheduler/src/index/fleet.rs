@@ -13,6 +13,7 @@ use crate::message::Arithmetic;
 
 /// What was last seen of a worker.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is asked for by itself")]
 pub(crate) struct Seat {
     pub(crate) arithmetic: Arc<Arithmetic>,
     /// The host on which alone others reach it.
