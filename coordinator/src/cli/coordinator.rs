@@ -80,7 +80,7 @@ pub(crate) struct Arguments {
     /// Without it none is forgotten by itself; `graftwork forget` forgets one.
     #[arg(long, value_name = "DAYS")]
     keep_jobs: Option<f64>,
-    /// Run nights of this job by itself, each when the `cron` of its table [nightly] is due; may be given again. One night
+    /// Run nights of this job by itself, each when the `cron` of its table `[nightly]` is due; may be given again. One night
     /// at a time; a time that passed while none could run is made up for once.
     #[arg(long, value_name = "JOB")]
     nightly: Vec<PathBuf>,
