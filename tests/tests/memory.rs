@@ -73,7 +73,9 @@ fn job((data, method, batch, longest, threads): Point) -> String {
 }
 
 fn ask(folder: &Path, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program()).current_dir(folder).args(arguments).output()?;
+    // With an empty cache, so that each worker packs the weights itself: the most that it takes.
+    let cache = folder.join("cache");
+    let output = Command::new(program()).current_dir(folder).args(arguments).env("XDG_CACHE_HOME", cache).output()?;
     ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
