@@ -2,6 +2,7 @@
 //! `scripts/servers.py` its state lies in a database and its blobs in an object store.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{self, BufRead as _, BufReader},
     net::Shutdown,
@@ -14,8 +15,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use graftwork_shared::digest::Digest;
 
-use crate::{Servers, World, history, program, servers_run};
+use crate::{Run, Servers, World, history, program, servers_run, tensor_digests};
 
 /// The processes of a cluster on one machine; all are killed with the value.
 pub struct Cluster {
@@ -38,6 +40,17 @@ impl Cluster {
         let servers = servers_run().then(Servers::find).transpose()?;
         let servers = servers.map(|servers| servers.new_database().map(|database| (servers, database))).transpose()?;
         Self::over(servers, options)
+    }
+
+    /// The tensors of the long job, trained by one worker to which nothing happens.
+    pub fn undisturbed(world: &World) -> Result<BTreeMap<String, Digest>> {
+        let mut cluster = Self::new()?;
+        let hub = cluster.path().join("hub");
+        world.long_job("job.toml", &hub.display().to_string(), "")?;
+        let (job, _) = cluster.ask(world, &["submit", "job.toml"], 0)?;
+        cluster.start_worker()?;
+        Run::watch(&cluster.address(), &job)?.finish(0)?;
+        tensor_digests(&hub)
     }
 
     /// The same over a folder alone, for what is about the files in it.

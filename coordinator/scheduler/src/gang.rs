@@ -57,7 +57,7 @@ impl Kept {
 pub(crate) struct Waiting {
     /// What they are told.
     pub(crate) refusal: Refusal,
-    /// It waits for its owner's quota, which it keeps, and for nothing else.
+    /// It waits for its owner's quota, and keeps that and no workers.
     pub(crate) quota_of: Option<String>,
     demand: Demand,
 }
@@ -121,12 +121,7 @@ impl Scheduler {
     pub(crate) fn saves_up(&self, owner: &str) -> bool {
         let mut gangs = self.board.queue.gangs.iter().filter_map(|spot| self.board.queue.entries.get(spot));
         gangs.any(|entry| {
-            let gang = entry.demand.gang;
-            entry.line.1 == owner
-                && entry.wait == Wait::Place
-                && self.is_over_quota(owner, gang)
-                && !self.is_shut_out(owner, gang)
-                && self.board.fleet.hold(&entry.demand).is_some_and(|most| entry.memory_bytes <= most)
+            entry.line.1 == owner && self.is_over_quota(owner, entry.demand.gang) && self.keeps_places(entry)
         })
     }
 

@@ -169,23 +169,22 @@ impl Scheduler {
         if let Some(gang) = gangs.iter().find(|gang| demand.is_some_and(|demand| gang.holds_up(demand))) {
             return Err(gang.refusal.clone());
         }
-        let has_room = |(_, worker): &&(WorkerId, &Worker)| worker.has_room(stage.memory_bytes);
         let keeper = |worker: &Worker| gangs.iter().find(|gang| gang.keeps(&worker.info.arithmetic()));
-        if job.gang(position) < 2
-            && let Some(gang) = suited.iter().filter(has_room).map(|(_, worker)| keeper(worker)).next().flatten()
-            && suited.iter().filter(has_room).all(|(_, worker)| keeper(worker).is_some())
+        let roomy = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes));
+        let (kept, free): (Vec<_>, Vec<_>) = roomy.partition(|(_, worker)| keeper(worker).is_some());
+        if free.is_empty()
+            && let Some(gang) = kept.first().and_then(|(_, worker)| keeper(worker))
         {
             return Err(gang.refusal.clone());
         }
-        let free = suited.iter().filter(has_room).filter(|(_, worker)| keeper(worker).is_none());
         // Whoever only helps is asked to leave its group once it has a stage of its own.
         let own = |id: WorkerId, worker: &Worker| worker.leases.len() - self.helps_in(id);
         let usual = usual_speed(stage, &suited);
-        let best = free.min_by_key(|(id, worker)| {
+        let best = free.into_iter().min_by_key(|(id, worker)| {
             let merit = worker.merit(stage, usual);
             (own(*id, worker), worker.leases.len(), Reverse(merit), *id)
         });
-        best.map(|(id, _)| *id).ok_or_else(|| Refusal::Busy {
+        best.map(|(id, _)| id).ok_or_else(|| Refusal::Busy {
             workers: u32::try_from(suited.len()).unwrap_or(u32::MAX),
             slots: suited.iter().map(|(_, worker)| worker.info.slots).sum(),
             ahead: Vec::new(),

@@ -38,6 +38,14 @@ fn submit(machine: &mut Machine, plan: &Plan) -> (JobId, Vec<Command>) {
     (plan.id(), machine.nothing_to_reuse(commands))
 }
 
+fn first_lease(machine: &Machine) -> LeaseId {
+    let leases = machine.facts.iter().filter_map(|fact| match fact {
+        Fact::StageLeased { lease, .. } => Some(*lease),
+        _ => None,
+    });
+    leases.min().unwrap()
+}
+
 fn members(machine: &Machine, job: &JobId, stage: &str) -> usize {
     match machine.state_of(job, stage) {
         StageState::Running { others, .. } => 1 + others.len(),
@@ -199,11 +207,7 @@ fn helpers_are_taken_back_for_a_gang_as_many_as_it_misses() {
     let mut machine = Machine::new();
     let (_, _) = submit(&mut machine, &grouped(8, 100));
     let workers = idle(&mut machine, 0..4);
-    let lease = machine.facts.iter().find_map(|fact| match fact {
-        Fact::StageLeased { lease, .. } => Some(*lease),
-        _ => None,
-    });
-    let lease = lease.unwrap();
+    let lease = first_lease(&machine);
     for worker in &workers[1..] {
         machine.apply(Event::Prepared { worker: *worker, lease });
     }
@@ -290,11 +294,7 @@ fn a_gang_that_waits_for_quota_keeps_it_from_its_owners_helpers_and_later_stages
     let (_, commands) = submit(&mut machine, &grouped(8, 100));
     assert!(commands.is_empty() || assigned(&commands).is_empty());
     let workers = idle(&mut machine, 0..4);
-    let lease = machine.facts.iter().find_map(|fact| match fact {
-        Fact::StageLeased { lease, .. } => Some(*lease),
-        _ => None,
-    });
-    let lease = lease.unwrap();
+    let lease = first_lease(&machine);
     machine.apply(Event::Prepared { worker: workers[1], lease });
     let (gang_job, commands) = submit(&mut machine, &gang("g", 2, 0));
     assert_eq!(released(&commands), [(workers[1], lease)]);
@@ -318,11 +318,7 @@ fn nobody_is_taken_back_for_a_gang_that_can_no_longer_be_whole() {
     let mut machine = Machine::new();
     submit(&mut machine, &grouped(8, 100));
     let workers = idle(&mut machine, 0..3);
-    let lease = machine.facts.iter().find_map(|fact| match fact {
-        Fact::StageLeased { lease, .. } => Some(*lease),
-        _ => None,
-    });
-    let lease = lease.unwrap();
+    let lease = first_lease(&machine);
     machine.apply(Event::Prepared { worker: workers[1], lease });
     machine.apply(Event::Prepared { worker: workers[2], lease });
     let (job, commands) = submit(&mut machine, &gang("g", 3, 0));

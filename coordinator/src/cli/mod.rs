@@ -20,7 +20,7 @@ mod verify;
 mod watch;
 mod which;
 
-use std::path::PathBuf;
+use std::{borrow::Cow, ffi::OsStr, path::PathBuf};
 
 pub(crate) use beside::Worker;
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -168,6 +168,13 @@ impl Failure {
     }
 }
 
+/// A word of a command that is printed to be typed again: whatever is in it, a shell takes it as one word.
+pub(crate) fn pasted(word: impl AsRef<OsStr>) -> String {
+    let word = word.as_ref().to_string_lossy();
+    // What has a NUL in it can be no argument.
+    shlex::try_quote(&word).map_or_else(|_| word.to_string(), Cow::into_owned)
+}
+
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
@@ -297,5 +304,21 @@ fn start_log(command: &Command) {
     match command {
         Command::Coordinator(arguments) if arguments.logs_json() => log.json().flatten_event(true).init(),
         _ => log.compact().init(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::pasted;
+
+    #[test]
+    fn what_is_printed_to_be_typed_is_one_word_to_a_shell() {
+        assert_eq!(pasted("jobs/nightly.toml"), "jobs/nightly.toml");
+        for word in ["my jobs/a.toml", "a;touch b", "$(id)", "`id`", "it's", "a|b", "--x=\"y\"", ""] {
+            let shell = Command::new("sh").args(["-c", &format!("printf %s {}", pasted(word))]).output().unwrap();
+            assert_eq!(String::from_utf8(shell.stdout).unwrap(), word, "{}", pasted(word));
+        }
     }
 }

@@ -21,7 +21,7 @@ use super::{
     versions::{Built, Measured, Parts, Repository, Side, Version, job_text, measure},
 };
 use crate::{
-    cli::{Failure, INTERRUPTED, JobFile},
+    cli::{Failure, INTERRUPTED, JobFile, pasted},
     run::Signals,
 };
 
@@ -36,7 +36,9 @@ pub(super) async fn beside(
     let versions = [other_version, Version::now(arguments.code.as_deref())?];
     let texts = texts(history, file, arguments)?;
     let folder = history.beside_folder();
-    go_on_or_begin(&folder, &(&texts, versions.each_ref().map(|version| &version.name)), arguments.again)?;
+    let names = versions.each_ref().map(|version| &version.name);
+    let build: Vec<String> = arguments.build.words().collect();
+    go_on_or_begin(&folder, &(&texts, names, build), arguments.again)?;
     let mut sides = Vec::new();
     for ((version, text), name) in versions.iter().zip(&texts).zip(NAMES) {
         eprintln!("measuring {}", version.name);
@@ -111,7 +113,9 @@ fn go_on_or_begin(folder: &Path, of: &impl serde::Serialize, again: bool) -> Res
 }
 
 fn commands(other: &str, arguments: &Arguments) -> Commands {
-    let again = format!("{} --against {other}", again(arguments));
+    let mut words = vec![again(arguments), format!("--against {}", pasted(other))];
+    words.extend(arguments.build.words());
+    let again = words.join(" ");
     Commands { repeat: format!("{again} --only "), again, bisect: None }
 }
 

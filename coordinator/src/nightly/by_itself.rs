@@ -5,12 +5,13 @@
 //! A night that cannot be run is told, and the next one is due at its time: nothing here ends the coordinator.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use futures::StreamExt as _;
-use graftwork_shared::{diagnostic, event::Outcome, id::JobId, schedule::Schedule, view::JobView};
+use graftwork_shared::{diagnostic, event::Outcome, id::JobId, view::JobView};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
@@ -24,7 +25,7 @@ use super::{
     tonight::{Prepared, keep, now_ms, prepare},
 };
 use crate::{
-    cli::{Failure, JobFile, Refused},
+    cli::{Failure, JobFile, Refused, pasted},
     client::{self, Client, ClientError},
     run::{Recoveries, Recovery},
     upload::{self, Upload},
@@ -51,8 +52,6 @@ pub(crate) struct ByItself {
 struct Watched {
     file: PathBuf,
     past: Past,
-    /// It is not tried before, in milliseconds since 1970.
-    not_before_ms: u64,
     /// What was said of it last, so that nothing is said each time.
     said: String,
 }
@@ -60,6 +59,7 @@ struct Watched {
 impl ByItself {
     /// Refuses job files that cannot be run by themselves; to be called before the coordinator starts.
     pub(crate) fn check(&self) -> Result<(), Failure> {
+        let mut named = BTreeMap::new();
         for file in &self.files {
             let read = JobFile::read(file)?.map_err(|Refused { name, text, problems }| {
                 crate::cli::show_problems(&text, &name, &problems);
@@ -69,6 +69,15 @@ impl ByItself {
                 let words = format!(
                     "--nightly {}: it does not say when: add `cron = \"0 2 * * *\"` to its table [nightly], for two at night \
                      in UTC",
+                    file.display()
+                );
+                return Err(Failure::input(anyhow::anyhow!(words)));
+            }
+            if let Some(other) = named.insert(slug(&read.job.name), file) {
+                let words = format!(
+                    "--nightly {} and --nightly {} would share one history, which is named after the job: give one of \
+                     them another `name`",
+                    other.display(),
                     file.display()
                 );
                 return Err(Failure::input(anyhow::anyhow!(words)));
@@ -93,8 +102,8 @@ impl ByItself {
         let mut watched = Vec::new();
         for file in &self.files {
             // One whose history another process holds is looked at when it is due.
-            let past = self.past(file, began_ms).unwrap_or(Past { unfinished: false, last_ms: began_ms });
-            watched.push(Watched { file: file.clone(), past, not_before_ms: 0, said: String::new() });
+            let past = self.past(file, began_ms).unwrap_or(Past::ended(began_ms));
+            watched.push(Watched { file: file.clone(), past, said: String::new() });
         }
         loop {
             let mut wait = LOOK_AGAIN;
@@ -103,13 +112,11 @@ impl ByItself {
                 match watched.due(now) {
                     Some(due) if due <= now => {
                         let ended = self.night(&watched.file, &socket).await;
-                        if ended {
-                            watched.past = Past { unfinished: false, last_ms: now };
+                        watched.past = if ended {
+                            Past::ended(now)
                         } else {
-                            // Whatever it was that is under way, it is the next to go on.
-                            watched.past.unfinished = true;
-                            watched.not_before_ms = now_ms() + TRY_AGAIN_MS;
-                        }
+                            Past { unfinished: true, not_before_ms: now_ms() + TRY_AGAIN_MS, ..watched.past }
+                        };
                         wait = Duration::ZERO;
                     }
                     Some(due) => wait = wait.min(Duration::from_millis(due - now)),
@@ -127,7 +134,7 @@ impl ByItself {
         let last = nights.last();
         let unjudged = last.is_some_and(|night| night.judged.is_none());
         let last_ms = last.map_or(began_ms, |night| night.began_ms);
-        Ok(Past { unfinished: unjudged || history.tonight()?.is_some(), last_ms })
+        Ok(Past { unfinished: unjudged || history.tonight()?.is_some(), ..Past::ended(last_ms) })
     }
 
     fn history(&self, file: &Path) -> Result<History, Failure> {
@@ -188,9 +195,9 @@ impl ByItself {
         let again = match &self.histories {
             Some(folder) => {
                 let folder = folder.join(slug(&read.job.name));
-                format!("graftwork nightly --history {} {}", folder.display(), file.display())
+                format!("graftwork nightly --history {} {}", pasted(&folder), pasted(file))
             }
-            None => format!("graftwork nightly {}", file.display()),
+            None => format!("graftwork nightly {}", pasted(file)),
         };
         let commands = Commands::of_night(&again, number);
         let wanted = Wanted { number, against: None, again: false };
@@ -206,15 +213,11 @@ impl ByItself {
 }
 
 impl Watched {
-    fn due_by(&self, schedule: &Schedule, now_ms: u64) -> Option<u64> {
-        due(schedule, self.past, now_ms).map(|due| due.max(self.not_before_ms))
-    }
-
     /// When its next night begins; `None` while its file does not say so, which is told once.
     fn due(&mut self, now_ms: u64) -> Option<u64> {
         let (due, said) = match JobFile::read(&self.file) {
             Ok(Ok(file)) => match &file.job.nightly.cron {
-                Some(schedule) => (self.due_by(schedule, now_ms), format!("nights are due at {schedule} in UTC")),
+                Some(schedule) => (due(schedule, self.past, now_ms), format!("nights are due at {schedule} in UTC")),
                 None => (None, "no night is due: its table [nightly] has no `cron`".to_owned()),
             },
             Ok(Err(refused)) => {

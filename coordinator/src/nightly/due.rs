@@ -9,11 +9,21 @@ pub(super) struct Past {
     pub(super) unfinished: bool,
     /// When the last one began, or was tried; without any, when this coordinator began to look.
     pub(super) last_ms: u64,
+    /// Something passing kept one from its end, and it is not tried before.
+    pub(super) not_before_ms: u64,
+}
+
+impl Past {
+    /// A night came to its end, good or not, that was begun then.
+    pub(super) fn ended(last_ms: u64) -> Self {
+        Self { unfinished: false, last_ms, not_before_ms: 0 }
+    }
 }
 
 /// When the next night begins: at once after an interruption, and at once, for all of them together, where times passed
 /// since the last night began. `None`: no time is left.
 pub(super) fn due(schedule: &Schedule, past: Past, now_ms: u64) -> Option<u64> {
+    let now_ms = now_ms.max(past.not_before_ms);
     if past.unfinished {
         return Some(now_ms);
     }
@@ -30,7 +40,7 @@ mod tests {
     #[test]
     fn nights_begin_at_their_time_and_missed_ones_once() {
         let schedule = Schedule::parse("0 2 * * *").unwrap();
-        let began = |last_ms| Past { unfinished: false, last_ms };
+        let began = Past::ended;
         // The last one began at two.
         assert_eq!(due(&schedule, began(2 * HOUR), 3 * HOUR), Some(DAY + 2 * HOUR));
         // It began late, since one before it ran long: the next one is due at its time.
@@ -42,7 +52,11 @@ mod tests {
         // A night that took longer than until the next one: that one is made up for at once.
         assert_eq!(due(&schedule, began(2 * HOUR), DAY + 3 * HOUR), Some(DAY + 3 * HOUR));
         // An interrupted one goes on.
-        let interrupted = Past { unfinished: true, last_ms: 2 * HOUR };
+        let interrupted = Past { unfinished: true, ..Past::ended(2 * HOUR) };
         assert_eq!(due(&schedule, interrupted, 3 * HOUR), Some(3 * HOUR));
+        // One that something kept from its end goes on after a while, and not at its next time.
+        let kept = Past { not_before_ms: 4 * HOUR, ..interrupted };
+        assert_eq!(due(&schedule, kept, 3 * HOUR), Some(4 * HOUR));
+        assert_eq!(due(&schedule, kept, 5 * HOUR), Some(5 * HOUR));
     }
 }

@@ -50,7 +50,7 @@ use self::{
     versions::Compiling,
 };
 use crate::{
-    cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, print, show_problems},
+    cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, pasted, print, show_problems},
     run::{self, End, Training},
 };
 
@@ -240,9 +240,9 @@ async fn train(
 /// The command as it was typed.
 fn again(arguments: &Arguments) -> String {
     let mut words = vec!["graftwork nightly".to_owned()];
-    words.extend(arguments.history.iter().map(|folder| format!("--history {}", folder.display())));
+    words.extend(arguments.history.iter().map(|folder| format!("--history {}", pasted(folder))));
     words.extend(arguments.processes.words());
-    words.push(arguments.file.display().to_string());
+    words.push(pasted(&arguments.file));
     words.join(" ")
 }
 

@@ -149,6 +149,19 @@ fn a_reason_excuses_one_night_and_no_more() {
 }
 
 #[test]
+fn a_night_that_fails_for_something_else_uses_no_reason_up() {
+    let before = night(1, &STEADY);
+    let worse = night(2, &[("a", 0.9), ("b", 0.6), ("c", 0.7), ("d", 0.7)]);
+    let mut nightly = Nightly::default();
+    let reason = Expected { score: Some("rows were mended".to_owned()), cost: None };
+    nightly.expected.insert("b".parse().unwrap(), reason);
+    let failed = compared(&before, &worse, &nightly);
+    assert_eq!((failed.view.outcome, failed.judged.good), (NightOutcome::Regressed, false));
+    assert!(failed.view.scores.iter().any(|row| row.task == "b" && row.expected.is_some()), "b alone was expected");
+    assert!(failed.judged.used.is_empty(), "its baseline stays, and so does the reason: {:?}", failed.judged.used);
+}
+
+#[test]
 fn what_cannot_be_compared_is_said_and_fails_nothing_but_what_failed() {
     let before = night(1, &[("a", 0.9), ("b", 0.8), ("gone", 0.8)]);
     let mut after = night(2, &[("a", 0.9), ("b", 0.8), ("new", 0.8)]);

@@ -22,7 +22,7 @@ pub(crate) use recovery::{Lost, Recoveries, Recovery};
 pub(crate) use signals::Signals;
 
 use crate::{
-    cli::{Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, exit_code, print, show_problems},
+    cli::{Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, exit_code, pasted, print, show_problems},
     progress::Mode,
     report, server,
 };
@@ -166,10 +166,10 @@ pub(crate) async fn train(training: Training) -> Result<End, Failure> {
 fn go_on(arguments: &Arguments) -> String {
     let mut words = vec!["graftwork run".to_owned()];
     if arguments.state.as_path() != std::path::Path::new(STATE) {
-        words.push(format!("--state {}", arguments.state.display()));
+        words.push(format!("--state {}", pasted(&arguments.state)));
     }
     words.extend(arguments.processes.words());
-    words.push(arguments.file.display().to_string());
+    words.push(pasted(&arguments.file));
     words.join(" ")
 }
 

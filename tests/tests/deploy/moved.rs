@@ -1,32 +1,17 @@
 //! A state moves from a folder to PostgreSQL and an object store, and back into a folder, each time from under a coordinator
 //! that leads: the job goes on from its checkpoint, and publishes what it publishes undisturbed.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
-use graftwork_shared::{digest::Digest, event::EventKind};
+use graftwork_shared::event::EventKind;
 use graftwork_tests::{Cluster, Run, Servers, World, program, servers_run, tensor_digests};
 
-use crate::process::{Process, ask, coordinator, socket, worker};
+use crate::process::{Process, ask, coordinator, ended, graftwork, socket, worker};
 
 /// Why it cannot be tried here, if so.
 pub(crate) fn lacks() -> Option<&'static str> {
     (!servers_run()).then_some("no PostgreSQL and object store: make test-servers starts them")
-}
-
-fn undisturbed(world: &World) -> Result<BTreeMap<String, Digest>> {
-    let mut cluster = Cluster::new()?;
-    let hub = cluster.path().join("hub");
-    world.long_job("job.toml", &hub.display().to_string(), "")?;
-    let (job, _) = cluster.ask(world, &["submit", "job.toml"], 0)?;
-    cluster.start_worker()?;
-    Run::watch(&cluster.address(), &job)?.finish(0)?;
-    tensor_digests(&hub)
 }
 
 /// A database and a prefix of one name, as a command is told of them.
@@ -49,17 +34,6 @@ impl Place<'_> {
     }
 }
 
-fn ended(command: &mut Command, code: i32) -> Result<String> {
-    let Output { status, stdout, stderr } = command.output()?;
-    let said = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
-    ensure!(status.code() == Some(code), "{command:?} ended with {status}: {said}");
-    Ok(said)
-}
-
-fn graftwork(folder: &Path, words: &[&str], code: i32) -> Result<String> {
-    ended(Command::new(program()).current_dir(folder).args(words), code)
-}
-
 /// Waits until a stage goes on from a checkpoint, and gives its step.
 fn goes_on(watch: &mut Run) -> Result<u64> {
     let event = watch.wait_for("topic that goes on from its checkpoint", |event| {
@@ -74,7 +48,7 @@ fn goes_on(watch: &mut Run) -> Result<u64> {
 
 pub(crate) fn a_state_moves_to_servers_and_back() -> Result<()> {
     let world = World::new()?;
-    let expected = undisturbed(&world)?;
+    let expected = Cluster::undisturbed(&world)?;
     let folder = tempfile::tempdir()?;
     let (folder, hub) = (folder.path(), folder.path().join("hub"));
     world.long_job("job.toml", &hub.display().to_string(), "")?;

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Read, Write as _},
     net::TcpStream,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -12,6 +12,19 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_tests::{World, program};
+
+/// A command that ends with this code; gives what it said on both outputs.
+pub(crate) fn ended(command: &mut Command, code: i32) -> Result<String> {
+    let Output { status, stdout, stderr } = command.output()?;
+    let said = String::from_utf8_lossy(&stdout).into_owned() + &String::from_utf8_lossy(&stderr);
+    ensure!(status.code() == Some(code), "{command:?} ended with {status}: {said}");
+    Ok(said)
+}
+
+/// The same of `graftwork` in a folder.
+pub(crate) fn graftwork(folder: &Path, words: &[&str], code: i32) -> Result<String> {
+    ended(Command::new(program()).current_dir(folder).args(words), code)
+}
 
 /// A running program.
 pub(crate) struct Process {

@@ -9,18 +9,17 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_shared::{VERSION, event::EventKind};
-use graftwork_tests::{Run, World, program};
+use graftwork_tests::{Run, World};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    process::{Process, ask, coordinator, socket, until, worker},
+    process::{Process, ask, coordinator, graftwork, socket, until, worker},
     root,
 };
 
@@ -61,12 +60,6 @@ fn led(folder: &Path) -> Result<Process> {
     Ok(leader)
 }
 
-fn graftwork(folder: &Path, words: &[&str]) -> Result<()> {
-    let output = Command::new(program()).current_dir(folder).args(words).output()?;
-    ensure!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
-}
-
 /// One task that writes a checkpoint, a fact each, with every update.
 fn write_begun(world: &World, hub: &Path) -> Result<()> {
     let text = format!(
@@ -98,7 +91,7 @@ pub(crate) fn the_store_of_this_version_is_written() -> Result<()> {
     Run::watch(&socket(folder), &begun)?.wait_for_checkpoint("topic", step)?;
     working.kill();
     leader.kill();
-    graftwork(folder, &["backup", "--state", "state", "--to", "store"])?;
+    graftwork(folder, &["backup", "--state", "state", "--to", "store"], 0)?;
     let (snapshots, facts) = rows(&folder.join("store/journal.sqlite"))?;
     ensure!(snapshots == 1 && facts > 0, "a store needs a snapshot and facts behind it: {snapshots} and {facts}");
     let store = Store { version: VERSION.to_owned(), whole, begun, step };
@@ -155,7 +148,7 @@ fn opens(path: &Path, store: &Store, hub: &Path) -> Result<()> {
     let folder = folder.path();
     // As it is left to a later version by an upgrade, and as a backup.
     copy(path, &folder.join("state"))?;
-    graftwork(folder, &["restore", &path.display().to_string(), "--state", "restored"])?;
+    graftwork(folder, &["restore", &path.display().to_string(), "--state", "restored"], 0)?;
     let world = World::new()?;
     let _leader = led(folder)?;
     let told = |words: &[&str]| ask(&world, folder, words, &[]);

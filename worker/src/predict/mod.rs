@@ -306,7 +306,8 @@ struct Predictor {
 
 impl Predictor {
     /// Predicts all rows and hands on the answers in the rows' order. While parts of batches are computed, later ones are
-    /// read and encoded, as many as keep the threads busy. Answers in front of a row that cannot be used are handed on.
+    /// read and encoded, as many as keep the threads busy. Answers of batches in front of a row that cannot be used are handed
+    /// on.
     fn predict(
         &self,
         rows: texts::Rows,

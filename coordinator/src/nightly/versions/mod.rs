@@ -17,7 +17,10 @@ pub(super) use self::{
     text::{Parts, job_text},
 };
 use super::night;
-use crate::{cli::Failure, run::Signals};
+use crate::{
+    cli::{Failure, pasted},
+    run::Signals,
+};
 
 /// Program of each version.
 const PROGRAM: &str = "graftwork";
@@ -26,14 +29,26 @@ const PROGRAM: &str = "graftwork";
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Compiling {
     /// Command that builds a revision's programs; it runs in a checkout of that revision.
-    #[arg(long, value_name = "COMMAND", default_value = "make build")]
+    #[arg(long, value_name = "COMMAND", default_value = BUILD[0])]
     build: String,
     /// Folder in the checkout where that command leaves graftwork and graftwork-worker.
-    #[arg(long, value_name = "FOLDER", default_value = "target/release")]
+    #[arg(long, value_name = "FOLDER", default_value = BUILD[1])]
     built: PathBuf,
     /// Build nothing: with --bisect, measure each commit's job file and rows with the programs that run now.
     #[arg(long, requires = "bisect", conflicts_with = "build")]
     no_build: bool,
+}
+
+/// The default of `--build`, and of `--built`.
+const BUILD: [&str; 2] = ["make build", "target/release"];
+
+impl Compiling {
+    /// What decides which programs measure, as it was typed.
+    pub(super) fn words(&self) -> impl Iterator<Item = String> {
+        let build = (self.build != BUILD[0]).then(|| format!("--build {}", pasted(&self.build)));
+        let built = (self.built != Path::new(BUILD[1])).then(|| format!("--built {}", pasted(&self.built)));
+        build.into_iter().chain(built)
+    }
 }
 
 /// Programs that can measure.

@@ -347,6 +347,17 @@ fn mixed(methods: [&str; 2], block: impl Fn(Vec<Composition>) -> Composition, he
     setup
 }
 
+/// Every composition of two methods.
+fn compositions(methods: [&str; 2]) -> [(String, Setup); 3] {
+    let named = |what: &str| format!("{what} of {} and {}", methods[0], methods[1]);
+    let cut = |children| Composition::BatchSplit { children, batch_sizes: vec![1, 3] };
+    [
+        (named("Parallel"), mixed(methods, |children| Composition::Parallel { children }, &["a", "b"])),
+        (named("BatchSplit"), mixed(methods, cut, &["a", "b"])),
+        (named("Stack"), mixed(methods, |children| Composition::Stack { children }, &["a"])),
+    ]
+}
+
 #[test]
 fn rows_of_another_method_are_served_as_if_each_adapter_stood_alone() {
     let lane = rows(&LENGTHS, 7);

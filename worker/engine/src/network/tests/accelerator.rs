@@ -1,9 +1,9 @@
 //! What an accelerator computes, as far as a processor can show it: libtorch alone, in few shapes, with one wait a lane;
 //! and products in fewer bits than fp32.
 
-use graftwork_shared::{composition::Composition, training::Precision};
+use graftwork_shared::training::Precision;
 
-use super::{LENGTHS, every_setup, fusion_alone, fusion_setup, mixed, options, split};
+use super::{LENGTHS, compositions, every_setup, fusion_alone, fusion_setup, options, split};
 use crate::{
     LaneOutput, Network, host,
     network::Input,
@@ -26,12 +26,7 @@ fn elsewhere<T>(compute: impl FnOnce() -> T) -> (T, u32) {
 fn setups() -> Vec<(String, Setup)> {
     let mut setups = every_setup();
     for (method, other) in [("seq_bn", "par_bn"), ("double_seq_bn", "lora")] {
-        let parallel = mixed([method, other], |children| Composition::Parallel { children }, &["a", "b"]);
-        setups.push((format!("Parallel of {method} and {other}"), parallel));
-        let cut = |children| Composition::BatchSplit { children, batch_sizes: vec![1, 3] };
-        setups.push((format!("BatchSplit of {method} and {other}"), mixed([method, other], cut, &["a", "b"])));
-        let stack = mixed([method, other], |children| Composition::Stack { children }, &["a"]);
-        setups.push((format!("Stack of {method} and {other}"), stack));
+        setups.extend(compositions([method, other]));
     }
     setups
 }

@@ -5,7 +5,7 @@ use graftwork_shared::{
     composition::Composition,
 };
 
-use super::{LENGTHS, every_setup, fusion_alone, fusion_setup, mixed, options};
+use super::{LENGTHS, compositions, every_setup, fusion_alone, fusion_setup, mixed, options};
 use crate::{
     direct::ISLANDS_ALONE,
     island::ISLANDS,
@@ -32,12 +32,7 @@ fn more_setups() -> Vec<(String, Setup)> {
         setups.push((format!("fusion, {what}"), setup));
     }
     for (method, other) in [("seq_bn", "par_bn"), ("seq_bn", "lora"), ("double_seq_bn", "seq_bn")] {
-        let parallel = mixed([method, other], |children| Composition::Parallel { children }, &["a", "b"]);
-        setups.push((format!("Parallel of {method} and {other}"), parallel));
-        let cut = |children| Composition::BatchSplit { children, batch_sizes: vec![1, 3] };
-        setups.push((format!("BatchSplit of {method} and {other}"), mixed([method, other], cut, &["a", "b"])));
-        let stack = mixed([method, other], |children| Composition::Stack { children }, &["a"]);
-        setups.push((format!("Stack of {method} and {other}"), stack));
+        setups.extend(compositions([method, other]));
     }
     setups
 }
