@@ -174,13 +174,25 @@ class Ours:
     # -- memory ---------------------------------------------------------------------------------------------------
 
     def four_tasks(self):
+        """Four tasks in training at once on two threads, from the submission to the end of the job."""
         tasks = [section(task.name, task.first(800)) for task in self.data.four]
-        done = self.run(self.job(tasks, {"epochs": 1}, threads=4), memory=True)
-        ends = [event["at_ms"] for event in done.events if event["event"] == "stage_finished"]
-        together = {event["stage"] for event in done.events if event["event"] == "step" and event["at_ms"] < min(ends)}
-        if len(together) < 4:
-            raise watch.Failed(f"only {sorted(together)} trained at the same time")
-        return {"pss_mb": done.pss_mb}
+        with self.cluster(slots=4) as cluster:
+            job = cluster.submit(self.job(tasks, {"epochs": 1}))
+            together = []
+
+            def done():
+                stages = cluster.stages(job)
+                together.append(sum(bool(stage.get("curve")) and not stage.get("result") for stage in stages))
+                return all(stage.get("result") for stage in stages)
+
+            sampler = watch.Sampler(cluster.pss_mb)
+            try:
+                wait(done, 900, "the end of four tasks", cluster.folder)
+            finally:
+                sampler.stop()
+        if max(together) < 4:
+            raise watch.Failed(f"only {max(together)} tasks trained at the same time")
+        return {"pss_mb": max(sampler.samples)}
 
     def adapters(self):
         """One worker with so many tasks in training, under a coordinator; the sum over both."""
@@ -193,37 +205,19 @@ class Ours:
         return figures
 
     def in_training(self, count):
-        folder = self.fresh()
         task = self.data.short.first(320)
         never = {"epochs": 100000, "evaluate_every": 1000000, "checkpoint_every": 1000000}
-        job = self.job([section(f"task{number}", task, f"seed = {number}") for number in range(count)], never)
-        (folder / "job.toml").write_text(job)
-        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "GRAFTWORK_COORDINATOR": f"unix://{folder}/state/door/socket"}
-        programs, log = self.programs / "graftwork", open(folder / "log", "w")
-        start = lambda *words: subprocess.Popen([str(word) for word in (programs, *words)], cwd=folder, env=environment, stdout=log, stderr=log)
-        cluster = [start("coordinator", "--state", folder / "state")]
-        try:
-            wait(lambda: (folder / "state/door/socket").exists(), 30, "the coordinator's socket", folder)
-            cluster.append(start("worker", "--coordinator", environment["GRAFTWORK_COORDINATOR"], "--threads", 2, "--slots", count))
-            ask = lambda *words: watch.run([programs, *words], environment, folder=folder)["output"]
-            submitted = ask("submit", "--shared-root", "/", "job.toml")
-            job = submitted.split()[0] if submitted.split() else ""
-            wait(lambda: self.trained(ask, job) == count, 60 + 3 * count, f"{count} tasks in training", folder)
-            samples = []
-            for _ in range(20):
-                samples.append(watch.pss_mb([process.pid for process in cluster]))
-                time.sleep(0.1)
-            view = json.loads(ask("status", job, "--output", "json"))
-            return max(samples), stages_of(view)[0]["trained_parameters"]
-        finally:
-            for process in reversed(cluster):
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+        with self.cluster(slots=count) as cluster:
+            job = cluster.submit(self.job([section(f"task{number}", task, f"seed = {number}") for number in range(count)], never))
+            trained = lambda: sum(bool(stage.get("curve")) for stage in cluster.stages(job)) == count
+            wait(trained, 60 + 3 * count, f"{count} tasks in training", cluster.folder)
+            sampler = watch.Sampler(cluster.pss_mb)
+            time.sleep(2)
+            sampler.stop()
+            return max(sampler.samples), cluster.stages(job)[0]["trained_parameters"]
 
-    @staticmethod
-    def trained(ask, job):
-        """How many stages have taken a step."""
-        return sum(bool(stage.get("curve")) for stage in stages_of(json.loads(ask("status", job, "--output", "json"))))
+    def cluster(self, slots):
+        return Cluster(self.programs / "graftwork", self.fresh(), slots)
 
     # -- jobs -----------------------------------------------------------------------------------------------------
 
@@ -245,7 +239,7 @@ class Ours:
         folder.mkdir()
         return folder
 
-    def run(self, job, folder=None, cpus=None, memory=False, options=()):
+    def run(self, job, folder=None, cpus=None, options=()):
         """`graftwork run`, with a state and a cache of its own."""
         folder = folder or self.fresh()
         (folder / "job.toml").write_text(job)
@@ -256,9 +250,54 @@ class Ours:
                 events.append({**json.loads(line), "seconds": seconds})
 
         command = [self.programs / "graftwork", "run", "job.toml", "--state", folder / "state", "--progress", "json", *options]
-        done = watch.run(command, {"XDG_CACHE_HOME": str(folder / "cache")}, cpus, hear, memory, folder)
+        done = watch.run(command, {"XDG_CACHE_HOME": str(folder / "cache")}, cpus, hear, folder=folder)
         report = max(folder.glob("state/*/report.json"), key=os.path.getmtime)
         return Done(folder, events, done, stages_of(json.loads(report.read_text())))
+
+
+class Cluster:
+    """A coordinator and one worker of two threads, in a folder of their own; both are killed at the end."""
+
+    def __init__(self, program, folder, slots):
+        self.program, self.folder = program, folder
+        state, cache = folder / "state", folder / "cache"
+        self.environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "GRAFTWORK_COORDINATOR": f"unix://{state}/door/socket"}
+        self.processes, self.log = [], open(folder / "log", "w")
+        try:
+            self.start("coordinator", "--state", state)
+            wait(lambda: (state / "door/socket").exists(), 30, "the coordinator's socket", folder)
+            self.start("worker", "--coordinator", self.environment["GRAFTWORK_COORDINATOR"], "--threads", 2, "--slots", slots)
+        except watch.Failed:
+            self.end()
+            raise
+
+    def start(self, *words):
+        command = [str(word) for word in (self.program, *words)]
+        self.processes.append(subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=self.log, stderr=self.log))
+
+    def ask(self, *words):
+        return watch.run([self.program, *words], self.environment, folder=self.folder)["output"]
+
+    def submit(self, job):
+        (self.folder / "job.toml").write_text(job)
+        return self.ask("submit", "--shared-root", "/", "job.toml").split()[0]
+
+    def stages(self, job):
+        return stages_of(json.loads(self.ask("status", job, "--output", "json")))
+
+    def pss_mb(self):
+        return watch.pss_mb([process.pid for process in self.processes])
+
+    def end(self):
+        for process in reversed(self.processes):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.end()
 
 
 class Done:
@@ -266,7 +305,7 @@ class Done:
 
     def __init__(self, folder, events, done, stages):
         self.folder, self.events, self.stages = folder, events, stages
-        self.seconds, self.pss_mb = done["seconds"], done.get("pss_mb")
+        self.seconds = done["seconds"]
         self.first_step = next(event["seconds"] for event in events if event["event"] == "step")
 
     def pace(self, stage, since=0.0, until=float("inf")):

@@ -23,7 +23,7 @@ def run(command, environment=None, cpus=None, on_line=None, memory=False, folder
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder,
         env={name: value for name, value in environment.items() if value is not None}, preexec_fn=limit, start_new_session=True,
     )
-    sampler = Sampler(process.pid) if memory else None
+    sampler = Sampler(lambda: pss_mb(tree(process.pid))) if memory else None
     output, errors = [], []
     reader = threading.Thread(target=lambda: output.extend(process.stdout))
     reader.start()
@@ -50,16 +50,16 @@ def run(command, environment=None, cpus=None, on_line=None, memory=False, folder
 
 
 class Sampler:
-    """Sums the proportional set sizes of a process and all below it, twenty times a second."""
+    """Takes a figure twenty times a second, until it is stopped."""
 
-    def __init__(self, process):
-        self.process, self.samples, self.ended = process, [], threading.Event()
+    def __init__(self, take):
+        self.take, self.samples, self.ended = take, [], threading.Event()
         self.thread = threading.Thread(target=self._sample, daemon=True)
         self.thread.start()
 
     def _sample(self):
         while not self.ended.wait(0.05):
-            self.samples.append(pss_mb(tree(self.process)))
+            self.samples.append(self.take())
 
     def stop(self):
         self.ended.set()

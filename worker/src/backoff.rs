@@ -1,4 +1,7 @@
 //! Patience with a coordinator: waits between attempts that grow up to a bound.
+//!
+//! Each is an eighth longer than the one before, so the next one is never longer than an eighth of the time that has
+//! passed: what comes back after seconds is found within a second, and what stays away for minutes is left in peace.
 
 use std::time::Duration;
 
@@ -20,7 +23,7 @@ impl Backoff {
     /// The wait before the next attempt.
     pub(crate) fn wait(&mut self) -> Duration {
         let wait = self.next;
-        self.next = (wait * 2).min(WAITS.1);
+        self.next = (wait * 9 / 8).min(WAITS.1);
         wait
     }
 }
@@ -30,10 +33,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_grow_to_their_bound() {
+    fn waits_grow_with_the_time_that_has_passed_up_to_their_bound() {
         let mut backoff = Backoff::new();
-        let waits: Vec<_> = (0..8).map(|_| backoff.wait()).collect();
+        let waits: Vec<_> = (0..40).map(|_| backoff.wait()).collect();
         assert!(waits.is_sorted());
-        assert_eq!((waits[0], waits[7]), WAITS);
+        assert_eq!((waits[0], waits[39]), WAITS);
+        let mut passed = Duration::ZERO;
+        for wait in waits {
+            assert!(wait <= WAITS.0 + passed / 8, "{wait:?} after {passed:?}");
+            passed += wait;
+        }
     }
 }

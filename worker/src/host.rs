@@ -39,7 +39,7 @@ use crate::{
     computer::peak_memory_bytes,
     meeting::{Meeting, Place},
     meters::{Meters, Update},
-    pool::{Pool, failure_of, panic_message, thread_cpu_time},
+    pool::{Pool, Turn, failure_of, panic_message, thread_cpu_time},
     session::StageEvent,
     stage::{self, StageEnd},
     trunks::Trunks,
@@ -281,11 +281,12 @@ impl StageHost<'_> {
 impl stage::Host for StageHost<'_> {
     fn run_while<T: Send + 'static>(
         &self,
+        turn: Turn,
         tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
         meanwhile: impl FnOnce(),
     ) -> Vec<T> {
         self.leave_if_abandoned();
-        match self.shared.pool.run_while(tasks, meanwhile) {
+        match self.shared.pool.run_while(turn, tasks, meanwhile) {
             Ok(ran) => {
                 let nanoseconds = u64::try_from(ran.cpu.as_nanos()).unwrap_or(u64::MAX);
                 self.device_cpu.fetch_add(nanoseconds, Ordering::Relaxed);

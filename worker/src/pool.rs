@@ -1,8 +1,8 @@
 //! The device pool: OS threads that own the device, and one queue in front of them.
 //!
 //! All libtorch work of the process runs here and nowhere else; async code never touches libtorch. Runs that wait at the
-//! same time take turns task by task, so a stage that scores thousands of rows does not hold up another one's steps. A
-//! task that panics (libtorch reports its exceptions as panics) is a [`TaskFailed`] of its own run: the thread and the
+//! same time take turns ([`Turn`]), so a stage that scores thousands of rows does not hold up another one's steps, and
+//! of many stages in training only a few hold gradients at a time. A task that panics (libtorch reports its exceptions as panics) is a [`TaskFailed`] of its own run: the thread and the
 //! process live on. Which thread computes a task never changes a byte (invariant 5): each thread has one libtorch thread.
 
 use std::{
@@ -21,6 +21,27 @@ use graftwork_shared::assignment::{Blame, Failure};
 use rustix::time::{ClockId, clock_gettime};
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// How a run takes its place among others that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Before all that wait: what ends an update, and gives its memory back.
+    First,
+    /// Behind all that wait, then so many tasks at once: the lanes of an update, whose gradients stay until all are there.
+    Together,
+    /// Behind all that wait, and again after each task: many tasks that need nothing of each other.
+    EachTask,
+}
+
+impl Turn {
+    /// Tasks of one turn.
+    fn tasks(self) -> usize {
+        match self {
+            Self::First | Self::Together => 8,
+            Self::EachTask => 1,
+        }
+    }
+}
 
 /// A task that ended by a panic.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -55,10 +76,17 @@ struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    /// Tasks of each run, none of them empty; the run in front is served next and then goes to the back.
-    runs: VecDeque<VecDeque<Job>>,
+    /// None of them empty; the run in front is served next, and goes to the back when its turn is over.
+    runs: VecDeque<Run>,
     /// No more runs will come.
     closed: bool,
+}
+
+struct Run {
+    tasks: VecDeque<Job>,
+    turn: Turn,
+    /// Tasks that it may still begin in this turn.
+    left: usize,
 }
 
 impl Pool {
@@ -92,6 +120,7 @@ impl Pool {
     /// The first task, in the tasks' order, that panicked; the others were still run to their end.
     pub(crate) fn run_while<T: Send + 'static>(
         &self,
+        turn: Turn,
         tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
         meanwhile: impl FnOnce(),
     ) -> Result<Ran<T>, TaskFailed> {
@@ -107,7 +136,7 @@ impl Pool {
                 drop(done.send((position, result, cpu)));
             })
         };
-        self.queue.add(tasks.into_iter().enumerate().map(job).collect());
+        self.queue.add(turn, tasks.into_iter().enumerate().map(job).collect());
         drop(done);
         meanwhile();
         let mut finished: Vec<_> = results.iter().collect();
@@ -132,7 +161,7 @@ impl Pool {
             // Whoever submitted it may have gone.
             drop(done.send(result));
         };
-        self.queue.add(VecDeque::from([Box::new(job) as Job]));
+        self.queue.add(Turn::EachTask, VecDeque::from([Box::new(job) as Job]));
         Pending(result)
     }
 }
@@ -164,11 +193,17 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self, run: VecDeque<Job>) {
-        if !run.is_empty() {
-            self.lock().runs.push_back(run);
-            self.changed.notify_all();
+    fn add(&self, turn: Turn, tasks: VecDeque<Job>) {
+        if tasks.is_empty() {
+            return;
         }
+        let run = Run { tasks, turn, left: turn.tasks() };
+        let mut waiting = self.lock();
+        match turn {
+            Turn::First => waiting.runs.push_front(run),
+            Turn::Together | Turn::EachTask => waiting.runs.push_back(run),
+        }
+        self.changed.notify_all();
     }
 
     /// The next task, one of the run whose turn it is; `None` when there will be none.
@@ -176,10 +211,15 @@ impl Queue {
         let mut waiting = self.lock();
         loop {
             if let Some(mut run) = waiting.runs.pop_front() {
-                let job = run.pop_front();
-                if !run.is_empty() {
+                let job = run.tasks.pop_front();
+                run.left -= 1;
+                if run.left == 0 {
+                    run.left = run.turn.tasks();
                     waiting.runs.push_back(run);
+                } else {
+                    waiting.runs.push_front(run);
                 }
+                waiting.runs.retain(|run| !run.tasks.is_empty());
                 return job;
             }
             if waiting.closed {
@@ -230,6 +270,8 @@ pub(crate) fn failure_of(message: &str) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
     fn tasks<T: Send + 'static>(
@@ -244,7 +286,7 @@ mod tests {
     }
 
     fn all<T: Send + 'static>(pool: &Pool, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Result<Ran<T>, TaskFailed> {
-        pool.run_while(tasks, || ())
+        pool.run_while(Turn::EachTask, tasks, || ())
     }
 
     #[test]
@@ -264,7 +306,7 @@ mod tests {
     #[test]
     fn submitted_tasks_run_side_by_side_and_a_panic_is_its_own() {
         let pool = Pool::start(2, || ()).unwrap();
-        let met = Arc::new(std::sync::Barrier::new(2));
+        let met = Arc::new(Barrier::new(2));
         let pending: Vec<_> = (0..2)
             .map(|number| {
                 let met = Arc::clone(&met);
@@ -313,32 +355,50 @@ mod tests {
         assert!(busy.cpu >= Duration::from_millis(30), "{:?}", busy.cpu);
     }
 
-    #[test]
-    fn runs_take_turns_task_by_task() {
-        let pool = Arc::new(Pool::start(1, || ()).unwrap());
+    /// Adds the runs one by one while the only thread is busy, and says in which order their tasks were begun.
+    fn order(runs: &[(&'static str, Turn, usize)]) -> Vec<&'static str> {
+        let pool = Pool::start(1, || ()).unwrap();
         let order = Arc::new(Mutex::new(Vec::new()));
-        let (blocked, open) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+        let (blocked, open) = (Arc::new(Barrier::new(2)), Arc::new(Barrier::new(2)));
         thread::scope(|scope| {
             let (first, second) = (Arc::clone(&blocked), Arc::clone(&open));
-            // Keeps the only thread until both runs wait.
-            scope.spawn(|| {
-                let wait = move || {
-                    first.wait();
-                    second.wait();
-                };
-                all(&pool, vec![Box::new(wait)]).unwrap();
+            pool.submit(move || {
+                first.wait();
+                second.wait();
             });
             blocked.wait();
-            for (run, count) in [("long", 5), ("short", 2)] {
+            for (before, &(name, turn, count)) in runs.iter().enumerate() {
                 let (pool, order) = (&pool, Arc::clone(&order));
-                scope.spawn(move || all(pool, tasks(count, move |_| order.lock().unwrap().push(run))).unwrap());
-                while pool.queue.lock().runs.len() < if run == "long" { 1 } else { 2 } {
+                let tasks = tasks(count, move |_| order.lock().unwrap().push(name));
+                scope.spawn(move || pool.run_while(turn, tasks, || ()).unwrap());
+                while pool.queue.lock().runs.len() <= before {
                     thread::yield_now();
                 }
             }
             open.wait();
         });
-        assert_eq!(*order.lock().unwrap(), ["long", "short", "long", "short", "long", "long", "long"]);
+        order.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn scores_take_turns_task_by_task() {
+        let runs = [("long", Turn::EachTask, 5), ("short", Turn::EachTask, 2)];
+        assert_eq!(order(&runs), ["long", "short", "long", "short", "long", "long", "long"]);
+    }
+
+    #[test]
+    fn lanes_of_an_update_stay_together_and_what_ends_one_comes_first() {
+        let runs = [
+            ("scores", Turn::EachTask, 3),
+            ("lanes", Turn::Together, 3),
+            ("others", Turn::Together, 2),
+            ("end", Turn::First, 1),
+        ];
+        let expected = ["end", "scores", "lanes", "lanes", "lanes", "others", "others", "scores", "scores"];
+        assert_eq!(order(&runs), expected);
+        // A very large update lets others in between.
+        let large = order(&[("large", Turn::Together, 10), ("scores", Turn::EachTask, 1)]);
+        assert_eq!(large.iter().position(|name| *name == "scores"), Some(8));
     }
 
     #[test]

@@ -43,6 +43,7 @@ use super::{
     network::{acting, run_one, set_parameters},
     score::{ScoredSplit, Scorer},
 };
+use crate::pool::Turn;
 
 /// Everything a stage's loop works with.
 pub(super) struct Driver<'a, H> {
@@ -306,7 +307,7 @@ impl<H: Host> Driver<'_, H> {
         let present: Vec<bool> = lanes.iter().map(Option::is_some).collect();
         let tasks = lanes.into_iter().flatten().map(|lane| lane_task(self.network.share(), lane, Arc::clone(&options)));
         let mut outputs = Vec::with_capacity(present.len());
-        for (output, cost) in self.host.run(tasks.collect()) {
+        for (output, cost) in self.host.run(Turn::Together, tasks.collect()) {
             self.meter.add_task(cost, self.on_gpu);
             outputs.push(output.map_err(failure::of_engine)?);
         }

@@ -29,6 +29,7 @@ use super::{
     membership::{Halt, Membership},
     meter::{TaskCost, measured},
 };
+use crate::pool::Turn;
 
 /// How gradients are cut and sent. Changes no byte, but must be the same for all members.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +83,8 @@ impl<H: Host> Driver<'_, H> {
             present: &present,
         };
         let (mut done, mut exchanged) = (Instant::now(), None);
-        let computed: Vec<Computed> = self.host.run_while(tasks, || exchanged = Some(exchange.run(&given)));
+        let computed: Vec<Computed> =
+            self.host.run_while(Turn::Together, tasks, || exchanged = Some(exchange.run(&given)));
         let mut losses = Vec::with_capacity(computed.len());
         let waits = exchange.waits;
         for (loss, cost, at) in computed {

@@ -35,7 +35,7 @@ use graftwork_shared::{
     upload::UploadedFile,
 };
 
-use crate::{computer::numeric_class, meters::Update as Counted};
+use crate::{computer::numeric_class, meters::Update as Counted, pool::Turn};
 use drive::{Driver, DriverState};
 use membership::Membership;
 use meter::Meter;
@@ -44,13 +44,14 @@ use network::Built;
 /// What a stage needs from the process that runs it.
 pub(crate) trait Host {
     /// Runs the tasks on the device threads and returns what they gave, in the order of the tasks.
-    fn run<T: Send + 'static>(&self, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
-        self.run_while(tasks, || ())
+    fn run<T: Send + 'static>(&self, turn: Turn, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Vec<T> {
+        self.run_while(turn, tasks, || ())
     }
 
     /// The same, and does something else on the calling thread meanwhile.
     fn run_while<T: Send + 'static>(
         &self,
+        turn: Turn,
         tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
         meanwhile: impl FnOnce(),
     ) -> Vec<T>;

@@ -18,7 +18,10 @@ use graftwork_shared::{
 };
 
 use super::{Host, failure};
-use crate::computer::{numeric_class, program};
+use crate::{
+    computer::{numeric_class, program},
+    pool::Turn,
+};
 
 /// A stage's network and what it was made of.
 pub(super) struct Built {
@@ -74,9 +77,9 @@ pub(super) fn kept<H: Host>(recipe: &Recipe, trunk: &Trunk, host: &H) -> Keep {
     Keep { memory_bytes: 0, shelves }
 }
 
-/// Runs one task on a device thread.
+/// Runs one task on a device thread, before all that waits for one.
 pub(super) fn run_one<H: Host, T: Send + 'static>(host: &H, task: impl FnOnce() -> T + Send + 'static) -> T {
-    let mut done = host.run(vec![Box::new(task) as Box<dyn FnOnce() -> T + Send>]);
+    let mut done = host.run(Turn::First, vec![Box::new(task) as Box<dyn FnOnce() -> T + Send>]);
     done.pop().expect("a host returns one value for each task")
 }
 

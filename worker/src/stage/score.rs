@@ -17,6 +17,7 @@ use super::{
     membership::{Halt, Membership},
     meter::{Meter, TaskCost, measured},
 };
+use crate::pool::Turn;
 
 /// Rows of a batch. A constant, because libtorch may choose other kernels for other sizes. Forward alone, 16 rows take as
 /// long as a lane of 8 rows in training, so stages that take turns with this one lose little.
@@ -70,7 +71,7 @@ impl<H: Host> Scorer<'_, H> {
             let own = &wave[share(wave.len(), ranks, rank)];
             let mut answers = Vec::with_capacity(own.len());
             let tasks = own.iter().map(|batch| self.task(Arc::clone(batch), &skip_layers));
-            for (prediction, cost) in self.host.run(tasks.collect()) {
+            for (prediction, cost) in self.host.run(Turn::EachTask, tasks.collect()) {
                 meter.add_task(cost, self.on_gpu);
                 answers.push(prediction.map_err(failure::of_engine)?);
             }

@@ -30,7 +30,7 @@ use super::{
     super::*,
     together::{Said, Seat},
 };
-use crate::pool::Pool;
+use crate::pool::{Pool, Turn};
 
 type Blobs = Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>;
 
@@ -119,10 +119,11 @@ impl LocalHost {
 impl Host for LocalHost {
     fn run_while<T: Send + 'static>(
         &self,
+        turn: Turn,
         tasks: Vec<Box<dyn FnOnce() -> T + Send>>,
         meanwhile: impl FnOnce(),
     ) -> Vec<T> {
-        self.pool.run_while(tasks, meanwhile).unwrap().values
+        self.pool.run_while(turn, tasks, meanwhile).unwrap().values
     }
 
     /// Even tiny gradients travel in many parts, the larger of them in slices.
