@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Graftwork, and beside it AdapterHub's library, and holds the ratios against what must be reached.
 
-    scripts/bench.py [--peer] [--device cuda] [--data DIR] [--rows N] [--runs N] [--only ROW…] [--go-on]
+    scripts/bench.py [--peer] [--device cuda [--precision bf16]] [--data DIR] [--rows N] [--runs N] [--only ROW…] [--go-on]
 
 `make bench` measures Graftwork alone; `make bench-peer` installs the library too (scripts/peer.sh), measures both in turn,
 and ends with 1 when a row is below "at least", with 2 when a measurement failed. The record (machine, versions, every
@@ -39,6 +39,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="store_true", help="measure AdapterHub's library too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what both programs compute on; a GPU has rows of its own")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="numbers in which both base models multiply; others than fp32 need --device cuda")
     parser.add_argument("--data", type=pathlib.Path, default=os.environ.get("GRAFTWORK_BENCH_DATA"), help="folder with the texts of the suite")
     parser.add_argument("--rows", type=int, default=0, help="training rows of each task at most; 0: all")
     parser.add_argument("--runs", type=int, default=5, help="runs of each measurement, in turn")
@@ -49,6 +50,8 @@ def parse():
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="folder of graftwork, graftwork-worker and examples")
     parser.add_argument("--peer-python", type=pathlib.Path, default=ROOT / ".graftwork/peer/bin/python")
     options = parser.parse_args()
+    if options.precision != "fp32" and options.device == "cpu":
+        parser.error(f"--precision {options.precision} needs --device cuda")
     for name in ("base", "programs", "out"):
         setattr(options, name, getattr(options, name).resolve())
     return options
@@ -79,10 +82,12 @@ def say(text):
 def begin(options, data):
     """A new record, or the one that is there if it was taken in the same way."""
     way = {"device": options.device, "rows": options.rows, "data": data.words, "programs": machine.programs(options.programs)}
+    if options.precision != "fp32":
+        way["precision"] = options.precision
     path = options.out / "record.json"
     old = json.loads(path.read_text()) if options.go_on and path.exists() else None
     if old and old["way"] != way:
-        changed = [name for name in way if old["way"].get(name) != way[name]]
+        changed = [name for name in {**old["way"], **way} if old["way"].get(name) != way.get(name)]
         raise SystemExit(f"bench: {path} was taken in another way ({', '.join(changed)}); measure without --go-on, or name another --out")
     record = old or {"way": way, "began": time.strftime("%Y-%m-%d %H:%M:%S %z"), "samples": {}}
     record["machine"] = machine.facts()

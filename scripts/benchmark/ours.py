@@ -18,7 +18,7 @@ STEADY_ROWS = 1600
 class Ours:
     def __init__(self, options, data, scratch):
         self.programs, self.base, self.data, self.scratch = options.programs, options.base, data, pathlib.Path(scratch)
-        self.device = options.device
+        self.device, self.precision = options.device, options.precision
         # Where eight adapters are published that predictions can read.
         self.hub = None
 
@@ -99,7 +99,7 @@ class Ours:
             ("split8", names, f"BatchSplit[{', '.join(f'{name}:2' for name in names)}]"),
         ):
             command = [self.programs / "graftwork", "predict", "--base-model", self.base, "--output", "jsonl", "--max-length", "128"]
-            command += ["--device", self.device]
+            command += ["--device", self.device, "--precision", self.precision]
             for name in adapters:
                 command += ["--adapter", f"{name}={self.hub / name}"]
             command += ["--compose", compose] if compose else []
@@ -222,6 +222,7 @@ class Ours:
     # -- jobs -----------------------------------------------------------------------------------------------------
 
     def job(self, sections, training, adapter="", threads=2, method="seq_bn"):
+        training = {**training, **({"precision": self.precision} if self.precision != "fp32" else {})}
         values = "\n".join(f"{key} = {json.dumps(value)}" for key, value in training.items())
         return (
             f'name = "bench"\n[base_model]\nlocation = "{self.base}"\n[publish]\nhub = "hub"\norganisation = "bench"\n'

@@ -10,7 +10,7 @@ from .ours import BATCH, RATE, STEADY_ROWS
 class Peer:
     def __init__(self, options, data, scratch):
         self.python, self.base, self.data, self.scratch = options.peer_python, options.base, data, scratch
-        self.device = options.device
+        self.device, self.precision = options.device, options.precision
 
     def suite_longest(self):
         return self.suite("longest")
@@ -69,7 +69,7 @@ class Peer:
         ]
         program = pathlib.Path(__file__).with_name("program.py")
         command = [self.python, program, what, "--base", self.base, "--tasks", json.dumps(tasks), "--scratch", f"{self.scratch}/peer"]
-        command += ["--batch", str(BATCH), "--learning-rate", str(RATE), "--device", self.device, *options]
+        command += ["--batch", str(BATCH), "--learning-rate", str(RATE), "--device", self.device, "--precision", self.precision, *options]
         began = time.time()
         # Its threads wait as the library's own defaults say.
         done = watch.run(command, {"OMP_WAIT_POLICY": None, "OMP_NUM_THREADS": None}, memory=memory)

@@ -59,6 +59,7 @@ def fit(model, name, rows, held_out, tokenizer, options):
         output_dir=options.scratch, learning_rate=options.learning_rate, num_train_epochs=1,
         per_device_train_batch_size=options.batch, per_device_eval_batch_size=64, group_by_length=options.padding == "group",
         report_to=[], save_strategy="no", logging_steps=10**6, disable_tqdm=True, use_cpu=options.device == "cpu", seed=17, label_names=["labels"],
+        bf16=options.precision == "bf16", fp16=options.precision == "fp16",
     )
     collator = None if options.padding == "max" else DataCollatorWithPadding(tokenizer)
     steps = Steps()
@@ -112,7 +113,8 @@ def predict(options, tasks):
             some = rows[first:first + size]
             yield tokenizer(*map(list, zip(*some)), truncation=True, max_length=LONGEST, padding=True, return_tensors="pt").to(options.device)
 
-    with torch.inference_mode():
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
+    with torch.inference_mode(), torch.autocast(options.device, kind, enabled=kind is not None):
         def go(name, size, rows):
             model.set_active_adapters(name)
             model.active_head = name
@@ -146,6 +148,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scratch", default="peer-scratch")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     set_seed(17)

@@ -25,6 +25,16 @@ pub enum Purpose {
     Simulation = 1_000,
 }
 
+/// Numbers of 32 bits, as [`Stream::blocks`] computes with them.
+pub trait Words: Sized {
+    /// One word in the place of all of these.
+    fn filled(&self, word: u32) -> Self;
+    /// Upper and lower 32 bits of the products with a factor below 2^32.
+    fn times(&self, factor: u64) -> [Self; 2];
+    /// Exclusive or with others, and with a word of the key.
+    fn mixed(&self, others: &Self, key: u32) -> Self;
+}
+
 /// A stream of random numbers, addressed by position.
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
@@ -69,6 +79,19 @@ impl Stream {
             key = next(key);
         }
         std::array::from_fn(|lane| [a[lane], b[lane], c[lane], d[lane]])
+    }
+
+    /// The blocks at many positions at once, in words of any kind. `minor` comes in two halves, the lower one first.
+    pub fn blocks<W: Words>(&self, major: W, [low, high]: [W; 2]) -> [W; 4] {
+        let purpose = major.filled(self.purpose);
+        let (mut counter, mut key) = ([low, high, major, purpose], self.key);
+        for _ in 0..10 {
+            let [high0, low0] = counter[0].times(FACTORS[0]);
+            let [high1, low1] = counter[2].times(FACTORS[1]);
+            counter = [high1.mixed(&counter[1], key[0]), low1, high0.mixed(&counter[3], key[1]), low0];
+            key = next(key);
+        }
+        counter
     }
 
     /// One 64-bit number at a position.
@@ -161,6 +184,33 @@ mod tests {
         for minor in [0, 7, u64::from(u32::MAX) - 3, 12 << 24 | 5] {
             let expected: Vec<[u32; 4]> = (0..16).map(|lane| stream.block(9, minor + lane)).collect();
             assert_eq!(stream.sixteen_blocks(9, minor).as_slice(), expected);
+        }
+    }
+
+    /// Plain words.
+    struct Plain(u32);
+
+    impl Words for Plain {
+        fn filled(&self, word: u32) -> Self {
+            Self(word)
+        }
+
+        fn times(&self, factor: u64) -> [Self; 2] {
+            let product = u64::from(self.0) * factor;
+            [product >> 32, product & 0xffff_ffff].map(|half| Self(u32::try_from(half).unwrap()))
+        }
+
+        fn mixed(&self, others: &Self, key: u32) -> Self {
+            Self(self.0 ^ others.0 ^ key)
+        }
+    }
+
+    #[test]
+    fn blocks_in_words_of_another_kind_are_the_same() {
+        let stream = Stream::new(u64::MAX - 5, Purpose::Dropout);
+        for (major, [high, low]) in [(0, [0, 0]), (9, [0, 7]), (u32::MAX, [12, u32::MAX - 3])] {
+            let found = stream.blocks(Plain(major), [Plain(low), Plain(high)]).map(|word| word.0);
+            assert_eq!(found, stream.block(major, u64::from(high) << 32 | u64::from(low)));
         }
     }
 

@@ -7,7 +7,7 @@
 use std::{fs, path::Path};
 
 use graftwork_engine::Device;
-use graftwork_shared::{digest::Digest, recipe::NumericClass};
+use graftwork_shared::{digest::Digest, recipe::NumericClass, training::Precision};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use serde::Serialize;
 
@@ -18,6 +18,27 @@ pub(crate) enum DeviceChoice {
     Cpu,
     /// The first CUDA device.
     Cuda,
+}
+
+/// Which numbers a user asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum PrecisionChoice {
+    /// 24 bits.
+    Fp32,
+    /// 8 bits, with the range of fp32.
+    Bf16,
+    /// 11 bits.
+    Fp16,
+}
+
+impl From<PrecisionChoice> for Precision {
+    fn from(choice: PrecisionChoice) -> Self {
+        match choice {
+            PrecisionChoice::Fp32 => Self::Fp32,
+            PrecisionChoice::Bf16 => Self::Bf16,
+            PrecisionChoice::Fp16 => Self::Fp16,
+        }
+    }
 }
 
 /// Why the device that was asked for cannot be had.

@@ -296,6 +296,11 @@ impl stage::Host for StageHost<'_> {
         }
     }
 
+    /// An accelerator is one for all device threads.
+    fn lanes_together(&self) -> bool {
+        self.shared.device != Device::Cpu
+    }
+
     fn report_every(&self) -> Duration {
         self.shared.report_every
     }

@@ -35,6 +35,8 @@ pub(crate) struct Update {
     pub(crate) exchange_wait: Duration,
     /// Bytes sent to the other members since then.
     pub(crate) sent_bytes: u64,
+    /// Its numbers were sent to the device while the update before was computed there.
+    pub(crate) ahead: bool,
 }
 
 /// Counts of this process. Clones are the same.
@@ -46,6 +48,7 @@ struct Counts {
     standing: watch::Sender<Standing>,
     leases: AtomicU64,
     updates: AtomicU64,
+    updates_ahead: AtomicU64,
     rows: AtomicU64,
     tokens: AtomicU64,
     input_wait_ns: AtomicU64,
@@ -64,6 +67,7 @@ impl Default for Counts {
             standing: watch::Sender::new(Standing::default()),
             leases: zero(),
             updates: zero(),
+            updates_ahead: zero(),
             rows: zero(),
             tokens: zero(),
             input_wait_ns: zero(),
@@ -101,6 +105,7 @@ impl Meters {
     pub(crate) fn update(&self, update: Update) {
         let counts = &self.0;
         add(&counts.updates, 1);
+        add(&counts.updates_ahead, update.ahead.into());
         add(&counts.rows, update.rows);
         add(&counts.tokens, update.tokens);
         add(&counts.input_wait_ns, nanoseconds(update.input_wait));
@@ -136,6 +141,7 @@ impl Meters {
         text.gauge("graftwork_worker_machine_memory_bytes", "Memory of the machine", machine);
         for (name, help, value) in [
             ("updates", "Optimizer updates, of all stages", of(&counts.updates)),
+            ("updates_ahead", "Updates whose rows were sent to a GPU before their turn", of(&counts.updates_ahead)),
             ("rows", "Rows trained", of(&counts.rows)),
             ("tokens", "Tokens trained", of(&counts.tokens)),
             ("input_wait_seconds", "Time that training waited for rows", seconds(&counts.input_wait_ns)),
@@ -179,14 +185,15 @@ mod tests {
         let meters = Meters::default();
         assert!(meters.ready().await.is_err() && meters.alive().await.is_ok());
         let wait = Duration::from_millis(1_500);
-        for _ in 0..2 {
-            meters.update(Update { rows: 16, tokens: 300, input_wait: wait, ..Update::default() });
+        for ahead in [false, true] {
+            meters.update(Update { rows: 16, tokens: 300, input_wait: wait, ahead, ..Update::default() });
         }
         meters.session(Standing::Welcome, 3);
         assert_eq!(meters.ready().await, Ok(()));
         let text = meters.metrics().await.unwrap();
         for line in [
             "graftwork_worker_updates_total 2.0",
+            "graftwork_worker_updates_ahead_total 1.0",
             "graftwork_worker_rows_total 32.0",
             "graftwork_worker_tokens_total 600.0",
             "graftwork_worker_input_wait_seconds_total 3.0",

@@ -43,6 +43,7 @@ mod tests {
             options.iter().find(|option| option["long"] == long).cloned().unwrap_or_default()
         };
         assert_eq!(option("worker", "device")["values"], json!(["cpu", "cuda"]));
+        assert_eq!(option("predict", "precision")["values"], json!(["fp32", "bf16", "fp16"]));
         assert_eq!(option("worker", "persist")["takes_value"], json!(false));
         assert_eq!(option("predict", "text")["takes_value"], json!(true));
         assert!(verbs.get("verbs").is_none(), "{verbs}");

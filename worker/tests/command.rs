@@ -59,6 +59,11 @@ fn what_cannot_be_predicted_is_refused_with_its_mend() {
     };
     refused(&text_of(&["--text", " "]), "the text is empty");
     refused(&text_of(&["--text", "x"]), "/nowhere/base");
+    refused(
+        &text_of(&["--text", "x", "--precision", "bf16"]),
+        "--precision bf16: the processor multiplies in fp32 alone",
+    );
+    refused(&text_of(&["--text", "x", "--precision", "fp32"]), "/nowhere/base");
     refused(&text_of(&["--file", "/nowhere/rows.csv"]), "name the one with the text by --column");
     refused(&text_of(&["--file", "/nowhere/rows.csv", "--column", "c"]), "/nowhere/rows.csv");
     refused(&["worker", "--coordinator", "http://10.0.0.1:1"], "plain text beyond loopback would show tokens");

@@ -1,5 +1,6 @@
 //! What a machine with an NVIDIA GPU shows: recorded numbers and steps are met there, what was trained on the processor
-//! says the same there, and a job trained there twice gives the same bytes.
+//! says the same there, and nearly the same in fewer bits, and a job trained there twice gives the same bytes, in whatever
+//! numbers and lanes.
 //!
 //! Where `graftwork-worker doctor` finds no CUDA device these are ignored, and the reason is printed. `make test-gpu` runs them
 //! together with the collectives over NCCL, which take one GPU for each rank.
@@ -18,6 +19,10 @@ use serde_json::Value;
 const TOLERANCE: f64 = 1e-4;
 
 const ON_THE_GPU: &str = "[resources]\ndevice = \"cuda\"\n";
+
+/// How far apart answers in fp32 and in these numbers may be: a bf16 factor is off by up to 1/512 of itself, an fp16 one by
+/// 1/4096, in every product on the way to a probability or a value.
+const FEWER_BITS: [(&str, f64); 2] = [("bf16", 0.15), ("fp16", 0.02)];
 
 /// Why there is no GPU to test on; `None` where there is one.
 fn missing() -> Result<Option<String>> {
@@ -53,11 +58,11 @@ fn recorded_steps_are_followed() -> Result<()> {
 }
 
 /// Every number that a prediction of these adapters says, in order.
-fn predicted(world: &World, what: &[&str], device: &str) -> Result<Vec<f64>> {
+fn predicted(world: &World, what: &[&str], on: &[&str]) -> Result<Vec<f64>> {
     let texts = "the film is great and very fine\nwho is the awful the\na river in the city was not poor\n";
     std::fs::write(world.path().join("texts.txt"), texts.repeat(20))?;
-    let words = ["predict", "--base-model", "base", "--output", "json", "--file", "texts.txt", "--device", device];
-    let answers: Value = serde_json::from_str(&said(world.path(), &[&words[..], what].concat())?)?;
+    let words = ["predict", "--base-model", "base", "--output", "json", "--file", "texts.txt"];
+    let answers: Value = serde_json::from_str(&said(world.path(), &[&words[..], on, what].concat())?)?;
     let mut numbers = Vec::new();
     collect(&answers, &mut numbers);
     Ok(numbers)
@@ -80,23 +85,46 @@ fn what_the_processor_trained_says_the_same_on_the_gpu() -> Result<()> {
     let mut several: Vec<&str> = adapters.iter().map(String::as_str).collect();
     several.push("--compose=Parallel[topic, mood, strength]");
     for what in [&["--setup=hub/tests/mood_fused"][..], &several[..]] {
-        let [cpu, gpu] = [predicted(&world, what, "cpu")?, predicted(&world, what, "cuda")?];
-        ensure!(cpu.len() == gpu.len() && cpu.len() > 120, "{} and {} numbers", cpu.len(), gpu.len());
-        let apart = cpu.iter().zip(&gpu).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-        ensure!(apart <= TOLERANCE, "{what:?}: {apart} apart");
+        let cpu = predicted(&world, what, &["--device", "cpu"])?;
+        let near = |on: &[&str], tolerance: f64| -> Result<f64> {
+            let gpu = predicted(&world, what, &[&["--device", "cuda"][..], on].concat())?;
+            ensure!(cpu.len() == gpu.len() && cpu.len() > 120, "{} and {} numbers", cpu.len(), gpu.len());
+            let apart = cpu.iter().zip(&gpu).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            ensure!(apart <= tolerance, "{what:?} {on:?}: {apart} apart");
+            Ok(apart)
+        };
+        let exact = near(&[], TOLERANCE)?;
+        for (precision, tolerance) in FEWER_BITS {
+            let apart = near(&["--precision", precision], tolerance)?;
+            ensure!(apart > exact, "{what:?}: {precision} gives the numbers of fp32");
+        }
     }
     Ok(())
 }
 
+/// Two lanes as ever, four, and fewer bits: each has bytes of its own, the same every time.
 fn a_job_trained_twice_on_the_gpu_gives_the_same_bytes() -> Result<()> {
     let world = World::new()?;
-    let trained = |hub: &str| {
-        let job = world.job(&format!("{hub}.toml"), hub, ON_THE_GPU)?;
-        Run::start(&job, &["--state", &format!("state-{hub}")])?.finish(0)?;
-        tensor_digests(&world.path().join(hub))
-    };
-    let [first, second] = [trained("one")?, trained("two")?];
-    ensure!(first == second, "{first:?}\n{second:?}");
+    let mut known = Vec::new();
+    for (name, training) in [
+        ("two", "lanes = 2\n"),
+        ("four", "lanes = 4\n"),
+        ("bf16", "lanes = 2\nprecision = \"bf16\"\n"),
+        ("fp16", "lanes = 2\nprecision = \"fp16\"\n"),
+    ] {
+        let trained = |hub: &str| {
+            let job = world.job(&format!("{hub}.toml"), hub, ON_THE_GPU)?;
+            let text = std::fs::read_to_string(&job)?;
+            ensure!(text.contains("lanes = 2\n"), "the job has two lanes: {text}");
+            std::fs::write(&job, text.replacen("lanes = 2\n", training, 1))?;
+            Run::start(&job, &["--state", &format!("state-{hub}")])?.finish(0)?;
+            tensor_digests(&world.path().join(hub))
+        };
+        let [first, second] = [trained(&format!("{name}-a"))?, trained(&format!("{name}-b"))?];
+        ensure!(first == second, "{name}: {first:?}\n{second:?}");
+        ensure!(!known.contains(&first), "{name}: the bytes of another way");
+        known.push(first);
+    }
     Ok(())
 }
 

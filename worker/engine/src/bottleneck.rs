@@ -16,7 +16,7 @@ use crate::{
     block::LayerNorm,
     compose::{Site, compose, last_at, stacked},
     dropout::{Address, Masks, Place},
-    fusion::FusionWeights,
+    fusion::{FusionWeights, Notes},
     kernel::Bend,
     lora::row_mean,
     parameters::{Leaves, Parameter},
@@ -58,7 +58,7 @@ pub(crate) struct SiteContext<'a> {
     /// Dropout of fusions that have no probability of their own.
     pub(crate) attention_dropout: f64,
     /// Where fusions note their attention.
-    pub(crate) attention: Option<&'a RefCell<Vec<FusionAttention>>>,
+    pub(crate) attention: Option<&'a RefCell<Notes>>,
 }
 
 impl BottleneckWeights {
@@ -352,10 +352,10 @@ impl Site for Run<'_> {
             // Fillers stand behind all rows, and nobody asked for them.
             let of_rows = state.spans.0.iter().filter(|span| span.row != FILLER).map(|span| span.length);
             let tokens: usize = of_rows.sum();
-            let mean = attention_tn.narrow(0, 0, signed(tokens)).mean_dim([0].as_slice(), false, Kind::Double);
-            let weights = transfer::doubles_to_host(&mean);
-            let tokens = tokens as u64;
-            notes.borrow_mut().push(FusionAttention { fusion: name, layer: self.site.layer, tokens, weights });
+            let mean_n = attention_tn.narrow(0, 0, signed(tokens)).mean_dim([0].as_slice(), false, Kind::Double);
+            let (layer, tokens) = (self.site.layer, tokens as u64);
+            let note = FusionAttention { fusion: name, layer, tokens, weights: Vec::new() };
+            notes.borrow_mut().tell_later(note, mean_n);
         }
         State { hidden, endings: vec![weights.ending(); state.endings.len()], ..state }
     }

@@ -1,6 +1,9 @@
 //! Dropout masks as a counter-based function of (seed, step, site, row, element).
 //!
-//! A row's mask is therefore the same in whatever lane, thread or packing the row is computed.
+//! A row's mask is therefore the same in whatever lane, thread or packing the row is computed, and on whatever device it
+//! is drawn.
+
+mod drawn;
 
 use graftwork_shared::random::{Purpose, Stream};
 use tch::{Device, Tensor};
@@ -76,6 +79,9 @@ impl Masks {
 
     /// A mask of `[tokens, width]` whose elements are 0, or 1 / (1 − p).
     pub(crate) fn tokens(&self, address: Address, spans: &Spans, width: usize, probability: f64) -> Tensor {
+        if width.is_multiple_of(drawn::BLOCK) && self.pays_on_device(spans.tokens() * width) {
+            return drawn::tokens(self, (address, drop_of(probability)), spans, width);
+        }
         let mut mask = host::fresh([spans.tokens(), width]);
         let mut rest = host::values_mut(&mut mask).unwrap_or_default();
         for span in &spans.0 {
@@ -84,6 +90,26 @@ impl Masks {
             rest = behind;
         }
         transfer::moved(mask, self.device)
+    }
+
+    /// A mask of `[rows, heads, queries, keys]` for attention with rows side by side, whose elements are those of
+    /// [`Self::fill_attention`] wherever a row has a query and a visible key; `None` where that had better be asked.
+    pub(crate) fn attention_side_by_side(
+        &self,
+        address: Address,
+        (queries, keys): (&Spans, &Spans),
+        sizes: [usize; 3],
+        probability: f64,
+    ) -> Option<Tensor> {
+        let count = queries.rows() * sizes.iter().product::<usize>();
+        let rows = (queries, keys);
+        self.pays_on_device(count).then(|| drawn::attention(self, (address, drop_of(probability)), rows, sizes))
+    }
+
+    /// Whether a mask of so many elements is drawn where it is used.
+    fn pays_on_device(&self, elements: usize) -> bool {
+        // Tests have small masks, and want them drawn so all the same.
+        host::is_off() || (self.device != Device::Cpu && elements >= drawn::LEAST)
     }
 
     /// Fills a mask of `[heads, queries, keys]` for the attention of one row.
@@ -103,11 +129,15 @@ impl Masks {
     /// Elements `first..` of a row's mask. Eight 16-bit numbers come out of one block; p is rounded to 1/65536, and
     /// the factor belongs to the rounded p.
     fn fill(&self, address: Address, span: &Span, first: usize, probability: f64, mask: &mut [f32]) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a probability times 65536")]
-        let dropped = (probability.clamp(0.0, 1.0) * 65536.0).round() as u32;
-        let factor = if dropped >= 65536 { 0.0 } else { 65536.0 / (65536 - dropped) as f32 };
-        fill_blocks(self.stream, address.major(span.copy), span.row << 24, first, (dropped, factor), mask);
+        fill_blocks(self.stream, address.major(span.copy), span.row << 24, first, drop_of(probability), mask);
     }
+}
+
+/// 16-bit numbers below the first one are dropped; the others become the second one.
+fn drop_of(probability: f64) -> (u32, f32) {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a probability times 65536")]
+    let dropped = (probability.clamp(0.0, 1.0) * 65536.0).round() as u32;
+    (dropped, if dropped >= 65536 { 0.0 } else { 65536.0 / (65536 - dropped) as f32 })
 }
 
 vectorised! {

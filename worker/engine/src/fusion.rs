@@ -7,7 +7,49 @@
 use graftwork_shared::adapter::FusionConfig;
 use tch::{Kind, Tensor};
 
-use crate::parameters::{Leaves, Parameter};
+use crate::{
+    parameters::{Leaves, Parameter},
+    rows::FusionAttention,
+    transfer::{doubles_to_host, to_host},
+};
+
+/// What the fusions of one pass tell of their attention, in the order of the pass.
+#[derive(Default)]
+pub(crate) struct Notes {
+    told: Vec<FusionAttention>,
+    /// Mean weights of some of them, `[n]` in double precision, which a device may still compute.
+    unread: Vec<(usize, Tensor)>,
+}
+
+impl Notes {
+    /// Takes a note.
+    pub(crate) fn tell(&mut self, note: FusionAttention) {
+        self.told.push(note);
+    }
+
+    /// Takes a note whose weights are read later.
+    pub(crate) fn tell_later(&mut self, note: FusionAttention, weights_n: Tensor) {
+        self.unread.push((self.told.len(), weights_n));
+        self.told.push(note);
+    }
+
+    /// Reads logits, a vector of floats, and with them all weights that were left, so that a device is waited for once.
+    pub(crate) fn read_with(self, logits: &Tensor) -> (Vec<f32>, Vec<FusionAttention>) {
+        let Self { mut told, unread } = self;
+        if unread.is_empty() {
+            return (to_host(logits), told);
+        }
+        let (count, logits) = (logits.numel(), logits.to_kind(Kind::Double));
+        let all: Vec<&Tensor> = std::iter::once(&logits).chain(unread.iter().map(|(_, weights)| weights)).collect();
+        let mut numbers = doubles_to_host(&Tensor::cat(&all, 0)).into_iter();
+        #[expect(clippy::cast_possible_truncation, reason = "they were floats")]
+        let logits = numbers.by_ref().take(count).map(|number| number as f32).collect();
+        for (note, weights) in &unread {
+            told[*note].weights = numbers.by_ref().take(weights.numel()).collect();
+        }
+        (logits, told)
+    }
+}
 
 /// One fusion layer's projections at one place of the trunk.
 pub(crate) struct FusionWeights {
@@ -77,4 +119,29 @@ impl FusionWeights {
 
 fn sum_last(x: &Tensor) -> Tensor {
     x.sum_dim_intlist([-1].as_slice(), false, Kind::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transfer::take_waits;
+
+    fn note(layer: u32, weights: &[f64]) -> FusionAttention {
+        FusionAttention { fusion: "f".to_owned(), layer, tokens: 3, weights: weights.to_vec() }
+    }
+
+    #[test]
+    fn notes_are_read_with_the_logits_at_once_and_keep_every_bit() {
+        let logits = [0.1_f32, -3e38, f32::NAN, f32::MIN_POSITIVE / 2.0];
+        let weights = [0.1_f64, 0.9];
+        let mut notes = Notes::default();
+        notes.tell_later(note(0, &[]), Tensor::from_slice(&weights));
+        notes.tell(note(1, &[0.5, 0.5]));
+        notes.tell_later(note(2, &[]), Tensor::from_slice(&[1.0_f64]));
+        take_waits();
+        let (read, told) = notes.read_with(&Tensor::from_slice(&logits));
+        assert_eq!(take_waits(), 1);
+        assert_eq!(read.iter().map(|number| number.to_bits()).collect::<Vec<_>>(), logits.map(f32::to_bits));
+        assert_eq!(told, [note(0, &weights), note(1, &[0.5, 0.5]), note(2, &[1.0])]);
+    }
 }

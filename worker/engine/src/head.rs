@@ -2,12 +2,14 @@
 //!
 //! Runs under autograd inside an island. Losses are sums over rows times a factor, so that lanes add up.
 
+use std::ops::Range;
+
 use graftwork_shared::{
     composition::Composition,
     head::{Head, HeadActivation, HeadOutput},
     id::Name,
 };
-use tch::{Kind, Reduction, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::{
     EngineError,
@@ -163,18 +165,28 @@ pub(crate) fn services(composition: Option<&Composition>, [rows, filled]: [usize
 }
 
 /// Sum of row losses times `scale` over `count` rows whose targets start at `first`: cross-entropy, or the
-/// squared error.
-pub(crate) fn loss(logits_bc: &Tensor, targets: &Targets, (first, count): (usize, usize), scale: f64) -> Tensor {
-    let device = logits_bc.device();
+/// squared error. All targets may lie on the device already.
+pub(crate) fn loss(
+    logits_bc: &Tensor,
+    (targets, placed_b): (&Targets, Option<&Tensor>),
+    (first, count): (usize, usize),
+    scale: f64,
+) -> Tensor {
+    let targets_b = match placed_b {
+        Some(placed_b) => placed_b.narrow(0, signed(first), signed(count)),
+        None => targets_on(targets, first..first + count, logits_bc.device()),
+    };
     let sum = match targets {
-        Targets::Classes(classes) => {
-            let classes_b = transfer::to_device(&classes[first..first + count], device);
-            logits_bc.cross_entropy_loss(&classes_b, None::<&Tensor>, Reduction::Sum, -100, 0.0)
-        }
-        Targets::Values(values) => {
-            let values_b = transfer::to_device(&values[first..first + count], device);
-            (logits_bc.view([-1]) - values_b).square().sum(Kind::Float)
-        }
+        Targets::Classes(_) => logits_bc.cross_entropy_loss(&targets_b, None::<&Tensor>, Reduction::Sum, -100, 0.0),
+        Targets::Values(_) => (logits_bc.view([-1]) - targets_b).square().sum(Kind::Float),
     };
     sum * scale
+}
+
+/// Targets of some rows on a device, `[b]`.
+pub(crate) fn targets_on(targets: &Targets, rows: Range<usize>, device: Device) -> Tensor {
+    match targets {
+        Targets::Classes(classes) => transfer::to_device(&classes[rows], device),
+        Targets::Values(values) => transfer::to_device(&values[rows], device),
+    }
 }

@@ -117,6 +117,39 @@ impl Parameter {
     }
 }
 
+/// Losses and flat gradient of a lane, which a device may still compute.
+pub(crate) struct Unread {
+    gradient: Tensor,
+    /// `[n]`.
+    losses: Tensor,
+}
+
+impl Unread {
+    /// The numbers of several lanes, for which a device is waited for once.
+    pub(crate) fn read(lanes: &[Self]) -> Vec<LaneOutput> {
+        let all: Vec<&Tensor> = lanes.iter().flat_map(|lane| [&lane.gradient, &lane.losses]).collect();
+        if all.is_empty() {
+            return Vec::new();
+        }
+        let numbers = to_host(&Tensor::cat(&all, 0));
+        let mut rest = numbers.as_slice();
+        let mut next = |of: &Tensor| {
+            let (these, others) = rest.split_at(of.numel());
+            rest = others;
+            these
+        };
+        let one = |lane: &Self| {
+            let gradient = next(&lane.gradient).to_vec();
+            LaneOutput { loss: sum(next(&lane.losses)), gradient }
+        };
+        lanes.iter().map(one).collect()
+    }
+}
+
+fn sum(losses: &[f32]) -> f64 {
+    losses.iter().copied().map(f64::from).sum()
+}
+
 /// One lane's view of the trained parameters, and their gradients.
 pub(crate) struct Leaves {
     tensors: Vec<Tensor>,
@@ -194,17 +227,19 @@ impl Leaves {
 
     /// The sum of scalar losses and the flat gradient, for which a device is waited for once.
     pub(crate) fn into_output(self, losses: &[Tensor]) -> LaneOutput {
-        let losses: Vec<Tensor> = losses.iter().map(|loss| loss.detach().view([1])).collect();
-        let losses = Tensor::cat(&losses, 0);
-        let sum = |losses: &[f32]| losses.iter().copied().map(f64::from).sum();
-        if self.flat_gradient.device() == Device::Cpu && !host::is_off() {
+        let on_host = self.flat_gradient.device() == Device::Cpu && !host::is_off();
+        let lane = self.into_unread(losses);
+        if on_host {
             // A copy of the gradient would be the larger cost.
-            return LaneOutput { loss: sum(&to_host(&losses)), gradient: to_host(&self.flat_gradient) };
+            return LaneOutput { loss: sum(&to_host(&lane.losses)), gradient: to_host(&lane.gradient) };
         }
-        let mut numbers = to_host(&Tensor::cat(&[&self.flat_gradient, &losses], 0));
-        let loss = sum(&numbers[self.flat_gradient.numel()..]);
-        numbers.truncate(self.flat_gradient.numel());
-        LaneOutput { loss, gradient: numbers }
+        Unread::read(&[lane]).remove(0)
+    }
+
+    /// Scalar losses and the flat gradient, to be read later.
+    pub(crate) fn into_unread(self, losses: &[Tensor]) -> Unread {
+        let losses: Vec<Tensor> = losses.iter().map(|loss| loss.detach().view([1])).collect();
+        Unread { gradient: self.flat_gradient, losses: Tensor::cat(&losses, 0) }
     }
 }
 
@@ -253,6 +288,16 @@ mod tests {
         leaves.add_gradient(second, &Tensor::from_slice(&[1.0f32, 1.0]).view([2, 1]));
         leaves.add_gradient(first, &Tensor::from_slice(&[9.0f32, 8.0]));
         let losses = [0.5f32, 0.25].map(|loss| Tensor::from_slice(&[loss]).view([]));
-        assert_eq!(leaves.into_output(&losses), LaneOutput { loss: 0.75, gradient: vec![9.0, 8.0, 6.0, 7.0] });
+        let expected = LaneOutput { loss: 0.75, gradient: vec![9.0, 8.0, 6.0, 7.0] };
+        assert_eq!(leaves.into_output(&losses), expected);
+        // Of several lanes each has its own.
+        let unread = [1.0_f32, 3.0].map(|number| {
+            let mut leaves = Leaves::new(&layout, &flat, true);
+            leaves.add_gradient(first, &Tensor::from_slice(&[number, number]));
+            leaves.into_unread(&[Tensor::from_slice(&[number]).view([])])
+        });
+        let of = |loss, number| LaneOutput { loss, gradient: vec![number, number, 0.0, 0.0] };
+        assert_eq!(Unread::read(&unread), [of(1.0, 1.0), of(3.0, 3.0)]);
+        assert!(Unread::read(&[]).is_empty());
     }
 }

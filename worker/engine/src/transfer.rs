@@ -9,6 +9,7 @@ use tch::{Device, Kind, Tensor, kind::Element};
 
 thread_local! {
     static WAITS: Cell<u32> = const { Cell::new(0) };
+    static COPIES: Cell<u32> = const { Cell::new(0) };
 }
 
 /// How often this thread has waited for a device, or would have if tensors did not lie in host memory, since the last
@@ -18,6 +19,12 @@ pub(crate) fn take_waits() -> u32 {
     WAITS.take()
 }
 
+/// How often this thread has sent numbers to a device, or would have, since the last call.
+#[cfg(test)]
+pub(crate) fn take_copies() -> u32 {
+    COPIES.take()
+}
+
 /// Numbers as a vector on a device.
 pub(crate) fn to_device<T: Element>(values: &[T], device: Device) -> Tensor {
     moved(Tensor::from_slice(values), device)
@@ -25,6 +32,7 @@ pub(crate) fn to_device<T: Element>(values: &[T], device: Device) -> Tensor {
 
 /// A tensor in host memory on a device; itself where that is the host.
 pub(crate) fn moved(tensor: Tensor, device: Device) -> Tensor {
+    COPIES.set(COPIES.get() + 1);
     if device == Device::Cpu {
         return tensor;
     }

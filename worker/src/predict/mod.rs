@@ -16,12 +16,12 @@ use std::{
 
 use graftwork_engine::{EngineError, InputError, Network, Prediction, TextEncoder, Tokens, Trunk};
 use graftwork_model::{BaseModel, ModelError, TrunkDescription};
-use graftwork_shared::{composition::CompositionError, head::Head, id::Name};
+use graftwork_shared::{composition::CompositionError, head::Head, id::Name, training::Precision};
 use graftwork_store::{NoUploads, StoreError};
 use tokio::runtime::Handle;
 
 use crate::{
-    computer::{self, DeviceChoice, NoCuda},
+    computer::{self, DeviceChoice, NoCuda, PrecisionChoice},
     pool::{Pending, Pool, TaskFailed},
     trunks,
 };
@@ -159,6 +159,9 @@ pub(crate) struct Arguments {
     /// What computes.
     #[arg(long, value_enum, default_value = "cpu")]
     device: DeviceChoice,
+    /// Numbers in which the base model multiplies; others than fp32 need --device cuda. Adapters and heads are fp32.
+    #[arg(long, value_enum, default_value = "fp32")]
+    precision: PrecisionChoice,
     /// Environment variable with the credentials for the base model.
     #[arg(long, value_name = "NAME")]
     base_model_credentials_env: Option<String>,
@@ -173,6 +176,7 @@ pub(crate) struct Arguments {
 
 /// Predicts and prints.
 pub(crate) fn run(arguments: &Arguments, runtime: &Handle) -> Result<(), PredictError> {
+    let precision = precision(arguments.precision, arguments.device)?;
     let device = arguments.device.open()?;
     // The rows come first: a wrong file is told before a model is opened.
     let rows = match (&arguments.text, &arguments.file) {
@@ -203,7 +207,7 @@ pub(crate) fn run(arguments: &Arguments, runtime: &Handle) -> Result<(), Predict
         skip_layers: assembled.skip_layers,
         batch_rows: assembled.batch_rows.unwrap_or(usize::from(arguments.batch_size)),
         is_cut: assembled.batch_rows.is_some(),
-        network: Network::new(Trunk::open(&base, device)?, assembled.setup, assembled.tensors)?
+        network: Network::new(Trunk::open(&base, device)?.in_precision(precision), assembled.setup, assembled.tensors)?
             .for_rows_that_return(false),
         pool: Pool::start(
             arguments.threads.map_or_else(computer::processors, usize::from),
@@ -213,6 +217,17 @@ pub(crate) fn run(arguments: &Arguments, runtime: &Handle) -> Result<(), Predict
     let mut printer = Printer::new(BufWriter::new(std::io::stdout().lock()), arguments.output);
     predictor.predict(rows, |answer| printer.print(answer))?;
     Ok(printer.finish()?)
+}
+
+/// The processor has products in fp32 alone, in predictions as in training.
+fn precision(wished: PrecisionChoice, device: DeviceChoice) -> Result<Precision, PredictError> {
+    let wished = Precision::from(wished);
+    if wished != Precision::Fp32 && device == DeviceChoice::Cpu {
+        return Err(PredictError::Usage(format!(
+            "--precision {wished}: the processor multiplies in fp32 alone; add --device cuda, or leave out --precision"
+        )));
+    }
+    Ok(wished)
 }
 
 fn load(

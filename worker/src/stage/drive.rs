@@ -24,10 +24,7 @@ use std::{
 };
 
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest};
-use graftwork_engine::{
-    EngineError, Input, InputCost, InputRequest, Lane, LaneOutput, Network, Parts, Scored, StepOptions, TextEncoder,
-    TrainError, Trainer, Update,
-};
+use graftwork_engine::{Input, InputCost, InputRequest, Network, Parts, Scored, TextEncoder, TrainError, Trainer};
 use graftwork_shared::{
     assignment::{Assignment, Evaluation, Failure, StageResult, Usage},
     data::{Split, SplitManifest},
@@ -37,9 +34,11 @@ use graftwork_shared::{
 };
 
 use super::{
-    Counted, Host, StageEnd, failure,
+    Counted, Host, StageEnd,
+    compute::Ahead,
+    failure,
     membership::{Adopted, Halt, Membership, Standing},
-    meter::{Meter, Place, TaskCost, Waits, measured},
+    meter::{Meter, Place, Waits, measured},
     network::{acting, run_one, set_parameters},
     score::{ScoredSplit, Scorer},
 };
@@ -70,6 +69,8 @@ pub(super) struct Driver<'a, H> {
 pub(super) struct DriverState {
     /// The rows, once training asked for one.
     input: Option<Input>,
+    /// An update that was taken from there before its turn.
+    pub(super) ahead: Option<Ahead>,
     /// What reading the training rows has cost in this attempt.
     input_cost: InputCost,
     /// The update of the last durable checkpoint. A stage that started over uploads nothing before it is beyond it:
@@ -179,6 +180,7 @@ impl<H: Host> Driver<'_, H> {
     /// Reading goes on from the trainer's place with the next update.
     pub(super) fn drop_input(&mut self) {
         self.state.input = None;
+        self.state.ahead = None;
         self.meter.add_input(std::mem::take(&mut self.state.input_cost));
     }
 
@@ -234,20 +236,18 @@ impl<H: Host> Driver<'_, H> {
 
     /// One optimizer update: its lanes on the device threads, then the update itself on one of them.
     fn update(&mut self) -> Result<(), Halt> {
-        let Update { lanes, consumed } = self.input().next_update().map_err(|error| failure::of_input(&error))?;
+        let (own, consumed) = self.next_update()?;
         let (rows, tokens) = (consumed.rows, consumed.tokens);
         self.state.input_cost = consumed.cost;
         let options = self.trainer().step_options(rows);
-        let own = self.membership.lanes(lanes.len());
-        let computed = u32::try_from(own.len()).unwrap_or(u32::MAX);
-        let lanes = lanes.into_iter().skip(own.start).take(own.len()).collect();
+        let (computed, ahead) = (u32::try_from(own.lanes.len()).unwrap_or(u32::MAX), own.are_staged());
         let outcome = match self.membership.plan().cloned() {
             None => {
-                let outputs = self.compute(lanes, options)?;
+                let outputs = self.compute(own, options)?;
                 self.on_trainer(move |trainer| trainer.apply(outputs, consumed))?
             }
             Some(plan) => {
-                let sum = self.compute_and_exchange(&plan, own.start, lanes, options)?;
+                let sum = self.compute_and_exchange(&plan, own, options)?;
                 self.on_trainer(move |trainer| trainer.apply_sum(sum, consumed))?
             }
         };
@@ -259,7 +259,7 @@ impl<H: Host> Driver<'_, H> {
             group: self.membership.epoch(),
         };
         let waited = self.membership.waits(self.state.input.as_ref().map_or(Duration::ZERO, Input::waited));
-        self.count([rows, tokens], waited);
+        self.count([rows, tokens], waited, ahead);
         if let Some(report) = self.meter.report(outcome, [rows, tokens], waited, place) {
             // Of a group all say how fast they are; rank 0's report is the stage's.
             self.host.on_step(StepReport { lanes: computed, ..report });
@@ -269,7 +269,7 @@ impl<H: Host> Driver<'_, H> {
     }
 
     /// Tells the host of an update. Rows and tokens of a group are counted once, by whoever leads it.
-    fn count(&mut self, [rows, tokens]: [u64; 2], waited: Waits) {
+    fn count(&mut self, [rows, tokens]: [u64; 2], waited: Waits, ahead: bool) {
         let before = std::mem::replace(&mut self.state.waited, waited);
         let [rows, tokens] = if self.membership.leads() { [rows, tokens] } else { [0, 0] };
         self.host.on_update(Counted {
@@ -278,10 +278,11 @@ impl<H: Host> Driver<'_, H> {
             input_wait: waited.rows.saturating_sub(before.rows),
             exchange_wait: waited.members.saturating_sub(before.members),
             sent_bytes: waited.sent_bytes.saturating_sub(before.sent_bytes),
+            ahead,
         });
     }
 
-    fn input(&mut self) -> &mut Input {
+    pub(super) fn input(&mut self) -> &mut Input {
         let trainer = self.trainer.as_ref().expect("it is back from the device thread");
         self.state.input.get_or_insert_with(|| {
             let (recipe, position) = (&self.assignment.recipe, trainer.progress().position());
@@ -301,20 +302,6 @@ impl<H: Host> Driver<'_, H> {
         })
     }
 
-    /// Every lane's loss and gradient, in the order of the lanes.
-    fn compute(&mut self, lanes: Vec<Option<Lane>>, options: StepOptions) -> Result<Vec<Option<LaneOutput>>, Failure> {
-        let options = Arc::new(options);
-        let present: Vec<bool> = lanes.iter().map(Option::is_some).collect();
-        let tasks = lanes.into_iter().flatten().map(|lane| lane_task(self.network.share(), lane, Arc::clone(&options)));
-        let mut outputs = Vec::with_capacity(present.len());
-        for (output, cost) in self.host.run(Turn::Together, tasks.collect()) {
-            self.meter.add_task(cost, self.on_gpu);
-            outputs.push(output.map_err(failure::of_engine)?);
-        }
-        let mut outputs = outputs.into_iter();
-        Ok(present.into_iter().map(|present| if present { outputs.next() } else { None }).collect())
-    }
-
     /// The trainer travels to a device thread and back, so that the sum and the optimizer take turns with the lanes of
     /// other stages instead of competing with them for the cores.
     fn on_trainer<T: Send + 'static>(
@@ -323,7 +310,7 @@ impl<H: Host> Driver<'_, H> {
     ) -> Result<T, Failure> {
         let network = self.network.share();
         let mut trainer = self.trainer.take().expect("it is back from the device thread");
-        let ((trainer, outcome), cost) = run_one(self.host, move || {
+        let ((trainer, outcome), cost) = run_one(self.host, Turn::First, move || {
             measured(move || {
                 let outcome = work(&mut trainer);
                 network.set_parameters(trainer.parameters());
@@ -463,10 +450,4 @@ pub(super) fn check_loss(evaluation: &Evaluation) -> Result<(), Failure> {
     let Evaluation { step, loss, .. } = evaluation;
     let message = format!("training diverged: the validation loss after update {step} is {loss}");
     Err(failure::user(format!("{message}; lower learning_rate or set clip_norm")))
-}
-
-type LaneTask = Box<dyn FnOnce() -> (Result<LaneOutput, EngineError>, TaskCost) + Send>;
-
-fn lane_task(network: Network, lane: Lane, options: Arc<StepOptions>) -> LaneTask {
-    Box::new(move || measured(|| network.lane(&lane, &options.lane())))
 }

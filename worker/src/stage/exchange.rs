@@ -19,11 +19,12 @@ use std::{
 };
 
 use graftwork_collective::{ExchangePlan, Way, partial_sums};
-use graftwork_engine::{EngineError, Lane, LaneSum, Network, Parts, StepOptions};
+use graftwork_engine::{EngineError, Lane, LaneOutput, LaneSum, Network, Parts, StagedLane, StepOptions};
 use graftwork_shared::training::Reduction;
 
 use super::{
     Host,
+    compute::{OwnLanes, Together},
     drive::Driver,
     failure,
     membership::{Halt, Membership},
@@ -50,28 +51,31 @@ impl Default for Cuts {
 /// A part of one lane's gradient: the lane's place among those of this member, the part, its numbers.
 type Given = (usize, usize, Vec<f32>);
 
-/// What a device thread says of a lane: its loss, what it cost, and when it was done.
-type Computed = (Result<f64, EngineError>, TaskCost, Instant);
+/// What a device thread says of a lane, or of all lanes together.
+struct Computed {
+    /// Of each.
+    losses: Result<Vec<f64>, EngineError>,
+    cost: TaskCost,
+    /// When it was done.
+    at: Instant,
+    /// What it has sent to the device of the next update's lanes.
+    next: Option<Vec<StagedLane>>,
+}
+
+type Task = Box<dyn FnOnce() -> Computed + Send>;
 
 impl<H: Host> Driver<'_, H> {
-    /// What all lanes of an update add up to. `lanes` are this member's own, from the `first`th on.
+    /// What all lanes of an update add up to, of which some are this member's own.
     pub(super) fn compute_and_exchange(
         &mut self,
         plan: &ExchangePlan,
-        first: usize,
-        lanes: Vec<Option<Lane>>,
+        own: OwnLanes,
         options: StepOptions,
     ) -> Result<LaneSum, Halt> {
-        let present: Vec<bool> = lanes.iter().map(Option::is_some).collect();
-        let (options, (give, given)) = (Arc::new(options), channel());
-        let tasks =
-            lanes.into_iter().enumerate().filter_map(|(place, lane)| Some((place, lane?))).map(|(place, lane)| {
-                let shared = (self.network.share(), Arc::clone(&self.parts), Arc::clone(&options));
-                lane_task(shared, (place, lane), give.clone())
-            });
-        let tasks: Vec<_> = tasks.collect();
-        // So that whoever waits for parts hears when no lane is left to give any.
-        drop(give);
+        let (first, present) = (own.first, own.present());
+        // The tasks alone hold the other end, so whoever waits for parts hears when no lane is left to give any.
+        let (give, given) = channel();
+        let tasks = self.tasks(own, options, give);
         let mut exchange = Exchange {
             small_numbers: self.host.cuts().small_numbers,
             waits: Vec::new(),
@@ -87,9 +91,10 @@ impl<H: Host> Driver<'_, H> {
             self.host.run_while(Turn::Together, tasks, || exchanged = Some(exchange.run(&given)));
         let mut losses = Vec::with_capacity(computed.len());
         let waits = exchange.waits;
-        for (loss, cost, at) in computed {
+        for Computed { losses: of_task, cost, at, next } in computed {
             self.meter.add_task(cost, self.on_gpu);
-            losses.push(loss.map_err(failure::of_engine)?);
+            self.keep_staged(next);
+            losses.extend(of_task.map_err(failure::of_engine)?);
             done = done.max(at);
         }
         let mut losses = losses.into_iter();
@@ -102,18 +107,48 @@ impl<H: Host> Driver<'_, H> {
         self.membership.add_wait(idle.map(|(from, to)| to.saturating_duration_since(from.max(done))).sum());
         Ok(LaneSum::of(losses, gradient))
     }
+
+    /// The lanes' tasks, each of which hands on its parts.
+    fn tasks(&mut self, own: OwnLanes, options: StepOptions, give: Sender<Given>) -> Vec<Task> {
+        let options = Arc::new(options);
+        if self.host.lanes_together() {
+            let places = own.present().into_iter().enumerate().filter_map(|(place, present)| present.then_some(place));
+            let places = places.collect();
+            let together = self.together(own, options);
+            return vec![together_task(together, places, Arc::clone(&self.parts), give)];
+        }
+        let lanes = own.lanes.into_iter().enumerate().filter_map(|(place, lane)| Some((place, lane?)));
+        let task = |(place, lane)| {
+            let shared = (self.network.share(), Arc::clone(&self.parts), Arc::clone(&options));
+            lane_task(shared, (place, lane), give.clone())
+        };
+        lanes.map(task).collect()
+    }
 }
 
 fn lane_task(
     (network, parts, options): (Network, Arc<Parts>, Arc<StepOptions>),
     (place, lane): (usize, Lane),
     give: Sender<Given>,
-) -> Box<dyn FnOnce() -> Computed + Send> {
+) -> Task {
     Box::new(move || {
         // Nobody listens any more once the group broke.
         let mut hand_on = |part, numbers| drop(give.send((place, part, numbers)));
         let (loss, cost) = measured(|| network.lane_in_parts(&lane, &options.lane(), &parts, &mut hand_on));
-        (loss, cost, Instant::now())
+        Computed { losses: loss.map(|loss| vec![loss]), cost, at: Instant::now(), next: None }
+    })
+}
+
+fn together_task(lanes: Together, places: Vec<usize>, parts: Arc<Parts>, give: Sender<Given>) -> Task {
+    Box::new(move || {
+        let ((outputs, next), cost) = measured(|| lanes.run());
+        let hand_on = |(place, output): (usize, LaneOutput)| {
+            // As above.
+            parts.of(&output.gradient).for_each(|(part, numbers)| drop(give.send((place, part, numbers))));
+            output.loss
+        };
+        let losses = outputs.map(|outputs| places.into_iter().zip(outputs).map(hand_on).collect());
+        Computed { losses, cost, at: Instant::now(), next }
     })
 }
 

@@ -5,6 +5,7 @@
 //! (invariant 5): the host's number of threads, its speed and interruptions change when a byte is computed, never
 //! which.
 
+mod compute;
 mod data;
 mod drive;
 mod exchange;
@@ -59,6 +60,12 @@ pub(crate) trait Host {
     /// How gradients travel in a group.
     fn cuts(&self) -> Cuts {
         Cuts::default()
+    }
+
+    /// Whether the lanes of an update are one task, in which the device is waited for once, and not a task each. Changes no
+    /// byte.
+    fn lanes_together(&self) -> bool {
+        false
     }
 
     /// How far apart two reports are at least.

@@ -65,7 +65,7 @@ pub(super) fn build<H: Host>(assignment: &Assignment, trunk: &Trunk, host: &H) -
         weights.extend(tensors);
     }
     let (trunk, made) = (trunk.share(), setup.clone());
-    let network = run_one(host, move || Network::new(trunk, made, weights));
+    let network = run_one(host, Turn::First, move || Network::new(trunk, made, weights));
     Ok(Built { network: network.map_err(failure::of_engine)?, setup })
 }
 
@@ -77,16 +77,20 @@ pub(super) fn kept<H: Host>(recipe: &Recipe, trunk: &Trunk, host: &H) -> Keep {
     Keep { memory_bytes: 0, shelves }
 }
 
-/// Runs one task on a device thread, before all that waits for one.
-pub(super) fn run_one<H: Host, T: Send + 'static>(host: &H, task: impl FnOnce() -> T + Send + 'static) -> T {
-    let mut done = host.run(Turn::First, vec![Box::new(task) as Box<dyn FnOnce() -> T + Send>]);
+/// Runs one task on a device thread.
+pub(super) fn run_one<H: Host, T: Send + 'static>(
+    host: &H,
+    turn: Turn,
+    task: impl FnOnce() -> T + Send + 'static,
+) -> T {
+    let mut done = host.run(turn, vec![Box::new(task) as Box<dyn FnOnce() -> T + Send>]);
     done.pop().expect("a host returns one value for each task")
 }
 
 /// Puts other numbers into the network, on a device thread.
 pub(super) fn set_parameters<H: Host>(host: &H, network: &Network, parameters: &[f32]) {
     let (network, parameters) = (network.share(), parameters.to_vec());
-    run_one(host, move || network.set_parameters(&parameters));
+    run_one(host, Turn::First, move || network.set_parameters(&parameters));
 }
 
 fn fetch<H: Host>(host: &H, blob: Digest) -> Result<Tensors, Failure> {

@@ -103,14 +103,30 @@ fn neither_threads_nor_interruptions_change_a_byte() {
     let undisturbed = finish(&of, &one);
     let two = LocalHost::new(2);
     assert_eq!(bytes_of(&finish(&of, &two)), bytes_of(&undisturbed));
-    for patience in [3, 4, 7] {
-        let (result, interruptions, spent) = finish_with_interruptions(&of, &LocalHost::new(2), patience);
+    assert_eq!(bytes_of(&finish(&of, &LocalHost::of_lanes_together(2))), bytes_of(&undisturbed));
+    let hosts = [LocalHost::new(2), LocalHost::of_lanes_together(1), LocalHost::new(2)];
+    for (patience, host) in [3, 4, 7].into_iter().zip(hosts) {
+        let (result, interruptions, spent) = finish_with_interruptions(&of, &host, patience);
         assert!(interruptions > 1, "{interruptions}");
         assert_eq!(bytes_of(&result), bytes_of(&undisturbed), "interrupted after every {patience}");
         let trained = |usage: Usage| (usage.examples, usage.tokens);
         assert_eq!(trained(spent), trained(undisturbed.usage), "each attempt counts its own part");
         assert!(trained(result.usage) < trained(spent) && spent.bytes_read > undisturbed.usage.bytes_read);
     }
+}
+
+#[test]
+fn the_next_updates_rows_are_sent_while_lanes_are_computed_together() {
+    let data = Data::write();
+    let (apart, together) = (LocalHost::new(1), LocalHost::of_lanes_together(1));
+    let mut recipe = adapter_recipe(&data);
+    recipe.training.length = Length::Epochs(10);
+    let of = assignment(&data, &apart, recipe);
+    assert_eq!(bytes_of(&finish(&of, &apart)), bytes_of(&finish(&of, &together)));
+    // Updates are packed ahead, so most of them are there; the first one never is.
+    let sent = |host: &LocalHost| host.ahead().iter().filter(|ahead| **ahead).count();
+    assert_eq!((apart.ahead(), together.ahead().len(), together.ahead()[0]), (vec![false; 40], 40, false));
+    assert!(sent(&together) > 10, "{:?}", together.ahead());
 }
 
 #[test]

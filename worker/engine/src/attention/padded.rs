@@ -78,6 +78,11 @@ impl Places {
     fn mask(&self, dropout: &ProbabilityDropout, shape: &Shape, device: Device) -> Tensor {
         let [_, queries, keys] = self.sizes.map(crate::spans::unsigned);
         let heads = crate::spans::unsigned(shape.heads);
+        let ProbabilityDropout { masks, address, probability } = *dropout;
+        let rows = (shape.queries, shape.keys);
+        if let Some(mask) = masks.attention_side_by_side(address, rows, [heads, queries, keys], probability) {
+            return mask;
+        }
         let mut mask = vec![1.0; shape.queries.rows() * heads * queries * keys];
         let rows =
             shape.queries.0.iter().zip(&shape.keys.0).zip(mask.chunks_exact_mut((heads * queries * keys).max(1)));
@@ -85,7 +90,7 @@ impl Places {
         for ((query, key), place) in rows {
             of_row.resize(heads * query.length * key.visible, 0.0);
             let sizes = [heads, key.visible];
-            dropout.masks.fill_attention(dropout.address, query, sizes, dropout.probability, &mut of_row);
+            masks.fill_attention(address, query, sizes, probability, &mut of_row);
             for (number, line) in of_row.chunks_exact(key.visible).enumerate() {
                 let (head, token) = (number / query.length, number % query.length);
                 place[(head * queries + token) * keys..][..key.visible].copy_from_slice(line);

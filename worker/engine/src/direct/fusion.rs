@@ -135,7 +135,7 @@ impl Fused<'_> {
             }
             weights.iter_mut().for_each(|sum| *sum /= tokens as f64);
             let (fusion, layer) = (self.site.fusions[self.fusion].0.clone(), self.site.layer);
-            notes.borrow_mut().push(FusionAttention { fusion, layer, tokens: tokens as u64, weights });
+            notes.borrow_mut().tell(FusionAttention { fusion, layer, tokens: tokens as u64, weights });
         }
     }
 }

@@ -6,7 +6,8 @@ use graftwork_model::HostTensor;
 
 use super::case::Case;
 use crate::{
-    EngineError,
+    EngineError, Keep,
+    kernel::take_multiplications,
     network::{Input, Network, train},
     rows::{Lane, LaneOptions, Targets, Tokens},
     spans::Spans,
@@ -31,6 +32,8 @@ pub(super) struct Report {
     gradient: f64,
     pub(super) cosine: f64,
     gradients: usize,
+    /// Multiplications that the lane took less when what lies below its adapters was kept.
+    pub(super) spared: u64,
     problems: Vec<String>,
 }
 
@@ -52,8 +55,9 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs a case with the whole last layer, and again as a lane is run in training.
-pub(super) fn run(case: &Case, trunk: &Trunk) -> Result<Report, EngineError> {
+/// Runs a case with the whole last layer, and again as a lane is run in training: first so that what lies below the lowest
+/// adapter is kept, then from what was kept.
+pub(super) fn run(case: &Case, trunk: &Trunk, keep: &Keep) -> Result<Report, EngineError> {
     let network = Network::new(trunk.share(), case.setup.clone(), case.weights.clone())?;
     let rows = case.lengths.len();
     let options = LaneOptions { loss_scale: 1.0 / rows as f64, step: 0, dropout: None, skip_layers: &case.skip_layers };
@@ -71,6 +75,7 @@ pub(super) fn run(case: &Case, trunk: &Trunk) -> Result<Report, EngineError> {
         gradient: 0.0,
         cosine: 1.0,
         gradients: 0,
+        spared: 0,
         problems: Vec::new(),
     };
     let references = case.results.keys().filter(|key| key.starts_with("logits.")).count();
@@ -83,10 +88,17 @@ pub(super) fn run(case: &Case, trunk: &Trunk) -> Result<Report, EngineError> {
     }
     report.compare_gradients(case, &network, &output.gradient);
     if !padded {
+        network.keep_below(keep);
         let lane = Lane { tokens, targets, rows: vec![0; rows] };
-        let output = network.lane(&lane, &options)?;
-        report.loss = larger(report.loss, (output.loss - first(case, "loss")).abs());
-        report.compare_gradients(case, &network, &output.gradient);
+        let mut asked = [0; 2];
+        for asked in &mut asked {
+            take_multiplications();
+            let output = network.lane(&lane, &options)?;
+            *asked = take_multiplications();
+            report.loss = larger(report.loss, (output.loss - first(case, "loss")).abs());
+            report.compare_gradients(case, &network, &output.gradient);
+        }
+        report.spared = asked[0].saturating_sub(asked[1]);
     }
     for (what, value) in [("hidden states", report.hidden), ("logits", report.logits), ("loss", report.loss)] {
         // Written so that NaN is a failure.

@@ -17,7 +17,7 @@ use graftwork_model::{BaseModel, FormatError, ModelError};
 use serde_json::Value;
 use tch::Device;
 
-use crate::{EngineError, trunk::Trunk};
+use crate::{EngineError, Keep, trunk::Trunk};
 
 /// Why a comparison cannot be made at all.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,11 @@ impl From<ModelError> for GoldenError {
     }
 }
 
+/// Bytes of memory for what a case keeps below its adapters: more than any of them takes.
+const KEPT_BYTES: u64 = 1 << 24;
+
 /// Runs every case of a folder on a device and writes a line for each. `true` when no case was beyond tolerance and one was run.
+/// Cases without padding are also run from what was kept below their adapters, where anything is.
 ///
 /// Tolerances: hidden states of real tokens, logits and loss 1e-5; each gradient 1e-6 + 1e-4 of its largest reference
 /// value, and a cosine of at least 0.99999 where the reference is not zero.
@@ -96,7 +100,7 @@ pub fn golden(folder: &Path, device: Device, out: &mut dyn Write) -> Result<bool
                 writeln!(out, "{name:<28} skipped: {reason}")?;
             }
             Ok((case, trunk)) => {
-                let report = compare::run(&case, trunk);
+                let report = compare::run(&case, trunk, &Keep { memory_bytes: KEPT_BYTES, shelves: None });
                 let report =
                     report.map_err(|error| GoldenError::Engine { case: name.clone(), error: Box::new(error) })?;
                 if report.passes() {
@@ -140,9 +144,12 @@ fn json(path: &Path) -> Result<Value, GoldenError> {
 
 #[cfg(test)]
 mod tests {
-    use graftwork_shared::training::Precision;
+    use std::sync::Arc;
+
+    use graftwork_shared::{digest::Digest, training::Precision};
 
     use super::*;
+    use crate::Shelves;
 
     fn fixtures() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/peer")
@@ -161,15 +168,44 @@ mod tests {
         assert!(report.contains("22 passed, 0 failed, 1 skipped"), "{report}");
     }
 
+    /// Every recorded case with its base model.
+    fn cases() -> Vec<(String, case::Case, Trunk)> {
+        let run = index(&fixtures()).unwrap().into_iter().filter(|(_, value)| !value.is_string());
+        let open = |(name, _): (String, Value)| {
+            let (family, case) = name.split_once('/').unwrap();
+            let folder = fixtures().join(family);
+            let trunk = open(&folder.join("base"), Device::Cpu).unwrap().unwrap();
+            let case = case::read(&folder.join(case.replace('+', "p")), &name).unwrap().unwrap();
+            (name, case, trunk)
+        };
+        run.map(open).collect()
+    }
+
+    #[test]
+    fn the_peers_numbers_are_met_from_shelves() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelves = Arc::new(Shelves::new(folder.path().to_owned(), 1 << 26));
+        let (mut from_shelves, mut from_memory) = (0, 0);
+        for (name, case, trunk) in cases() {
+            let shelves = Some((Arc::clone(&shelves), Digest::of(name.as_bytes())));
+            let on_disk = compare::run(&case, &trunk, &Keep { memory_bytes: 0, shelves }).unwrap();
+            let in_memory = Keep { memory_bytes: KEPT_BYTES, shelves: None };
+            let in_memory = compare::run(&case, &trunk, &in_memory).unwrap();
+            assert!(on_disk.passes() && in_memory.passes(), "{name}: {on_disk}\n{in_memory}");
+            assert_eq!(on_disk.spared, in_memory.spared, "{name}");
+            from_shelves += u32::from(on_disk.spared > 0);
+            from_memory += u32::from(in_memory.spared > 0);
+        }
+        // Those whose lowest adapter stands at the end of its layer, without padding.
+        assert!(from_shelves == from_memory && from_shelves >= 10, "{from_shelves} {from_memory}");
+    }
+
     /// Largest differences from the peer's fp32 over all cases, and the smallest cosine of a gradient.
     fn apart(precision: Precision) -> ([f64; 3], f64) {
         let (mut largest, mut cosine, mut cases) = ([0.0_f64; 3], 1.0_f64, 0);
-        for (name, _) in index(&fixtures()).unwrap().into_iter().filter(|(_, value)| !value.is_string()) {
-            let (family, case) = name.split_once('/').unwrap();
-            let folder = fixtures().join(family);
-            let trunk = open(&folder.join("base"), Device::Cpu).unwrap().unwrap().in_precision(precision);
-            let case = case::read(&folder.join(case.replace('+', "p")), &name).unwrap().unwrap();
-            let report = compare::run(&case, &trunk).unwrap();
+        for (name, case, trunk) in self::cases() {
+            let trunk = trunk.in_precision(precision);
+            let report = compare::run(&case, &trunk, &Keep::default()).unwrap();
             for (largest, found) in largest.iter_mut().zip([report.hidden, report.logits, report.loss]) {
                 assert!(found.is_finite(), "{name}");
                 *largest = largest.max(found);

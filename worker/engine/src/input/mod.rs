@@ -207,6 +207,13 @@ impl Input {
         update.unwrap_or(Err(InputError::Stopped))
     }
 
+    /// The next update if it is packed already; `None` where it would have to be waited for, or where there is none.
+    pub fn packed_update(&mut self) -> Option<Result<Update, InputError>> {
+        let update = self.updates.try_recv().ok()?;
+        self.taken += 1;
+        Some(update)
+    }
+
     /// Updates that are packed and wait to be taken.
     pub fn ready(&self) -> usize {
         self.packed.load(Ordering::Relaxed).saturating_sub(self.taken)

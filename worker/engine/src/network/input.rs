@@ -1,10 +1,13 @@
 //! Rows as the trunk reads them: cut into runs, or filled up to one of few shapes.
 
 use graftwork_model::{Family, TrunkDescription};
+use tch::{Device, Tensor};
 
 use crate::{
-    rows::Tokens,
+    head::targets_on,
+    rows::{Targets, Tokens},
     spans::{FILLER, Span, Spans, rounded, signed},
+    transfer,
 };
 
 /// Packed rows as the trunk reads them.
@@ -15,6 +18,16 @@ pub(crate) struct Input {
     pub(crate) spans: Spans,
     /// Rows that are asked for; those behind them only fill up.
     pub(super) rows: usize,
+    /// The same numbers on an accelerator, where they were sent ahead.
+    placed: Option<Placed>,
+}
+
+/// An input's numbers on an accelerator, or on their way there.
+struct Placed {
+    /// Ids, segment ids and positions, `[3, tokens]`.
+    indices: Tensor,
+    /// Of the rows that are asked for.
+    targets_b: Tensor,
 }
 
 impl Input {
@@ -34,7 +47,27 @@ impl Input {
         let of_row = spans.0.iter().flat_map(|span| (0..span.length).map(|index| position(index, span.visible)));
         let positions = of_row.collect();
         let rows = spans.rows();
-        Self { ids: tokens.ids.clone(), type_ids: tokens.type_ids.clone(), positions, spans, rows }
+        Self { ids: tokens.ids.clone(), type_ids: tokens.type_ids.clone(), positions, spans, rows, placed: None }
+    }
+
+    /// Sends its numbers and its rows' targets to a device, in two copies.
+    pub(super) fn place(&mut self, targets: &Targets, device: Device) {
+        let all = [self.ids.as_slice(), &self.type_ids, &self.positions].concat();
+        let indices = transfer::to_device(&all, device).view([3, -1]);
+        self.placed = Some(Placed { indices, targets_b: targets_on(targets, 0..targets.len(), device) });
+    }
+
+    /// Ids, segment ids and positions on a device.
+    pub(super) fn indices(&self, device: Device) -> [Tensor; 3] {
+        match &self.placed {
+            Some(placed) => [0, 1, 2].map(|number| placed.indices.select(0, number)),
+            None => [&self.ids, &self.type_ids, &self.positions].map(|numbers| transfer::to_device(numbers, device)),
+        }
+    }
+
+    /// Targets of all rows, where they were sent ahead.
+    pub(super) fn placed_targets(&self) -> Option<&Tensor> {
+        self.placed.as_ref().map(|placed| &placed.targets_b)
     }
 
     /// Rows `from..to` alone.
@@ -46,13 +79,14 @@ impl Input {
             positions: self.positions[tokens].to_vec(),
             spans: self.spans.slice(from, to).0,
             rows: self.rows.clamp(from, to) - from,
+            placed: None,
         }
     }
 
     /// These rows alone, in this order.
     pub(super) fn of_rows(&self, rows: &[usize]) -> Self {
         let (ids, type_ids, positions) = (Vec::new(), Vec::new(), Vec::new());
-        let mut part = Self { ids, type_ids, positions, spans: Spans(Vec::new()), rows: rows.len() };
+        let mut part = Self { ids, type_ids, positions, spans: Spans(Vec::new()), rows: rows.len(), placed: None };
         for span in rows.iter().map(|&row| self.spans.0[row]) {
             let tokens = span.start..span.start + span.length;
             part.spans.0.push(Span { start: part.ids.len(), ..span });

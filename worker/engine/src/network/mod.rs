@@ -11,6 +11,7 @@ mod pass;
 mod scaled;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::sync::{Arc, RwLock};
 
@@ -33,6 +34,7 @@ pub use below::Keep;
 pub(crate) use input::Input;
 pub use parts::Parts;
 pub(crate) use pass::train;
+pub use together::StagedLane;
 
 /// A trunk with adapters and heads, ready to train and to predict. `Send`, not `Sync`: see [`Network::share`].
 pub struct Network {
@@ -155,6 +157,13 @@ impl Network {
     }
 
     fn with_lane<T>(&self, lane: &Lane, pass: impl FnOnce(&Input) -> T) -> Result<T, EngineError> {
+        let input = self.checked(lane)?;
+        let _guard = self.flat_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(tch::no_grad(|| pass(&input)))
+    }
+
+    /// A lane's rows as this network computes them, if they and their targets fit it.
+    fn checked(&self, lane: &Lane) -> Result<Input, EngineError> {
         self.check_tokens(&lane.tokens)?;
         let rows = lane.tokens.rows();
         if lane.rows.len() != rows || lane.targets.len() != rows {
@@ -169,9 +178,7 @@ impl Network {
         }
         let input = Input::new(&lane.tokens, &lane.rows, self.description());
         self.check_rows(&input.spans)?;
-        let input = self.filled(input);
-        let _guard = self.flat_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Ok(tch::no_grad(|| pass(&input)))
+        Ok(self.filled(input))
     }
 
     /// Logits of every head, and how much attention each fusion gave to its adapters.

@@ -99,6 +99,12 @@ impl Parts {
         }
     }
 
+    /// Every part in order with its numbers, of a gradient that is complete.
+    pub fn of<'a>(&'a self, gradient: &'a [f32]) -> impl Iterator<Item = (usize, Vec<f32>)> + 'a {
+        let numbers = |part: &Part| part.ranges.iter().flat_map(|range| &gradient[range.clone()]).copied().collect();
+        self.parts.iter().map(numbers).enumerate()
+    }
+
     /// Those that are complete at a stage, from the `from`th on.
     pub(super) fn complete(&self, from: usize, stage: Stage) -> impl Iterator<Item = (usize, &[Range<usize>])> {
         let parts = self.parts.iter().enumerate().skip(from);
@@ -148,6 +154,9 @@ mod tests {
         parts.place(0, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], &mut flat);
         assert_eq!(flat[13..], [3.0, 4.0, 5.0, 6.0, 7.0, 1.0, 2.0]);
         assert!(flat[..13].iter().all(|number| *number == 0.0));
+        let whole: Vec<f32> = (0..20_u8).map(f32::from).collect();
+        parts.of(&whole).for_each(|(part, numbers)| parts.place(part, &numbers, &mut flat));
+        assert_eq!(flat, whole);
     }
 
     #[test]

@@ -15,13 +15,14 @@ use crate::{
     attention::Places,
     bottleneck::SiteContext,
     dropout::{Address, Masks, Place},
+    fusion::Notes,
     head::{Service, loss as loss_of, services},
     island::Island,
     layer::{Constants, Depth, Layer, LayerSites, SavedLayer},
-    parameters::Leaves,
-    rows::{FusionAttention, HeadLogits, LaneOptions, LaneOutput, Prediction, Targets},
+    parameters::{Leaves, Unread},
+    rows::{HeadLogits, LaneOptions, LaneOutput, Prediction, Targets},
     spans::{Spans, signed},
-    transfer::{self, to_host},
+    transfer::to_host,
 };
 
 /// Tokens that travel through the layers together: 256 to 768 were equally fast, fewer 4 % slower. The activations of more
@@ -35,6 +36,13 @@ pub(super) fn lane(network: &Network, input: &Input, targets: &Targets, options:
         return scaled::lane(options, |options| lane_as_asked(network, input, targets, options));
     }
     lane_as_asked(network, input, targets, options)
+}
+
+/// A lane's pass on an accelerator, up to the reading of its numbers.
+pub(super) fn queue(network: &Network, input: &Input, targets: &Targets, options: &LaneOptions) -> Unread {
+    let mut leaves = Leaves::new(&network.layout, &network.flat, true);
+    let (losses, _) = run(network, (input, targets), options, false, (&mut leaves, &mut |_, _| ()));
+    leaves.into_unread(&losses)
 }
 
 fn lane_as_asked(network: &Network, input: &Input, targets: &Targets, options: &LaneOptions) -> LaneOutput {
@@ -53,9 +61,7 @@ pub(super) fn lane_in_parts(
     if network.trunk.precision() == Precision::Fp16 || network.on_accelerator() {
         // fp16 may have to be computed again, and an accelerator is waited for once.
         let LaneOutput { loss, gradient } = lane(network, input, targets, options);
-        for (part, ranges) in parts.complete(0, Stage::End) {
-            give(part, ranges.iter().flat_map(|range| &gradient[range.clone()]).copied().collect());
-        }
+        parts.of(&gradient).for_each(|(part, numbers)| give(part, numbers));
         return loss;
     }
     let mut given = 0;
@@ -137,7 +143,7 @@ struct Ask<'a> {
     input: &'a Input,
     skip_layers: &'a [u32],
     masks: Option<&'a Masks>,
-    attention: Option<&'a RefCell<Vec<FusionAttention>>>,
+    attention: Option<&'a RefCell<Notes>>,
     /// Gradients are wanted.
     train: bool,
     /// Every token of the last layer is wanted.
@@ -191,7 +197,7 @@ fn run(
         let (island, value) = Island::forward(&[&rows_bd], reaches_trunk, leaf_indices, |x| {
             let out_bc = network.head_logits(&service, &x[0], &forward.spans, (&*leaves, masks.as_ref()));
             head_logits = Some(out_bc.detach());
-            loss_of(&out_bc, targets, (service.first_target, count), scale)
+            loss_of(&out_bc, (targets, input.placed_targets()), (service.first_target, count), scale)
         });
         losses.push(value);
         logits.extend(head_logits);
@@ -232,7 +238,7 @@ fn joined(mut first: Prediction, then: Prediction) -> Prediction {
 
 fn predict_run(network: &Network, input: &Input, skip_layers: &[u32]) -> Prediction {
     let leaves = Leaves::new(&network.layout, &network.flat, false);
-    let attention = RefCell::new(Vec::new());
+    let attention = RefCell::new(Notes::default());
     let ask = Ask { input, skip_layers, masks: None, attention: Some(&attention), train: false, whole: false };
     let forward = network.forward(&ask, &leaves);
     let first_bd = first_tokens(&forward);
@@ -242,8 +248,9 @@ fn predict_run(network: &Network, input: &Input, skip_layers: &[u32]) -> Predict
         let rows_bd = first_bd.narrow(0, signed(first), signed(count));
         network.head_logits(service, &rows_bd, &forward.spans, (&leaves, None)).reshape([-1])
     };
-    // All heads' logits come from the device at once.
-    let logits = to_host(&Tensor::cat(&services.iter().map(logits).collect::<Vec<_>>(), 0));
+    // All heads' logits come from the device at once, and with them what fusions tell.
+    let logits = Tensor::cat(&services.iter().map(logits).collect::<Vec<_>>(), 0);
+    let (logits, fusion_attention) = attention.into_inner().read_with(&logits);
     let mut rest = logits.as_slice();
     let one = |service: &Service| {
         let head = &network.heads[service.head];
@@ -253,7 +260,7 @@ fn predict_run(network: &Network, input: &Input, skip_layers: &[u32]) -> Predict
         HeadLogits { head: head.name.clone(), outputs, logits: logits.to_vec() }
     };
     let heads = services.iter().map(one).collect();
-    Prediction { heads, fusion_attention: attention.into_inner() }
+    Prediction { heads, fusion_attention }
 }
 
 fn first_tokens(forward: &Forward) -> Tensor {
@@ -344,11 +351,10 @@ impl Network {
 
     pub(super) fn embed(&self, input: &Input, masks: Option<&Masks>) -> Tensor {
         let embeddings = &self.trunk.embeddings;
-        let device = self.trunk.device();
-        let rows = |table: &Tensor, ids: &[i64]| table.index_select(0, &transfer::to_device(ids, device));
-        let sum_td = rows(&embeddings.word_vd, &input.ids)
-            + rows(&embeddings.segment_sd, &input.type_ids)
-            + rows(&embeddings.position_pd, &input.positions);
+        let [ids_t, types_t, positions_t] = input.indices(self.trunk.device());
+        let sum_td = embeddings.word_vd.index_select(0, &ids_t)
+            + embeddings.segment_sd.index_select(0, &types_t)
+            + embeddings.position_pd.index_select(0, &positions_t);
         let out_td = embeddings.norm.forward(&sum_td);
         let probability = masks.map_or(0.0, |masks| masks.of_trunk(self.description().hidden_dropout));
         match masks.filter(|_| probability > 0.0) {

@@ -14,18 +14,37 @@ const STEP: f64 = 16.0;
 /// A lane whose gradient is finite with the largest factor that leaves it so. With none that does, it is as it comes
 /// without one.
 pub(super) fn lane(options: &LaneOptions, compute: impl Fn(&LaneOptions) -> LaneOutput) -> LaneOutput {
+    lanes(options, 1, |_, options| vec![compute(options)]).remove(0)
+}
+
+/// Several such lanes, each with a factor of its own. `compute` gets the numbers of lanes and gives their outputs: first of
+/// all of them, then of those that overflowed.
+pub(super) fn lanes(
+    options: &LaneOptions,
+    count: usize,
+    mut compute: impl FnMut(&[usize], &LaneOptions) -> Vec<LaneOutput>,
+) -> Vec<LaneOutput> {
+    let mut done: Vec<Option<LaneOutput>> = vec![None; count];
+    let mut left: Vec<usize> = (0..count).collect();
     let mut factor = FIRST;
-    loop {
-        let mut output = compute(&LaneOptions { loss_scale: options.loss_scale * factor, ..*options });
-        if factor <= 1.0 || output.gradient.iter().all(|value| value.is_finite()) {
+    while !left.is_empty() {
+        let outputs = compute(&left, &LaneOptions { loss_scale: options.loss_scale * factor, ..*options });
+        let mut again = Vec::new();
+        for (lane, mut output) in left.into_iter().zip(outputs) {
+            if factor > 1.0 && !output.gradient.iter().all(|value| value.is_finite()) {
+                again.push(lane);
+                continue;
+            }
             output.loss /= factor;
             #[expect(clippy::cast_possible_truncation, reason = "a power of two")]
             let back = (1.0 / factor) as f32;
             output.gradient.iter_mut().for_each(|value| *value *= back);
-            return output;
+            done[lane] = Some(output);
         }
+        left = again;
         factor = (factor / STEP).max(1.0);
     }
+    done.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
@@ -41,12 +60,29 @@ mod tests {
         let asked = RefCell::new(Vec::new());
         let output = lane(&OPTIONS, |options| {
             asked.borrow_mut().push(options.loss_scale);
-            #[expect(clippy::cast_possible_truncation, reason = "as the engine scales")]
-            let scaled = (f64::from(gradient) * options.loss_scale) as f32;
-            let scaled = if scaled.abs() > 65_504.0 { f32::INFINITY } else { scaled };
-            LaneOutput { loss: 3.0 * options.loss_scale, gradient: vec![scaled, 0.0] }
+            in_halves(gradient, options)
         });
         (output, asked.into_inner())
+    }
+
+    fn in_halves(gradient: f32, options: &LaneOptions) -> LaneOutput {
+        #[expect(clippy::cast_possible_truncation, reason = "as the engine scales")]
+        let scaled = (f64::from(gradient) * options.loss_scale) as f32;
+        let scaled = if scaled.abs() > 65_504.0 { f32::INFINITY } else { scaled };
+        LaneOutput { loss: 3.0 * options.loss_scale, gradient: vec![scaled, 0.0] }
+    }
+
+    #[test]
+    fn each_lane_has_its_own_factor_and_only_those_that_overflow_are_computed_again() {
+        let gradients = [7.5, 3e4, 1e-9, 100.0];
+        let mut asked = Vec::new();
+        let outputs = lanes(&OPTIONS, 4, |which, options| {
+            asked.push(which.to_vec());
+            which.iter().map(|&lane| in_halves(gradients[lane], options)).collect()
+        });
+        assert_eq!(asked, [vec![0, 1, 2, 3], vec![1, 3], vec![1], vec![1]]);
+        assert_eq!(outputs, gradients.map(|gradient| run(gradient).0));
+        assert!(lanes(&OPTIONS, 0, |_, _| unreachable!("there is no lane")).is_empty());
     }
 
     #[test]

@@ -42,9 +42,11 @@ pub(super) struct LocalHost {
     reports: Mutex<Vec<StepReport>>,
     evaluated: Mutex<Vec<u64>>,
     costs: Mutex<Vec<Usage>>,
+    ahead: Mutex<Vec<bool>>,
     questions_left: Cell<u32>,
     seat: Option<Seat>,
     shelves: Option<Arc<Shelves>>,
+    together: bool,
 }
 
 impl LocalHost {
@@ -57,9 +59,11 @@ impl LocalHost {
             reports: Mutex::default(),
             evaluated: Mutex::default(),
             costs: Mutex::default(),
+            ahead: Mutex::default(),
             questions_left: Cell::new(u32::MAX),
             seat: None,
             shelves: None,
+            together: false,
         }
     }
 
@@ -67,6 +71,11 @@ impl LocalHost {
     pub(super) fn keeping(folder: &Path, threads: usize) -> Self {
         let shelves = Arc::new(Shelves::new(folder.to_owned(), 1 << 24));
         Self { shelves: Some(shelves), ..Self::new(threads) }
+    }
+
+    /// A host that gives the lanes of an update to one device thread, as that of an accelerator does.
+    pub(super) fn of_lanes_together(threads: usize) -> Self {
+        Self { together: true, ..Self::new(threads) }
     }
 
     /// Another host over the same blobs.
@@ -79,9 +88,9 @@ impl LocalHost {
         Self { blobs: Arc::clone(&other.blobs), ..Self::keeping(folder, 2) }
     }
 
-    /// A member of a circle.
+    /// A member of a circle. Every second one gives its lanes to one device thread.
     pub(super) fn seated(other: &Self, seat: Seat) -> Self {
-        Self { seat: Some(seat), ..Self::sharing(other, 1) }
+        Self { together: seat.is_odd(), seat: Some(seat), ..Self::sharing(other, 1) }
     }
 
     /// Answers that many times that the stage may go on, and then that it shall stop.
@@ -111,6 +120,11 @@ impl LocalHost {
         self.costs.lock().unwrap().last().copied().unwrap_or_default()
     }
 
+    /// For each update whether its rows were sent to the device before its turn.
+    pub(super) fn ahead(&self) -> Vec<bool> {
+        self.ahead.lock().unwrap().clone()
+    }
+
     pub(super) fn last_report(&self) -> Option<StepReport> {
         self.reports.lock().unwrap().last().copied()
     }
@@ -124,6 +138,10 @@ impl Host for LocalHost {
         meanwhile: impl FnOnce(),
     ) -> Vec<T> {
         self.pool.run_while(turn, tasks, meanwhile).unwrap().values
+    }
+
+    fn lanes_together(&self) -> bool {
+        self.together
     }
 
     /// Even tiny gradients travel in many parts, the larger of them in slices.
@@ -152,6 +170,10 @@ impl Host for LocalHost {
 
     fn on_step(&self, report: StepReport) {
         self.reports.lock().unwrap().push(report);
+    }
+
+    fn on_update(&self, update: Counted) {
+        self.ahead.lock().unwrap().push(update.ahead);
     }
 
     fn on_evaluation(&self, evaluation: &Evaluation) {

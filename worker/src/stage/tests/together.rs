@@ -114,6 +114,11 @@ pub(super) struct Seat {
 }
 
 impl Seat {
+    /// Whether the member's number is odd.
+    pub(super) fn is_odd(&self) -> bool {
+        self.member % 2 == 1
+    }
+
     pub(super) fn formation(&self) -> Formation {
         self.circle.state().told.get(&self.member).cloned().unwrap_or(Formation::ALONE)
     }

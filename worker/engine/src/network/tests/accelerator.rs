@@ -1,23 +1,24 @@
-//! What an accelerator computes, as far as a processor can show it: libtorch alone, in few shapes, with one wait a lane;
-//! and products in fewer bits than fp32.
+//! What an accelerator computes, as far as a processor can show it: libtorch alone, in few shapes, with one wait for all
+//! lanes of an update, in front of which the next one's numbers are sent; and products in fewer bits than fp32.
 
 use graftwork_shared::training::Precision;
 
 use super::{LENGTHS, compositions, every_setup, fusion_alone, fusion_setup, options, split};
 use crate::{
-    LaneOutput, Network, host,
+    LaneOutput, Network, StagedLane, host,
     network::Input,
     rows::{Dropout, Lane},
     setup::Setup,
     spans::FILLER,
     testing::{adapter_setup, largest_difference, rows, shaken, shaken_weights, tiny_trunk},
-    transfer::take_waits,
+    transfer::{take_copies, take_waits},
 };
 
 /// Computes as if tensors lay on an accelerator; gives how often it would have been waited for.
 fn elsewhere<T>(compute: impl FnOnce() -> T) -> (T, u32) {
     host::OFF.set(true);
     take_waits();
+    take_copies();
     let result = compute();
     host::OFF.set(false);
     (result, take_waits())
@@ -58,13 +59,103 @@ fn an_accelerator_gives_what_the_processor_gives_and_is_waited_for_once() {
         for (found, expected) in found.heads.iter().zip(&expected.heads) {
             assert!(largest_difference(&found.logits, &expected.logits) < 1e-5, "{what}");
         }
-        // Each layer of a fusion tells its attention, beside the logits of all heads.
-        assert_eq!(waits, 1 + u32::try_from(found.fusion_attention.len()).unwrap(), "{what}");
+        // Each layer of a fusion tells its attention with the logits of all heads.
+        assert_eq!(waits, 1, "{what}");
+        assert_eq!(found.fusion_attention.len(), expected.fusion_attention.len(), "{what}");
         for (found, expected) in found.fusion_attention.iter().zip(&expected.fusion_attention) {
             assert_eq!(found.tokens, expected.tokens);
             assert!(found.weights.iter().zip(&expected.weights).all(|(a, b)| (a - b).abs() < 1e-6), "{what}");
         }
     }
+}
+
+/// Lanes of other lengths and rows, as those of one update.
+fn lanes(count: usize) -> Vec<Lane> {
+    let lengths = [&LENGTHS[..], &[5, 9, 2], &[14], &[1, 8, 8, 3, 6]];
+    (0..count).map(|number| rows(lengths[number % 4], 7 + 10 * number as u64)).collect()
+}
+
+fn staged(network: &Network, lanes: &[Lane]) -> Vec<StagedLane> {
+    lanes.iter().map(|lane| network.stage(lane).unwrap()).collect()
+}
+
+#[test]
+fn a_step_is_waited_for_once_whatever_the_number_of_its_lanes() {
+    for (what, setup) in setups() {
+        let network = shaken(&setup);
+        for count in [1, 2, 4] {
+            // BatchSplit takes so many rows and no others.
+            let lanes = if what.starts_with("BatchSplit") { vec![rows(&LENGTHS, 7); count] } else { lanes(count) };
+            let options = options(Some(Dropout { seed: 1, base_model: true }));
+            let alone: Vec<LaneOutput> = lanes.iter().map(|lane| network.lane(lane, &options).unwrap()).collect();
+            let (each, waits) =
+                elsewhere(|| lanes.iter().map(|lane| network.lane(lane, &options).unwrap()).collect::<Vec<_>>());
+            assert_eq!(waits as usize, count);
+            let (together, waits) = elsewhere(|| network.lanes(&staged(&network, &lanes), &options, || ()));
+            assert_eq!((together.len(), waits), (count, 1), "{what}");
+            assert_eq!(together, each, "{what}: lanes that are queued together have the bytes of each alone");
+            assert!(together.iter().zip(&alone).all(|(found, expected)| near(found, expected)), "{what}");
+            // On the processor they have those of the kernels.
+            assert_eq!(network.lanes(&staged(&network, &lanes), &options, || ()), alone, "{what}");
+        }
+    }
+}
+
+#[test]
+fn the_next_lanes_are_on_their_way_before_the_wait() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let (first, second) = (lanes(2), lanes(4).split_off(2));
+    let run = |ahead: bool| {
+        elsewhere(|| {
+            let now = staged(&network, &first);
+            let (mut next, mut calls) = (Vec::new(), 0);
+            take_copies();
+            let one = network.lanes(&now, &options(None), || {
+                assert_eq!(take_waits(), 0, "all lanes are queued, and none was waited for");
+                calls += 1;
+                let computing = take_copies();
+                if ahead {
+                    next = staged(&network, &second);
+                    // Indices and targets of each lane.
+                    assert_eq!((take_copies(), take_waits()), (4, 0));
+                }
+                assert!(computing > 0, "places of rows are sent while lanes are queued");
+            });
+            assert_eq!((calls, take_waits(), take_copies()), (1, 1, 0), "nothing is sent behind the wait");
+            if !ahead {
+                next = staged(&network, &second);
+            }
+            let two = network.lanes(&next, &options(None), || ());
+            (one, two, take_copies())
+        })
+        .0
+    };
+    let ((one, two, copies), (alike, after, all_copies)) = (run(true), run(false));
+    assert_eq!((one, two), (alike, after));
+    assert_eq!(copies + 4, all_copies, "what was sent ahead is not sent again");
+}
+
+#[test]
+fn lanes_of_fp16_are_waited_for_once_where_none_overflows() {
+    let network = in_precision(&adapter_setup("seq_bn", "a"), Precision::Fp16);
+    let lanes = lanes(4);
+    let each: Vec<LaneOutput> =
+        elsewhere(|| lanes.iter().map(|lane| network.lane(lane, &options(None)).unwrap()).collect()).0;
+    let (found, waits) = elsewhere(|| network.lanes(&staged(&network, &lanes), &options(None), || ()));
+    assert_eq!((found, waits), (each, 1));
+}
+
+#[test]
+fn a_lane_that_does_not_fit_is_not_staged() {
+    let network = shaken(&adapter_setup("seq_bn", "a"));
+    let mut lane = rows(&LENGTHS, 7);
+    lane.rows.pop();
+    for found in [network.stage(&lane).err(), elsewhere(|| network.stage(&lane).err()).0] {
+        assert!(found.unwrap().to_string().contains("3 row numbers"));
+    }
+    assert!(network.lanes(&[], &options(None), || ()).is_empty());
+    let mut called = false;
+    assert!(elsewhere(|| network.lanes(&[], &options(None), || called = true)).0.is_empty() && called);
 }
 
 #[test]
