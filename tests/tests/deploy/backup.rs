@@ -85,11 +85,11 @@ fn damaged_backups_are_refused(folder: &Path) -> Result<()> {
 
 /// Nothing is removed that is not known to be ours, and no folder is replaced under whoever stands in it.
 fn what_is_in_the_way_stays(folder: &Path) -> Result<()> {
-    let others = folder.join("state.unfinished");
+    let others = folder.join("other.unfinished");
     fs::create_dir(&others)?;
     fs::write(others.join("notes"), "years of work")?;
-    let said = graftwork(folder, &["restore", "aside", "--state", "state"], 1)?;
-    ensure!(said.contains("state.unfinished is there and is no copy of ours"), "{said}");
+    let said = graftwork(folder, &["restore", "aside", "--state", "other"], 1)?;
+    ensure!(said.contains("other.unfinished is there and is no copy of ours"), "{said}");
     ensure!(fs::read(others.join("notes"))? == b"years of work", "somebody's notes are gone");
     fs::remove_dir_all(&others)?;
     let within = folder.join("within");

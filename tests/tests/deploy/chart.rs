@@ -82,7 +82,7 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
 /// Prometheus' own tool evaluates the query of the rendered chart.
 pub(crate) fn pools_follow_the_queue() -> Result<()> {
     let (python, helm) = (tool("python").context("python")?, tool("helm").context("helm")?);
-    let (script, chart) = (root().join("tests/deploy/queue.py"), root().join("deploy/helm/graftwork"));
+    let (script, chart) = (root().join("tests/deploy/pool_query.py"), root().join("deploy/helm/graftwork"));
     for from in ["prometheus-adapter", "keda"] {
         let setting = format!("queueMetric.from={from}");
         let mut asked = Command::new(&python);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Prints the query by which pools are scaled, as Prometheus gets it for the namespace `here`.
 
-    queue.py HELM CHART [--set NAME=VALUE]…
+    pool_query.py HELM CHART [--set NAME=VALUE]…
 """
 import subprocess
 import sys
