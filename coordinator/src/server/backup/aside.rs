@@ -207,6 +207,9 @@ mod tests {
 
     use super::*;
 
+    /// Puts something into a folder.
+    type Make = Box<dyn FnOnce(&Path)>;
+
     fn place(folder: &TempDir) -> PathBuf {
         fs::canonicalize(folder.path()).unwrap().join("aside")
     }
@@ -269,7 +272,7 @@ mod tests {
         let place = place(&folder);
         let unfinished = place.with_file_name("aside.unfinished");
         let mark = |text: Vec<u8>| move |at: &Path| fs::write(at.join(MARK), text).unwrap();
-        let mut cases: Vec<(&str, Box<dyn FnOnce(&Path)>)> = vec![
+        let mut cases: Vec<(&str, Make)> = vec![
             ("no mark", Box::new(|_: &Path| {})),
             ("the mark of another place", Box::new(mark(mark_of(&place.with_file_name("other"))))),
             ("a mark of which half is there", Box::new(mark(mark_of(&place)[..20].to_vec()))),
