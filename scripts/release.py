@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Packs a release: both programs, libtorch, licences, an SBOM, completions, man pages, deployment files, checksums.
 
-    scripts/release.py [--to FOLDER]        after `cargo build --release`; `make release` does both
+    scripts/release.py [--to FOLDER] [--programs FOLDER]        `make release` does it
 
-Writes FOLDER/graftwork-VERSION-x86_64-linux/, the same as .tar.gz, and its .sha256. Nothing of it depends on when or by
-whom it is packed: names are sorted, times are that of the last commit, owners are 0, and programs are stripped. What
-the programs' own bytes depend on is told in docs/install.md. Needs Python 3.8, cargo, git and strip.
+Builds both programs into target/archive, without a folder of this machine in them, unless --programs names a folder with
+built ones. Writes FOLDER/graftwork-VERSION-x86_64-linux/, the same as .tar.gz, and its .sha256. Nothing of it depends on
+when, where or by whom it is packed: names are sorted, times are that of the last commit, owners are 0, and programs are
+stripped. docs/install.md tells what it does depend on. Needs Python 3.8, cargo, git, strip, and a C and C++ compiler that
+knows -ffile-prefix-map.
 """
 import argparse
 import gzip
@@ -20,7 +22,7 @@ import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT = ROOT / "target" / "release"
+APART = ROOT / "target" / "archive"
 LIBTORCH = ROOT / ".graftwork" / "libtorch"
 # In the archive libtorch lies beside the programs, and a folder that the user names comes before it.
 SEARCH = "$ORIGIN/libtorch/lib"
@@ -29,6 +31,40 @@ RPATH, RUNPATH = 15, 29
 
 def run(*command, **more):
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, **more).stdout
+
+
+def folders():
+    """Folders of this machine that compilers write into programs, and what stands there instead; the last that fits counts."""
+    cargo = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo").resolve()
+    crates = sorted((cargo / "registry" / "src").glob("*"))
+    return [(Path(run("rustc", "--print", "sysroot").strip()), "/rust"), (cargo, "/cargo"),
+            *((folder, "/crates") for folder in crates), (ROOT, "/graftwork")]
+
+
+def build():
+    """Builds both programs apart from those of the tree, which may hold what an earlier state of the sources decided."""
+    known = folders()
+    for_rust = ",".join(json.dumps(f"--remap-path-prefix={folder}={instead}") for folder, instead in known)
+    for_c = " ".join(f"-ffile-prefix-map={folder}={instead}" for folder, instead in known)
+    if any(" " in str(folder) for folder, _ in known):
+        sys.exit("release: a folder with a space in its name cannot be told to the C compiler: build in another one")
+    flags = {name: f"{os.environ.get(name, '')} {for_c}".strip() for name in ("CFLAGS", "CXXFLAGS")}
+    # RUSTFLAGS would take the place of the tree's own flags.
+    environment = {key: value for key, value in os.environ.items() if key not in ("RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS")}
+    environment.update(flags, CARGO_INCREMENTAL="0")
+    subprocess.run(
+        ["cargo", "build", "--release", "--locked", "--quiet", "-p", "graftwork", "-p", "graftwork-worker",
+         "--target-dir", str(APART), "--config", f"target.x86_64-unknown-linux-gnu.rustflags=[{for_rust}]"],
+        cwd=ROOT, check=True, env=environment, stdout=sys.stderr)
+    return APART / "release"
+
+
+def check_no_folder_is_in(path):
+    data = path.read_bytes()
+    for folder, _ in folders():
+        if os.fsencode(folder) in data:
+            at = data.index(os.fsencode(folder))
+            sys.exit(f"release: {path.name} names a folder of this machine: {data[at:at + 120]!r}")
 
 
 def dynamic(data):
@@ -59,11 +95,11 @@ def set_search(path):
     sys.exit(f"release: {path.name} names no folder for libtorch")
 
 
-def programs(folder):
+def programs(folder, built):
     for name in ("graftwork", "graftwork-worker"):
         target = folder / "bin" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(BUILT / name, target)
+        shutil.copyfile(built / name, target)
         subprocess.run(["strip", "--strip-all", str(target)], check=True)
         set_search(target)
         target.chmod(0o755)
@@ -215,8 +251,10 @@ def pack(folder, archive, when):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, default=ROOT / "out" / "release")
-    to = parser.parse_args().to.resolve()
-    version = run(str(BUILT / "graftwork"), "--version").split()[-1]
+    parser.add_argument("--programs", type=Path, help="a folder with both programs, built already")
+    options = parser.parse_args()
+    to, built = options.to.resolve(), options.programs.resolve() if options.programs else build()
+    version = run(str(built / "graftwork"), "--version").split()[-1]
     if not (ROOT / "tests" / "fixtures" / "stores" / version).is_dir():
         sys.exit(f"release: version {version} has no store for the upgrade test: tests/fixtures/stores/README.md says how it is made")
     when = int(os.environ.get("SOURCE_DATE_EPOCH") or run("git", "log", "-1", "--format=%ct"))
@@ -225,7 +263,10 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     packages = crates()
-    programs(folder)
+    programs(folder, built)
+    if not options.programs:
+        for program in sorted((folder / "bin").glob("graftwork*")):
+            check_no_folder_is_in(program)
     licences(folder, packages)
     (folder / "sbom.cdx.json").write_text(json.dumps(sbom(packages, version), indent=1) + "\n")
     deployment(folder)

@@ -27,6 +27,25 @@ impl TextColumns {
     }
 }
 
+/// Where rows come from and what they may be used for, as far as somebody said so. It is for people, stands in records and
+/// cards, and decides no row: no recipe knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// Who made or collected them, or where they are found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// Their licence: an SPDX identifier, or words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+}
+
+impl Origin {
+    /// Whether nothing was said.
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// How rows of one source are divided when a task names no separate validation or test files.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SplitRule {

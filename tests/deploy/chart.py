@@ -8,11 +8,37 @@ import re
 import subprocess
 import sys
 
+import jsonschema
 import kubernetes_validate
 import yaml
 
 SCHEMAS = "1.37"
 RUNNERS = ("Deployment", "StatefulSet")
+
+# Kubernetes' schemas know no ScaledObject: what of KEDA's is used here, and nothing else.
+TEXT, COUNT = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
+
+
+def table(required, **properties):
+    return {"type": "object", "properties": properties, "required": required.split(), "additionalProperties": False}
+
+
+SCALED_OBJECT = table(
+    "apiVersion kind metadata spec", apiVersion={"const": "keda.sh/v1alpha1"}, kind={"const": "ScaledObject"},
+    metadata=table("name labels", name=TEXT, labels={"type": "object"}),
+    spec=table(
+        "scaleTargetRef minReplicaCount maxReplicaCount triggers", scaleTargetRef=table("name", name=TEXT),
+        minReplicaCount=COUNT, maxReplicaCount=COUNT,
+        triggers={"type": "array", "minItems": 1, "items": table(
+            "type metricType metadata", type={"const": "prometheus"}, metricType={"const": "AverageValue"},
+            metadata=table("serverAddress query threshold ignoreNullValues", serverAddress={"type": "string", "pattern": "^https?://"},
+                           query=TEXT, threshold={"type": "string", "pattern": "^[0-9]+$"}, ignoreNullValues={"const": "false"}))},
+        advanced=table("horizontalPodAutoscalerConfig", horizontalPodAutoscalerConfig=table("behavior", behavior={"type": "object"}))))
+
+# What prometheus-adapter takes as a rule of external metrics.
+RULES = table("externalRules", externalRules={"type": "array", "minItems": 1, "items": table(
+    "seriesQuery resources name metricsQuery", seriesQuery=TEXT, metricsQuery=TEXT, name=table("as", **{"as": TEXT}),
+    resources=table("overrides", overrides=table("namespace", namespace=table("resource", resource={"const": "namespace"}))))})
 
 
 def rendered(helm, chart, settings):
@@ -26,6 +52,30 @@ def name(document):
 
 
 def schema_problems(document):
+    if document["kind"] == "ScaledObject":
+        return custom_problems(document)
+    if "config.yaml" in document.get("data", {}):
+        problems = against(RULES, yaml.safe_load(document["data"]["config.yaml"]), name(document))
+        return [*problems, *kubernetes_problems(document)]
+    return kubernetes_problems(document)
+
+
+def against(schema, value, where):
+    validator = jsonschema.Draft202012Validator(schema)
+    return [f"{where}: {error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+
+
+def custom_problems(document):
+    yield from against(SCALED_OBJECT, document, name(document))
+    # KEDA hands the pace on to an autoscaler of its own.
+    pace = document["spec"].get("advanced", {}).get("horizontalPodAutoscalerConfig", {}).get("behavior", {})
+    target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}
+    spec = {"scaleTargetRef": target, "maxReplicas": 1, "behavior": pace}
+    yield from kubernetes_problems(
+        {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": document["metadata"], "spec": spec})
+
+
+def kubernetes_problems(document):
     try:
         kubernetes_validate.validate(document, SCHEMAS, strict=True)
     except Exception as error:  # each of its errors is one of the object
@@ -87,13 +137,25 @@ def cover_problems(documents):
             yield f"{name(runner)}: no network policy for both directions"
         if not selects(runner["spec"]["selector"], labels):
             yield f"{name(runner)}: it does not select its own pods"
-    for scaler in of("HorizontalPodAutoscaler"):
+    scalers = of("HorizontalPodAutoscaler") + of("ScaledObject")
+    if not scalers:
+        yield "no pool is scaled"
+    if of("HorizontalPodAutoscaler") and of("ScaledObject"):
+        yield "two kinds of autoscalers stand beside each other"
+    served = [rule["name"]["as"] for config in of("ConfigMap") if "config.yaml" in config["data"]
+              for rule in yaml.safe_load(config["data"]["config.yaml"])["externalRules"]]
+    for scaler in scalers:
         target = scaler["spec"]["scaleTargetRef"]["name"]
         (runner,) = [runner for runner in runners if runner["metadata"]["name"] == target]
         if "replicas" in runner["spec"]:
             yield f"{name(runner)}: its replicas are set beside its autoscaler"
-        if not any(metric["type"] == "External" for metric in scaler["spec"]["metrics"]):
+        if "triggers" in scaler["spec"]:
+            continue
+        asked = [metric["external"]["metric"]["name"] for metric in scaler["spec"]["metrics"] if metric["type"] == "External"]
+        if not asked:
             yield f"{name(scaler)}: it does not follow the queue"
+        if served and any(metric not in served for metric in asked):
+            yield f"{name(scaler)}: nobody serves {asked}: there is {served}"
 
 
 def main():

@@ -100,10 +100,15 @@ impl Cluster {
 
     /// The same, over another address, as that of a [`Link`].
     pub fn start_worker_through(&mut self, address: &str) -> Result<u32> {
+        self.start_worker_with(address, &[])
+    }
+
+    /// The same, with further options.
+    pub fn start_worker_with(&mut self, address: &str, options: &[&str]) -> Result<u32> {
         let mut command = Command::new(program());
         command.current_dir(self.path()).args(["worker", "--coordinator", address, "--threads", "2"]);
         // Every update is told, so that one that is made twice is seen.
-        command.args(["--report-every", "0"]);
+        command.args(["--report-every", "0"]).args(options);
         let worker = command.args(["--cache", "worker-cache"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let pid = worker.id();
         self.workers.push(worker);

@@ -18,8 +18,13 @@ fn a_job_trains_from_its_uploads_alone_to_the_bytes_of_a_local_run() -> Result<(
     // What was uploaded is kept with the job over kill -9.
     elsewhere.kill();
     elsewhere.start_coordinator()?;
-    elsewhere.start_worker()?;
+    // Nothing that is not in use has room in its cache: rows that a fusion reads again are fetched again.
+    let address = elsewhere.address();
+    elsewhere.start_worker_with(&address, &["--fetched-gib", "0"])?;
     elsewhere.ask(&world, &["watch", &job], 0)?;
+    let cached = std::fs::read_dir(elsewhere.path().join("worker-cache/uploads"))?;
+    let cached = cached.flatten().filter(|entry| entry.path().is_dir()).count();
+    ensure!((1..=6).contains(&cached), "{cached} of nine files are left, and two tasks are trained at a time");
 
     // The same content from another folder is the same job, and nothing of it travels again.
     let again = World::new()?;

@@ -154,6 +154,11 @@ pub(crate) struct SessionArguments {
     #[arg(long, value_name = "GIB", default_value_t = 4, env = "GRAFTWORK_KEEP_GIB")]
     #[arg(value_parser = clap::value_parser!(u32).range(..=MOST_KEPT_GIB))]
     keep_gib: u32,
+    /// GiB of the cache folder for fetched base models and uploads. What was used the longest ago goes first, and nothing
+    /// that is in use, so a stage that reads more than this trains all the same; 0 keeps only what is in use.
+    #[arg(long, value_name = "GIB", default_value_t = 12, env = "GRAFTWORK_FETCHED_GIB")]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=MOST_KEPT_GIB))]
+    fetched_gib: u32,
     /// End when the process that started this one ends; with its id, even if it has ended already.
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     die_with_parent: Option<i32>,
@@ -168,6 +173,10 @@ pub(crate) struct SessionArguments {
     /// --metrics-cert, --metrics-key and --metrics-token-env. /healthz and /readyz answer to everybody.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<Address>,
+    /// Ports from that one on of which the first free one is taken: for several workers of one host.
+    #[arg(long, value_name = "NUMBER", requires = "metrics", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
+    metrics_ports: u16,
     /// The certificate of that address, in PEM form.
     #[arg(long, value_name = "FILE", requires_all = ["metrics", "metrics_key"])]
     metrics_cert: Option<PathBuf>,
@@ -221,9 +230,10 @@ fn verdict(within_tolerance: bool) -> u8 {
 }
 
 fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
-    let watched = arguments.watched()?;
+    let (watched, ports) = (arguments.watched()?, arguments.metrics_ports);
     let device = arguments.device.open()?;
     trunks::keep_at_most(u64::from(arguments.keep_gib) << 30);
+    trunks::keep_fetched_at_most(u64::from(arguments.fetched_gib) << 30);
     let threads = arguments.threads.unwrap_or_else(|| u32::try_from(computer::processors()).unwrap_or(1));
     // Decoding a large page holds a thread for as long as it takes: heartbeats and blobs must not wait behind it.
     let (rows, messages) = (runtime()?, runtime()?);
@@ -264,7 +274,7 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
     Ok(messages.block_on(async {
         let _listening = match watched {
             Some((address, guard)) => {
-                let listening = graftwork_telemetry::listen(&address, guard, meters).await?;
+                let listening = graftwork_telemetry::listen_on_a_free_port(&address, ports, guard, meters).await?;
                 tracing::info!(address = %listening.address, "metrics are told");
                 Some(listening)
             }

@@ -28,6 +28,7 @@ use graftwork_shared::{
     trace::TraceContext,
     upload::UploadedFile,
 };
+use graftwork_store::Fetched;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
@@ -42,7 +43,7 @@ use crate::{
     pool::{Pool, Turn, failure_of, panic_message, thread_cpu_time},
     session::StageEvent,
     stage::{self, StageEnd},
-    trunks::Trunks,
+    trunks::{self, Trunks},
 };
 
 /// What all stages of a process share.
@@ -309,9 +310,9 @@ impl stage::Host for StageHost<'_> {
         Ok(self.wait(self.shared.blobs.get(digest))?)
     }
 
-    fn uploaded_file(&self, file: UploadedFile) -> anyhow::Result<PathBuf> {
+    fn uploaded_file(&self, file: UploadedFile) -> anyhow::Result<Fetched> {
         let Shared { blobs, cache_folder, .. } = &self.shared;
-        Ok(self.wait(graftwork_store::fetch_uploaded_file(file, cache_folder, blobs))?)
+        Ok(self.wait(graftwork_store::fetch_uploaded_file(file, trunks::cache(cache_folder), blobs))?)
     }
 
     fn put_blob(&self, bytes: Vec<u8>) -> anyhow::Result<Digest> {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use graftwork_engine::{Device, Shelves, Trunk};
 use graftwork_model::BaseModel;
 use graftwork_shared::digest::Digest;
+use graftwork_store::{Cache, Fetched};
 use tokio::runtime::Handle;
 
 use crate::blobs::Blobs;
@@ -24,15 +25,34 @@ pub(crate) struct Trunks {
     cache_folder: PathBuf,
     blobs: Blobs,
     shelves: Option<Arc<Shelves>>,
-    opened: Mutex<BTreeMap<Digest, Trunk>>,
+    opened: Mutex<BTreeMap<Digest, Opened>>,
+}
+
+/// A base model, whose files nobody removes as long as it is open.
+struct Opened {
+    trunk: Trunk,
+    _files: Fetched,
 }
 
 /// Bytes of shelves, once the command line has said it.
 static KEPT_BYTES: OnceLock<u64> = OnceLock::new();
 
+/// Bytes of what was fetched, once the command line has said it.
+static FETCHED_BYTES: OnceLock<u64> = OnceLock::new();
+
 /// How many bytes of the cache folder shelves may take, in this process; 0 keeps nothing. Said once, at the start.
 pub(crate) fn keep_at_most(bytes: u64) {
     KEPT_BYTES.get_or_init(|| bytes);
+}
+
+/// How many bytes of the cache folder may hold what was fetched and is not in use. Said once, at the start.
+pub(crate) fn keep_fetched_at_most(bytes: u64) {
+    FETCHED_BYTES.get_or_init(|| bytes);
+}
+
+/// The cache folder with its bound, if the command line has said one.
+pub(crate) fn cache(folder: &Path) -> Cache<'_> {
+    FETCHED_BYTES.get().map_or_else(|| folder.into(), |most| Cache::bounded(folder, *most))
 }
 
 impl Trunks {
@@ -63,10 +83,11 @@ impl Trunks {
         digest: Digest,
     ) -> anyhow::Result<Trunk> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(trunk) = opened.get(&digest) {
-            return Ok(trunk.share());
+        if let Some(known) = opened.get(&digest) {
+            return Ok(known.trunk.share());
         }
-        let fetched = graftwork_store::fetch_base_model(location, credentials, &self.cache_folder, &self.blobs);
+        let cache = cache(&self.cache_folder);
+        let fetched = graftwork_store::fetch_base_model(location, credentials, cache, &self.blobs);
         let folder = runtime.block_on(fetched).with_context(|| format!("base model {location}"))?;
         let base = BaseModel::open(&folder).with_context(|| format!("base model {location}"))?;
         let found = base.digest().with_context(|| format!("base model {location}"))?;
@@ -84,7 +105,7 @@ impl Trunks {
             None => trunk,
         };
         let shared = trunk.share();
-        opened.insert(digest, trunk);
+        opened.insert(digest, Opened { trunk, _files: folder });
         Ok(shared)
     }
 }

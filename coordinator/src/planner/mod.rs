@@ -34,7 +34,7 @@ use graftwork_shared::{
     digest::Digest,
     job::{Job, Spans},
 };
-use graftwork_store::{NoUploads, Uploads};
+use graftwork_store::{Fetched, NoUploads, Uploads};
 use problems::Problems;
 use task::PlannedTask;
 
@@ -74,6 +74,8 @@ pub(crate) struct Planned {
 struct Base {
     model: BaseModel,
     digest: Digest,
+    /// Kept as long as it is planned with.
+    _files: Fetched,
 }
 
 /// Plans a job, or says everything that is wrong with it; `spans` place what is said in the job file.
@@ -149,7 +151,7 @@ async fn open_base(job: &Job, planning: &Planning, problems: &Problems<'_>) -> O
         let model = BaseModel::open(&folder)?;
         model.check_tokenizer()?;
         let digest = model.digest()?;
-        Ok::<_, graftwork_model::ModelError>(Base { model, digest })
+        Ok::<_, graftwork_model::ModelError>(Base { model, digest, _files: folder })
     });
     match opened.await {
         Ok(Ok(base)) => return Some(base),

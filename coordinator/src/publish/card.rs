@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use graftwork_model::{TrunkDescription, portable_order};
-use graftwork_scheduler::PlannedStage;
+use graftwork_scheduler::{FusedSource, PlannedStage};
 use graftwork_shared::{
     data::Split,
     head::HeadOutput,
@@ -268,15 +268,37 @@ impl Card<'_> {
             "\nThe digest is SHA-256 over the sums, one for each row group, of the SHA-256 of each row (its number,",
         );
         line(text, "texts and label), so it does not depend on the order in which rows were read.");
+        self.origins(text);
         let license = self.record.job.publish.license.as_deref();
         let license = license.map_or("no licence was stated".to_owned(), |license| format!("`{license}`"));
-        line(text, &format!("\nLicence of this release: {license}. The data's own licences stay with its owners.\n"));
+        line(
+            text,
+            &format!(
+                "\nLicence of this release: {license}. It says nothing of the rows, whose licence is their own.\n"
+            ),
+        );
         line(text, "`graftwork.json` binds these files to everything that decided them;");
         line(
             text,
             "`graftwork verify --retrain RELEASE` trains them again from it and compares, where base model and rows lie",
         );
         line(text, "at the places that it names.");
+    }
+
+    /// Where the rows of the task come from, and of the tasks whose adapters a fusion reads.
+    fn origins(&self, text: &mut String) {
+        line(text, "\nWhere rows come from, and their licence, as the job says it:\n");
+        line(text, "| task | source | licence |\n|---|---|---|");
+        for task in &self.record.job.tasks {
+            let said = |words: Option<&str>| words.map_or("not stated".to_owned(), cell);
+            let (source, license) = (said(task.origin.source.as_deref()), said(task.origin.license.as_deref()));
+            line(text, &format!("| `{}` | {source} | {license} |", task.name));
+        }
+        let outside = self.stage.fused.iter().filter(|source| matches!(source, FusedSource::External { .. })).count();
+        if outside > 0 {
+            let of = if outside == 1 { "One adapter comes" } else { "Other adapters come" };
+            line(text, &format!("\n{of} from outside the job: its own card says on which rows it was trained."));
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use graftwork_model::{
 };
 use graftwork_shared::{
     assignment::{Evaluation, StageResult, Usage},
-    data::Split,
+    data::{Origin, Split},
     digest::Digest,
     id::Name,
     metric::Metric,
@@ -325,6 +325,54 @@ async fn the_card_says_how_to_load_and_what_was_measured() {
     for part in ["adapter-transformers", "load_adapter(", "graftwork predict", "0.7500", "| seed |"] {
         assert!(card.contains(part), "{part} is missing in\n{card}");
     }
+}
+
+#[tokio::test]
+async fn source_and_licence_of_rows_are_published_and_decide_nothing() {
+    let trained = trained().await;
+    let mut publication = trained.publication("both");
+    let read = |publication: &Publication| {
+        publish(publication, &trained.trunk).unwrap();
+        let record = Hub::verify(&trained.folder("both")).unwrap();
+        (record, std::fs::read_to_string(trained.folder("both").join("README.md")).unwrap())
+    };
+    let (silent, card) = read(&publication);
+    for task in ["mood", "other"] {
+        assert!(card.contains(&format!("| `{task}` | not stated | not stated |")), "{card}");
+    }
+    let origin = Origin { source: Some("films | books, by Ada".to_owned()), license: Some("cc-by-4.0".to_owned()) };
+    let mut plan = (*publication.stage.plan).clone();
+    let mood = plan.job.tasks.iter().position(|task| task.name.as_str() == "mood").unwrap();
+    plan.job.tasks[mood].origin = origin.clone();
+    publication.stage.plan = Arc::new(plan);
+    let (said, card) = read(&publication);
+    assert!(card.contains("| `mood` | films \\| books, by Ada | cc-by-4.0 |"), "{card}");
+    assert!(card.contains("| `other` | not stated | not stated |"), "{card}");
+    assert_eq!(said.job.tasks[mood].origin, origin);
+    // Nothing that was trained is another thing, and the earlier result is found.
+    assert_eq!(said.recipe_digest, silent.recipe_digest);
+    let others = |record: &Record| {
+        let files = record.files.iter().filter(|(path, _)| *path != "README.md");
+        files.map(|(path, digest)| (path.clone(), *digest)).collect::<Vec<_>>()
+    };
+    assert_eq!(others(&said), others(&silent));
+    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true, by_owner: false };
+    assert!(door.reusable(trained.stage("both"), vec![class()]).await.is_some());
+}
+
+#[tokio::test]
+async fn what_is_said_of_rows_changes_the_job_and_no_recipe() {
+    let world = World::new();
+    let mut found = Vec::new();
+    for said in ["", "origin = { source = \"Ada\", license = \"cc0-1.0\" }\n"] {
+        let (_, job, spans) = world.job(&format!("{TASK}{said}"));
+        let digest = job.digest();
+        let planning = Planning { cache: world.path("cache"), machine: None, uploads: None };
+        let planned = plan_with_spans(job, spans, planning).await.unwrap();
+        found.push((digest, planned.plan.stages[0].recipe_digest));
+    }
+    assert_ne!(found[0].0, found[1].0, "its card is another one, so it is published again");
+    assert_eq!(found[0].1, found[1].1);
 }
 
 #[tokio::test]

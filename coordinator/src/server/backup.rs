@@ -31,8 +31,10 @@ use super::{
     journal::{Filled, Opened},
 };
 
+mod aside;
 mod error;
 
+use aside::Aside;
 pub(crate) use error::BackupError;
 
 /// What a backup is called by itself.
@@ -97,11 +99,11 @@ pub(crate) fn back_up(home: &Home, to: &Path) -> Result<Manifest, BackupError> {
     {
         return Err(BackupError::NoState { place: folder.display().to_string() });
     }
-    let aside = begin(to)?;
-    let store = BlobStore::open(&aside)?;
+    let aside = Aside::begin(to)?;
+    let store = BlobStore::open(aside.folder())?;
     let mut attempt = 0;
     let (opened, (blobs, bytes)) = loop {
-        let opened = copy_journal(home, &aside)?;
+        let opened = copy_journal(home, aside.folder())?;
         // Listed after the journal was read: what is missing was let go of since.
         match copy_blobs(&blobs_of(home)?, &store, &opened.state.blobs()) {
             Ok(copied) => break (opened, copied),
@@ -115,12 +117,12 @@ pub(crate) fn back_up(home: &Home, to: &Path) -> Result<Manifest, BackupError> {
     drop(opened);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-    let journal = digest_of(&journal_of(&aside))?;
+    let journal = digest_of(&journal_of(aside.folder()))?;
     let manifest = Manifest { format: FORMAT, version: VERSION.to_owned(), at_ms, term, facts, blobs, bytes, journal };
-    let path = aside.join(MANIFEST);
+    let path = aside.folder().join(MANIFEST);
     let text = serde_json::to_string_pretty(&manifest).map_err(|error| io_error(&path)(error.into()))?;
     fs::write(&path, text + "\n").map_err(io_error(&path))?;
-    finish(&aside, to)?;
+    aside.finish()?;
     Ok(manifest)
 }
 
@@ -135,15 +137,15 @@ pub(crate) fn restore(backup: &Path, home: &Home) -> Result<Manifest, BackupErro
 }
 
 fn restore_folder(backup: &Path, state: &Path, bucket: Option<&Bucket>) -> Result<(), BackupError> {
-    let aside = begin(state)?;
-    let opened = open_copy(backup, &aside)?;
-    place_blobs(backup, bucket, &aside, &opened)?;
+    let aside = Aside::begin(state)?;
+    let opened = open_copy(backup, aside.folder())?;
+    place_blobs(backup, bucket, aside.folder(), &opened)?;
     drop(opened);
-    let journal = journal_of(&aside);
+    let journal = journal_of(aside.folder());
     let connection = Connection::open(&journal).map_err(sqlite(&journal))?;
     connection.execute("UPDATE leader SET term = term + ?1", [TERMS]).map_err(sqlite(&journal))?;
     connection.close().map_err(|(_, error)| sqlite(&journal)(error))?;
-    finish(&aside, state)
+    aside.finish()
 }
 
 fn restore_servers(backup: &Path, database: &Database, bucket: &Bucket) -> Result<(), BackupError> {
@@ -223,48 +225,6 @@ fn blobs_of(home: &Home) -> Result<BlobStore, BlobError> {
             BlobStore::of_anothers_bucket(bucket.clone())
         }
     }
-}
-
-/// The folder beside `place` in which it is made whole.
-fn begin(place: &Path) -> Result<PathBuf, BackupError> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    let occupied = match fs::read_dir(place) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        Err(error) => return Err(io_error(place)(error)),
-    };
-    if occupied {
-        return Err(BackupError::Exists { folder: place.to_owned() });
-    }
-    let mut name = place.file_name().unwrap_or_default().to_owned();
-    name.push(".unfinished");
-    let aside = place.with_file_name(name);
-    match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&aside)(error)),
-        _ => {}
-    }
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&aside).map_err(io_error(&aside))?;
-    Ok(aside)
-}
-
-/// Gives the folder its name, durably.
-fn finish(aside: &Path, place: &Path) -> Result<(), BackupError> {
-    let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_error(path));
-    // Blobs on their way are none of it, and neither are copies of what lies in a bucket.
-    for folder in ["blobs/incoming", "blobs/copies"].map(|name| aside.join(name)) {
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&folder)(error)),
-            _ => {}
-        }
-    }
-    for entry in fs::read_dir(aside).map_err(io_error(aside))? {
-        sync(&entry.map_err(io_error(aside))?.path())?;
-    }
-    sync(aside)?;
-    // An empty folder gives way.
-    fs::rename(aside, place).map_err(io_error(place))?;
-    let above = place.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync(above)
 }
 
 /// The journal as it is at one moment, and its fold.

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     adapter::{AdapterConfig, FusionConfig},
-    data::{Columns, Source, SplitRule},
+    data::{Columns, Origin, Source, SplitRule},
     digest::Digest,
     head::HeadActivation,
     id::Name,
@@ -145,6 +145,9 @@ pub struct Task {
     pub name: Name,
     /// Its rows.
     pub data: TaskData,
+    /// Where its rows come from, and their licence. In the job's digest, since it is published; in no recipe.
+    #[serde(default, skip_serializing_if = "Origin::is_unknown")]
+    pub origin: Origin,
     /// Its head.
     pub head: HeadRequest,
     /// The metric that chooses the best weights; `None` takes the head's default.

@@ -13,7 +13,7 @@ mod hub;
 pub use disk::{free_bytes, write_atomically};
 pub use error::StoreError;
 pub use fetch::{
-    NoUploads, Uploads, adapter_credentials, adapter_files, base_model_files, fetch_adapter, fetch_base_model,
-    fetch_uploaded_file,
+    Cache, Fetched, NoUploads, Uploads, adapter_credentials, adapter_files, base_model_files, fetch_adapter,
+    fetch_base_model, fetch_uploaded_file,
 };
 pub use hub::{Found, Hub, RECORD_FILE, Release};

@@ -14,7 +14,7 @@ use std::{
 };
 
 use graftwork_shared::digest::Digest;
-use graftwork_store::{NoUploads, StoreError, fetch_adapter, fetch_base_model};
+use graftwork_store::{Cache, Fetched, NoUploads, StoreError, fetch_adapter, fetch_base_model};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -173,7 +173,7 @@ fn server() -> Arc<Counts> {
     SERVER.get_or_init(start).clone()
 }
 
-async fn fetch(name: &str, cache: &Path) -> Result<std::path::PathBuf, StoreError> {
+async fn fetch(name: &str, cache: &Path) -> Result<Fetched, StoreError> {
     fetch_base_model(&format!("hf://lab/{name}@main"), None, cache, &NoUploads).await
 }
 
@@ -193,7 +193,7 @@ async fn a_base_model_comes_with_the_files_that_are_needed_and_no_others() {
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), files(Fault::None)["model.safetensors"]);
     // A commit that is complete needs no server.
     let pinned = fetch_base_model(&format!("hf://lab/fine@{COMMIT}"), None, cache.path(), &NoUploads).await.unwrap();
-    assert_eq!(pinned, folder);
+    assert_eq!(pinned.to_path_buf(), folder.to_path_buf());
 }
 
 #[tokio::test]
@@ -204,6 +204,28 @@ async fn a_broken_download_goes_on_where_it_broke() {
     let folder = fetch("breaks", cache.path()).await.unwrap();
     assert_eq!(std::fs::read(folder.join("model.safetensors")).unwrap(), files(Fault::None)["model.safetensors"]);
     assert!(counts.ranges.load(Ordering::SeqCst) >= before + 3, "each file is asked for from the break on");
+}
+
+#[tokio::test]
+async fn a_cache_with_a_bound_lets_go_of_what_nobody_uses_and_fetches_it_again() {
+    server();
+    let cache = tempfile::tempdir().unwrap();
+    // Less than one of them takes: what is in use stays all the same.
+    let bounded = || Cache::bounded(cache.path(), 10);
+    let plain = format!("{}/plain", std::env::var("HF_ENDPOINT").unwrap());
+    let first = fetch_base_model("hf://lab/fine@main", None, bounded(), &NoUploads).await.unwrap();
+    let second = fetch_base_model(&plain, None, bounded(), &NoUploads).await.unwrap();
+    assert!(first.is_dir() && second.is_dir());
+    let (first_place, second_place) = (first.to_path_buf(), second.to_path_buf());
+    drop((first, second));
+    // What is there is found, whatever the bound is.
+    let second = fetch_base_model(&plain, None, bounded(), &NoUploads).await.unwrap();
+    let third = fetch_base_model("hf://lab/oldweights@main", None, bounded(), &NoUploads).await.unwrap();
+    assert!(!first_place.exists() && second_place.is_dir() && third.is_dir());
+    drop((second, third));
+    let again = fetch_base_model("hf://lab/fine@main", None, bounded(), &NoUploads).await.unwrap();
+    assert_eq!(std::fs::read(again.join("model.safetensors")).unwrap(), files(Fault::None)["model.safetensors"]);
+    assert!(!second_place.exists());
 }
 
 #[tokio::test]
@@ -252,7 +274,8 @@ async fn a_base_model_behind_plain_http_needs_no_list() {
     let location = format!("{}/plain", std::env::var("HF_ENDPOINT").unwrap());
     let folder = fetch_base_model(&location, None, cache.path(), &NoUploads).await.unwrap();
     assert_eq!(listed(&folder), ["config.json", "model.safetensors", "tokenizer.json"]);
-    assert_eq!(fetch_base_model(&location, None, cache.path(), &NoUploads).await.unwrap(), folder);
+    let again = fetch_base_model(&location, None, cache.path(), &NoUploads).await.unwrap();
+    assert_eq!(again.to_path_buf(), folder.to_path_buf());
 }
 
 #[tokio::test]
@@ -295,7 +318,7 @@ async fn local_folders_are_taken_as_they_are() {
     assert!(error.to_string().contains("holds no config.json"), "{error}");
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
     assert_eq!(
-        fetch_base_model(at, None, folder.path(), &NoUploads).await.unwrap(),
+        fetch_base_model(at, None, folder.path(), &NoUploads).await.unwrap().to_path_buf(),
         folder.path().canonicalize().unwrap()
     );
     let error = fetch_base_model("/no/such/folder", None, folder.path(), &NoUploads).await.unwrap_err();

@@ -18,7 +18,7 @@ mod text;
 
 pub use self::{
     export::{TRACES_VARIABLE, TraceError, start_traces, stop_traces},
-    listen::{Check, Guard, ListenError, Listening, Source, acceptor, listen},
+    listen::{Check, Guard, ListenError, Listening, Source, acceptor, listen, listen_on_a_free_port},
     process::add_process,
     spans::{Span, new_trace, record, span, span_at},
     text::Exposition,

@@ -99,6 +99,16 @@ pub enum ListenError {
         /// What it says.
         error: io::Error,
     },
+    /// Others are on each of the ports.
+    #[error(
+        "--metrics: {address} and the ports behind it are taken, {ports} in all: name another one, or more of them"
+    )]
+    AllTaken {
+        /// The first address.
+        address: String,
+        /// How many there are.
+        ports: u16,
+    },
     /// The certificate or its key.
     #[error("{}: {problem}", path.display())]
     Certificate {
@@ -165,12 +175,37 @@ fn allowed(address: &Address, guard: &Guard) -> Result<(SocketAddr, Option<TlsAc
 
 /// Listens and answers until the value is dropped.
 pub async fn listen(address: &Address, guard: Guard, source: impl Source) -> Result<Listening, ListenError> {
-    let (to_bind, tls) = allowed(address, &guard)?;
+    listen_on_a_free_port(address, 1, guard, source).await
+}
+
+/// Listens on the first free one of so many ports, from that of the address on, and answers until the value is dropped. So
+/// any number of equal processes of one host tell their numbers, each on a port of its own, and whoever reads knows which.
+pub async fn listen_on_a_free_port(
+    address: &Address,
+    ports: u16,
+    guard: Guard,
+    source: impl Source,
+) -> Result<Listening, ListenError> {
+    let (first, tls) = allowed(address, &guard)?;
     let failed = |error| ListenError::System { address: address.to_string(), error };
-    let listener = TcpListener::bind(to_bind).await.map_err(failed)?;
+    let listener = bind(first, ports).await.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse if ports > 1 => ListenError::AllTaken { address: address.to_string(), ports },
+        _ => failed(error),
+    })?;
     let address = listener.local_addr().map_err(failed)?;
     let accepting = tokio::spawn(accept(listener, tls, Arc::new(Answers { token: guard.token, source })));
     Ok(Listening { address, accepting })
+}
+
+async fn bind(first: SocketAddr, ports: u16) -> io::Result<TcpListener> {
+    let last = first.port().saturating_add(ports.saturating_sub(1));
+    for port in first.port()..last {
+        match TcpListener::bind(SocketAddr::new(first.ip(), port)).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+    TcpListener::bind(SocketAddr::new(first.ip(), last)).await
 }
 
 struct Answers<S> {

@@ -73,6 +73,7 @@ fn damaged_backups_are_refused(folder: &Path) -> Result<()> {
     fs::write(&journal, &bytes[..bytes.len() - 1])?;
     refused("its journal has the digest")?;
     fs::write(&journal, bytes)?;
+    what_is_in_the_way_stays(folder)?;
     let said = graftwork(folder, &["restore", "nowhere", "--state", "state"], 1)?;
     ensure!(said.contains("nowhere is no whole backup"), "{said}");
     let said = graftwork(folder, &["backup", "--state", "nowhere", "--to", "other"], 1)?;
@@ -80,6 +81,27 @@ fn damaged_backups_are_refused(folder: &Path) -> Result<()> {
     let said = graftwork(folder, &["backup", "--state", "postgres://a@b/c", "--to", "other"], 1)?;
     ensure!(said.contains("needs --blobs s3:"), "{said}");
     Ok(())
+}
+
+/// Nothing is removed that is not known to be ours, and no folder is replaced under whoever stands in it.
+fn what_is_in_the_way_stays(folder: &Path) -> Result<()> {
+    let others = folder.join("other.unfinished");
+    fs::create_dir(&others)?;
+    fs::write(others.join("notes"), "years of work")?;
+    let said = graftwork(folder, &["restore", "aside", "--state", "other"], 1)?;
+    ensure!(said.contains("other.unfinished is there and is no copy of ours"), "{said}");
+    ensure!(fs::read(others.join("notes"))? == b"years of work", "somebody's notes are gone");
+    fs::remove_dir_all(&others)?;
+    let within = folder.join("within");
+    fs::create_dir(&within)?;
+    for place in [".", ""] {
+        let said = graftwork(&within, &["restore", "../aside", "--state", place], 1)?;
+        ensure!(said.contains("it does not end with a folder's name"), "{place:?}: {said}");
+    }
+    let said = graftwork(&within, &["restore", "../aside", "--state", "../within"], 1)?;
+    ensure!(said.contains("in which this command runs"), "{said}");
+    ensure!(fs::read_dir(&within)?.next().is_none(), "something was written into the folder");
+    Ok(fs::remove_dir(within)?)
 }
 
 fn largest(blobs: &Path) -> Result<PathBuf> {

@@ -20,7 +20,13 @@ fn check(chart: &Path, settings: &[&str]) -> Result<(bool, String)> {
 
 pub(crate) fn the_chart_is_right() -> Result<()> {
     let chart = root().join("deploy/helm/graftwork");
-    for settings in [&[][..], &["--set", "database.host=db.example.com:5432"], &["--set", "traces=https://otel:4317"]] {
+    for settings in [
+        &[][..],
+        &["--set", "database.host=db.example.com:5432"],
+        &["--set", "traces=https://otel:4317"],
+        &["--set", "queueMetric.from=keda"],
+        &["--set", "queueMetric.from=other"],
+    ] {
         let (right, said) = check(&chart, settings)?;
         ensure!(right && said.contains("objects are right"), "{settings:?}: {said}");
     }
@@ -44,6 +50,8 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
             "GRAFTWORK_TOKEN is no reference to a secret",
         ),
         ("workers.yaml", "maxReplicas: {{", "mostReplicas: {{", "HorizontalPodAutoscaler"),
+        ("workers.yaml", "{name: graftwork_queue}", "{name: graftwork_stages}", "nobody serves ['graftwork_stages']"),
+        ("queue.yaml", "seriesQuery:", "seriesQuestion:", "ConfigMap check-queue-metric"),
     ] {
         let path = chart.join("templates").join(file);
         let text = fs::read_to_string(&path)?;
@@ -52,6 +60,58 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
         let (right, said) = check(&chart, &[])?;
         ensure!(!right && said.contains(problem), "{problem}: {said}");
         fs::write(&path, text)?;
+    }
+    let (path, keda) = (chart.join("values.yaml"), ["--set", "queueMetric.from=keda"]);
+    let text = fs::read_to_string(&path)?;
+    for (right, wrong, problem) in [
+        ("prometheus: http://prometheus-server", "prometheus: prometheus-server", "serverAddress"),
+        ("stagesEach: 4", "stagesEach: none", "threshold"),
+    ] {
+        ensure!(text.contains(right), "values.yaml has no {right:?} any more");
+        fs::write(&path, text.replace(right, wrong))?;
+        let (right, said) = check(&chart, &keda)?;
+        ensure!(!right && said.contains(problem), "{wrong}: {said}");
+    }
+    fs::write(&path, text)?;
+    let (right, said) = check(&chart, &["--set", "queueMetric.from=guessed"])?;
+    ensure!(!right, "a source that is none is taken: {said}");
+    Ok(())
+}
+
+/// What autoscalers are told: the stages of their own namespace that are ready or running, and nothing where nobody leads.
+/// Prometheus' own tool evaluates the query of the rendered chart.
+pub(crate) fn pools_follow_the_queue() -> Result<()> {
+    let (python, helm) = (tool("python").context("python")?, tool("helm").context("helm")?);
+    let (script, chart) = (root().join("tests/deploy/pool_query.py"), root().join("deploy/helm/graftwork"));
+    for from in ["prometheus-adapter", "keda"] {
+        let setting = format!("queueMetric.from={from}");
+        let mut asked = Command::new(&python);
+        let output = asked.arg(&script).arg(&helm).arg(&chart).args(["--set", &setting]).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let query = String::from_utf8(output.stdout)?.trim().to_owned();
+        let folder = tempfile::tempdir()?;
+        let case = serde_json::json!({
+            "rule_files": [],
+            "evaluation_interval": "1m",
+            "tests": [{
+                "interval": "1m",
+                "input_series": [
+                    {"series": "graftwork_stages{namespace=\"here\",pod=\"a\",place=\"ready\"}", "values": "3x10 _x10"},
+                    {"series": "graftwork_stages{namespace=\"here\",pod=\"a\",place=\"running\"}", "values": "2x10 _x10"},
+                    {"series": "graftwork_stages{namespace=\"here\",pod=\"a\",place=\"waiting\"}", "values": "7x10 _x10"},
+                    {"series": "graftwork_stages{namespace=\"there\",pod=\"b\",place=\"ready\"}", "values": "90x30"},
+                ],
+                "promql_expr_test": [
+                    {"expr": query, "eval_time": "5m", "exp_samples": [{"value": 5}]},
+                    {"expr": query, "eval_time": "19m", "exp_samples": []},
+                ],
+            }],
+        });
+        let path = folder.path().join("queue.test.yml");
+        fs::write(&path, case.to_string())?;
+        let output = Command::new("promtool").args(["test", "rules"]).arg(&path).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{from}: {query}: {said}");
     }
     Ok(())
 }

@@ -145,8 +145,60 @@ fn with_a_token() -> Result<()> {
     Ok(())
 }
 
+/// Whatever is shipped to start the programs starts them with metrics, where the shipped Prometheus looks for them.
+pub(crate) fn whatever_starts_them_tells_metrics() -> Result<()> {
+    let read = |name: &str| fs::read_to_string(root().join("deploy").join(name));
+    let prometheus = read("prometheus/prometheus.yml")?;
+    for (file, words) in [
+        ("systemd/graftwork-coordinator.service", "--metrics 127.0.0.1:9464 "),
+        ("compose/compose.yaml", "- --metrics=127.0.0.1:9464\n"),
+        ("helm/graftwork/templates/coordinator.yaml", "- --metrics=https://0.0.0.0:9464\n"),
+        ("systemd/graftwork-worker@.service", "--metrics 127.0.0.1:9465 --metrics-ports 64 "),
+        ("compose/compose.yaml", "- --metrics=127.0.0.1:9465\n      - --metrics-ports=64\n"),
+        ("helm/graftwork/templates/workers.yaml", "- --metrics=https://0.0.0.0:9465\n"),
+    ] {
+        ensure!(read(file)?.contains(words), "{file} has no {words:?}");
+    }
+    // Both start two workers unless they are told otherwise.
+    ensure!(
+        read("compose/compose.yaml")?.contains("replicas: 2\n"),
+        "the Compose file starts another number of workers"
+    );
+    ensure!(prometheus.contains("[\"127.0.0.1:9464\"]"), "nobody reads the coordinator's: {prometheus}");
+    ensure!(prometheus.contains("[\"127.0.0.1:9465\", \"127.0.0.1:9466\"]"), "nobody reads two workers': {prometheus}");
+    Ok(())
+}
+
+/// Workers of one host, all started with the same words, tell metrics on ports of their own, and both are read.
+pub(crate) fn workers_of_a_host_tell_on_ports_of_their_own() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let leader = Process::start(&mut coordinator(folder.path(), &[]))?;
+    leader.wait_for("listens on")?;
+    let at = free_address()?;
+    let begin = |ports: &str| -> Result<Process> {
+        let more = ["--metrics", &at, "--metrics-ports", ports];
+        Process::start(worker(folder.path(), &more).env("NO_COLOR", "1"))
+    };
+    let workers = [begin("64")?, begin("64")?];
+    let mut told = BTreeSet::new();
+    for running in &workers {
+        let address = running.told("metrics are told")?;
+        let (status, text) = get(&address, "/metrics", "")?;
+        ensure!(status == 200 && text.contains("graftwork_worker_welcome"), "{address}: {text}");
+        told.insert(address);
+    }
+    ensure!(told.len() == 2, "both tell on one port: {told:?}");
+    // One that may take no other port than a taken one says so, and ends.
+    let taken = told.first().context("two of them")?;
+    let mut one_more = worker(folder.path(), &["--metrics", taken]);
+    let output = one_more.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && said.contains(taken.as_str()), "{}: {said}", output.status);
+    Ok(())
+}
+
 pub(crate) fn prometheus_scrapes_both() -> Result<()> {
-    let watched = watched()?;
+    let mut watched = watched()?;
     let folder = tempfile::tempdir()?;
     configure(folder.path(), &watched.tells)?;
     let address = free_address()?;
@@ -166,34 +218,50 @@ pub(crate) fn prometheus_scrapes_both() -> Result<()> {
     trained.with_context(|| format!("Prometheus never saw the stages: {}", prometheus.said().join("\n")))?;
     until(wait, || seen("sum(up)").filter(|up| (*up - 2.0).abs() < 1e-9)).context("not both programs are up")?;
     ensure!(seen("graftwork_worker_rows_total").is_some_and(|rows| rows > 100.0), "the worker's rows");
-    rules_are_evaluated(&address)
+    rules_are_evaluated(&address)?;
+    // kill -9: nobody says goodbye.
+    watched.worker.kill();
+    let gone = until(wait, || {
+        let rules = rules(&address)?;
+        let down = rules.into_iter().find(|rule| rule["name"] == "GraftworkWorkerDown")?;
+        (down["state"] == "firing").then_some(down)
+    });
+    let labels = &gone.context("nobody was told that the worker is gone")?["alerts"][0]["labels"];
+    ensure!(labels["instance"] == watched.tells[1].as_str() && labels["severity"] == "warning", "{labels}");
+    Ok(())
+}
+
+/// The rules as Prometheus last evaluated them, once all could be.
+fn rules(address: &str) -> Option<Vec<Value>> {
+    let (_, body) = get(address, "/api/v1/rules", "").ok()?;
+    let answer: Value = serde_json::from_str(&body).ok()?;
+    let rules = answer["data"]["groups"][0]["rules"].as_array()?.clone();
+    rules.iter().all(|rule| rule["health"] == "ok").then_some(rules)
 }
 
 fn rules_are_evaluated(address: &str) -> Result<()> {
-    let rules = until(Duration::from_secs(20), || {
-        let (_, body) = get(address, "/api/v1/rules", "").ok()?;
-        let answer: Value = serde_json::from_str(&body).ok()?;
-        let rules = answer["data"]["groups"][0]["rules"].as_array()?.clone();
-        rules.iter().all(|rule| rule["health"] == "ok").then_some(rules)
-    });
+    let rules = until(Duration::from_secs(20), || rules(address));
     let rules = rules.context("a rule was never evaluated well")?;
-    ensure!(rules.len() == 13, "{} rules", rules.len());
+    ensure!(rules.len() == 14, "{} rules", rules.len());
     // The two targets are there and quiet.
     let loud: Vec<_> = rules.iter().filter(|rule| rule["state"] == "firing").map(|rule| &rule["name"]).collect();
     ensure!(loud.is_empty(), "{loud:?}");
     Ok(())
 }
 
-/// The shipped configuration, with these targets, read every second.
+/// The shipped configuration, with these targets, read every second, and a worker missed after a second without it.
 fn configure(folder: &Path, tells: &[String; 2]) -> Result<()> {
     let shipped = root().join("deploy/prometheus");
-    fs::copy(shipped.join("alerts.yml"), folder.join("alerts.yml"))?;
+    let rules = fs::read_to_string(shipped.join("alerts.yml"))?;
+    ensure!(rules.matches("for: 2m").count() == 1, "another alert than GraftworkWorkerDown waits for two minutes");
+    fs::write(folder.join("alerts.yml"), rules.replace("for: 2m", "for: 1s"))?;
     let text = fs::read_to_string(shipped.join("prometheus.yml"))?;
-    for known in ["127.0.0.1:9464", "127.0.0.1:9465", "15s"] {
+    let workers = "\"127.0.0.1:9465\", \"127.0.0.1:9466\"";
+    for known in ["127.0.0.1:9464", workers, "15s"] {
         ensure!(text.contains(known), "prometheus.yml has no {known} any more");
     }
     let targets = text.replace("\"127.0.0.1:9464\"", &format!("{:?}", tells[0]));
-    let targets = targets.replace("\"127.0.0.1:9465\"", &format!("{:?}", tells[1]));
+    let targets = targets.replace(workers, &format!("{:?}", tells[1]));
     fs::write(folder.join("prometheus.yml"), targets.replace("15s", "1s"))?;
     Ok(())
 }

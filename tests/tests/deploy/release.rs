@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use graftwork_shared::digest::{Digest, Hasher};
-use graftwork_tests::{World, tensor_digests};
+use graftwork_tests::{World, program, tensor_digests};
 use serde_json::Value;
 
 use crate::{images, installed, root};
@@ -28,6 +28,7 @@ pub(crate) fn lacks() -> Option<&'static str> {
     None
 }
 
+/// Builds and packs, as `make release` does.
 fn pack(to: &Path) -> Result<PathBuf> {
     let output = Command::new("python3").arg(root().join("scripts/release.py")).arg("--to").arg(to).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -95,7 +96,7 @@ fn as_the_page_says() -> Result<String> {
 
 pub(crate) fn a_job_runs_without_rust() -> Result<()> {
     let archive = archive()?;
-    packed_twice_it_is_the_same(&archive)?;
+    packed_elsewhere_it_is_the_same(&archive)?;
     let world = World::new()?;
     world.job("job.toml", "hub", "")?;
     let name = archive.file_name().and_then(|name| name.to_str()).context("a name")?;
@@ -138,15 +139,27 @@ fn another_libtorch_is_taken(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn packed_twice_it_is_the_same(archive: &Path) -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let other = pack(folder.path())?;
+/// A copy of the tree in another folder, without its history, packs the same programs into the same bytes.
+fn packed_elsewhere_it_is_the_same(archive: &Path) -> Result<()> {
+    let (folder, tree) = (tempfile::tempdir()?, fs::canonicalize(root())?);
+    let script = format!(
+        "tree='{}'; mkdir copy; git -C \"$tree\" ls-files -z | tar -C \"$tree\" --null -T - -cf - | tar -xf - -C copy\n\
+         ln -s \"$tree/.graftwork\" copy/.graftwork; git -C copy init --quiet; git -C copy add --all\n\
+         SOURCE_DATE_EPOCH=$(git -C \"$tree\" log -1 --format=%ct)\n\
+         export SOURCE_DATE_EPOCH\n\
+         python3 copy/scripts/release.py --to packed --programs \"$tree/target/archive/release\"",
+        tree.display()
+    );
+    let output = Command::new("sh").current_dir(folder.path()).args(["-euc", &script]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let other = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+    ensure!(other.starts_with(fs::canonicalize(folder.path())?), "{} was packed elsewhere", other.display());
     let digest = |path: &Path| -> Result<Digest> {
         let mut hasher = Hasher::new();
         std::io::copy(&mut fs::File::open(path)?, &mut hasher)?;
         Ok(hasher.finish())
     };
-    ensure!(digest(archive)? == digest(&other)?, "packed twice it has other bytes");
+    ensure!(digest(archive)? == digest(&other)?, "packed in another folder it has other bytes");
     Ok(())
 }
 
@@ -175,10 +188,44 @@ fn the_contents_are_whole(unpacked: &Path) -> Result<()> {
     ensure!(!components.iter().any(|component| component["name"] == "insta"), "what only tests use is in the SBOM");
     let named = components.iter().all(|component| component["licenses"].is_array());
     ensure!(named, "a component without a licence");
-    for program in ["graftwork", "graftwork-worker"] {
-        let bytes = fs::read(unpacked.join("bin").join(program))?;
-        let hint = b"/../.graftwork/libtorch";
-        ensure!(!bytes.windows(hint.len()).any(|part| part == hint), "{program} looks for libtorch where it was built");
+    for name in ["graftwork", "graftwork-worker"] {
+        let bytes = fs::read(unpacked.join("bin").join(name))?;
+        let has = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+        ensure!(!has("/../.graftwork/libtorch"), "{name} looks for libtorch where it was built");
+        // What stands in their place shows that messages of panics were looked through.
+        ensure!(has("/crates/"), "{name} names no crate at all");
+        for folder in built_in()? {
+            ensure!(!has(&folder), "{name} names {folder}, where it was built");
+        }
     }
     Ok(())
+}
+
+/// Programs of the tree name the folders in which they were built; the packer sees that and stops.
+pub(crate) fn a_program_that_names_a_folder_is_found_out() -> Result<()> {
+    let look = "import pathlib, sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True; import release\n\
+                release.check_no_folder_is_in(pathlib.Path(sys.argv[2]))";
+    let looked =
+        |program: &Path| Command::new("python3").args(["-c", look]).arg(root().join("scripts")).arg(program).output();
+    let output = looked(&program())?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(1) && said.contains("names a folder of this machine"), "{said}");
+    let folder = tempfile::tempdir()?;
+    let innocent = folder.path().join("program");
+    fs::write(&innocent, "a panic at /crates/x.rs and at /graftwork/y.rs")?;
+    let output = looked(&innocent)?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// Folders that a build knows: the tree, and those of the crates and of the compiler.
+fn built_in() -> Result<Vec<String>> {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output()?;
+    let home = PathBuf::from(std::env::var_os("HOME").context("HOME is set")?).join(".cargo");
+    let cargo = std::env::var_os("CARGO_HOME").map_or(home, PathBuf::from);
+    Ok(vec![
+        fs::canonicalize(root())?.display().to_string(),
+        fs::canonicalize(cargo)?.display().to_string(),
+        String::from_utf8(sysroot.stdout)?.trim().to_owned(),
+    ])
 }

@@ -7,10 +7,7 @@
 //! rows give its weights the score that it holds. Otherwise the stage starts over, so that its bytes are those of the
 //! files as they are (invariant 5).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, DataError, GroupDigests, Order, ReadRequest, RowReader, open};
@@ -22,13 +19,14 @@ use graftwork_shared::{
     recipe::Recipe,
     upload::{self, UploadedFile},
 };
+use graftwork_store::Fetched;
 
 use super::{Host, failure};
 use crate::computer::program;
 
 /// The uploaded files of an assignment, by digest, as files of this machine; each is fetched once and then read as any
 /// local file.
-pub(super) fn uploads<H: Host>(assignment: &Assignment, host: &H) -> Result<BTreeMap<Digest, PathBuf>, Failure> {
+pub(super) fn uploads<H: Host>(assignment: &Assignment, host: &H) -> Result<BTreeMap<Digest, Fetched>, Failure> {
     let splits = [Some(&assignment.train), Some(&assignment.validation), assignment.test.as_ref()];
     let mut paths = BTreeMap::new();
     for file in splits.into_iter().flatten().flat_map(|manifest| &manifest.files) {

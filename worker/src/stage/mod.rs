@@ -21,7 +21,7 @@ mod tests;
 pub(crate) use exchange::Cuts;
 pub(crate) use meter::REPORT_EVERY_MS;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use graftwork_collective::{CollectiveError, Group};
 use graftwork_dataset::Access;
@@ -35,6 +35,7 @@ use graftwork_shared::{
     event::StepReport,
     upload::UploadedFile,
 };
+use graftwork_store::Fetched;
 
 use crate::{computer::numeric_class, meters::Update as Counted, pool::Turn};
 use drive::{Driver, DriverState};
@@ -76,8 +77,8 @@ pub(crate) trait Host {
     /// A blob's bytes.
     fn get_blob(&self, digest: Digest) -> anyhow::Result<Vec<u8>>;
 
-    /// An uploaded file as a file of this machine, fetched once.
-    fn uploaded_file(&self, file: UploadedFile) -> anyhow::Result<PathBuf>;
+    /// An uploaded file as a file of this machine, fetched once, and kept at least as long as what is given.
+    fn uploaded_file(&self, file: UploadedFile) -> anyhow::Result<Fetched>;
 
     /// Stores a blob durably.
     fn put_blob(&self, bytes: Vec<u8>) -> anyhow::Result<Digest>;
@@ -161,7 +162,9 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
     }
     let access = Access::from_environment(assignment.data_credentials.as_deref());
     let access = access.map_err(|error| failure::of_data(&error))?;
-    let access = access.with_uploads(data::uploads(assignment, host)?);
+    // Held until the stage ends: nobody makes room with what it reads.
+    let uploads = data::uploads(assignment, host)?;
+    let access = access.with_uploads(uploads.iter().map(|(digest, file)| (*digest, file.to_path_buf())).collect());
     let pinned = data::pin(assignment, &access, host)?;
     if joining && pinned.has_moved() {
         return Err(failure::machine("files were touched since planning, and members must read the same rows"));

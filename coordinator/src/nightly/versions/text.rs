@@ -34,7 +34,9 @@ pub(in super::super) fn job_text(
     let mut file = with_places(text, replace)?;
     file.remove("nightly");
     table(&mut file, "publish").insert("hub".to_owned(), parts.hub.into());
-    let (tasks, fusions) = (taken(&mut file, "tasks"), taken(&mut file, "fusions"));
+    let (mut tasks, fusions) = (taken(&mut file, "tasks"), taken(&mut file, "fusions"));
+    // It decides nothing, and earlier versions do not know it.
+    tasks.iter_mut().filter_map(|(_, task)| task.as_table_mut()).for_each(|task| drop(task.remove("origin")));
     for &seed in parts.seeds {
         for (name, task) in tasks.iter().filter(|(name, _)| wanted.contains(name.as_str())) {
             let task = with_seed(task, seed)?;
@@ -119,7 +121,10 @@ fn suffixed(name: &str, seed: u64) -> Result<String, Failure> {
 mod tests {
     use std::path::Path;
 
-    use graftwork_shared::job::{Nightly, parse, resolved_place};
+    use graftwork_shared::{
+        data::Origin,
+        job::{Nightly, parse, resolved_place},
+    };
 
     use super::*;
 
@@ -137,7 +142,10 @@ mod tests {
     #[test]
     fn the_text_says_what_a_night_trains() {
         let (job, written) = written(&[]);
-        let wanted = expand(&Job { nightly: Nightly::default(), ..job.clone() }, "/nights/hub").unwrap();
+        let mut wanted = expand(&Job { nightly: Nightly::default(), ..job.clone() }, "/nights/hub").unwrap();
+        // What earlier versions do not know, and what decides nothing, is left out.
+        assert!(wanted.tasks.iter().all(|task| !task.origin.is_unknown()), "the job says where its rows come from");
+        wanted.tasks.iter_mut().for_each(|task| task.origin = Origin::default());
         assert_eq!(written.digest(), wanted.digest());
         assert_eq!(written.tasks.len(), job.tasks.len() * job.nightly.seeds.len());
     }

@@ -19,6 +19,34 @@ pub(crate) enum BackupError {
         /// The folder.
         folder: PathBuf,
     },
+    /// Something that nobody can prove to be a copy that broke off.
+    #[error(
+        "{} is there and is no copy of ours that broke off, so it is not removed: move it away, or name another folder than \
+         {}", aside.display(), place.display()
+    )]
+    Strange {
+        /// The folder in which the copy would be made.
+        aside: PathBuf,
+        /// The folder that was named.
+        place: PathBuf,
+    },
+    /// Another process is making the same folder.
+    #[error("{} is being written by another process: wait for it, or name another folder", place.display())]
+    Busy {
+        /// The folder that was named.
+        place: PathBuf,
+    },
+    /// A folder that cannot be put in the place of another one.
+    #[error(
+        "{:?} cannot be made whole elsewhere and then given its name: {why}; name a folder that is not there yet",
+        place
+    )]
+    Unnamed {
+        /// As it was named.
+        place: PathBuf,
+        /// Why.
+        why: &'static str,
+    },
     /// A journal is there already.
     #[error("{place} holds a journal already, and nothing is written over it: name a database without one")]
     Taken {
@@ -81,6 +109,9 @@ impl BackupError {
         match self {
             Self::NoState { .. }
             | Self::Exists { .. }
+            | Self::Strange { .. }
+            | Self::Busy { .. }
+            | Self::Unnamed { .. }
             | Self::Taken { .. }
             | Self::Led { .. }
             | Self::Used { .. }

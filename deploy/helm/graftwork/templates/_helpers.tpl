@@ -59,3 +59,16 @@ securityContext:
 - {name: OTEL_EXPORTER_OTLP_ENDPOINT, value: {{ . | quote }}}
 {{- end }}
 {{- end }}
+
+{{- /* The queue: stages that could be trained now, and those that are. Without the latter a pool whose workers have taken
+all there is would be made smaller while they train. */ -}}
+{{- define "graftwork.queue" -}}
+place=~"ready|running"
+{{- end }}
+
+{{- /* A worker that goes costs a checkpoint: not for a moment's quiet. */ -}}
+{{- define "graftwork.pace" -}}
+scaleDown:
+  stabilizationWindowSeconds: 600
+  policies: [{type: Pods, value: 1, periodSeconds: 120}]
+{{- end }}

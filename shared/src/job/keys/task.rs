@@ -81,6 +81,7 @@ pub(crate) static TASK: Section = Section {
             "\"DATA_KEY\"",
             "Name of the environment variable on the worker that holds credentials for the rows; never the secret.",
         ),
+        Key::table("origin", &ORIGIN, "Where the rows come from, and under which licence."),
         Key::new(
             "head",
             Either(&[KINDS, Table(&HEAD)]),
@@ -151,6 +152,30 @@ static SPLIT: Section = Section {
             "Rows with the same value in this column stay together.",
         ),
         Key::new("seed", Whole(0, i64::MAX), Value("1"), "7", "Seed of the draw."),
+    ],
+    exclusive: &[],
+};
+
+static ORIGIN: Section = Section {
+    name: "origin",
+    places: &["tasks.NAME.origin"],
+    about: "What is known of the rows, for people: it stands in the record and on the card of what is published, with those \
+            of a fusion's adapters, and changes no result.",
+    keys: &[
+        Key::new(
+            "source",
+            Text,
+            Means("the card says that it is not stated"),
+            "\"TREC questions, Li and Roth 2002\"",
+            "Who made or collected the rows, or where they are found.",
+        ),
+        Key::new(
+            "license",
+            Text,
+            Means("the card says that it is not stated"),
+            "\"cc-by-4.0\"",
+            "The licence of the rows: an SPDX identifier, or words.",
+        ),
     ],
     exclusive: &[],
 };

@@ -3,7 +3,7 @@
 use super::{Layers, Problem, Resolver, layer_set, training::off_or};
 use crate::{
     adapter::AdapterConfig,
-    data::{Columns, Source, SplitRule, TextColumns},
+    data::{Columns, Origin, Source, SplitRule, TextColumns},
     head::{Head, HeadOutput},
     job::{
         HeadKind, HeadRequest, Task, TaskData, place,
@@ -44,6 +44,7 @@ impl<'t> Resolver<'t> {
         Some(Task {
             name: Self::name(name)?,
             data,
+            origin: origin(table.table("origin")),
             head: head.unwrap_or_else(|| request(HeadKind::Classification)),
             metric,
             expect,
@@ -217,6 +218,12 @@ impl<'t> Resolver<'t> {
             self.warn(&format!("{path}.skip_layers"), problem);
         }
     }
+}
+
+/// What the job says of where the rows come from.
+fn origin(table: Option<&Table>) -> Origin {
+    let text = |key: &str| table.and_then(|table| table.text(key));
+    Origin { source: text("source"), license: text("license") }
 }
 
 /// AdapterHub's default head of this kind.

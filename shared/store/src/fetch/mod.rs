@@ -5,17 +5,21 @@
 //! <cache>/<kind>/<version>.partial/   being downloaded, gone on with by the next try
 //! <cache>/<kind>/<version>.lock       one downloader at a time; others wait and find it done
 //! ```
-//! A version names content (a commit of a hub, ETags of an object store), so what is there needs no network again.
+//! A version names content (a commit of a hub, ETags of an object store), so what is there needs no network again. What is
+//! used is held ([`held`]), and a cache with a bound lets go of what is not ([`room`]).
 
+mod held;
 mod object;
 mod partial;
 mod recorded;
 mod repository;
+mod room;
 mod uploaded;
 
 use std::path::{Path, PathBuf};
 
 use graftwork_shared::{credentials, upload};
+pub use held::{Cache, Fetched};
 pub use uploaded::{NoUploads, Uploads, fetch_uploaded_file};
 
 use crate::StoreError;
@@ -78,6 +82,14 @@ impl Wanted {
         chosen
     }
 
+    /// The folder of the cache in which it is kept.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Adapter => "adapters",
+        }
+    }
+
     /// The file without which it is not there at all.
     fn key_files(self) -> &'static [&'static str] {
         match self {
@@ -97,10 +109,10 @@ impl Wanted {
 pub async fn fetch_base_model(
     location: &str,
     credentials_env: Option<&str>,
-    cache: &Path,
+    cache: impl Into<Cache<'_>>,
     uploads: &dyn Uploads,
-) -> Result<PathBuf, StoreError> {
-    fetch(location, credentials_env, cache, uploads, Wanted::Model).await
+) -> Result<Fetched, StoreError> {
+    fetch(location, credentials_env, cache.into(), uploads, Wanted::Model).await
 }
 
 /// The folder of an adapter in AdapterHub's layout: a local folder as it is; of a release of our hub folder the one that a
@@ -112,11 +124,11 @@ pub async fn fetch_base_model(
 pub async fn fetch_adapter(
     location: &str,
     credentials_env: Option<&str>,
-    cache: &Path,
+    cache: impl Into<Cache<'_>>,
     uploads: &dyn Uploads,
-) -> Result<PathBuf, StoreError> {
-    let folder = fetch(location, credentials_env, cache, uploads, Wanted::Adapter).await?;
-    let (checked, place) = (folder.clone(), location.to_owned());
+) -> Result<Fetched, StoreError> {
+    let folder = fetch(location, credentials_env, cache.into(), uploads, Wanted::Adapter).await?;
+    let (checked, place) = (folder.to_path_buf(), location.to_owned());
     let checked = tokio::task::spawn_blocking(move || recorded::check(&checked, &place)).await;
     checked.map_err(|error| StoreError::Damaged { place: location.to_owned(), problem: error.to_string() })??;
     Ok(folder)
@@ -175,10 +187,10 @@ fn files_of(folder: &Path, wanted: Wanted) -> Result<Vec<(String, PathBuf)>, Sto
 async fn fetch(
     location: &str,
     credentials_env: Option<&str>,
-    cache: &Path,
+    cache: Cache<'_>,
     uploads: &dyn Uploads,
     wanted: Wanted,
-) -> Result<PathBuf, StoreError> {
+) -> Result<Fetched, StoreError> {
     if let Some(digest) = upload::digest(location) {
         return uploaded::fetch(location, digest, cache, uploads, wanted).await;
     }
@@ -187,7 +199,7 @@ async fn fetch(
         return repository::fetch(&source, token(credentials_env)?.as_deref(), cache, wanted).await;
     }
     if let Some(path) = location.strip_prefix("file://").or((!location.contains("://")).then_some(location)) {
-        return local_folder(path, wanted);
+        return local_folder(path, wanted).map(Fetched::from);
     }
     object::fetch(location, token(credentials_env)?.as_deref(), cache, wanted).await
 }

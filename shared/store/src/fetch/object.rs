@@ -1,6 +1,6 @@
 //! Base models in an object store or behind plain HTTP: the fixed file names, one by one, without listing.
 
-use std::{path::Path, path::PathBuf, sync::Arc};
+use std::sync::Arc;
 
 use futures::StreamExt as _;
 use graftwork_shared::{credentials, digest::Digest};
@@ -12,7 +12,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::{
-    MODEL_FILES, TORCH_WEIGHTS, Wanted,
+    Cache, Fetched, MODEL_FILES, TORCH_WEIGHTS, Wanted,
     partial::{Announced, Entry, Partial},
 };
 use crate::StoreError;
@@ -31,9 +31,9 @@ struct Place {
 pub(super) async fn fetch(
     location: &str,
     token: Option<&str>,
-    cache: &Path,
+    cache: Cache<'_>,
     wanted: Wanted,
-) -> Result<PathBuf, StoreError> {
+) -> Result<Fetched, StoreError> {
     let problem = |problem: String| StoreError::Location { location: location.to_owned(), problem };
     if wanted == Wanted::Adapter {
         return Err(problem("an adapter is a folder or hf://organisation/name@revision".to_owned()));
@@ -70,8 +70,8 @@ pub(super) async fn fetch(
         .iter()
         .map(|(name, meta)| (name, meta.size, meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_string())))
         .collect();
-    let version = format!("objects/{}", Digest::of_value("graftwork object version", &(url.as_str(), identity)));
-    let partial = match Partial::open(&cache.join("models"), &version).await? {
+    let version = format!("models/objects/{}", Digest::of_value("graftwork object version", &(url.as_str(), identity)));
+    let partial = match Partial::open(cache, &version).await? {
         Entry::Complete(folder) => return Ok(folder),
         Entry::Open(partial) => partial,
     };
@@ -156,6 +156,7 @@ impl Place {
     }
 
     async fn download(&self, name: &str, meta: &ObjectMeta, partial: &Partial) -> Result<(), StoreError> {
+        partial.expect(name, meta.size).await;
         let have = partial.have(name);
         let from = if have <= meta.size { have } else { 0 };
         let mut file = partial.append(name, from).await?;

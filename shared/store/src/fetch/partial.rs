@@ -10,6 +10,10 @@ use futures::{Stream, StreamExt as _};
 use graftwork_shared::digest::{Digest, Hasher};
 use tokio::io::AsyncWriteExt as _;
 
+use super::{
+    held::{Cache, Fetched, beside, complete},
+    room::make_room,
+};
 use crate::{StoreError, disk::Disk, disk::Lock};
 
 /// The folder of one version that is being completed. Holds the lock of that version.
@@ -17,6 +21,8 @@ use crate::{StoreError, disk::Disk, disk::Lock};
 pub(super) struct Partial {
     folder: PathBuf,
     target: PathBuf,
+    /// The cache folder and its bound, where it has one.
+    bound: Option<(PathBuf, u64)>,
     _lock: Lock,
 }
 
@@ -31,30 +37,40 @@ pub(super) struct Announced {
 
 /// Where a version stands in the cache.
 pub(super) enum Entry {
-    /// Complete, in this folder.
-    Complete(PathBuf),
+    /// Complete.
+    Complete(Fetched),
     /// Ours to complete.
     Open(Partial),
 }
 
 impl Partial {
     /// Takes the lock of `<cache>/<version>` and tells whether somebody completed it meanwhile.
-    pub(super) async fn open(cache: &Path, version: &str) -> Result<Entry, StoreError> {
-        let target = cache.join(version);
-        if target.is_dir() {
-            return Ok(Entry::Complete(target));
+    pub(super) async fn open(cache: Cache<'_>, version: &str) -> Result<Entry, StoreError> {
+        let target = cache.folder.join(version);
+        if let Some(complete) = complete(&target) {
+            return Ok(Entry::Complete(complete));
         }
-        let beside = |suffix: &str| PathBuf::from(format!("{}.{suffix}", target.display()));
-        let (folder, lock) = (beside("partial"), beside("lock"));
-        Disk::real().create_folder(target.parent().unwrap_or(cache))?;
+        let (folder, lock) = (beside(&target, "partial"), beside(&target, "lock"));
+        Disk::real().create_folder(target.parent().unwrap_or(cache.folder))?;
         // Another process may download for minutes; the wait belongs on a thread of its own.
         let waited = tokio::task::spawn_blocking(move || Lock::wait(lock)).await;
         let lock = waited.map_err(|error| StoreError::file(&folder)(io::Error::other(error)))??;
-        if target.is_dir() {
-            return Ok(Entry::Complete(target));
+        if let Some(complete) = complete(&target) {
+            return Ok(Entry::Complete(complete));
         }
         Disk::real().create_folder(&folder)?;
-        Ok(Entry::Open(Self { folder, target, _lock: lock }))
+        let bound = cache.most_bytes.map(|most| (cache.folder.to_owned(), most));
+        Ok(Entry::Open(Self { folder, target, bound, _lock: lock }))
+    }
+
+    /// Makes room for a file of so many bytes, where the cache has a bound.
+    pub(super) async fn expect(&self, path: &str, bytes: u64) {
+        let Some((cache, most)) = self.bound.clone() else { return };
+        let more = bytes.saturating_sub(self.have(path));
+        let made = tokio::task::spawn_blocking(move || make_room(&cache, most, more)).await;
+        if let Err(error) = made {
+            tracing::warn!("no room was made in the cache: {error}");
+        }
     }
 
     /// Bytes of a file that are here already; the download goes on behind them.
@@ -108,10 +124,11 @@ impl Partial {
         checked.map_err(|error| StoreError::file(&self.folder)(io::Error::other(error)))?
     }
 
-    /// Gives the complete folder its name.
-    pub(super) fn finish(self) -> Result<PathBuf, StoreError> {
+    /// Gives the complete folder its name, and holds it.
+    pub(super) fn finish(self) -> Result<Fetched, StoreError> {
         Disk::real().rename(&self.folder, &self.target)?;
-        Ok(self.target)
+        // Nobody removes it meanwhile, since the lock is ours still.
+        complete(&self.target).ok_or_else(|| StoreError::Missing(self.target.display().to_string()))
     }
 }
 

@@ -4,13 +4,14 @@
 //! hash and are checked by size. Redirects go where the hub sends them, but the token goes to the hub's own host alone
 //! (the HTTP client drops it when the host changes).
 
-use std::{path::Path, path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use reqwest::{Client, Method, Response, StatusCode, header, redirect};
 use serde::Deserialize;
 
 use super::{
-    Wanted,
+    Cache, Fetched, Wanted,
+    held::complete,
     partial::{Announced, Entry, Partial},
 };
 use crate::StoreError;
@@ -76,20 +77,19 @@ struct Server<'a> {
 pub(super) async fn fetch(
     address: &Address,
     token: Option<&str>,
-    cache: &Path,
+    cache: Cache<'_>,
     wanted: Wanted,
-) -> Result<PathBuf, StoreError> {
+) -> Result<Fetched, StoreError> {
     // One commit may serve as a model and as an adapter, with other files of it.
-    let cache = cache.join(if wanted == Wanted::Model { "models" } else { "adapters" });
-    if is_commit(&address.revision) {
-        let complete = cache.join(address.version(&address.revision));
-        if complete.is_dir() {
-            return Ok(complete);
-        }
+    let version = |commit: &str| format!("{}/{}", wanted.folder(), address.version(commit));
+    if is_commit(&address.revision)
+        && let Some(complete) = complete(&cache.folder.join(version(&address.revision)))
+    {
+        return Ok(complete);
     }
     let server = Server::new(token)?;
     let revision = server.revision(address).await?;
-    let partial = match Partial::open(&cache, &address.version(&revision.sha)).await? {
+    let partial = match Partial::open(cache, &version(&revision.sha)).await? {
         Entry::Complete(folder) => return Ok(folder),
         Entry::Open(partial) => partial,
     };
@@ -171,6 +171,7 @@ impl<'a> Server<'a> {
         let quoted: Vec<String> = path.split('/').map(quote).collect();
         let url = format!("{}/{}/resolve/{commit}/{}", self.endpoint, address.repository, quoted.join("/"));
         let announced = retry(|| self.announced(&url)).await?;
+        partial.expect(path, announced.bytes).await;
         retry(|| async {
             let have = partial.have(path);
             let from = if have <= announced.bytes { have } else { 0 };

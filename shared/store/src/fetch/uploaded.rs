@@ -3,8 +3,6 @@
 //! Bytes come from whoever holds them, by their digest, and are checked by it; a file that is not whole never gets its
 //! name.
 
-use std::path::{Path, PathBuf};
-
 use bytes::Bytes;
 use futures::{TryStreamExt as _, future, stream::BoxStream};
 use graftwork_shared::{
@@ -13,7 +11,7 @@ use graftwork_shared::{
 };
 
 use super::{
-    Wanted,
+    Cache, Fetched, Wanted,
     partial::{Announced, Entry, Partial},
     repository::retry,
 };
@@ -46,26 +44,25 @@ impl Uploads for NoUploads {
 /// Nobody has it, it is not whole, the connection breaks, or the disk is full.
 pub async fn fetch_uploaded_file(
     file: UploadedFile,
-    cache: &Path,
+    cache: impl Into<Cache<'_>>,
     uploads: &dyn Uploads,
-) -> Result<PathBuf, StoreError> {
-    let partial = match Partial::open(cache, &format!("uploads/{}", file.digest)).await? {
-        Entry::Complete(folder) => return Ok(folder.join(FILE)),
+) -> Result<Fetched, StoreError> {
+    let partial = match Partial::open(cache.into(), &format!("uploads/{}", file.digest)).await? {
+        Entry::Complete(folder) => return Ok(folder.file(FILE)),
         Entry::Open(partial) => partial,
     };
     receive(&partial, FILE, file, uploads).await?;
-    Ok(partial.finish()?.join(FILE))
+    Ok(partial.finish()?.file(FILE))
 }
 
 pub(super) async fn fetch(
     location: &str,
     digest: Digest,
-    cache: &Path,
+    cache: Cache<'_>,
     uploads: &dyn Uploads,
     wanted: Wanted,
-) -> Result<PathBuf, StoreError> {
-    let cache = cache.join(if wanted == Wanted::Model { "models" } else { "adapters" });
-    let partial = match Partial::open(&cache, &format!("uploads/{digest}")).await? {
+) -> Result<Fetched, StoreError> {
+    let partial = match Partial::open(cache, &format!("{}/uploads/{digest}", wanted.folder())).await? {
         Entry::Complete(folder) => return Ok(folder),
         Entry::Open(partial) => partial,
     };
@@ -82,6 +79,7 @@ pub(super) async fn fetch(
 
 async fn receive(partial: &Partial, path: &str, file: UploadedFile, uploads: &dyn Uploads) -> Result<(), StoreError> {
     let announced = Announced { bytes: file.bytes, sha256: Some(file.digest) };
+    partial.expect(path, file.bytes).await;
     retry(|| async {
         // Blobs are read from their start; what an earlier try left is written over.
         let mut open = partial.append(path, 0).await?;

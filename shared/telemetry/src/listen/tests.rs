@@ -56,6 +56,45 @@ async fn on_loopback_numbers_need_no_token() {
     assert!(get(listening.address, "/readyz", "").await.starts_with("HTTP/1.1 200"));
 }
 
+#[tokio::test]
+async fn each_of_several_takes_a_port_of_its_own() {
+    // Two free ports, one behind the other; somebody else may take one of them, so it is tried more than once.
+    for _ in 0..20 {
+        let any = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let first = any.local_addr().unwrap().port();
+        let Ok(next) = TcpListener::bind(("127.0.0.1", first.saturating_add(1))).await else { continue };
+        drop((any, next));
+        let at = address(&format!("127.0.0.1:{first}"));
+        let begin = || listen_on_a_free_port(&at, 2, Guard::default(), Fixed(Ok(())));
+        let (Ok(one), Ok(other)) = (begin().await, begin().await) else { continue };
+        assert_eq!((one.address.port(), other.address.port()), (first, first + 1));
+        assert!(get(other.address, "/metrics", "").await.starts_with("HTTP/1.1 200"));
+        let said = begin().await.unwrap_err().to_string();
+        assert!(said.contains("2 in all") && said.contains(&first.to_string()), "{said}");
+        drop(one);
+        // The task that listens ends a moment after its value.
+        let again = async {
+            loop {
+                match begin().await {
+                    Ok(again) => break again,
+                    Err(_) => sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let again = timeout(Duration::from_secs(5), again).await.unwrap();
+        assert_eq!(again.address.port(), first, "what is free again is taken again");
+        return;
+    }
+    panic!("no two free ports in twenty tries");
+}
+
+#[tokio::test]
+async fn a_port_that_is_refused_for_another_reason_is_not_passed_over() {
+    // An address that is of no machine.
+    let error = bind("192.0.2.1:9465".parse().unwrap(), 16).await.unwrap_err();
+    assert_ne!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+}
+
 #[test]
 fn what_others_reach_wants_tls_and_a_token() {
     let token: Check = Arc::new(|_| true);

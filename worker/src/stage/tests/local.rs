@@ -153,7 +153,7 @@ impl Host for LocalHost {
         self.blobs.lock().unwrap().get(&digest).cloned().with_context(|| format!("blob {} is gone", digest.short()))
     }
 
-    fn uploaded_file(&self, file: UploadedFile) -> anyhow::Result<PathBuf> {
+    fn uploaded_file(&self, file: UploadedFile) -> anyhow::Result<graftwork_store::Fetched> {
         bail!("{} was not uploaded", file.digest)
     }
 
