@@ -139,7 +139,7 @@ fn a_night_of_another_job_or_other_rows_starts_over_and_its_first_job_is_forgott
     let first = json(&night.join("night.json"))?;
     // It went on once, with the last of its jobs, and measured what is there now.
     ensure!(first["resumed"] == 1 && first["measurements"].as_array().is_some_and(|all| all.len() == 2), "{first}");
-    ensure!(first["job"]["tasks"][0]["training"]["epochs"] == 5, "{}", first["job"]["tasks"][0]);
+    ensure!(first["job"]["tasks"][0]["training"]["length"]["epochs"] == 5, "{}", first["job"]["tasks"][0]);
     wait_until("an empty list of jobs", || jobs(&cluster).is_some_and(|jobs| jobs.is_empty()))?;
     let left = fs::read_dir(history.join("abandoned"))?.count();
     ensure!(left == 0 && !history.join("tonight").exists(), "{left} jobs are still to be forgotten");
