@@ -15,10 +15,10 @@ use serde_json::Value;
 /// How long a night of this test may take on a machine that others use too.
 const PATIENCE: Duration = Duration::from_mins(4);
 
-fn write_job(world: &World, cron: &str) -> Result<PathBuf> {
+fn write_job(world: &World, cron: &str, epochs: u32) -> Result<PathBuf> {
     let text = format!(
         "name = \"By itself\"\n[base_model]\nlocation = \"base\"\n[publish]\norganisation = \"tests\"\n\
-         [defaults.training]\nepochs = 6\nbatch_size = 8\nlanes = 2\nlearning_rate = 5e-3\nmax_length = 32\n\
+         [defaults.training]\nepochs = {epochs}\nbatch_size = 8\nlanes = 2\nlearning_rate = 5e-3\nmax_length = 32\n\
          checkpoint_every = 4\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 4\n\
          [tasks.topic]\ntrain = \"data/topic/train.parquet\"\nvalidation = \"data/topic/validation.parquet\"\n\
          test = \"data/topic/test.parquet\"\n[nightly]\nseeds = [1, 2]\ncron = \"{cron}\"\n"
@@ -46,16 +46,22 @@ fn json(path: &Path) -> Result<Value> {
     serde_json::from_slice(&text).with_context(|| path.display().to_string())
 }
 
+/// Jobs that the coordinator knows, as `status` lists them.
+fn jobs(cluster: &Cluster) -> Option<Vec<Value>> {
+    let words = ["status", "--output", "json", "--coordinator", &cluster.address()];
+    let listed = Command::new(program()).args(words).output().ok()?;
+    serde_json::from_slice(&listed.stdout).ok()
+}
+
 #[test]
 fn a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_interrupted() -> Result<()> {
     let world = World::new()?;
     // Due each second; a night takes longer, so the next one follows at once.
-    let job = write_job(&world, "* * * * * *")?;
-    let histories = world.path().join("histories");
-    let (job, text) = (job.display().to_string(), histories.display().to_string());
-    let mut cluster = Cluster::with_options(&["--nightly", &job, "--nightly-history", &text])?;
+    let job = write_job(&world, "* * * * * *", 6)?.display().to_string();
+    let mut cluster = Cluster::with_options(&["--nightly", &job])?;
     cluster.start_worker()?;
-    let history = histories.join("by-itself");
+    // In the state folder: a service may write nowhere else.
+    let history = cluster.path().join("state/nightly/by-itself");
     let night = |number: u32, file: &str| history.join(format!("nights/{number:06}/{file}"));
     wait_until("the first night", || night(1, "nightly.html").exists())?;
 
@@ -70,7 +76,7 @@ fn a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_int
     wait_until("its job", trains)?;
     cluster.kill_coordinator();
     ensure!(second() && !night(2, "night.json").exists(), "the second night was interrupted");
-    write_job(&world, "0 0 1 1 *")?;
+    write_job(&world, "0 0 1 1 *", 6)?;
     cluster.start_coordinator()?;
     wait_until("the end of the second night", || night(2, "nightly.html").exists())?;
 
@@ -84,13 +90,7 @@ fn a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_int
     let same = said["scores"].as_array().context("scores")?;
     ensure!(!same.is_empty() && same.iter().all(|row| row["verdict"]["finding"] == "same"), "{said}");
     // Its job is forgotten, its training gone, and nothing else is due.
-    wait_until("an empty list of jobs", || {
-        let listed =
-            Command::new(program()).args(["status", "--output", "json", "--coordinator", &cluster.address()]).output();
-        listed.is_ok_and(|listed| {
-            serde_json::from_slice::<Value>(&listed.stdout).is_ok_and(|jobs| jobs == Value::Array(Vec::new()))
-        })
-    })?;
+    wait_until("an empty list of jobs", || jobs(&cluster).is_some_and(|jobs| jobs.is_empty()))?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(!history.join("tonight").exists() && !night(3, "night.json").exists(), "no third night began");
     // The history is the same that the command looks at.
@@ -101,6 +101,48 @@ fn a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_int
 
     let ended = cluster.stop_coordinator()?;
     ensure!(ended.code() == Some(0), "SIGTERM ends it cleanly: {ended}");
+    Ok(())
+}
+
+#[test]
+fn a_night_of_another_job_or_other_rows_starts_over_and_its_first_job_is_forgotten() -> Result<()> {
+    let world = World::new()?;
+    let job = write_job(&world, "* * * * * *", 6)?.display().to_string();
+    // Without a worker a night stays under way.
+    let mut cluster = Cluster::with_options(&["--nightly", &job])?;
+    let history = cluster.path().join("state/nightly/by-itself");
+    let tonight = history.join("tonight/night.json");
+    let submitted = || Some(json(&tonight).ok()?["submitted"].as_str()?.to_owned());
+    let only = |cluster: &Cluster, job: &Option<String>| {
+        jobs(cluster).is_some_and(|jobs| jobs.len() == 1 && jobs[0]["id"].as_str() == job.as_deref())
+    };
+    let mut begun = Vec::new();
+    for change in ["nothing yet", "the job", "the rows"] {
+        match change {
+            "the job" => drop(write_job(&world, "0 0 1 1 *", 5)?),
+            "the rows" => world.write_split("topic", "train", 0..240, true)?,
+            _ => {}
+        }
+        if !begun.is_empty() {
+            cluster.start_coordinator()?;
+        }
+        wait_until("another job of the first night", || submitted().is_some_and(|job| !begun.contains(&Some(job))))?;
+        let now = submitted();
+        wait_until("that job alone at the coordinator", || only(&cluster, &now))?;
+        begun.push(now);
+        cluster.kill_coordinator();
+    }
+    cluster.start_coordinator()?;
+    cluster.start_worker()?;
+    let night = history.join("nights/000001");
+    wait_until("the first night", || night.join("nightly.html").exists())?;
+    let first = json(&night.join("night.json"))?;
+    // It went on once, with the last of its jobs, and measured what is there now.
+    ensure!(first["resumed"] == 1 && first["measurements"].as_array().is_some_and(|all| all.len() == 2), "{first}");
+    ensure!(first["job"]["tasks"][0]["training"]["length"]["epochs"] == 5, "{}", first["job"]["tasks"][0]);
+    wait_until("an empty list of jobs", || jobs(&cluster).is_some_and(|jobs| jobs.is_empty()))?;
+    let left = fs::read_dir(history.join("abandoned"))?.count();
+    ensure!(left == 0 && !history.join("tonight").exists(), "{left} jobs are still to be forgotten");
     Ok(())
 }
 

@@ -159,6 +159,89 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     look_again(&world)
 }
 
+/// Spoils one byte in the middle of a file.
+fn spoil(path: &Path) -> Result<()> {
+    let mut bytes = fs::read(path).with_context(|| path.display().to_string())?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    Ok(fs::write(path, bytes)?)
+}
+
+/// What is remembered of a night's comparison; replaced by nothing, as a kill before it leaves it.
+fn judged(world: &World, night: u32, forget: bool) -> Result<Value> {
+    let path = world.path().join(format!("history/nights/{night:06}/night.json"));
+    let mut stored: Value = serde_json::from_str(&read(&path)?)?;
+    let judged = stored["judged"].clone();
+    if forget {
+        stored["judged"] = Value::Null;
+        fs::write(&path, serde_json::to_vec(&stored)?)?;
+    }
+    Ok(judged)
+}
+
+#[test]
+fn changed_rows_and_damaged_files_stop_no_night() -> Result<()> {
+    let world = World::new()?;
+    for task in ["topic", "mood", "strength"] {
+        world.write_split(task, "test", 20_000..20_000 + TESTED, false)?;
+    }
+    let job = write_job(&world, "seeds = [1]\nkeep = 2\n")?;
+    let nights = world.path().join("history/nights");
+    let answers = |night: u32| nights.join(format!("{night:06}/answers.parquet"));
+
+    // Rows change while a night is interrupted: nothing of what was trained on the old ones gets into it.
+    let mut run = Run::nightly(&job, "history")?;
+    run.wait_for("a finished stage", |event| matches!(event.kind, EventKind::StageFinished { .. }))?;
+    run.kill()?;
+    world.write_split("topic", "train", 0..200, true)?;
+    let said = expect(&nightly(&world, &[], "")?, 0);
+    assert!(said.contains("changed since this job was planned: night 1 starts over"), "{said}");
+    let first: Value = serde_json::from_str(&read(&nights.join("000001/night.json"))?)?;
+    assert_eq!((first["resumed"].as_u64(), &first["recoveries"]), (Some(0), &Value::Array(Vec::new())), "{first}");
+    let page = read(&nights.join("000001/nightly.html"))?;
+    let training = page.split("id=\"training\"").nth(1).context("the page tells how it was trained")?;
+    assert!(training.contains("validation accuracy of topic") && training.contains("mean attention of mood_fused"));
+
+    // Its answers are damaged: the next night says so, and has nothing to be compared with.
+    spoil(&answers(1))?;
+    let said = expect(&nightly(&world, &[], "")?, 0);
+    assert!(
+        said.contains("night 1 is no longer compared with: the answers in") && said.contains("are damaged"),
+        "{said}"
+    );
+    assert!(said.contains("night 2: the first one"), "{said}");
+    assert!(read(&nights.join("000002/nightly.html"))?.contains("is no longer compared with"));
+    let said = expect(&nightly(&world, &["--compare", "2", "--against", "1"], "")?, 1);
+    assert!(said.contains("000001/answers.parquet are damaged"), "{said}");
+    let said = expect(&nightly(&world, &["--export", "export"], "")?, 0);
+    assert!(said.contains("night 1 is exported without its answers") && said.contains("2 nights"), "{said}");
+
+    // Looking at it again writes beside it.
+    let page = read(&nights.join("000002/nightly.html"))?;
+    write_job(&world, "seeds = [1]\nkeep = 2\nthreshold = 0.5\n")?;
+    expect(&nightly(&world, &["--compare", "2"], "")?, 0);
+    assert_eq!(read(&nights.join("000002/nightly.html"))?, page);
+    assert!(world.path().join("history/compared/nightly.html").exists());
+
+    // A night that waits to be compared is left without a verdict where another one is asked for.
+    assert_eq!(judged(&world, 2, true)?["good"], true);
+    let said = expect(&nightly(&world, &["--again"], "")?, 0);
+    assert!(said.contains("night 2 stays as it was trained, without a verdict"), "{said}");
+    assert_eq!(judged(&world, 2, false)?["good"], false);
+    // Of the oldest night beyond `keep` the numbers stay.
+    assert!(!nights.join("000001").exists() && world.path().join("history/pruned/000001.json").exists());
+    let report: Value = serde_json::from_str(&read(&nights.join("000003/nightly.json"))?)?;
+    assert_eq!(report["history"].as_array().map(Vec::len), Some(3), "{}", report["history"]);
+
+    // One whose own answers are damaged before it was compared fails, is no baseline, and stops no later one.
+    judged(&world, 3, true)?;
+    spoil(&answers(3))?;
+    let said = expect(&nightly(&world, &[], "")?, 1);
+    assert!(said.contains("night 3 cannot be compared with any other night"), "{said}");
+    assert_eq!((&judged(&world, 3, false)?["good"], nights.join("000004").exists()), (&Value::Bool(false), false));
+    Ok(())
+}
+
 /// What can be asked of a history without training all of it.
 fn look_again(world: &World) -> Result<()> {
     // A kill between training and comparing leaves a night without a verdict: it gets one before another one begins.

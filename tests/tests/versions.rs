@@ -128,6 +128,14 @@ fn two_versions_are_measured_side_by_side_on_the_same_data() -> Result<()> {
     repository.write("Makefile", MAKEFILE)?;
     repository.commit("It builds again")?;
 
+    // A folder without programs hides no revision of its name; one with programs does not decide it alone.
+    let hidden = repository.world.path().join("tuned");
+    fs::create_dir(&hidden)?;
+    fs::copy(program(), hidden.join("graftwork"))?;
+    let (_, said) = repository.nightly(&["--against", "tuned"], 1)?;
+    ensure!(said.contains("write ./tuned for the folder, or refs/heads/tuned for the branch"), "{said}");
+    fs::remove_file(hidden.join("graftwork"))?;
+
     // The programs that run now are worse than those of the tag, in one task, and their page says so.
     let (stdout, _) = repository.nightly(&["--against", "tuned"], 1)?;
     ensure!(stdout.contains("A program that finds a learning rate: REGRESSED: topic\n"), "{stdout}");

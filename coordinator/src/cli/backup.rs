@@ -1,9 +1,10 @@
-//! `graftwork backup` and `graftwork restore`: a coordinator's state, put aside and brought back, in a folder or on servers.
+//! `graftwork backup` and `graftwork restore`: a coordinator's state, put aside and brought back, in a folder or on servers,
+//! and the histories of its nights.
 
 use std::path::PathBuf;
 
 use super::{DONE, Failure, coordinator::FOLDER, servers::Servers};
-use crate::server::{BackupError, Manifest, back_up, restore as bring_back};
+use crate::server::{BackupError, Manifest, NIGHTS, back_up, restore as bring_back};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Backup {
@@ -12,6 +13,9 @@ pub(crate) struct Backup {
     state: String,
     #[command(flatten)]
     servers: Servers,
+    /// Folder with the histories of its nights, as the coordinator was told; by default `nightly` in the state folder.
+    #[arg(long, value_name = "FOLDER")]
+    nightly_history: Option<PathBuf>,
     /// The backup: a folder that is not there yet.
     #[arg(long, value_name = "FOLDER")]
     to: PathBuf,
@@ -26,17 +30,31 @@ pub(crate) struct Restore {
     state: String,
     #[command(flatten)]
     servers: Servers,
+    /// Where the histories of its nights are to lie: a folder that is not there yet; by default `nightly` in the state folder.
+    #[arg(long, value_name = "FOLDER")]
+    nightly_history: Option<PathBuf>,
 }
 
 pub(super) fn backup(arguments: &Backup) -> Result<u8, Failure> {
-    let manifest = back_up(&arguments.servers.home(&arguments.state)?, &arguments.to).map_err(failure)?;
+    let home = arguments.servers.home(&arguments.state)?;
+    let manifest = back_up(&home, arguments.nightly_history.as_deref(), &arguments.to).map_err(failure)?;
     eprintln!("{} holds {}", arguments.to.display(), words(&manifest));
     Ok(DONE)
 }
 
 pub(super) fn restore(arguments: &Restore) -> Result<u8, Failure> {
-    let manifest = bring_back(&arguments.backup, &arguments.servers.home(&arguments.state)?).map_err(failure)?;
+    let home = arguments.servers.home(&arguments.state)?;
+    let histories = arguments.nightly_history.as_deref();
+    let manifest = bring_back(&arguments.backup, &home, histories).map_err(failure)?;
     let state = &arguments.state;
+    if manifest.nights() > 0 && home.nights(histories).is_none() {
+        eprintln!(
+            "its {} nights stay in the backup, since a database has no place for them: {} is the folder for \
+             --nightly-history once it is copied",
+            manifest.nights(),
+            arguments.backup.join(NIGHTS).display()
+        );
+    }
     eprintln!("{state} is as it was: {}; start a coordinator with --state {state}", words(&manifest));
     Ok(DONE)
 }
@@ -49,5 +67,9 @@ fn failure(error: BackupError) -> Failure {
 fn words(manifest: &Manifest) -> String {
     let Manifest { version, term, facts, blobs, bytes, .. } = manifest;
     let megabytes = *bytes as f64 / 1e6;
-    format!("{facts} facts up to term {term}, and {blobs} blobs of {megabytes:.1} MB, by version {version}")
+    let nights = match manifest.nights() {
+        0 => String::new(),
+        nights => format!(", {nights} nights"),
+    };
+    format!("{facts} facts up to term {term}{nights}, and {blobs} blobs of {megabytes:.1} MB, by version {version}")
 }

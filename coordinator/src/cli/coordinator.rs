@@ -22,7 +22,7 @@ use crate::{
     planner::{PlannerDoor, Planning},
     publish::PublisherDoor,
     run::Signals,
-    server::{self, Auth, Gauges, Identity, Leadership, Listen, Options, Tokens},
+    server::{self, Auth, Gauges, Identity, Leadership, Listen, NIGHTS, Options, Tokens},
 };
 
 #[derive(Debug, clap::Args)]
@@ -84,7 +84,7 @@ pub(crate) struct Arguments {
     /// at a time; a time that passed while none could run is made up for once.
     #[arg(long, value_name = "JOB")]
     nightly: Vec<PathBuf>,
-    /// Folder in which each of them has its history; by default .graftwork/nightly, where `graftwork nightly` looks too.
+    /// Folder in which each of them has its history; by default `nightly` in the state folder, which backups take along.
     #[arg(long, value_name = "FOLDER", requires = "nightly")]
     nightly_history: Option<PathBuf>,
     /// What to call the code that such nights measure, such as a commit; by default a digest of this program.
@@ -200,8 +200,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     options.auth = arguments.auth()?;
     let _metrics = arguments.listen_for_metrics(options.gauges.clone()).await?;
     options.listen = arguments.listen;
-    let by_itself =
-        ByItself { files: arguments.nightly, histories: arguments.nightly_history, code: arguments.nightly_code };
+    let histories = arguments.nightly_history.unwrap_or_else(|| folder.join(NIGHTS));
+    let by_itself = ByItself { files: arguments.nightly, histories, code: arguments.nightly_code };
     by_itself.check()?;
     let private = options.listen.iter().any(|listen| matches!(listen, Listen::Unix(_)));
     // Nights come to it as jobs of its own user do.

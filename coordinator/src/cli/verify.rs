@@ -65,6 +65,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let view = match run::train(training).await? {
         End::Ended(view, _) => view,
         End::Interrupted => return Ok(INTERRUPTED),
+        End::Changed(words) => return Err(Failure::input(anyhow!(words))),
         End::Refused(problems) => {
             show_problems("", "the record's job", &problems);
             return Ok(INPUT);

@@ -171,18 +171,22 @@ impl Writer {
     }
 }
 
-/// Reads the answers of a night back.
+/// Reads the answers of a night back; an error names the file.
 pub(super) fn read(path: &Path, labels: &dyn Fn(&Name) -> Vec<String>) -> anyhow::Result<Book> {
-    let file = File::open(path).with_context(|| path.display().to_string())?;
+    read_all(path, labels).with_context(|| format!("the answers in {} cannot be read", path.display()))
+}
+
+fn read_all(path: &Path, labels: &dyn Fn(&Name) -> Vec<String>) -> anyhow::Result<Book> {
+    let file = File::open(path)?;
     let mut book = Book::default();
     for batch in ParquetRecordBatchReaderBuilder::try_new(file)?.build()? {
         let batch = batch?;
-        ensure!(batch.schema().fields() == schema().fields(), "{} has other columns than answers have", path.display());
+        ensure!(batch.schema().fields() == schema().fields(), "it has other columns than answers have");
         let texts = |at: usize| batch.column(at).as_string::<i32>();
         let whole = |at: usize| batch.column(at).as_primitive::<UInt64Type>();
         let numbers = |at: usize| batch.column(at).as_primitive::<Float64Type>();
         for row in 0..batch.num_rows() {
-            let task: Name = texts(1).value(row).parse().map_err(|error| anyhow!("{}: {error}", path.display()))?;
+            let task: Name = texts(1).value(row).parse().map_err(|error| anyhow!("{error}"))?;
             let value = |at: usize| {
                 if texts(at).is_valid(row) {
                     Value::Class(texts(at).value(row))
@@ -192,7 +196,7 @@ pub(super) fn read(path: &Path, labels: &dyn Fn(&Name) -> Vec<String>) -> anyhow
             };
             let names = labels(&task);
             let asked = book.0.entry((task, whole(2).value(row))).or_insert_with(|| Asked::empty(&names));
-            asked.push(whole(3).value(row), value(4), value(5), &names).with_context(|| path.display().to_string())?;
+            asked.push(whole(3).value(row), value(4), value(5), &names)?;
         }
     }
     Ok(book)
@@ -223,6 +227,25 @@ mod tests {
         assert_eq!(again.0[&("mail".parse().unwrap(), 2)], book.0[&("mail".parse().unwrap(), 2)]);
         let Answers::Numbers(given) = &again.0[&("warmth".parse().unwrap(), 1)].given else { panic!("numbers") };
         assert!((given[0] - 1.25).abs() < 1e-12 && given[1].is_nan());
+    }
+
+    #[test]
+    fn a_damaged_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("answers.parquet");
+        let told = || graftwork_shared::cause::told(read(&path, &|_| Vec::new()).unwrap_err().as_ref());
+        assert!(told().contains("answers.parquet cannot be read"), "{}", told());
+        let mut book = Book::default();
+        let numbers: String =
+            (0..500).map(|row| format!("{{\"row\":{row},\"label\":{row}.5,\"prediction\":{row}.25}}\n")).collect();
+        book.0.insert(("warmth".parse().unwrap(), 1), Asked::read(numbers.as_bytes(), &[]).unwrap());
+        let mut writer = Writer::create(&path).unwrap();
+        writer.add(7, &book, &|_| Vec::new()).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(read(&path, &|_| Vec::new()).unwrap(), book);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+        assert!(told().contains("answers.parquet cannot be read: "), "{}", told());
     }
 
     #[test]

@@ -10,11 +10,13 @@ use graftwork_shared::{
     id::Name,
     job::{Nightly, resolved_place},
 };
+use graftwork_web::Curves;
 
 use super::{
     Arguments, again,
     compare::{self, Commands},
     conclude::{self, Concluded},
+    curves,
     history::{History, keep_in, remove},
     say,
     scores::Opened,
@@ -67,14 +69,27 @@ async fn find(
     arguments: &Arguments,
     signals: &mut Signals,
 ) -> Result<Option<Version>, Failure> {
-    if Path::new(other).is_dir() {
-        return Version::in_folder(Path::new(other)).map(Some);
-    }
     let repository = Repository::of(&arguments.file).map_err(|failure| Failure {
         error: anyhow!("--against {other} is no night's number and no folder with programs, and {}", failure.error),
         ..failure
-    })?;
-    let commit = repository.commit(other)?;
+    });
+    let revision = repository.and_then(|repository| Ok((repository.commit(other)?, repository)));
+    let (commit, repository) = if Path::new(other).is_dir() {
+        match (Version::in_folder(Path::new(other)), revision) {
+            (Ok(_), Ok(_)) => {
+                let words = format!(
+                    "--against {other}: a folder with programs and a revision have this name: write ./{other} for the \
+                     folder, or refs/heads/{other} for the branch"
+                );
+                return Err(Failure::input(anyhow!(words)));
+            }
+            // A folder without programs hides no branch of its name.
+            (Err(_), Ok(revision)) => revision,
+            (folder, Err(_)) => return folder.map(Some),
+        }
+    } else {
+        revision?
+    };
     let title = repository.title(&commit);
     let tree = repository.tree(&history.versions_folder(), &commit)?;
     eprintln!("building {title}");
@@ -127,13 +142,14 @@ fn conclude_both(
     commands: &Commands,
 ) -> Result<Concluded, Failure> {
     let opened = [before, after].map(|side| Opened { night: &side.night, book: &side.book });
-    let view = compare::beside(opened, &history.nights()?, nightly, commands);
+    let view = compare::beside(opened, &history.known()?, nightly, commands);
+    let curves = Curves { now: curves::of(&after.view), before: curves::of(&before.view) };
     let folder = history.beside_folder();
     for ((side, name), page) in [before, after].into_iter().zip(NAMES).zip(["before.html", "job.html"]) {
         graftwork_store::write_atomically(&folder.join(page), graftwork_web::report_page(&side.view).as_bytes())?;
         keep_in(&folder.join(name), &side.night, &side.book)?;
     }
-    let page = conclude::write(&folder, &view)?;
+    let page = conclude::write(&folder, &view, &curves)?;
     for name in NAMES {
         remove(&folder.join(name).join("state"))?;
         remove(&folder.join(name).join("hub"))?;

@@ -49,7 +49,7 @@ pub(super) async fn bisect(
         );
         return Err(Failure::input(anyhow!(words)));
     }
-    let book = history.book(&good)?;
+    let book = history.book(&good).map_err(Failure::input)?;
     let mut work = Work {
         history,
         arguments,
@@ -136,7 +136,14 @@ impl Work<'_> {
             if seeds(&night, &self.task).is_empty() {
                 continue;
             }
-            let book = self.history.book(&night)?;
+            let book = match self.history.book(&night) {
+                Ok(book) => book,
+                Err(error) => {
+                    let words = graftwork_shared::cause::told(error.as_ref());
+                    eprintln!("{} is measured again: {words}", self.repository.title(&commits[at - 1]));
+                    continue;
+                }
+            };
             if let Some(tried) = self.verdict(Opened { night: &night, book: &book }) {
                 eprintln!("{}: {} ({})", self.repository.title(&commits[at - 1]), tried.words(), night.title());
                 search.set(at, tried);
@@ -204,7 +211,7 @@ impl Work<'_> {
 
     /// Whether it is as good as the good night; `None` where they cannot be compared.
     fn verdict(&self, measured: Opened<'_>) -> Option<Tried> {
-        let nights = self.history.nights().unwrap_or_default();
+        let nights = self.history.known().unwrap_or_default();
         let (pairs, _) = pair(self.good, measured, &nights);
         let comparisons: Vec<_> =
             pairs.iter().filter(|pair| pair.task == self.task).map(|pair| pair.comparison.clone()).collect();

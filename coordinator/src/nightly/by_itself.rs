@@ -2,7 +2,9 @@
 //!
 //! One night at a time: a second one waits until the first has ended. What trains a night is a job of this coordinator
 //! like any other, with uploads, so its workers may be anywhere; whoever is interrupted goes on with it at the next start.
-//! A night that cannot be run is told, and the next one is due at its time: nothing here ends the coordinator.
+//! Where job, rows or this program are other ones by then, the night starts over as another job, and the coordinator
+//! cancels and forgets the one that was begun. A night that cannot be run is told, and the next one is due at its time:
+//! nothing here ends the coordinator.
 
 use std::{
     collections::BTreeMap,
@@ -10,19 +12,20 @@ use std::{
     time::Duration,
 };
 
+use anyhow::anyhow;
 use futures::StreamExt as _;
-use graftwork_shared::{diagnostic, event::Outcome, id::JobId, view::JobView};
+use graftwork_shared::{diagnostic, event::Outcome, id::JobId, job::Job, view::JobView};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
-    HISTORIES,
     compare::Commands,
     conclude::{Wanted, conclude},
     due::{Past, due},
+    expand::expand,
     history::History,
     night::Code,
     output, slug,
-    tonight::{Prepared, keep, now_ms, prepare},
+    tonight::{keep, now_ms, prepare},
 };
 use crate::{
     cli::{Failure, JobFile, Refused, pasted},
@@ -37,13 +40,17 @@ const LOOK_AGAIN: Duration = Duration::from_secs(20);
 /// After so long a night that something passing kept from its end goes on.
 const TRY_AGAIN_MS: u64 = 5 * 60_000;
 
+/// How often, and after how long each time, it is looked whether a cancelled job has ended.
+const LOOKS: u32 = 100;
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 /// What a coordinator runs by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct ByItself {
     /// Job files with a cron line.
     pub(crate) files: Vec<PathBuf>,
     /// Folder in which each has its history.
-    pub(crate) histories: Option<PathBuf>,
+    pub(crate) histories: PathBuf,
     /// What to call the code that is measured.
     pub(crate) code: Option<String>,
 }
@@ -63,7 +70,7 @@ impl ByItself {
         for file in &self.files {
             let read = JobFile::read(file)?.map_err(|Refused { name, text, problems }| {
                 crate::cli::show_problems(&text, &name, &problems);
-                Failure::input(anyhow::anyhow!("--nightly {name}: the job file has errors"))
+                Failure::input(anyhow!("--nightly {name}: the job file has errors"))
             })?;
             if read.job.nightly.cron.is_none() {
                 let words = format!(
@@ -71,7 +78,7 @@ impl ByItself {
                      in UTC",
                     file.display()
                 );
-                return Err(Failure::input(anyhow::anyhow!(words)));
+                return Err(Failure::input(anyhow!(words)));
             }
             if let Some(other) = named.insert(slug(&read.job.name), file) {
                 let words = format!(
@@ -80,7 +87,7 @@ impl ByItself {
                     other.display(),
                     file.display()
                 );
-                return Err(Failure::input(anyhow::anyhow!(words)));
+                return Err(Failure::input(anyhow!(words)));
             }
         }
         Ok(())
@@ -141,10 +148,9 @@ impl ByItself {
         let read = JobFile::read(file)?;
         let name = match &read {
             Ok(file) => slug(&file.job.name),
-            Err(_) => return Err(Failure::input(anyhow::anyhow!("{} has errors", file.display()))),
+            Err(_) => return Err(Failure::input(anyhow!("{} has errors", file.display()))),
         };
-        let folder = self.histories.clone().unwrap_or_else(|| PathBuf::from(HISTORIES)).join(name);
-        History::open(std::path::absolute(folder)?, |words| tracing::info!("{words}"))
+        History::open(std::path::absolute(self.histories.join(name))?, |words| tracing::info!("{words}"))
     }
 
     /// One night of a job file, from its beginning or its interruption to its end. False: it is to go on later.
@@ -169,39 +175,27 @@ impl ByItself {
         let history = self.history(file)?;
         let refused = |refused: Refused| Trouble::Final(errors(&refused.text, &refused.name, &refused.problems));
         let read = JobFile::read(file)?.map_err(refused)?;
-        let nightly = read.job.nightly.clone();
+        let mut client = Client::local(socket).await?;
         let waiting = history.nights()?.last().filter(|night| night.judged.is_none()).map(|night| night.number);
         let number = match waiting {
             // It was trained, and whoever trained it ended before it was compared.
-            Some(number) => number,
-            None => {
-                let code = Code::of_coordinator(self.code.as_deref())?;
-                let prepared = prepare(&history, &read.job, code)?;
-                let mut client = Client::local(socket).await?;
-                let (view, recoveries) = match serve(&prepared, &read, &mut client).await {
-                    Ok(ended) => ended,
-                    Err(Trouble::Final(failure)) => {
-                        history.forget_tonight()?;
-                        return Err(Trouble::Final(failure));
-                    }
-                    Err(passing) => return Err(passing),
-                };
-                let number = keep(&history, prepared, &view, recoveries)?;
-                // What is kept is the history.
-                forget(&mut client, &view.id).await;
-                number
-            }
+            Some(number) => Ok(number),
+            None => self.measure(&history, &read, &mut client).await,
         };
-        let again = match &self.histories {
-            Some(folder) => {
-                let folder = folder.join(slug(&read.job.name));
-                format!("graftwork nightly --history {} {}", pasted(&folder), pasted(file))
-            }
-            None => format!("graftwork nightly {}", pasted(file)),
-        };
+        // Only what passes is gone on with; of what is kept or given up the coordinator needs no job.
+        if matches!(number, Ok(_) | Err(Trouble::Final(_))) {
+            history.forget_tonight()?;
+        }
+        if let Err(failure) = forget_abandoned(&history, &mut client).await {
+            let error = graftwork_shared::cause::told(failure.error.as_ref());
+            tracing::warn!(error, "a job of a night is still there: it is forgotten with the next night");
+        }
+        let number = number?;
+        let folder = self.histories.join(slug(&read.job.name));
+        let again = format!("graftwork nightly --history {} {}", pasted(&folder), pasted(file));
         let commands = Commands::of_night(&again, number);
         let wanted = Wanted { number, against: None, again: false };
-        let concluded = conclude(&history, wanted, &nightly, &commands).await?;
+        let concluded = conclude(&history, wanted, &read.job.nightly, &commands).await?;
         let (headline, page) = (output::headline(&concluded.view), concluded.page.display().to_string());
         if concluded.code() == crate::cli::DONE {
             tracing::info!(page, "{headline}");
@@ -209,6 +203,21 @@ impl ByItself {
             tracing::warn!(page, "{headline}");
         }
         Ok(())
+    }
+
+    /// Trains a night, and keeps what came of it.
+    async fn measure(&self, history: &History, file: &JobFile, client: &mut Client) -> Result<u64, Trouble> {
+        let code = Code::of_coordinator(self.code.as_deref())?;
+        let job = expand(&file.job).map_err(Trouble::Final)?;
+        // In it each file is named by its digest, so its own digest is that of all that is measured.
+        let mut upload = read_files(job.clone(), file).await?;
+        let mut prepared = prepare(history, job, upload.job.digest(), code)?;
+        upload.job.publish.hub.clone_from(&prepared.job.publish.hub);
+        // Whatever an earlier attempt left at the coordinator goes first: nothing of it gets into this night.
+        forget_abandoned(history, client).await?;
+        history.submits(&mut prepared.tonight, JobId::of(&upload.job.digest()))?;
+        let (view, recoveries) = serve(&upload, file, client).await?;
+        Ok(keep(history, prepared, &view, recoveries)?)
     }
 }
 
@@ -249,16 +258,20 @@ impl<E: Into<Failure>> From<E> for Trouble {
     }
 }
 
-/// Has the coordinator train a night; gives its job as it ended.
-async fn serve(prepared: &Prepared, file: &JobFile, client: &mut Client) -> Result<(JobView, Vec<Recovery>), Trouble> {
-    let (job, spans) = (prepared.job.clone(), file.spans.clone());
-    let passing = |error: anyhow::Error| Trouble::Passing(error.into());
+/// Reads all local files that a night's job names; blocks no other night meanwhile, as there is none.
+async fn read_files(job: Job, file: &JobFile) -> Result<Upload, Trouble> {
+    let spans = file.spans.clone();
     let reading = tokio::task::spawn_blocking(move || Upload::prepare(job, &spans, &[]));
+    let read = reading.await.map_err(anyhow::Error::from)?;
+    read.map_err(|problems| Trouble::Final(errors(&file.text, &file.name, &problems)))
+}
+
+/// Has the coordinator train what was read; gives its job as it ended.
+async fn serve(upload: &Upload, file: &JobFile, client: &mut Client) -> Result<(JobView, Vec<Recovery>), Trouble> {
     let refused = |problems: &[_]| Trouble::Final(errors(&file.text, &file.name, problems));
-    let upload = reading.await.map_err(|error| passing(error.into()))?.map_err(|problems| refused(&problems))?;
     let submission = client::submission();
-    let sent = upload::send(&upload, client, submission.context()).await;
-    if let Some(said) = sent.map_err(|error| passing(error.into()))? {
+    let sent = upload::send(upload, client, submission.context()).await;
+    if let Some(said) = sent.map_err(anyhow::Error::from)? {
         tracing::info!("{said}");
     }
     let submitted = client.submit(&upload.job, &file.spans, submission.context()).await;
@@ -269,19 +282,47 @@ async fn serve(prepared: &Prepared, file: &JobFile, client: &mut Client) -> Resu
     };
     let (view, recoveries) = ended(client, &id).await?;
     if view.outcome.is_none() {
-        return Err(passing(anyhow::anyhow!("nothing more is heard of its job {id}, which has not ended")));
+        return Err(anyhow!("nothing more is heard of its job {id}, which has not ended").into());
     }
     if view.outcome == Some(Outcome::Cancelled) {
-        forget(client, &id).await;
-        return Err(Trouble::Final(Failure::input(anyhow::anyhow!("somebody cancelled its job {id}"))));
+        return Err(Trouble::Final(Failure::input(anyhow!("somebody cancelled its job {id}"))));
     }
     Ok((view, recoveries))
 }
 
-async fn forget(client: &mut Client, id: &JobId) {
-    if let Err(error) = client.forget(id).await {
-        tracing::warn!(job = %id, %error, "the job of a night is not forgotten");
+/// Has the coordinator forget the jobs of nights that were given up or are kept, which it ends before where they go on.
+async fn forget_abandoned(history: &History, client: &mut Client) -> Result<(), Failure> {
+    for job in history.abandoned()? {
+        match end(client, &job).await {
+            Ok(()) => client.forget(&job).await?,
+            // It is not there: it was never submitted, or somebody forgot it.
+            Err(ClientError::Refused(words)) => tracing::info!(%job, words, "a job of a night is gone already"),
+            Err(error) => return Err(error.into()),
+        }
+        history.forgotten(&job)?;
     }
+    Ok(())
+}
+
+/// Waits until a job has ended, which is cancelled.
+async fn end(client: &mut Client, job: &JobId) -> Result<(), ClientError> {
+    let mut looks = 0;
+    while client.view(job).await?.outcome.is_none() {
+        if looks == 0 {
+            tracing::info!(%job, "the job of a night that starts over is cancelled");
+            match client.cancel(job).await {
+                // It may have ended just now.
+                Ok(()) | Err(ClientError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
+        } else if looks == LOOKS {
+            return Err(ClientError::Other(format!("the cancelled job {job} has not ended yet")));
+        } else {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        looks += 1;
+    }
+    Ok(())
 }
 
 async fn ended(client: &mut Client, id: &JobId) -> Result<(JobView, Vec<Recovery>), ClientError> {
@@ -294,5 +335,5 @@ async fn ended(client: &mut Client, id: &JobId) -> Result<(JobView, Vec<Recovery
 
 /// Problems of a job file as one error.
 fn errors(text: &str, name: &str, problems: &[diagnostic::Diagnostic]) -> Failure {
-    Failure::input(anyhow::anyhow!("{}", diagnostic::render(text, name, problems, false).trim_end()))
+    Failure::input(anyhow!("{}", diagnostic::render(text, name, problems, false).trim_end()))
 }

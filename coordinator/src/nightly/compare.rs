@@ -8,7 +8,6 @@ use graftwork_web::{Cost, Head, NightOutcome, NightlyView, Past, Problem, Row};
 
 use super::{
     costs,
-    history::last_good,
     night::{Judged, Night},
     scores::{self, Opened},
 };
@@ -41,6 +40,15 @@ impl Commands {
     }
 }
 
+/// What is known beside the two nights that are compared.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'n> {
+    /// All nights whose numbers are known, oldest first; the one that is compared is the last of them.
+    pub(super) nights: &'n [Night],
+    /// What could not be read of them.
+    pub(super) notes: &'n [Problem],
+}
+
 /// How strictly the job wants its nights compared.
 pub(super) fn settings(nightly: &Nightly) -> Settings {
     Settings {
@@ -51,17 +59,18 @@ pub(super) fn settings(nightly: &Nightly) -> Settings {
     }
 }
 
-/// Compares a night; `nights` are all that are kept, oldest first, and it is the last of them.
+/// Compares a night.
 pub(super) fn compare(
     night: Opened<'_>,
     baseline: Option<Opened<'_>>,
-    nights: &[Night],
+    Known { nights, notes }: Known<'_>,
     nightly: &Nightly,
     commands: &Commands,
 ) -> Compared {
     let carried = carried(nights, night.night.number);
     let mut marks = Marks { nightly, used: carried.used, now: BTreeSet::new() };
-    let (mut rows, problems) = scored(night, baseline, nights, &mut marks, commands);
+    let (mut rows, mut problems) = scored(night, baseline, nights, &mut marks, commands);
+    problems.extend_from_slice(notes);
     let mut cost_since = carried.cost_since;
     let costs = count_costs(nights, &settings(nightly), &mut marks, &mut cost_since);
     rows.sort_by_key(|row| (rank(row.verdict.finding), row.expected.is_some()));
@@ -163,10 +172,15 @@ fn outcome(rows: &[Row], costs: &[Cost], problems: &[Problem], first: bool) -> (
     (outcome, fails)
 }
 
-/// The night to compare with, unless the user names one: the last good one before it.
-pub(super) fn baseline(nights: &[Night], number: u64) -> Option<u64> {
-    let before = nights.iter().take_while(|night| night.number < number).count();
-    last_good(&nights[..before]).map(|night| night.number)
+/// Nights to compare with, unless the user names one: good ones before it, the last of them first.
+pub(super) fn baselines(nights: &[Night], number: u64) -> impl Iterator<Item = &Night> {
+    let good = |night: &&Night| night.judged.as_ref().is_some_and(|judged| judged.good);
+    nights.iter().rev().filter(move |night| night.number < number).filter(good)
+}
+
+/// What is remembered of a night that stays without a verdict: it is no baseline, and it uses nothing up.
+pub(super) fn without_verdict(nights: &[Night], number: u64) -> Judged {
+    Judged { good: false, baseline: None, ..carried(nights, number) }
 }
 
 /// What earlier nights left to this one.

@@ -1,13 +1,18 @@
 //! The end of a night: compared, written beside its history, posted, and older nights removed.
+//!
+//! A file of an old night that cannot be read is told, and the night is compared with the newest one that can. Nothing here
+//! keeps a night that was trained from its end: what cannot be compared is said, and later nights go on.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use graftwork_shared::job::Nightly;
-use graftwork_web::{NightOutcome, NightlyView, nightly_page};
+use graftwork_shared::{cause::told, job::Nightly};
+use graftwork_web::{Curves, NightOutcome, NightlyView, Problem, nightly_page};
 
 use super::{
-    compare::{self, Commands, Compared},
+    answers::Book,
+    compare::{self, Commands, Compared, Known},
+    curves,
     history::History,
     night::Night,
     output,
@@ -22,7 +27,7 @@ pub(super) struct Wanted {
     pub(super) number: u64,
     /// Another night than the last good one before it.
     pub(super) against: Option<u64>,
-    /// It is only looked at once more: nothing is remembered, posted or removed.
+    /// It is only looked at once more: nothing is remembered, posted, removed or written over.
     pub(super) again: bool,
 }
 
@@ -56,49 +61,100 @@ pub(super) async fn conclude(
     nightly: &Nightly,
     commands: &Commands,
 ) -> Result<Concluded, Failure> {
-    let Wanted { number, against, again } = wanted;
-    let mut nights = history.nights()?;
+    let Wanted { number, again, .. } = wanted;
+    let mut kept = history.nights()?;
+    let mut nights = history.known_beside(kept.clone())?;
     nights.retain(|night| night.number <= number);
     let Some(night) = nights.last().filter(|night| night.number == number).cloned() else {
         return Err(anyhow!("night {number} is gone from the history").into());
     };
-    let baseline = match against {
-        Some(against) if against >= number => {
+    let mut notes = Vec::new();
+    let book = own_answers(history, &night, &mut notes);
+    let before = if notes.is_empty() { baseline(history, &kept, wanted, &mut notes)? } else { None };
+    let opened = before.as_ref().map(|(night, book)| Opened { night, book });
+    let tonight = Opened { night: &night, book: &book };
+    let known = Known { nights: &nights, notes: &notes };
+    let Compared { view, judged } = compare::compare(tonight, opened, known, nightly, commands);
+    let curves = Curves {
+        now: curves_of(history, number),
+        before: before.as_ref().map(|(night, _)| curves_of(history, night.number)).unwrap_or_default(),
+    };
+    if again {
+        // What was said of the night stays what it was.
+        let page = write(&history.compared_folder(), &view, &curves)?;
+        return Ok(Concluded::new(view, page, night.missed));
+    }
+    let page = write(&history.folder_of(number), &view, &curves)?;
+    // From here on it needs no further comparing, whatever ends this process.
+    let judged = Night { judged: Some(judged), ..night };
+    history.rewrite(&judged)?;
+    if let Some(variable) = &nightly.webhook
+        && let Err(words) = webhook::post(variable, &view).await
+    {
+        history.tell(&words);
+    }
+    let missed = judged.missed;
+    kept.retain(|night| night.number < number);
+    kept.push(judged);
+    history.prune(&kept, nightly.keep)?;
+    Ok(Concluded::new(view, page, missed))
+}
+
+/// The answers of the night itself. Without them it fails, and is no baseline.
+fn own_answers(history: &History, night: &Night, notes: &mut Vec<Problem>) -> Book {
+    history.book(night).unwrap_or_else(|error| {
+        let message = format!("cannot be compared with any other night: {}", told(error.as_ref()));
+        history.tell(&format!("{} {message}", night.title()));
+        notes.push(Problem { name: night.title(), message, fails: true });
+        Book::default()
+    })
+}
+
+/// The night to compare with, and its answers: the one that is named, or the last good one whose answers can be read.
+fn baseline(
+    history: &History,
+    kept: &[Night],
+    wanted: Wanted,
+    notes: &mut Vec<Problem>,
+) -> Result<Option<(Night, Book)>, Failure> {
+    let number = wanted.number;
+    if let Some(against) = wanted.against {
+        if against >= number {
             return Err(Failure::input(anyhow!("night {against} is no earlier night than {number}")));
         }
-        Some(against) => Some(against),
-        None => compare::baseline(&nights, number),
-    };
-    let baseline = baseline.map(|number| history.night(number)).transpose()?;
-    let book = history.book(&night)?;
-    let baseline_book = baseline.as_ref().map(|night| history.book(night)).transpose()?;
-    let opened = baseline.as_ref().zip(baseline_book.as_ref()).map(|(night, book)| Opened { night, book });
-    let tonight = Opened { night: &night, book: &book };
-    let Compared { view, judged } = compare::compare(tonight, opened, &nights, nightly, commands);
-    // Looking at an old night again, or at another baseline, changes nothing of what is remembered.
-    if !again {
-        history.rewrite(&Night { judged: Some(judged), ..night.clone() })?;
+        let night = history.night(against)?;
+        let book = history.book(&night).map_err(Failure::input)?;
+        return Ok(Some((night, book)));
     }
-    let page = write(&history.folder_of(number), &view)?;
-    if !again {
-        if let Some(variable) = &nightly.webhook
-            && let Err(words) = webhook::post(variable, &view).await
-        {
-            history.tell(&words);
+    for night in compare::baselines(kept, number) {
+        match history.book(night) {
+            Ok(book) => return Ok(Some((night.clone(), book))),
+            Err(error) => {
+                let message = format!("is no longer compared with: {}", told(error.as_ref()));
+                history.tell(&format!("{} {message}", night.title()));
+                notes.push(Problem { name: night.title(), message, fails: false });
+            }
         }
-        history.prune(&history.nights()?, nightly.keep)?;
     }
-    Ok(Concluded::new(view, page, night.missed))
+    Ok(None)
+}
+
+/// A page without curves says so.
+fn curves_of(history: &History, number: u64) -> Vec<graftwork_web::Curve> {
+    curves::read(&history.folder_of(number)).unwrap_or_else(|failure| {
+        history.tell(&format!("the page has no learning curves of night {number}: {}", failure.error));
+        Vec::new()
+    })
 }
 
 /// Writes all that is said of a comparison into a folder; gives the page.
-pub(super) fn write(folder: &Path, view: &NightlyView) -> Result<PathBuf, Failure> {
+pub(super) fn write(folder: &Path, view: &NightlyView, curves: &Curves) -> Result<PathBuf, Failure> {
     let page = folder.join("nightly.html");
     let files = [
         (folder.join("nightly.json"), output::json(view)?),
         (folder.join("nightly.md"), output::markdown(view)),
         (folder.join("junit.xml"), output::junit(view)),
-        (page.clone(), nightly_page(view)),
+        (page.clone(), nightly_page(view, curves)),
     ];
     for (path, text) in files {
         graftwork_store::write_atomically(&path, text.as_bytes())?;

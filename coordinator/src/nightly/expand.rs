@@ -11,8 +11,8 @@ use crate::cli::Failure;
 /// What stands between a task's name and its seed.
 const SEED: &str = "-seed-";
 
-/// The job that one night trains, published into a folder of that night.
-pub(super) fn expand(job: &Job, hub: &str) -> Result<Job, Failure> {
+/// The job that one night trains. It publishes nowhere yet: into a folder of that night alone, which its runner names.
+pub(super) fn expand(job: &Job) -> Result<Job, Failure> {
     if let Some(task) = job.tasks.iter().find(|task| task.sweep.is_some()) {
         let words = format!(
             "tasks.{0} is swept, and a night measures what is settled: choose a trial with `graftwork run`, write its values \
@@ -22,7 +22,7 @@ pub(super) fn expand(job: &Job, hub: &str) -> Result<Job, Failure> {
         return Err(Failure::input(anyhow!(words)));
     }
     let mut night = Job { tasks: Vec::new(), fusions: Vec::new(), ..job.clone() };
-    hub.clone_into(&mut night.publish.hub);
+    night.publish.hub.clear();
     // Seed by seed, so that a night that is cut short has whole seeds.
     for &seed in &job.nightly.seeds {
         for task in &job.tasks {
@@ -76,13 +76,13 @@ mod tests {
         );
         let (_, parsed) = world.parse(&text);
         let job = parsed.job.unwrap_or_else(|| panic!("{:?}", parsed.diagnostics));
-        let night = expand(&job, "/nights/hub").unwrap();
+        let night = expand(&job).unwrap();
         let names: Vec<&str> = night.tasks.iter().map(|task| task.name.as_str()).collect();
         assert_eq!(names, ["mood-seed-4", "other-seed-4", "mood-seed-9", "other-seed-9"]);
         let fusion = &night.fusions[1];
         assert_eq!((fusion.task.as_str(), fusion.training.seed), ("mood-seed-9", 9));
         assert_eq!(fusion.adapters[1], AdapterRef::Task("other-seed-9".parse().unwrap()));
-        assert_eq!(night.publish.hub, "/nights/hub");
+        assert_eq!(night.publish.hub, "", "not into the hub of the job file");
         assert_eq!(measured(&fusion.name), Some(("both".parse().unwrap(), 9)));
         assert_eq!(measured(&"both".parse().unwrap()), None);
     }
@@ -91,7 +91,7 @@ mod tests {
     fn a_sweep_is_refused_with_the_way_out() {
         let world = World::new();
         let (_, parsed) = world.parse(&format!("{TASK}[tasks.mood.sweep]\nlearning_rate = [1e-3, 1e-4]\n"));
-        let refused = expand(&parsed.job.unwrap(), "/hub").unwrap_err();
+        let refused = expand(&parsed.job.unwrap()).unwrap_err();
         assert!(refused.error.to_string().contains("remove [tasks.mood.sweep]"), "{}", refused.error);
         assert_eq!(refused.code, crate::cli::INPUT);
     }

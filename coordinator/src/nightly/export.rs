@@ -21,16 +21,23 @@ struct Line<'n> {
     score: f64,
 }
 
-/// Writes `history.json`, `measurements.parquet` and `answers.parquet` into a folder; gives the nights.
+/// Writes `history.json`, `measurements.parquet` and `answers.parquet` into a folder; gives the nights. Of nights that are no
+/// longer kept there are numbers alone; answers that cannot be read are told and left out.
 pub(super) fn export(history: &History, folder: &Path) -> Result<usize, Failure> {
-    let nights = history.nights()?;
+    let nights = history.known()?;
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     let json = serde_json::to_vec_pretty(&nights)?;
     graftwork_store::write_atomically(&folder.join("history.json"), &json)?;
     measurements(&nights, &folder.join("measurements.parquet"))?;
     let mut writer = answers::Writer::create(&folder.join("answers.parquet"))?;
-    for night in &nights {
-        writer.add(night.number, &history.book(night)?, &|task| labels(night, task))?;
+    for night in &history.nights()? {
+        match history.book(night) {
+            Ok(book) => writer.add(night.number, &book, &|task| labels(night, task))?,
+            Err(error) => {
+                let words = graftwork_shared::cause::told(error.as_ref());
+                history.tell(&format!("night {} is exported without its answers: {words}", night.number));
+            }
+        }
     }
     writer.finish()?;
     Ok(nights.len())

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! lock                     held while a night is run or compared
-//! tonight/night.json       number, beginning and job of the night that is under way
+//! tonight/night.json       number and beginning of the night that is under way, and what it measures
 //! tonight/{state,hub}      its training
+//! abandoned/JOB            a job of a night that was given up, which its coordinator is to forget
 //! nights/000012/night.json written last: a night with it is whole
 //! nights/000012/…          its answers, and everything that was said of it
+//! pruned/000003.json       numbers of a night that is no longer kept
+//! compared/…               what was said of stored nights that were compared once more, the last time
 //! beside/{before,after}    two versions side by side, and what was said of them
 //! versions/tree            a checkout of another commit, moved from one to the next
 //! ```
@@ -16,8 +19,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, anyhow};
-use graftwork_shared::{digest::Digest, id::Name};
+use anyhow::{Context as _, anyhow, ensure};
+use graftwork_shared::{
+    digest::{Digest, Hasher},
+    id::{JobId, Name},
+};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -25,7 +31,12 @@ use super::{
     answers::{self, Book},
     night::{LAYOUT, Night},
 };
-use crate::cli::Failure;
+use crate::cli::{Failure, INPUT};
+
+/// The file that makes a night, or says what is under way.
+pub(super) const NIGHT: &str = "night.json";
+/// What its models answered.
+const ANSWERS: &str = "answers.parquet";
 
 /// The folder, and the lock on it.
 #[derive(Debug)]
@@ -45,8 +56,12 @@ pub(super) struct Tonight {
     pub(super) began_ms: u64,
     /// Times it went on after an interruption.
     pub(super) resumed: u32,
-    /// Digest of its job.
-    pub(super) job: Digest,
+    /// Digest of all that it measures: job, rows as far as they were read, and programs.
+    #[serde(alias = "job")]
+    pub(super) measured: Digest,
+    /// Its job at a coordinator, from before it is submitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) submitted: Option<JobId>,
 }
 
 impl History {
@@ -79,24 +94,39 @@ impl History {
         self.folder.join("tonight")
     }
 
-    /// Begins a night, or goes on with the one that was interrupted. One of another job starts over.
-    pub(super) fn begin(&self, job: Digest, now_ms: u64) -> Result<Tonight, Failure> {
-        let path = self.tonight_folder().join("night.json");
+    /// Begins a night, or goes on with the one that was interrupted. One that measured something else starts over.
+    pub(super) fn begin(&self, measured: Digest, now_ms: u64) -> Result<Tonight, Failure> {
         let number = self.next_number()?;
         let tonight = match self.tonight()? {
-            Some(earlier) if earlier.job == job && earlier.number == number => {
+            Some(earlier) if earlier.measured == measured && earlier.number == number => {
                 Tonight { resumed: earlier.resumed + 1, ..earlier }
             }
             earlier => {
-                if earlier.is_some_and(|earlier| earlier.number == number) {
-                    self.tell(&format!("the job is another one than when night {number} began: the night starts over"));
+                if let Some(earlier) = earlier.filter(|earlier| earlier.number == number) {
+                    let job = earlier.submitted.map_or_else(String::new, |job| {
+                        format!("; its coordinator cancels and forgets job {job} before its next night")
+                    });
+                    self.tell(&format!(
+                        "job, rows or programs are other ones than when night {number} began: the night starts over{job}"
+                    ));
                 }
                 self.forget_tonight()?;
-                Tonight { number, began_ms: now_ms, resumed: 0, job }
+                Tonight { number, began_ms: now_ms, resumed: 0, measured, submitted: None }
             }
         };
-        graftwork_store::write_atomically(&path, &json(&tonight)?)?;
+        self.write_tonight(&tonight)?;
         Ok(tonight)
+    }
+
+    /// Writes down which job trains the night, before anybody is asked to train it: whatever happens from then on, it is
+    /// gone on with or forgotten.
+    pub(super) fn submits(&self, tonight: &mut Tonight, job: JobId) -> Result<(), Failure> {
+        tonight.submitted = Some(job);
+        self.write_tonight(tonight)
+    }
+
+    fn write_tonight(&self, tonight: &Tonight) -> Result<(), Failure> {
+        Ok(graftwork_store::write_atomically(&self.tonight_folder().join(NIGHT), &json(tonight)?)?)
     }
 
     /// The number of the night that is under way, or is the next one.
@@ -104,14 +134,47 @@ impl History {
         Ok(self.numbers()?.last().map_or(1, |last| last + 1))
     }
 
-    /// The night that is under way, if one was begun.
+    /// The night that is under way, if one was begun. Nothing goes on from what cannot be read.
     pub(super) fn tonight(&self) -> Result<Option<Tonight>, Failure> {
-        read_if_there(&self.tonight_folder().join("night.json"))
+        match read_if_there(&self.tonight_folder().join(NIGHT)) {
+            Err(damaged) if damaged.code == INPUT => {
+                self.tell(&format!("{}: the night under way starts over", damaged.error));
+                Ok(None)
+            }
+            read => read,
+        }
     }
 
-    /// Removes what the night under way left.
+    /// Removes what the night under way left. A job of it that a coordinator may have is to be forgotten there.
     pub(super) fn forget_tonight(&self) -> Result<(), Failure> {
+        if let Some(Tonight { submitted: Some(job), .. }) = self.tonight()? {
+            let abandoned = self.abandoned_folder();
+            fs::create_dir_all(&abandoned).with_context(|| format!("making {}", abandoned.display()))?;
+            // Either the night is under way, or its job is abandoned: never both, and never none.
+            fs::rename(self.tonight_folder().join(NIGHT), abandoned.join(job.as_str()))?;
+        }
         remove(&self.tonight_folder())
+    }
+
+    /// Jobs of nights that were given up or are kept, which their coordinator has not forgotten yet.
+    pub(super) fn abandoned(&self) -> Result<Vec<JobId>, Failure> {
+        let entries = match fs::read_dir(self.abandoned_folder()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().parse().ok()));
+        let mut jobs: Vec<JobId> = names.collect::<std::io::Result<Vec<_>>>()?.into_iter().flatten().collect();
+        jobs.sort();
+        Ok(jobs)
+    }
+
+    /// A coordinator has forgotten this job.
+    pub(super) fn forgotten(&self, job: &JobId) -> Result<(), Failure> {
+        Ok(fs::remove_file(self.abandoned_folder().join(job.as_str()))?)
+    }
+
+    fn abandoned_folder(&self) -> PathBuf {
+        self.folder.join("abandoned")
     }
 
     /// The folder of a stored night.
@@ -126,7 +189,7 @@ impl History {
             let entry = entry?;
             let number = entry.file_name().to_string_lossy().parse::<u64>();
             // A folder without the file that is written last was cut off.
-            numbers.extend(number.ok().filter(|_| entry.path().join("night.json").exists()));
+            numbers.extend(number.ok().filter(|_| entry.path().join(NIGHT).exists()));
         }
         numbers.sort_unstable();
         Ok(numbers)
@@ -146,28 +209,44 @@ impl History {
 
     /// A stored night.
     pub(super) fn night(&self, number: u64) -> Result<Night, Failure> {
-        let path = self.folder_of(number).join("night.json");
+        let path = self.folder_of(number).join(NIGHT);
         let night = read_if_there::<Night>(&path)?.ok_or_else(|| {
             let there: Vec<String> = self.numbers().unwrap_or_default().iter().map(ToString::to_string).collect();
             let there =
                 if there.is_empty() { "there is none".to_owned() } else { format!("there are {}", there.join(", ")) };
             Failure::input(anyhow!("night {number} is not kept in {}: {there}", self.folder.display()))
         })?;
-        if night.layout != LAYOUT {
-            let words = format!("{} has layout {}, and this program reads {LAYOUT}", path.display(), night.layout);
-            return Err(Failure::input(anyhow!(words)));
-        }
-        Ok(night)
+        of_this_layout(&path, night)
     }
 
-    /// The answers of a stored night.
+    /// The answers of a stored night; an error names the file.
     pub(super) fn book(&self, night: &Night) -> anyhow::Result<Book> {
-        answers::read(&self.folder_of(night.number).join("answers.parquet"), &|task| labels(night, task))
+        let path = self.folder_of(night.number).join(ANSWERS);
+        if let Some(kept) = night.answers {
+            let found =
+                digest_of(&path).with_context(|| format!("the answers in {} cannot be read", path.display()))?;
+            ensure!(
+                found == kept,
+                "the answers in {} are damaged: their digest is {found}, not {kept}",
+                path.display()
+            );
+        }
+        answers::read(&path, &|task| labels(night, task))
     }
 
     /// Keeps a night; it is there when its `night.json` is, which is written last.
     pub(super) fn keep(&self, night: &Night, book: &Book) -> anyhow::Result<()> {
         keep_in(&self.folder_of(night.number), night, book)
+    }
+
+    /// Where it is said how stored nights compare that are looked at once more.
+    pub(super) fn compared_folder(&self) -> PathBuf {
+        self.folder.join("compared")
+    }
+
+    /// Where numbers of nights lie that are no longer kept.
+    pub(super) fn pruned_folder(&self) -> PathBuf {
+        self.folder.join("pruned")
     }
 
     /// Where two versions are measured side by side.
@@ -184,32 +263,35 @@ impl History {
     pub(super) fn rewrite(&self, night: &Night) -> anyhow::Result<()> {
         rewrite_in(&self.folder_of(night.number), night)
     }
+}
 
-    /// Removes the oldest nights beyond `keep`, but never the last good one.
-    pub(super) fn prune(&self, nights: &[Night], keep: u32) -> Result<(), Failure> {
-        let last_good = last_good(nights).map(|night| night.number);
-        let beyond = nights.len().saturating_sub(keep as usize);
-        for night in nights[..beyond].iter().filter(|night| Some(night.number) != last_good) {
-            let folder = self.folder_of(night.number);
-            // Without its last file a night is none, so a kill in between leaves no half of it.
-            fs::remove_file(folder.join("night.json"))?;
-            fs::remove_dir_all(&folder)?;
-        }
-        Ok(())
+/// A night that another version wrote in another form is not taken for one of these.
+pub(super) fn of_this_layout(path: &Path, night: Night) -> Result<Night, Failure> {
+    if night.layout == LAYOUT {
+        return Ok(night);
     }
+    let words = format!("{} has layout {}, and this program reads {LAYOUT}", path.display(), night.layout);
+    Err(Failure::input(anyhow!(words)))
 }
 
 /// Writes what was measured into a folder, `night.json` last.
 pub(super) fn keep_in(folder: &Path, night: &Night, book: &Book) -> anyhow::Result<()> {
     fs::create_dir_all(folder)?;
-    let mut writer = answers::Writer::create(&folder.join("answers.parquet"))?;
+    let path = folder.join(ANSWERS);
+    let mut writer = answers::Writer::create(&path)?;
     writer.add(night.number, book, &|task| labels(night, task))?;
     writer.finish()?;
-    rewrite_in(folder, night)
+    rewrite_in(folder, &Night { answers: Some(digest_of(&path)?), ..night.clone() })
+}
+
+fn digest_of(path: &Path) -> std::io::Result<Digest> {
+    let mut hasher = Hasher::new();
+    std::io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(hasher.finish())
 }
 
 fn rewrite_in(folder: &Path, night: &Night) -> anyhow::Result<()> {
-    Ok(graftwork_store::write_atomically(&folder.join("night.json"), &json(night)?)?)
+    Ok(graftwork_store::write_atomically(&folder.join(NIGHT), &json(night)?)?)
 }
 
 /// Removes a folder and all in it, if it is there.
@@ -238,7 +320,7 @@ fn json<T: Serialize>(value: &T) -> anyhow::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn read_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
+pub(super) fn read_if_there<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
     match fs::read(path) {
         Ok(bytes) => {
             let damaged = |error| Failure::input(anyhow!("{} is damaged: {error}", path.display()));
@@ -260,13 +342,50 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let history = History::open(folder.path().to_owned(), ignore).unwrap();
         let (job, other) = (Digest::of(b"job"), Digest::of(b"other"));
-        assert_eq!(history.begin(job, 5).unwrap(), Tonight { number: 1, began_ms: 5, resumed: 0, job });
+        let first = Tonight { number: 1, began_ms: 5, resumed: 0, measured: job, submitted: None };
+        assert_eq!(history.begin(job, 5).unwrap(), first);
         fs::create_dir(history.tonight_folder().join("state")).unwrap();
-        assert_eq!(history.begin(job, 9).unwrap(), Tonight { number: 1, began_ms: 5, resumed: 1, job });
+        assert_eq!(history.begin(job, 9).unwrap(), Tonight { resumed: 1, ..first.clone() });
         assert!(history.tonight_folder().join("state").exists(), "what was trained stays");
-        assert_eq!(history.begin(other, 11).unwrap(), Tonight { number: 1, began_ms: 11, resumed: 0, job: other });
+        let second = Tonight { began_ms: 11, measured: other, ..first };
+        assert_eq!(history.begin(other, 11).unwrap(), second);
         assert!(!history.tonight_folder().join("state").exists());
         assert_eq!(history.begin(other, 12).unwrap().resumed, 1);
+        assert!(history.abandoned().unwrap().is_empty(), "no coordinator was asked for anything");
+    }
+
+    #[test]
+    fn the_job_of_a_night_that_starts_over_is_abandoned_until_it_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path().to_owned(), ignore).unwrap();
+        let (one, other) = (Digest::of(b"job"), Digest::of(b"other rows"));
+        let (old, new) = (JobId::of(&one), JobId::of(&other));
+        let mut tonight = history.begin(one, 5).unwrap();
+        history.submits(&mut tonight, old.clone()).unwrap();
+        assert_eq!(history.begin(one, 6).unwrap().submitted, Some(old.clone()), "it goes on with its job");
+        assert!(history.abandoned().unwrap().is_empty());
+        let mut tonight = history.begin(other, 7).unwrap();
+        assert_eq!((tonight.submitted.clone(), history.abandoned().unwrap()), (None, vec![old.clone()]));
+        history.submits(&mut tonight, new.clone()).unwrap();
+        history.forget_tonight().unwrap();
+        let mut both = vec![old.clone(), new.clone()];
+        both.sort();
+        assert_eq!(history.abandoned().unwrap(), both);
+        history.forgotten(&old).unwrap();
+        assert_eq!(history.abandoned().unwrap(), [new]);
+    }
+
+    #[test]
+    fn what_is_under_way_and_cannot_be_read_starts_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path().to_owned(), ignore).unwrap();
+        let job = Digest::of(b"job");
+        history.begin(job, 5).unwrap();
+        fs::create_dir(history.tonight_folder().join("state")).unwrap();
+        fs::write(history.tonight_folder().join(NIGHT), b"{\"number\":").unwrap();
+        assert_eq!(history.tonight().unwrap(), None);
+        assert_eq!(history.begin(job, 9).unwrap().resumed, 0);
+        assert!(!history.tonight_folder().join("state").exists(), "nobody knows what was trained there");
     }
 
     #[test]
@@ -288,7 +407,7 @@ mod tests {
         assert!(refused.error.to_string().ends_with("there is none"), "{}", refused.error);
         fs::create_dir_all(history.folder_of(2)).unwrap();
         assert!(history.numbers().unwrap().is_empty(), "a night that was cut off is none");
-        fs::write(history.folder_of(2).join("night.json"), b"{").unwrap();
+        fs::write(history.folder_of(2).join(NIGHT), b"{").unwrap();
         let damaged = history.night(2).unwrap_err();
         assert!(damaged.error.to_string().contains("is damaged"), "{}", damaged.error);
         assert!(history.nights().unwrap().is_empty(), "it is left out");

@@ -6,7 +6,8 @@
 //! with the same command. Nothing here computes a probability.
 //!
 //! ```text
-//! expand · tonight · night · history   what is trained, and what is kept of it
+//! expand · tonight · night · curves    what is trained, and what is kept of it
+//! history · pruned · aside             where it is kept, for how long, and how it is put aside
 //! scores · costs · compare             verdicts of the crate graftwork-verdict over what is kept
 //! conclude · output · webhook · export what is said
 //! due · by_itself                      a coordinator runs nights when they are due
@@ -15,18 +16,21 @@
 //! ```
 
 mod answers;
+mod aside;
 mod beside;
 mod bisect;
 mod by_itself;
 mod compare;
 mod conclude;
 mod costs;
+mod curves;
 mod due;
 mod expand;
 mod export;
 mod history;
 mod night;
 mod output;
+mod pruned;
 mod repeat;
 mod scores;
 #[cfg(test)]
@@ -38,12 +42,14 @@ mod webhook;
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+pub(crate) use aside::{AsideError, put_aside};
 pub(crate) use by_itself::ByItself;
 use graftwork_shared::job::Spans;
 
 use self::{
     compare::Commands,
     conclude::{Concluded, Wanted, conclude},
+    expand::expand,
     history::History,
     night::{Code, Night},
     tonight::{Prepared, keep, prepare},
@@ -76,7 +82,7 @@ pub(crate) struct Arguments {
     /// What to call the code that is measured, such as a commit; by default a digest of the programs.
     #[arg(long, value_name = "TEXT", env = "GRAFTWORK_CODE")]
     code: Option<String>,
-    /// Start the night over, if one was interrupted.
+    /// Start the night over, if one was interrupted. One that was trained and not compared yet stays, without a verdict.
     #[arg(long)]
     again: bool,
     /// Train nothing; compare this stored night once more.
@@ -202,39 +208,64 @@ async fn train(
 ) -> Result<Trained, Failure> {
     let JobFile { name, text, mut job, spans: _, .. } = file;
     if let Some(against) = against {
-        history.night(against)?;
+        // What cannot be compared with is told before hours of training.
+        history.book(&history.night(against)?).map_err(Failure::input)?;
     }
-    if let Some(kept) = history.nights()?.last().filter(|night| night.judged.is_none()) {
-        eprintln!("night {} is trained and was not compared yet", kept.number);
-        history.forget_tonight()?;
-        return Ok(Trained::Kept(kept.number));
-    }
-    if arguments.again {
-        history.forget_tonight()?;
+    if let Some(number) = waiting(history, arguments.again)? {
+        return Ok(Trained::Kept(number));
     }
     job.resources.workers = arguments.processes.workers.unwrap_or(job.resources.workers);
-    let prepared: Prepared = prepare(history, &job, Code::now(arguments.code.as_deref())?)?;
-    let training = Training {
-        workers: prepared.job.resources.workers,
-        threads: run::threads(&prepared.job, arguments.processes.threads),
-        job: prepared.job.clone(),
-        spans: Spans::default(),
-        folder: history.tonight_folder().join("state"),
-        progress: arguments.processes.progress,
-        again: false,
-        reuse: false,
-        go_on: again(arguments),
-    };
-    match run::train(training).await? {
-        End::Interrupted => Ok(Trained::Ended(INTERRUPTED)),
-        End::Refused(problems) => {
-            // Nothing was trained, so there is nothing to go on with.
-            history.forget_tonight()?;
-            show_problems(&text, &name, &problems);
-            Ok(Trained::Ended(INPUT))
+    let (job, code) = (expand(&job)?, Code::now(arguments.code.as_deref())?);
+    loop {
+        // What the planner reads of the rows decides whether they are still those that the night began with.
+        let prepared: Prepared = prepare(history, job.clone(), job.digest(), code.clone())?;
+        let training = Training {
+            workers: prepared.job.resources.workers,
+            threads: run::threads(&prepared.job, arguments.processes.threads),
+            job: prepared.job.clone(),
+            spans: Spans::default(),
+            folder: history.tonight_folder().join("state"),
+            progress: arguments.processes.progress,
+            again: false,
+            reuse: false,
+            go_on: again(arguments),
+        };
+        match run::train(training).await? {
+            End::Interrupted => return Ok(Trained::Ended(INTERRUPTED)),
+            End::Refused(problems) => {
+                // Nothing was trained, so there is nothing to go on with.
+                history.forget_tonight()?;
+                show_problems(&text, &name, &problems);
+                return Ok(Trained::Ended(INPUT));
+            }
+            End::Changed(words) => {
+                eprintln!("{words}: night {} starts over", prepared.tonight.number);
+                history.forget_tonight()?;
+            }
+            End::Ended(view, recoveries) => return Ok(Trained::Kept(keep(history, prepared, &view, recoveries)?)),
         }
-        End::Ended(view, recoveries) => Ok(Trained::Kept(keep(history, prepared, &view, recoveries)?)),
     }
+}
+
+/// The night that was trained and not compared yet, if it is to be compared now. What is under way is forgotten where
+/// another night is to begin.
+fn waiting(history: &History, again: bool) -> Result<Option<u64>, Failure> {
+    let nights = history.nights()?;
+    let Some(kept) = nights.last().filter(|night| night.judged.is_none()) else {
+        if again {
+            history.forget_tonight()?;
+        }
+        return Ok(None);
+    };
+    history.forget_tonight()?;
+    if !again {
+        eprintln!("night {} is trained and was not compared yet", kept.number);
+        return Ok(Some(kept.number));
+    }
+    eprintln!("night {} stays as it was trained, without a verdict: another one begins", kept.number);
+    let judged = Some(compare::without_verdict(&nights, kept.number));
+    history.rewrite(&Night { judged, ..kept.clone() })?;
+    Ok(None)
 }
 
 /// The command as it was typed.

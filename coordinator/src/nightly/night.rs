@@ -58,6 +58,9 @@ pub(super) struct Night {
     /// How long training stood still after each loss, as far as somebody saw it.
     #[serde(default)]
     pub(super) recoveries: Vec<Recovery>,
+    /// Digest of the file of its answers; earlier versions did not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) answers: Option<Digest>,
     /// Set once it was compared.
     pub(super) judged: Option<Judged>,
 }
@@ -66,6 +69,14 @@ impl Night {
     /// What people call it.
     pub(super) fn title(&self) -> String {
         if self.number == 0 { self.code.name.clone() } else { format!("night {}", self.number) }
+    }
+
+    /// What later nights ask of one whose answers and pages are gone: scores, costs, code, what came of it.
+    pub(super) fn numbers(&self) -> Self {
+        let mut numbers = self.clone();
+        (numbers.job.tasks, numbers.job.fusions) = (Vec::new(), Vec::new());
+        numbers.measurements.iter_mut().for_each(|measured| measured.attention = Vec::new());
+        numbers
     }
 }
 
@@ -91,20 +102,21 @@ pub(super) struct Code {
     pub(super) numerics: u32,
     /// As the user names it, else the digest of the programs.
     pub(super) name: String,
+    /// First digits of the digest of the programs, whatever they are called; earlier versions did not keep it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) programs: String,
 }
 
 impl Code {
     /// The programs that run now.
     pub(super) fn now(named: Option<&str>) -> anyhow::Result<Self> {
-        Self::named(named, || {
-            let worker = Worker::find().map_err(|failure| failure.error)?;
-            Ok(format!("programs {}", digest(&[std::env::current_exe()?, worker.command().get_program().into()])?))
-        })
+        let worker = Worker::find().map_err(|failure| failure.error)?;
+        Self::of("programs", &[std::env::current_exe()?, worker.command().get_program().into()], named)
     }
 
     /// A coordinator that runs now; its workers may be of other machines.
     pub(super) fn of_coordinator(named: Option<&str>) -> anyhow::Result<Self> {
-        Self::named(named, || Ok(format!("coordinator {}", digest(&[std::env::current_exe()?])?)))
+        Self::of("coordinator", &[std::env::current_exe()?], named)
     }
 
     /// Whether its name is that of a git commit, so that commits between two of them can be looked for.
@@ -112,9 +124,10 @@ impl Code {
         (7..=40).contains(&self.name.len()) && self.name.bytes().all(|byte| byte.is_ascii_hexdigit())
     }
 
-    fn named(named: Option<&str>, or: impl FnOnce() -> anyhow::Result<String>) -> anyhow::Result<Self> {
-        let name = named.map_or_else(or, |named| Ok(named.to_owned()))?;
-        Ok(Self { version: VERSION.to_owned(), numerics: NUMERICS_VERSION, name })
+    fn of(kind: &str, programs: &[PathBuf], named: Option<&str>) -> anyhow::Result<Self> {
+        let programs = digest(programs)?;
+        let name = named.map_or_else(|| format!("{kind} {programs}"), str::to_owned);
+        Ok(Self { version: VERSION.to_owned(), numerics: NUMERICS_VERSION, name, programs })
     }
 }
 

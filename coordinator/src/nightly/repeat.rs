@@ -1,5 +1,6 @@
 //! Repeats exactly one measurement of a stored night: its resolved job, this task or fusion alone, all its seeds.
 
+use anyhow::anyhow;
 use graftwork_shared::{job::Spans, view::StageView};
 
 use super::{
@@ -18,6 +19,8 @@ use crate::{
 pub(super) async fn repeat(history: &History, night: Night, task: &str, arguments: &Arguments) -> Result<u8, Failure> {
     let task = &super::known_task(&night, task)?;
     let stored = seeds(&night, task);
+    // Without them there is nothing to hold the repetition against.
+    let kept = history.book(&night).map_err(Failure::input)?;
     let mut job = night.job.clone();
     (job.tasks, job.fusions) = (Vec::new(), Vec::new());
     for measured in &stored {
@@ -41,6 +44,7 @@ pub(super) async fn repeat(history: &History, night: Night, task: &str, argument
     let view = match run::train(training).await? {
         End::Ended(view, _) => view,
         End::Interrupted => return Ok(INTERRUPTED),
+        End::Changed(words) => return Err(Failure::input(anyhow!(words))),
         End::Refused(problems) => {
             show_problems("", "the job of that night", &problems);
             return Ok(INPUT);
@@ -49,7 +53,6 @@ pub(super) async fn repeat(history: &History, night: Night, task: &str, argument
     let mut wanted = *view;
     wanted.stages.retain(|stage: &StageView| measured(&stage.name).is_some_and(|(name, _)| name == *task));
     let (again, book, failed) = gather(&wanted)?;
-    let kept = history.book(&night)?;
     let (mut text, mut different) = (String::new(), failed.len());
     for problem in &failed {
         text.push_str(&format!("✗ {} {}\n", problem.name, problem.message));

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use graftwork_shared::{id::Name, metric::Metric, view::StageKind};
-use graftwork_verdict::{Answers, Comparison, Groups, Run, Verdict};
+use graftwork_verdict::{Answers, Comparison, Groups, Run, Verdict, distance};
 use graftwork_web::{Alone, Flip, MOST_FLIPS, Problem, Row};
 
 use super::{
@@ -239,7 +239,7 @@ fn is_worse(truth: &Answers, first: &Answers, second: &Answers, row: usize) -> b
             first[row] == truth[row] && second[row] != truth[row]
         }
         (Answers::Numbers(truth), Answers::Numbers(first), Answers::Numbers(second)) => {
-            (second[row] - truth[row]).abs() > (first[row] - truth[row]).abs()
+            distance(second[row], truth[row]) > distance(first[row], truth[row])
         }
         _ => false,
     }

@@ -1,5 +1,7 @@
 //! Nights that never were, compared: what is named, what is excused, what is left out.
 
+mod stored;
+
 use std::collections::BTreeMap;
 
 use graftwork_shared::{
@@ -17,7 +19,7 @@ use graftwork_web::{NightOutcome, NightlyView, Problem};
 
 use super::{
     answers::{Asked, Book},
-    compare::{self, Commands},
+    compare::{self, Commands, Known},
     night::{Code, Judged, LAYOUT, Measurement, Night},
     output,
     scores::Opened,
@@ -74,13 +76,19 @@ fn night(number: u64, tasks: &[(&str, f64)]) -> (Night, Book) {
         began_ms: number * 86_400_000,
         ended_ms: number * 86_400_000 + 60_000,
         resumed: 0,
-        code: Code { version: "0.1.0".to_owned(), numerics: 2, name: format!("commit {number}") },
+        code: Code {
+            version: "0.1.0".to_owned(),
+            numerics: 2,
+            name: format!("commit {number}"),
+            programs: "0123456789ab".to_owned(),
+        },
         job: job(),
         measurements,
         failed: Vec::new(),
         missed: false,
         usage: Usage { core_seconds: 60.0, peak_memory_bytes: 400 << 20, ..Usage::default() },
         recoveries: Vec::new(),
+        answers: None,
         judged: None,
     };
     (night, book)
@@ -99,7 +107,11 @@ fn commands() -> Commands {
 fn compared(before: &(Night, Book), after: &(Night, Book), nightly: &Nightly) -> compare::Compared {
     let nights = [judged(before.0.clone(), true, &[]), after.0.clone()];
     let (before, after) = (Opened { night: &nights[0], book: &before.1 }, Opened { night: &nights[1], book: &after.1 });
-    compare::compare(after, Some(before), &nights, nightly, &commands())
+    compare::compare(after, Some(before), known(&nights), nightly, &commands())
+}
+
+fn known(nights: &[Night]) -> Known<'_> {
+    Known { nights, notes: &[] }
 }
 
 fn named(view: &NightlyView) -> Vec<&str> {
@@ -143,7 +155,7 @@ fn a_reason_excuses_one_night_and_no_more() {
     // A night later the reason is used up, whatever is compared.
     let nights = [judged(before.0, true, &[mark]), worse.0];
     let (first, second) = (Opened { night: &nights[0], book: &before.1 }, Opened { night: &nights[1], book: &worse.1 });
-    let later = compare::compare(second, Some(first), &nights, &nightly, &commands());
+    let later = compare::compare(second, Some(first), known(&nights), &nightly, &commands());
     assert_eq!(later.view.outcome, NightOutcome::Regressed);
     assert!(later.judged.used.contains(mark), "it stays used up");
 }
@@ -192,13 +204,14 @@ fn what_cannot_be_compared_is_said_and_fails_nothing_but_what_failed() {
 fn the_baseline_is_the_last_good_night_before() {
     let stored = |number, good| judged(night(number, &[("a", 0.9)]).0, good, &[]);
     let nights = [stored(1, true), stored(2, true), stored(3, false), night(4, &[("a", 0.9)]).0];
-    assert_eq!(compare::baseline(&nights, 4), Some(2));
-    assert_eq!(compare::baseline(&nights, 2), Some(1));
-    assert_eq!(compare::baseline(&nights, 1), None);
+    let baselines = |number| compare::baselines(&nights, number).map(|night| night.number).collect::<Vec<_>>();
+    assert_eq!((baselines(4), baselines(2), baselines(1)), (vec![2, 1], vec![1], vec![]));
+    let set_aside = compare::without_verdict(&nights, 4);
+    assert_eq!((set_aside.good, set_aside.baseline), (false, None));
     let alone = compare::compare(
         Opened { night: &nights[0], book: &night(1, &[("a", 0.9)]).1 },
         None,
-        &nights[..1],
+        known(&nights[..1]),
         &Nightly::default(),
         &commands(),
     );
@@ -227,7 +240,7 @@ fn slower(reason: bool) -> compare::Compared {
         nightly.expected.insert("a".parse().unwrap(), Expected { score: None, cost });
     }
     let (first, last) = (Opened { night: &nights[18], book: &book }, Opened { night: &nights[19], book: &book });
-    compare::compare(last, Some(first), &nights, &nightly, &commands())
+    compare::compare(last, Some(first), known(&nights), &nightly, &commands())
 }
 
 #[test]

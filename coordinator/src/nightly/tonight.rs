@@ -1,4 +1,7 @@
 //! The night that is under way: what it trains, and what is kept of it when its job has ended.
+//!
+//! A night is one job over one set of rows, measured by one set of programs from its beginning to its end. What is
+//! measured names its folder, and so its job: nobody goes on with a night of something else.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -6,7 +9,7 @@ use anyhow::anyhow;
 use graftwork_shared::{digest::Digest, event::Outcome, job::Job, view::JobView};
 
 use super::{
-    expand::expand,
+    curves,
     history::{History, Tonight},
     night::{Code, LAYOUT, Night, gather},
 };
@@ -20,18 +23,20 @@ pub(super) struct Prepared {
     pub(super) job: Job,
 }
 
-/// Begins a night of a job, or goes on with the one that was interrupted.
-pub(super) fn prepare(history: &History, job: &Job, code: Code) -> Result<Prepared, Failure> {
-    // The folder is this night's own, so that no coordinator takes its job for an earlier night's.
-    let hub = history.tonight_folder().join("hub").join(format!("{:06}", history.next_number()?));
-    let expanded = expand(job, &hub.display().to_string())?;
-    // The programs belong to it: a night is measured by one code from its beginning to its end.
-    let digest = Digest::of_value("graftwork night", &(expanded.digest(), &code.version, code.numerics, &code.name));
-    let tonight = history.begin(digest, now_ms())?;
+/// Begins a night, or goes on with the one that was interrupted. `job` has each task and fusion once for each seed, and
+/// `of` is the digest of it, with its rows where they were read.
+pub(super) fn prepare(history: &History, mut job: Job, of: Digest, code: Code) -> Result<Prepared, Failure> {
+    // A name that stays while its programs change makes them no other night's.
+    let code_of = (&code.version, code.numerics, &code.name, &code.programs);
+    let measured = Digest::of_value("graftwork night", &(of, code_of));
+    let tonight = history.begin(measured, now_ms())?;
     if tonight.resumed > 0 {
         history.tell(&format!("night {} goes on where it was interrupted", tonight.number));
     }
-    Ok(Prepared { tonight, code, job: expanded })
+    // It is part of the job: no coordinator takes it for an earlier night's, or for one of other programs.
+    let folder = format!("{:06}-{}", tonight.number, measured.short());
+    job.publish.hub = history.tonight_folder().join("hub").join(folder).display().to_string();
+    Ok(Prepared { tonight, code, job })
 }
 
 /// Keeps what a night measured, and removes its training.
@@ -60,11 +65,13 @@ pub(super) fn keep(
         missed: view.outcome == Some(Outcome::ExpectationMissed),
         usage: view.usage,
         recoveries,
+        answers: None,
         judged: None,
     };
     let folder = history.folder_of(night.number);
-    // Learning curves and attention of fusions are on the job's own page.
+    // Learning curves stage by stage, and all else of the job, are on its own page.
     graftwork_store::write_atomically(&folder.join("job.html"), graftwork_web::report_page(view).as_bytes())?;
+    curves::keep(&folder, &curves::of(view))?;
     history.keep(&night, &book)?;
     history.forget_tonight()?;
     Ok(night.number)
@@ -74,4 +81,36 @@ pub(super) fn keep(
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::expand::expand, *};
+    use crate::fixture::{TASK, World};
+
+    fn code(name: &str, programs: &str) -> Code {
+        Code { version: "0.1.0".to_owned(), numerics: 2, name: name.to_owned(), programs: programs.to_owned() }
+    }
+
+    #[test]
+    fn another_job_other_rows_and_other_programs_are_another_night_in_another_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path().to_owned(), |_| {}).unwrap();
+        let (_, parsed) = World::new().parse(TASK);
+        let job = expand(&parsed.job.unwrap()).unwrap();
+        let prepared = |of: &[u8], code| prepare(&history, job.clone(), Digest::of(of), code).unwrap();
+        let first = prepared(b"rows", code("main", "aaaa"));
+        assert!(first.job.publish.hub.contains("tonight/hub/000001-"), "{}", first.job.publish.hub);
+        let again = prepared(b"rows", code("main", "aaaa"));
+        assert_eq!((again.tonight.resumed, &again.job), (1, &first.job), "the same one goes on");
+        let mut hubs = vec![first.job.publish.hub];
+        for (of, code) in
+            [(b"others", code("main", "aaaa")), (b"others", code("main", "bbbb")), (b"others", code("other", "bbbb"))]
+        {
+            let next = prepared(of, code);
+            assert_eq!((next.tonight.number, next.tonight.resumed), (1, 0));
+            assert!(!hubs.contains(&next.job.publish.hub), "{hubs:?}");
+            hubs.push(next.job.publish.hub);
+        }
+    }
 }

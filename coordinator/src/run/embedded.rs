@@ -173,11 +173,9 @@ impl Led<'_> {
             if view.outcome.is_some() || training.again {
                 return Ok(Tried::StartOver);
             }
-            let words = format!(
-                "the data, the base model or the program of {changed} changed since this job was planned; \
-                 run it with --again to start over with what is there now"
-            );
-            return Err(Failure::input(anyhow!(words)));
+            let words =
+                format!("the data, the base model or the program of {changed} changed since this job was planned");
+            return Ok(Tried::End(End::Changed(words)));
         }
         let mut progress = Progress::new(training.progress, &view);
         let followed = self.follow(&mut client, &id, &mut progress).await;

@@ -12,6 +12,7 @@ mod workers;
 
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use graftwork_shared::{
     diagnostic::Diagnostic,
     id::JobId,
@@ -96,6 +97,8 @@ pub(crate) enum End {
     Ended(Box<JobView>, Vec<Recovery>),
     /// It cannot be planned.
     Refused(Vec<Diagnostic>),
+    /// It was interrupted, and would be planned otherwise now; in words. Nothing was touched.
+    Changed(String),
     /// The user stopped it; the state is kept.
     Interrupted,
 }
@@ -137,6 +140,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
             Ok(INPUT)
         }
         End::Interrupted => Ok(INTERRUPTED),
+        End::Changed(words) => {
+            let words = format!("{words}; run it with --again to start over with what is there now");
+            Err(Failure::input(anyhow!(words)))
+        }
         End::Ended(view, _) => {
             let paths = report::write(&view, &folder)?;
             match arguments.output {

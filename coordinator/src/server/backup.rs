@@ -1,11 +1,12 @@
 //! A state put aside and brought back, wherever it lies: in a folder, or in PostgreSQL and an object store.
 //!
-//! A backup is a folder with the journal of one moment as a SQLite file, every blob that the journal refers to, and
-//! `backup.json`, which says what it holds. So it may be brought back at a place of another kind than it was taken from. It
-//! may be taken while a coordinator leads: the journal is read in one transaction, and blobs never change. What a
-//! coordinator lets go of meanwhile makes the copy begin anew with a later journal. Every blob is read whole and held
-//! against its digest, on the way out and on the way back. A folder has its name only when it is whole, and a database gets
-//! the journal in one transaction, after the bucket has all blobs; nothing is written over anything.
+//! A backup is a folder with the journal of one moment as a SQLite file, every blob that the journal refers to, the
+//! histories of nights, and `backup.json`, which says what it holds. So it may be brought back at a place of another kind
+//! than it was taken from. It may be taken while a coordinator leads: the journal is read in one transaction, and blobs
+//! never change. What a coordinator lets go of meanwhile makes the copy begin anew with a later journal. Every blob is read
+//! whole and held against its digest, on the way out and on the way back, and so are the histories together. A folder has
+//! its name only when it is whole, and a database gets the journal in one transaction, after the bucket has all blobs;
+//! nothing is written over anything.
 //!
 //! A restored state leads under a term far above that of the backup: coordinators and workers that were there when it was
 //! taken may have gone on since, and whoever knows a higher term obeys no lower one.
@@ -33,9 +34,11 @@ use super::{
 
 mod aside;
 mod error;
+mod nights;
 
 use aside::Aside;
 pub(crate) use error::BackupError;
+use nights::Nights;
 
 /// What a backup is called by itself.
 const MANIFEST: &str = "backup.json";
@@ -69,7 +72,20 @@ pub(crate) struct Manifest {
     pub(crate) bytes: u64,
     /// SHA-256 of the journal.
     journal: Digest,
+    /// The histories of nights, where there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nights: Option<Nights>,
 }
+
+impl Manifest {
+    /// Nights that are kept in it.
+    pub(crate) fn nights(&self) -> u64 {
+        self.nights.as_ref().map_or(0, Nights::count)
+    }
+}
+
+/// Folder of histories of nights, in a state folder and in a backup.
+pub(crate) const NIGHTS: &str = "nightly";
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> BackupError + '_ {
     |error| BackupError::Io { path: path.to_owned(), error }
@@ -92,14 +108,28 @@ pub(crate) enum Home {
     Servers { database: Database, bucket: Bucket },
 }
 
-/// Puts a state aside; a coordinator may lead it meanwhile.
-pub(crate) fn back_up(home: &Home, to: &Path) -> Result<Manifest, BackupError> {
+impl Home {
+    /// Where histories of nights lie, unless another folder is named: a database has no place for them.
+    pub(crate) fn nights(&self, named: Option<&Path>) -> Option<PathBuf> {
+        let own = || match self {
+            Self::Folder { folder, .. } => Some(folder.join(NIGHTS)),
+            Self::Servers { .. } => None,
+        };
+        named.map(Path::to_owned).or_else(own)
+    }
+}
+
+/// Puts a state aside, with the histories in a folder that may be another one than its own; a coordinator may lead it
+/// meanwhile.
+pub(crate) fn back_up(home: &Home, histories: Option<&Path>, to: &Path) -> Result<Manifest, BackupError> {
     if let Home::Folder { folder, .. } = home
         && !journal_of(folder).is_file()
     {
         return Err(BackupError::NoState { place: folder.display().to_string() });
     }
     let aside = Aside::begin(to)?;
+    // Before the journal: a job of a night that is under way here is in it, and is forgotten where it is brought back.
+    let nights = home.nights(histories).map(|from| nights::put_aside(&from, aside.folder())).transpose()?.flatten();
     let store = BlobStore::open(aside.folder())?;
     let mut attempt = 0;
     let (opened, (blobs, bytes)) = loop {
@@ -118,7 +148,8 @@ pub(crate) fn back_up(home: &Home, to: &Path) -> Result<Manifest, BackupError> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
     let journal = digest_of(&journal_of(aside.folder()))?;
-    let manifest = Manifest { format: FORMAT, version: VERSION.to_owned(), at_ms, term, facts, blobs, bytes, journal };
+    let version = VERSION.to_owned();
+    let manifest = Manifest { format: FORMAT, version, at_ms, term, facts, blobs, bytes, journal, nights };
     let path = aside.folder().join(MANIFEST);
     let text = serde_json::to_string_pretty(&manifest).map_err(|error| io_error(&path)(error.into()))?;
     fs::write(&path, text + "\n").map_err(io_error(&path))?;
@@ -126,18 +157,34 @@ pub(crate) fn back_up(home: &Home, to: &Path) -> Result<Manifest, BackupError> {
     Ok(manifest)
 }
 
-/// Brings a backup back at a place that holds no state yet, of the same kind or another.
-pub(crate) fn restore(backup: &Path, home: &Home) -> Result<Manifest, BackupError> {
+/// Brings a backup back at a place that holds no state yet, of the same kind or another; histories of nights beside it, or
+/// into the folder that is named.
+pub(crate) fn restore(backup: &Path, home: &Home, histories: Option<&Path>) -> Result<Manifest, BackupError> {
     let manifest = read_manifest(backup)?;
+    if let Some(nights) = &manifest.nights {
+        nights.check(backup)?;
+    }
+    // They have their name last: what is not brought back after all leaves nothing of them.
+    let there = histories.filter(|_| manifest.nights.is_some());
+    let named = there.map(|place| Ok::<_, BackupError>((begin(place)?, place))).transpose()?;
+    if let Some((aside, _)) = &named {
+        nights::bring_back(backup, aside)?;
+    }
     match home {
-        Home::Folder { folder, bucket } => restore_folder(backup, folder, bucket.as_ref())?,
+        Home::Folder { folder, bucket } => restore_folder(backup, folder, bucket.as_ref(), named.is_none())?,
         Home::Servers { database, bucket } => restore_servers(backup, database, bucket)?,
+    }
+    if let Some((aside, place)) = &named {
+        finish(aside, place)?;
     }
     Ok(manifest)
 }
 
-fn restore_folder(backup: &Path, state: &Path, bucket: Option<&Bucket>) -> Result<(), BackupError> {
+fn restore_folder(backup: &Path, state: &Path, bucket: Option<&Bucket>, with_nights: bool) -> Result<(), BackupError> {
     let aside = Aside::begin(state)?;
+    if with_nights {
+        nights::bring_back(backup, &aside.folder().join(NIGHTS))?;
+    }
     let opened = open_copy(backup, aside.folder())?;
     place_blobs(backup, bucket, aside.folder(), &opened)?;
     drop(opened);

@@ -73,7 +73,7 @@ use self::{
 
 pub(crate) use self::{
     access::{Limits, NewToken, Role, Tokens},
-    backup::{BackupError, Home, Manifest, back_up, restore},
+    backup::{BackupError, Home, Manifest, NIGHTS, back_up, restore},
     blobs::{BlobError, BlobStore, Bucket},
     door::{Planner, Publication, Publisher, StageOfPlan},
     error::ServerError,

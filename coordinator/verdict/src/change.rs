@@ -7,7 +7,11 @@
 use serde::{Deserialize, Serialize};
 use statrs::{distribution::ContinuousCDF as _, function::factorial::ln_binomial};
 
-use crate::{Random, Settings, adjusted, power::normal};
+use crate::{
+    Random, Settings,
+    power::normal,
+    verdict::{GROWTH, RELIEF, rates},
+};
 
 /// Fewest nights on each side of a change: one slow night beside an ordinary one is no change.
 const SIDE: usize = 3;
@@ -73,22 +77,22 @@ pub struct Change {
     pub medians: [f64; 2],
     /// Relative change, above 0 when worse.
     pub worse_by: f64,
-    /// Chance of such a change where there is none, among all series of the night.
+    /// The rate of false alarms at which it would just be named, over all that the night compares.
     pub level: f64,
     /// The lasting change that would have been found, and after how many nights; `None` while none could be.
     pub detectable: Option<(f64, usize)>,
     /// The chance with which it would have been found.
     pub power: f64,
-    /// The chance that a night without any change names a series.
+    /// The chance that a night without any change names anything: at most this.
     pub false_alarm: f64,
 }
 
-/// Looks for a change in each series; false alarms are bounded over all of them together.
+/// Looks for a change in each series; false alarms are bounded over all of them and the night's scores together.
 pub fn changes(series: &[Series], settings: &Settings) -> Vec<Change> {
     let scans: Vec<Scan> = series.iter().map(|series| Scan::of(series, settings)).collect();
-    let levels = |side: fn(&Scan) -> f64| adjusted(&scans.iter().map(side).collect::<Vec<_>>());
-    let (worse, better) = (levels(|scan| scan.worse), levels(|scan| scan.better));
-    let alone = settings.false_alarm / series.len().max(1) as f64;
+    let chances = |side: fn(&Scan) -> f64| scans.iter().map(side).collect::<Vec<_>>();
+    let (worse, better) = (rates(&chances(|scan| scan.worse), GROWTH), rates(&chances(|scan| scan.better), RELIEF));
+    let alone = GROWTH * settings.false_alarm / series.len().max(1) as f64;
     let levels = worse.into_iter().zip(better).map(|(worse, better)| [worse, better]);
     let scanned = scans.iter().zip(series).zip(levels);
     scanned.map(|((scan, series), levels)| scan.change(series, levels, alone, settings)).collect()

@@ -23,7 +23,7 @@ mod verdict;
 pub use bootstrap::{Resampled, paired_bootstrap};
 pub use change::{Change, Finding as CostFinding, Series, Worse, changes};
 pub use discovery::adjusted;
-pub use measure::{Answers, Measure, Scorer};
+pub use measure::{Answers, Measure, Scorer, distance};
 pub use paired::{Tails, mcnemar, sign_flips};
 pub use power::Noise;
 pub use random::Random;

@@ -26,13 +26,33 @@ pub enum Measure {
 }
 
 /// What is right, or what a model said, row by row.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answers {
     /// Class ids.
     Classes(Vec<u32>),
     /// Numbers.
     Numbers(Vec<f64>),
+}
+
+/// A model that answers no number where it answered none before gives the same answers.
+impl PartialEq for Answers {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Classes(these), Self::Classes(those)) => these == those,
+            (Self::Numbers(these), Self::Numbers(those)) => {
+                let same = |(this, that): (&f64, &f64)| this == that || (this.is_nan() && that.is_nan());
+                these.len() == those.len() && these.iter().zip(those).all(same)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// How far a number lies from what is right; what is none lies further than any.
+pub fn distance(given: f64, truth: f64) -> f64 {
+    let distance = (given - truth).abs();
+    if distance.is_nan() { f64::INFINITY } else { distance }
 }
 
 impl Answers {
@@ -229,6 +249,15 @@ mod tests {
         assert_score(Measure::Accuracy, &constant, &truth, 0.0);
         assert_score(Measure::Spearman, &Answers::Classes(vec![1]), &Answers::Classes(vec![1]), 0.0);
         assert_score(Measure::F1, &Answers::Classes(vec![]), &Answers::Classes(vec![]), 0.0);
+    }
+
+    #[test]
+    fn what_is_no_number_is_the_same_as_itself_and_worse_than_any() {
+        let broken = Answers::Numbers(vec![f64::NAN, 0.5]);
+        assert_eq!(broken, broken.clone());
+        assert_ne!(broken, Answers::Numbers(vec![0.0, 0.5]));
+        assert_ne!(broken, Answers::Numbers(vec![f64::NAN]));
+        assert!(distance(f64::NAN, 1.0) > distance(1e300, 1.0) && distance(1.5, 1.0) > distance(0.75, 1.0));
     }
 
     /// A weight is a number of copies of the row.

@@ -28,6 +28,12 @@ impl Noise {
         self.rows.hypot(self.of_seeds())
     }
 
+    /// The smaller of the two, of those that there are: the standard error is not below it.
+    fn least(&self) -> f64 {
+        let parts = [self.rows, self.of_seeds()].into_iter().filter(|part| *part > 0.0);
+        parts.reduce(f64::min).unwrap_or(0.0)
+    }
+
     /// One-sided probability that seeds alone give a mean difference of at least this much.
     pub fn seeds_alone(&self, difference: f64) -> Option<f64> {
         let spread = self.spread?;
@@ -47,13 +53,15 @@ impl Noise {
         by_rows.max(by_seeds).max(threshold)
     }
 
-    /// The least chance with which a true drop of this size is named.
+    /// The least chance with which a true drop of this size is named. More noise carries a small drop over the bound more
+    /// often and a large one less often, so a small one is held against the least noise and a large one against the most.
     pub fn power(&self, drop: f64, level: f64, threshold: f64) -> f64 {
         let beyond = drop - self.named_from(level, threshold);
-        if self.total() == 0.0 {
+        let noise = if beyond >= 0.0 { self.total() } else { self.least() };
+        if noise == 0.0 {
             return if beyond >= 0.0 { 1.0 } else { 0.0 };
         }
-        normal().cdf(beyond / self.total())
+        normal().cdf(beyond / noise)
     }
 
     /// The smallest true drop that is named with this chance.
@@ -101,6 +109,21 @@ mod tests {
         assert!((both.seeds_alone(2.0 * error).unwrap() - 0.036_694_02).abs() < 1e-7);
         assert!(both.detectable(0.8, 0.05, 0.0) > rows.detectable(0.8, 0.05, 0.0));
         assert!((both.named_from(0.05, 0.5) - 0.5).abs() < 1e-12, "the threshold is a bound of its own");
+    }
+
+    /// Whatever the noise is between its parts and both together, the stated chance is no larger than the true one.
+    #[test]
+    fn stated_power_is_the_least_of_all_noise_that_may_be() {
+        let noise = Noise { rows: 0.006, seeds: 3, spread: Some(SPREAD) };
+        let named_from = noise.named_from(0.01, 0.0);
+        for drop in [0.005, 0.01, 0.015, 0.02, 0.03, 0.05] {
+            let stated = noise.power(drop, 0.01, 0.0);
+            for error in [noise.rows, noise.of_seeds(), noise.total()] {
+                assert!(stated <= normal().cdf((drop - named_from) / error) + 1e-12, "{drop} with {error}");
+            }
+        }
+        let detectable = noise.detectable(0.8, 0.01, 0.0);
+        assert!((noise.power(detectable, 0.01, 0.0) - 0.8).abs() < 1e-9);
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod stage;
 mod sweep;
 
 pub use nightly::{
-    Alone, Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, nightly_page,
-    percent,
+    Alone, Cost, Curve, Curves, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, PairedCost, Past, Problem, Row,
+    nightly_page, percent,
 };
 pub use report::report_page;

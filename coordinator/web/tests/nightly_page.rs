@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use graftwork_shared::assignment::Usage;
 use graftwork_verdict::{Answers, Comparison, Measure, Run, Series, Settings, Worse, changes, judge};
-use graftwork_web::{Alone, Cost, Flip, Head, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, nightly_page};
+use graftwork_web::{
+    Alone, Cost, Curve, Curves, Flip, Head, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, nightly_page,
+};
 
 fn head(number: u64) -> Head {
     Head {
@@ -87,10 +89,46 @@ fn view() -> NightlyView {
     }
 }
 
+/// A task and a fusion with two seeds each, and the same of the baseline.
+fn curves() -> Curves {
+    let curve = |task: &str, seed: u64, fused: &[&str]| Curve {
+        task: task.to_owned(),
+        seed,
+        metric: "accuracy".to_owned(),
+        scores: vec![(10, 0.5), (20, 0.75)],
+        loss: vec![(5, 0.9), (10, 0.5), (20, 0.25)],
+        validation: vec![(10, 0.6), (20, 0.3)],
+        fused: fused.iter().map(|name| (*name).to_owned()).collect(),
+        attention: if fused.is_empty() {
+            Vec::new()
+        } else {
+            vec![vec![0.1 * seed as f64, 1.0 - 0.1 * seed as f64]; 2]
+        },
+    };
+    let all = || [1, 3].map(|seed| [curve("mail", seed, &[]), curve("<both>", seed, &["mail", "films"])]).concat();
+    Curves { now: all(), before: all() }
+}
+
+#[test]
+fn learning_curves_and_attention_are_in_the_page_itself() {
+    let page = nightly_page(&view(), &curves());
+    let training = page.split("id=\"training\"").nth(1).and_then(|rest| rest.split("</section>").next()).unwrap();
+    assert_eq!(training.matches("<article").count(), 2, "{training}");
+    for words in ["validation accuracy of mail by update", "&lt;both&gt;", "the baseline's", "<th>films</th>"] {
+        assert!(training.contains(words), "{words}: {training}");
+    }
+    // Two seeds now and two of the baseline in each of the two charts; validation loss is drawn for both.
+    assert_eq!(training.matches("class=\"line score\"").count(), 4);
+    assert_eq!(training.matches("class=\"line before\"").count(), 8);
+    assert!(training.contains(">0.20<") && training.contains(">0.80<"), "the mean over both seeds: {training}");
+    assert!(!page.contains("job.html"), "nothing lies elsewhere");
+    assert!(nightly_page(&view(), &Curves::default()).contains("None were kept."));
+}
+
 #[test]
 fn what_compares_with_nothing_is_on_the_leaderboard_by_itself() {
     let mut view = view();
-    let before = nightly_page(&view);
+    let before = nightly_page(&view, &Curves::default());
     assert!(!before.contains("Nothing to compare with yet"));
     view.alone = vec![Alone {
         task: "<poems>".to_owned(),
@@ -99,7 +137,7 @@ fn what_compares_with_nothing_is_on_the_leaderboard_by_itself() {
         metric: "accuracy".to_owned(),
         seeds: vec![0.5, 0.75, 0.625],
     }];
-    let page = nightly_page(&view);
+    let page = nightly_page(&view, &Curves::default());
     let board = &page[page.find("id=\"leaderboard\"").unwrap()..page.find("id=\"history\"").unwrap()];
     let places = ["Nothing to compare with yet", "&lt;poems&gt;", "0.625", "0.5", "0.75"].map(|text| board.find(text));
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?} in {board}");
@@ -107,7 +145,7 @@ fn what_compares_with_nothing_is_on_the_leaderboard_by_itself() {
 
 #[test]
 fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
-    let page = nightly_page(&view());
+    let page = nightly_page(&view(), &curves());
     let sections: Vec<usize> =
         ["id=\"regressions\"", "id=\"leaderboard\"", "id=\"history\"", "id=\"flipped\"", "id=\"costs\""]
             .iter()
@@ -129,8 +167,8 @@ fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
 
 #[test]
 fn the_page_is_self_contained_and_the_same_for_the_same_view() {
-    let page = nightly_page(&view());
-    assert_eq!(page, nightly_page(&view()));
+    let page = nightly_page(&view(), &curves());
+    assert_eq!(page, nightly_page(&view(), &curves()));
     for word in ["<script", "http://", "https://", "<link", "@import", "NaN", "inf<"] {
         assert!(!page.contains(word), "{word}");
     }
@@ -143,9 +181,9 @@ fn two_versions_side_by_side_have_names_and_pairs_of_costs_and_no_history() {
     view.baseline = Some(Head { number: 0, ..head(7) });
     (view.costs, view.history) = (Vec::new(), Vec::new());
     view.pairs = vec![PairedCost { name: "the run: wall seconds".to_owned(), before: 10.0, after: 12.5 }];
-    let page = nightly_page(&view);
+    let page = nightly_page(&view, &Curves::default());
     assert!(page.contains("night &amp; day, commit-8") && page.contains("<dd>commit-7</dd>"), "{page}");
-    assert!(page.contains("10.00 → 12.50 (+25 %)") && page.contains("before.html"), "{page}");
+    assert!(page.contains("10.00 → 12.50 (+25 %)"), "{page}");
     assert!(!page.contains("id=\"history\"") && !page.contains("history of costs"), "{page}");
 }
 

@@ -17,13 +17,13 @@ pub struct Nightly {
     /// When a coordinator runs a night by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cron: Option<Schedule>,
-    /// Nights whose history is kept.
+    /// Nights whose answers and pages are kept.
     pub keep: u32,
     /// Drop of a score from which on it matters.
     pub threshold: f64,
     /// Relative change of a cost from which on it matters.
     pub cost_threshold: f64,
-    /// Chance that a night without any change names something, at most.
+    /// Chance that a night without any change names anything, a score or a cost, at most.
     pub false_alarm: f64,
     /// Chance with which the drop that is stated as detectable would have been found.
     pub power: f64,

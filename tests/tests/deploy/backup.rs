@@ -25,8 +25,12 @@ pub(crate) fn a_state_is_put_aside_and_brought_back() -> Result<()> {
     let processes = led(folder)?;
     let job = ask(&world, folder, &["submit", "job.toml"], &[])?;
     Run::watch(&socket(folder), &job)?.wait_for_checkpoint("topic", 50)?;
+    let night = folder.join("state/nightly/mail/nights/000001");
+    fs::create_dir_all(&night)?;
+    fs::write(night.join("night.json"), "{}")?;
+    fs::write(night.join("answers.parquet"), "answers")?;
     let said = graftwork(folder, &["backup", "--state", "state", "--to", "aside"], 0)?;
-    ensure!(said.contains("aside holds") && said.contains("up to term 1"), "{said}");
+    ensure!(said.contains("aside holds") && said.contains("up to term 1, 1 nights"), "{said}");
     drop(processes);
     // Of the time after the backup nothing is left.
     for gone in ["state", "hub"] {
@@ -37,6 +41,7 @@ pub(crate) fn a_state_is_put_aside_and_brought_back() -> Result<()> {
     }
     damaged_backups_are_refused(folder)?;
     graftwork(folder, &["restore", "aside", "--state", "state"], 0)?;
+    ensure!(fs::read(night.join("answers.parquet"))? == b"answers", "its nights are brought back");
     let said = graftwork(folder, &["restore", "aside", "--state", "state"], 1)?;
     ensure!(said.contains("nothing is written over it"), "{said}");
     let _processes = led(folder)?;
@@ -64,6 +69,10 @@ fn damaged_backups_are_refused(folder: &Path) -> Result<()> {
     fs::write(&blob, wrong)?;
     refused("is damaged")?;
     fs::write(&blob, bytes)?;
+    let answers = folder.join("aside/nightly/mail/nights/000001/answers.parquet");
+    fs::write(&answers, "others!")?;
+    refused("its nights have the digest")?;
+    fs::write(&answers, "answers")?;
     let text = fs::read_to_string(&manifest)?;
     fs::write(&manifest, text.replace("\"format\": 1", "\"format\": 9"))?;
     refused("it has form 9")?;

@@ -61,13 +61,19 @@ pub(in super::super) async fn measure(side: Side<'_>, signals: &mut Signals) -> 
         began_ms: view.submitted_ms,
         ended_ms: view.ended_ms.unwrap_or(view.submitted_ms),
         resumed: 0,
-        code: Code { version: version(side.version)?, numerics: numerics(&view)?, name: name.clone() },
+        code: Code {
+            version: version(side.version)?,
+            numerics: numerics(&view)?,
+            name: name.clone(),
+            programs: side.version.digest()?,
+        },
         job: side.job.clone(),
         measurements,
         failed,
         missed: view.outcome == Some(Outcome::ExpectationMissed),
         usage: view.usage,
         recoveries: Vec::new(),
+        answers: None,
         judged: None,
     };
     Ok(Some(Measured { night, book, view }))
@@ -88,7 +94,8 @@ async fn run(side: &Side<'_>, file: &Path, signals: &mut Signals) -> Result<Opti
         command.arg("--progress").arg(mode.get_name());
     }
     // A group of its own: Ctrl-C on the terminal reaches this process alone, which passes it on.
-    command.arg(file).process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
+    // An error on this side ends it too, and its workers with it.
+    command.arg(file).process_group(0).kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("starting {}", program.display()))?;
     let mut stdout = child.stdout.take().context("its output is piped")?;
     let reading = tokio::spawn(async move {

@@ -84,10 +84,20 @@ impl Version {
         let places = [programs.join("bin"), programs.clone()];
         let found = places.into_iter().find(|place| place.join(PROGRAM).is_file());
         let programs = found.ok_or_else(|| Failure::input(anyhow!("{} has no program {PROGRAM}", folder.display())))?;
-        let both = [programs.join(PROGRAM), programs.join("graftwork-worker")];
-        let there: Vec<PathBuf> = both.into_iter().filter(|program| program.is_file()).collect();
-        Ok(Self { name: format!("programs {}", night::digest(&there)?), programs })
+        Ok(Self { name: format!("programs {}", programs_digest(&programs)?), programs })
     }
+
+    /// First digits of the digest of its programs.
+    fn digest(&self) -> anyhow::Result<String> {
+        programs_digest(&self.programs)
+    }
+}
+
+/// Of the programs that a folder has.
+fn programs_digest(folder: &Path) -> anyhow::Result<String> {
+    let both = [folder.join(PROGRAM), folder.join("graftwork-worker")];
+    let there: Vec<PathBuf> = both.into_iter().filter(|program| program.is_file()).collect();
+    night::digest(&there)
 }
 
 impl Compiling {

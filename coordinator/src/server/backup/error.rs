@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use super::{super::journal::JournalError, ATTEMPTS, BlobError, ServerError};
+use crate::nightly::AsideError;
 
 /// Why a state is not put aside, or not brought back.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +96,9 @@ pub(crate) enum BackupError {
         /// What it says.
         error: io::Error,
     },
+    /// A history of nights.
+    #[error(transparent)]
+    Nights(#[from] AsideError),
     /// A blob.
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -118,7 +122,12 @@ impl BackupError {
             | Self::Wrong { .. }
             | Self::Journal(ServerError::Journal(JournalError::Database { .. } | JournalError::Foreign { .. }))
             | Self::Blob(BlobError::Store { .. } | BlobError::Unfit { .. }) => true,
-            Self::Restless | Self::Sqlite { .. } | Self::Io { .. } | Self::Blob(_) | Self::Journal(_) => false,
+            Self::Restless
+            | Self::Sqlite { .. }
+            | Self::Io { .. }
+            | Self::Nights(_)
+            | Self::Blob(_)
+            | Self::Journal(_) => false,
         }
     }
 }

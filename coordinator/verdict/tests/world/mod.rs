@@ -3,7 +3,9 @@
 //! Each night trains anew with other luck, as after a change of rounding: the harder case, in which seeds of both nights
 //! have nothing in common.
 
-use graftwork_verdict::{Answers, Comparison, Measure, Random, Run};
+use graftwork_verdict::{
+    Answers, Comparison, CostFinding, Finding, Measure, Random, Run, Series, Settings, Worse, changes, judge,
+};
 
 /// What tasks are like.
 #[derive(Clone, Copy, Debug)]
@@ -60,4 +62,52 @@ impl World {
             earlier: Vec::new(),
         }
     }
+}
+
+/// What a night without any change named.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Named {
+    pub(crate) drops: bool,
+    pub(crate) gains: bool,
+    pub(crate) growth: bool,
+    pub(crate) relief: bool,
+}
+
+impl Named {
+    pub(crate) fn anything(self) -> bool {
+        self.drops || self.gains || self.growth || self.relief
+    }
+}
+
+/// Costs whose histories are compared in each quiet night, their nights and how far they scatter.
+pub(crate) const COSTS: usize = 4;
+pub(crate) const HISTORY: usize = 20;
+pub(crate) const SCATTER: f64 = 0.05;
+
+/// One night in which nothing changed: all scores, and costs over their history.
+pub(crate) fn quiet(world: &World, settings: &Settings, random: &mut Random) -> Named {
+    let verdicts = judge(&world.night(0.0, random), settings);
+    let costs = changes(&costs(COSTS, HISTORY, (1.0, 0), random), settings);
+    let score = |finding| verdicts.iter().any(|verdict| verdict.finding == finding);
+    let cost = |finding| costs.iter().any(|change| change.finding == finding);
+    Named {
+        drops: score(Finding::Regressed),
+        gains: score(Finding::Improved),
+        growth: cost(CostFinding::Regressed),
+        relief: cost(CostFinding::Improved),
+    }
+}
+
+/// Costs of so many nights; the first one is `factor` times as large in the last of them.
+pub(crate) fn costs(count: usize, nights: usize, (factor, last): (f64, usize), random: &mut Random) -> Vec<Series> {
+    let night = |night: usize, cost: usize, random: &mut Random| {
+        let factor = if cost == 0 && night + last >= nights { factor } else { 1.0 };
+        factor * (SCATTER * random.normal()).exp()
+    };
+    let series = |cost: usize| Series {
+        name: format!("cost {cost}"),
+        values: (0..nights).map(|at| night(at, cost, random)).collect(),
+        worse: Worse::Higher,
+    };
+    (0..count).map(series).collect()
 }

@@ -1,24 +1,28 @@
-//! The page of a night: regressions first, then the leaderboard, history, flipped rows and cost.
+//! The page of a night: regressions first, then the leaderboard, history, flipped rows, training and cost.
 
 mod history;
+mod training;
 mod view;
 
 use graftwork_verdict::{CostFinding, Finding, Verdict};
 use maud::{Markup, html};
+pub use training::{Curve, Curves};
 pub use view::{
     Alone, Cost, Flip, Head, MOST_FLIPS, NightOutcome, NightlyView, PairedCost, Past, Problem, Row, percent,
 };
 
 use crate::{number, page};
 
-/// The whole page, self-contained: style inside, no script, nothing fetched.
-pub fn nightly_page(view: &NightlyView) -> String {
+/// The whole page, self-contained: style inside, no script, nothing fetched. `curves` tell how the night and its baseline
+/// were trained.
+pub fn nightly_page(view: &NightlyView, curves: &Curves) -> String {
     let main = html! {
         section #regressions { h2 { "Regressions" } (regressions(view)) }
         @if !view.problems.is_empty() { section #problems { h2 { "Not measured or not comparable" } (problems(view)) } }
         section #leaderboard { h2 { "Leaderboard" } (leaderboard(view)) }
         @if !view.history.is_empty() { section #history { h2 { "History" } (history::scores(view)) } }
         section #flipped { h2 { "Rows whose answers got worse" } (flipped(view)) }
+        section #training { h2 { "Learning curves and attention of fusions" } (training::cards(curves)) }
         section #costs { h2 { "Time and memory" }
             @if view.pairs.is_empty() { (costs(view)) (history::costs(view)) } @else { (pairs(view)) }
         }
@@ -59,8 +63,6 @@ fn header(view: &NightlyView) -> Markup {
             @if let Some(head) = &view.baseline { dt { "baseline's code" } dd { (code(head)) } }
             @if !view.night.recoveries.is_empty() { dt { "recovery" } dd { (view.night.recoveries.join("; ")) } }
             dt { "once more" } dd { code { (view.again) } }
-            dt { "learning curves, attention of fusions" }
-            dd { a href="job.html" { "job.html" } @if view.night.number == 0 { ", " a href="before.html" { "before.html" } } }
         }
     }
 }
@@ -216,8 +218,9 @@ fn significant(value: f64) -> String {
 fn error(view: &NightlyView) -> Markup {
     html! {
         p { "A score is named when the rows speak against chance, when the seeds do, and when the drop matters. "
-            "Of nights without any change at most " (percent(view.false_alarm)) " name a score, and as many a cost: "
-            "Benjamini and Hochberg's procedure runs over all " (view.scores.len()) " scores and all " (view.costs.len()) " costs." }
+            "Of nights without any change at most " (percent(view.false_alarm)) " name anything, for worse or for better: that is "
+            "divided among drops and gains of scores, and growth and savings of costs. Benjamini and Hochberg's procedure runs over "
+            "all " (view.scores.len()) " scores and all " (view.costs.len()) " costs." }
         p { "What would have been found stands beside each score: a drop of that size, even as the only one of the night, "
             "is named as often as `power` in the job file says." }
         @if view.pairs.is_empty() { p { "Nights that were interrupted are left out of the history of costs. A change of cost is told from noise only "

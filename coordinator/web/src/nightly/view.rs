@@ -29,11 +29,11 @@ pub struct NightlyView {
     /// Costs of two versions side by side; without a history they have no verdict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<PairedCost>,
-    /// All kept nights, oldest first, this one included; empty for two versions side by side.
+    /// All nights whose numbers are known, oldest first, this one included; empty for two versions side by side.
     pub history: Vec<Past>,
     /// What the night used.
     pub usage: Usage,
-    /// Chance that a night without any change names a score; the same for costs.
+    /// Chance that a night without any change names anything, at most.
     pub false_alarm: f64,
     /// Command that runs this night's job once more.
     pub again: String,
@@ -234,7 +234,7 @@ impl Row {
     /// What would have been found, and how often nothing is found wrongly.
     pub fn error(&self) -> String {
         let verdict = &self.verdict;
-        let alarms = format!("at most {} of nights without a change name a score", percent(verdict.false_alarm));
+        let alarms = format!("at most {} of nights without a change name anything", percent(verdict.false_alarm));
         let found = match verdict.detectable {
             Some(drop) => format!("a drop of {drop:.4} would have been found with {}", percent(verdict.power)),
             None => "with one seed and the same answers nothing tells of noise".to_owned(),

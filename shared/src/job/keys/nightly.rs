@@ -37,7 +37,7 @@ pub(super) static NIGHTLY: Section = Section {
             Whole(2, MOST_NIGHTS as i64),
             Value("30"),
             "90",
-            "Nights whose scores, answers and costs are kept; the last good one stays in any case.",
+            "Nights whose answers and pages are kept, the last good one in any case; scores and costs of 400 older ones stay.",
         )
         .undigested(),
         Key::new(
@@ -61,8 +61,8 @@ pub(super) static NIGHTLY: Section = Section {
             Number(Bounds::above(0.0, 0.5)),
             Value("0.05"),
             "0.01",
-            "Chance that a night without any change names something, at most: once over all scores, and once over all \
-             costs. Less of it needs a larger change.",
+            "Chance that a night without any change names anything, at most: a score or a cost, for worse or for better. \
+             Less of it needs a larger change.",
         )
         .undigested(),
         Key::new(

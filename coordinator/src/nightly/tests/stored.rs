@@ -1,0 +1,123 @@
+//! Nights on the disk: what is damaged is told and stops nothing, and what is no longer kept leaves its numbers.
+
+use std::fs;
+
+use super::*;
+use crate::nightly::{
+    conclude::{Concluded, Wanted, conclude},
+    history::History,
+};
+
+fn ignore(_: &str) {}
+
+/// A history of nights that were all good but the last, which was not compared yet.
+fn kept(folder: &std::path::Path, nights: u64) -> History {
+    let history = History::open(folder.to_owned(), ignore).unwrap();
+    for number in 1..=nights {
+        let (night, book) = night(number, &STEADY);
+        let night = if number < nights { judged(night, true, &[]) } else { night };
+        history.keep(&night, &book).unwrap();
+    }
+    history
+}
+
+async fn concluded(history: &History, number: u64, keep: u32) -> Concluded {
+    let nightly = Nightly { keep, ..Nightly::default() };
+    let wanted = Wanted { number, against: None, again: false };
+    conclude(history, wanted, &nightly, &commands()).await.unwrap()
+}
+
+fn told(concluded: &Concluded) -> Vec<String> {
+    concluded.view.problems.iter().map(|problem| format!("{} {}", problem.name, problem.message)).collect()
+}
+
+#[tokio::test]
+async fn the_newest_good_night_that_can_be_read_is_the_baseline() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = kept(folder.path(), 4);
+    let answers = history.folder_of(3).join("answers.parquet");
+    let whole = fs::read(&answers).unwrap();
+    for at in [0, whole.len() / 3, whole.len() - 1] {
+        let mut broken = whole.clone();
+        broken[at] ^= 0x10;
+        fs::write(&answers, broken).unwrap();
+        let book = history.book(&history.night(3).unwrap()).unwrap_err();
+        assert!(book.to_string().contains("000003/answers.parquet are damaged"), "{book}");
+    }
+    fs::remove_file(&answers).unwrap();
+    let four = concluded(&history, 4, 30).await;
+    assert_eq!(four.view.baseline.as_ref().map(|head| head.number), Some(2));
+    assert!(told(&four)[0].starts_with("night 3 is no longer compared with: the answers in "), "{:?}", told(&four));
+    assert_eq!(four.view.outcome, NightOutcome::Good, "{:?}", four.view.scores);
+    let stored = history.night(4).unwrap().judged.unwrap();
+    assert_eq!((stored.good, stored.baseline), (true, Some(2)));
+}
+
+#[tokio::test]
+async fn a_night_whose_own_answers_are_damaged_fails_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = kept(folder.path(), 2);
+    fs::write(history.folder_of(2).join("answers.parquet"), b"PAR1").unwrap();
+    let two = concluded(&history, 2, 30).await;
+    assert_eq!(two.view.outcome, NightOutcome::Regressed);
+    assert!(told(&two)[0].starts_with("night 2 cannot be compared with any other night: "), "{:?}", told(&two));
+    assert_eq!(two.view.alone.len(), 4, "its scores are told");
+    let stored = history.night(2).unwrap().judged.unwrap();
+    assert!(!stored.good, "it is no baseline");
+    // The next one goes on with the last good one.
+    let (night, book) = night(3, &STEADY);
+    history.keep(&night, &book).unwrap();
+    let three = concluded(&history, 3, 30).await;
+    assert_eq!(three.view.baseline.as_ref().map(|head| head.number), Some(1));
+    assert!(three.page.exists() && told(&three).is_empty(), "{:?}", told(&three));
+}
+
+#[tokio::test]
+async fn a_damaged_night_file_takes_no_other_night_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = kept(folder.path(), 3);
+    fs::write(history.folder_of(2).join("night.json"), b"{\"layout\":1,").unwrap();
+    let three = concluded(&history, 3, 30).await;
+    assert_eq!(three.view.baseline.as_ref().map(|head| head.number), Some(1));
+    assert_eq!(history.next_number().unwrap(), 4);
+}
+
+#[tokio::test]
+async fn nights_that_are_no_longer_kept_leave_their_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = kept(folder.path(), 5);
+    let five = concluded(&history, 5, 2).await;
+    assert_eq!(five.view.history.len(), 5);
+    assert_eq!(history.numbers().unwrap(), [4, 5]);
+    let known = history.known().unwrap();
+    assert_eq!(known.iter().map(|night| night.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    assert!(known[0].job.tasks.is_empty() && !known[3].job.tasks.is_empty(), "a job is for repeating what is kept");
+    assert_eq!(known[0].measurements.len(), 12);
+
+    // Costs go over all of them, whatever `keep` is.
+    let (night, book) = night(6, &STEADY);
+    history.keep(&night, &book).unwrap();
+    let six = concluded(&history, 6, 2).await;
+    assert!(six.view.costs.iter().all(|cost| cost.values.len() == 6), "{:?}", six.view.costs);
+
+    // A kill while a night is pruned leaves both, and it counts once; numbers that cannot be read are left out.
+    fs::copy(history.folder_of(5).join("night.json"), history.pruned_folder().join("000005.json")).unwrap();
+    fs::write(history.pruned_folder().join("000002.json"), b"[").unwrap();
+    let known: Vec<u64> = history.known().unwrap().iter().map(|night| night.number).collect();
+    assert_eq!(known, [1, 3, 4, 5, 6]);
+    assert!(crate::nightly::export::export(&history, &folder.path().join("export")).is_ok());
+}
+
+#[tokio::test]
+async fn looking_again_changes_nothing_that_was_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = kept(folder.path(), 3);
+    let three = concluded(&history, 3, 30).await;
+    let said = fs::read(&three.page).unwrap();
+    let before = history.night(3).unwrap();
+    let nightly = Nightly { false_alarm: 0.3, ..Nightly::default() };
+    let wanted = Wanted { number: 3, against: Some(1), again: true };
+    let again = conclude(&history, wanted, &nightly, &commands()).await.unwrap();
+    assert!(again.page.starts_with(history.compared_folder()), "{}", again.page.display());
+    assert_eq!((fs::read(&three.page).unwrap(), history.night(3).unwrap()), (said, before));
+}
