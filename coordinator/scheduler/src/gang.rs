@@ -270,25 +270,21 @@ impl Scheduler {
     }
 
     /// Gives running gangs that lack members the workers that have room for one: those of this priority and above, or
-    /// all of them.
-    pub(crate) fn fill_gangs(&mut self, lowest: Option<i32>, kept: &[Demand]) {
-        let lacking = &self.board.leases.lacking;
-        if lacking.is_empty() {
-            return;
-        }
+    /// all of them. Gives whether any got one.
+    pub(crate) fn fill_gangs(&mut self, lowest: Option<i32>, kept: &[Demand]) -> bool {
         let within = |rank: &LackRank| lowest.is_none_or(|lowest| rank.0.0.0 >= lowest);
-        let lacking: Vec<(LeaseId, usize)> = lacking
-            .iter()
-            .take_while(|(rank, _)| within(rank))
-            .map(|((_, lease), missing)| (*lease, *missing))
-            .collect();
+        let lacking = self.board.leases.lacking.iter().take_while(|(rank, _)| within(rank));
+        let lacking: Vec<(LeaseId, usize)> = lacking.map(|((_, lease), missing)| (*lease, *missing)).collect();
         self.count(lacking.len());
+        let mut filled = false;
         for (lease, missing) in lacking {
             for _ in 0..missing {
                 let Some(worker) = self.member_for(lease, kept) else { break };
                 self.invite(worker, lease);
+                filled = true;
             }
         }
+        filled
     }
 
     /// The worker that a running gang that lacks members gets: as its first members were chosen.

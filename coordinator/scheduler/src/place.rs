@@ -48,9 +48,16 @@ impl Scheduler {
         self.grow();
     }
 
-    /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good. Nobody passes a gang
-    /// that waits for workers of the kind it needs, or one that lacks members.
+    /// Hands out places in the order of serving; from its beginning once more whenever a worker went to a stage that runs,
+    /// since the owner of that has had more then, and others may be before it.
     fn hand_out(&mut self) {
+        while self.hand_out_in_turn() {}
+    }
+
+    /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good. Nobody passes a gang
+    /// that waits for workers of the kind it needs, or one that lacks members. Gives whether a worker went to a stage that
+    /// runs, which ends the walk.
+    fn hand_out_in_turn(&mut self) -> bool {
         let kept = Kept::default();
         let limit: Limit<'_> = &|machine, (_, owner), wait, demand| match wait {
             Wait::Question => machine.board.fleet.hold(demand),
@@ -68,16 +75,16 @@ impl Scheduler {
         let mut turns = Turns::begin(self, limit);
         let mut filled = None;
         while let Some(head) = turns.next(self) {
-            if filled.replace(head.line.0) != Some(head.line.0) {
-                self.fill_gangs(Some(head.line.0.0), &kept.demands());
+            let first_of_priority = filled.replace(head.line.0) != Some(head.line.0);
+            if first_of_priority && self.fill_gangs(Some(head.line.0.0), &kept.demands()) {
+                return true;
             }
             let mut fits =
                 limit(self, &head.line, head.wait, &head.demand).is_some_and(|most| head.memory_bytes <= most);
             if fits && head.wait == Wait::Place && head.demand.gang > 1 {
                 fits = self.gang_fits(&head, &kept);
             } else if fits && head.wait == Wait::Place && self.help_first(&head, &kept.demands()) {
-                turns.again(self, &head);
-                continue;
+                return true;
             }
             if fits && let Some(key) = self.key_at(&head.spot) {
                 match head.wait {
@@ -87,7 +94,7 @@ impl Scheduler {
             }
             turns.go_on(self, &head, fits && head.wait == Wait::Place, limit);
         }
-        self.fill_gangs(None, &kept.demands());
+        self.fill_gangs(None, &kept.demands())
     }
 
     pub(crate) fn key_at(&self, (id, at): &Spot) -> Option<StageKey> {

@@ -101,20 +101,6 @@ impl Turns {
         self.look(machine, &head.line, Some(&head.when.3), limit);
     }
 
-    /// Serves a stage again, after its turn went to a helper of its owner's.
-    pub(crate) fn again(&mut self, machine: &mut Scheduler, head: &Head) {
-        for (_, turn) in self.lines.iter_mut().filter(|((_, owner), _)| *owner == head.line.1) {
-            turn.taken += 1;
-        }
-        let (Some(turn), Some(line)) = (self.lines.get(&head.line), machine.board.queue.lines.get(&head.line)) else {
-            return;
-        };
-        let rank = head.when.3;
-        let when = (head.line.0, turn.had(line.soon.rank(&rank)), turn.first, rank);
-        self.heads.insert(when, (head.line.clone(), head.wait));
-        machine.count(1);
-    }
-
     /// Goes on behind all stages of a job in a line.
     pub(crate) fn pass_job(&mut self, machine: &mut Scheduler, head: &Head, limit: Limit<'_>) {
         let last = (head.when.3.0, Reverse(0), usize::MAX);

@@ -73,7 +73,9 @@ fn where_rates_are_known_it_says_how_long_in_seconds() {
     let mut world = world(&tailed(1_000, 8), 2);
     assert!(invited(&world.commands).is_empty(), "of two places one is for the rest");
     let short = assigned(&world.commands)[1].clone();
-    let tokens = tailed(1_000, 8).stages[0].tokens_per_step() as f64;
+    // Rows of 100 bytes have 27 tokens.
+    let training = &tailed(1_000, 8).stages[0].recipe.training;
+    let tokens = 27.0 * f64::from(training.batch_size) * f64::from(training.accumulation);
     tell(&mut world.machine, world.long, 100, 10.0 * tokens);
     tell(&mut world.machine, (short.1, short.2), 5, 10.0 * tokens);
     let (third, commands) = world.machine.join(keyed(2));
