@@ -43,8 +43,13 @@ impl Scheduler {
         if changed || (!self.board.queue.gangs.is_empty() && self.board.queue.lines.len() > 1) {
             self.hand_out();
         }
+        let joiners = self.board.leases.joiners.clone();
         self.take_back();
         self.preempt();
+        // Whoever only loaded is gone from its group at once: its owner has less then, and others may be before it.
+        if joiners != self.board.leases.joiners {
+            self.hand_out();
+        }
         self.grow();
     }
 
