@@ -67,6 +67,13 @@ pub enum WorkerMessage {
     Hello(Hello),
     /// It lives, and holds these leases.
     Heartbeat(Vec<LeaseId>),
+    /// Asks for [`CoordinatorMessage::Echo`] of the same number.
+    Probe {
+        /// Its number.
+        number: u64,
+        /// The longest round trip that is to be expected, in milliseconds, as measured so far; 0: not yet.
+        round_trip_ms: u64,
+    },
     /// Training moved on.
     Step(LeaseId, StepReport),
     /// Validation was scored.
@@ -125,6 +132,8 @@ pub enum CoordinatorMessage {
         /// Milliseconds between heartbeats.
         heartbeat_ms: u64,
     },
+    /// Of a [`WorkerMessage::Probe`], at once.
+    Echo(u64),
     /// The session ends before it began.
     Refused(String),
     /// Work under a lease.
@@ -218,6 +227,7 @@ impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
         let message = match wire.message.ok_or(WireError::Missing("message"))? {
             Message::Hello(m) => WorkerMessage::Hello(m.try_into()?),
             Message::Heartbeat(m) => WorkerMessage::Heartbeat(m.leases.into_iter().map(LeaseId).collect()),
+            Message::Probe(m) => WorkerMessage::Probe { number: m.number, round_trip_ms: m.round_trip_ms },
             Message::Step(m) => WorkerMessage::Step(LeaseId(m.lease), from_document("step.report", &m.report)?),
             Message::Evaluated(m) => {
                 WorkerMessage::Evaluated(LeaseId(m.lease), from_document("evaluated.evaluation", &m.evaluation)?)
@@ -291,6 +301,7 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
             WorkerMessage::Heartbeat(leases) => {
                 Message::Heartbeat(v1::Heartbeat { leases: leases.into_iter().map(|lease| lease.0).collect() })
             }
+            WorkerMessage::Probe { number, round_trip_ms } => Message::Probe(v1::Probe { number, round_trip_ms }),
             WorkerMessage::Step(lease, report) => {
                 Message::Step(v1::Step { lease: lease.0, report: to_document(&report) })
             }
@@ -334,6 +345,7 @@ impl TryFrom<v1::CoordinatorMessage> for CoordinatorEnvelope {
             Message::Welcome(m) => {
                 CoordinatorMessage::Welcome { worker: WorkerId(m.worker), heartbeat_ms: m.heartbeat_ms }
             }
+            Message::Echo(m) => CoordinatorMessage::Echo(m.number),
             Message::Refused(m) => CoordinatorMessage::Refused(m.reason),
             Message::Assign(m) => {
                 let assignment = Box::new(from_document("assign.assignment", &m.assignment)?);
@@ -373,6 +385,7 @@ impl From<CoordinatorEnvelope> for v1::CoordinatorMessage {
             CoordinatorMessage::Welcome { worker, heartbeat_ms } => {
                 Message::Welcome(v1::Welcome { worker: worker.0, heartbeat_ms })
             }
+            CoordinatorMessage::Echo(number) => Message::Echo(v1::Echo { number }),
             CoordinatorMessage::Refused(reason) => Message::Refused(v1::Refused { reason }),
             CoordinatorMessage::Assign { lease, assignment, joining } => {
                 Message::Assign(v1::Assign { lease: lease.0, assignment: to_document(&assignment), joining })
@@ -391,104 +404,4 @@ impl From<CoordinatorEnvelope> for v1::CoordinatorMessage {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn class() -> NumericClass {
-        let text = |s: &str| s.to_owned();
-        NumericClass { device: text("cpu"), instructions: text("avx2"), libtorch: text("2.11.0"), vendor: text("x") }
-    }
-
-    fn hello() -> Hello {
-        Hello {
-            version: "0.1.0".to_owned(),
-            host: "here".to_owned(),
-            pid: 1,
-            threads: 2,
-            slots: 2,
-            memory_bytes: 1 << 30,
-            numeric_class: class(),
-            key: "key".to_owned(),
-            leases: vec![LeaseId(5)],
-            reached_on: "here".to_owned(),
-            numerics_version: 2,
-            holdings: Holdings { rows: [Digest::of(b"r")].into(), ..Holdings::default() },
-        }
-    }
-
-    #[test]
-    fn messages_survive_the_wire() {
-        let failure = Failure { blame: graftwork_shared::assignment::Blame::User, message: "no".to_owned() };
-        let scores = Evaluation { step: 7, loss: 0.25, metrics: [(graftwork_shared::metric::Metric::F1, 0.5)].into() };
-        let messages = [
-            WorkerMessage::Hello(hello()),
-            WorkerMessage::Heartbeat(vec![LeaseId(3), LeaseId(4)]),
-            WorkerMessage::Checkpoint(LeaseId(3), 50, Digest::of(b"x")),
-            WorkerMessage::Failed(LeaseId(3), failure),
-            WorkerMessage::Released(LeaseId(3)),
-            WorkerMessage::Leaving("SIGTERM".to_owned()),
-            WorkerMessage::Paused(LeaseId(3), scores, true),
-            WorkerMessage::Holds(Holdings { base_models: [Digest::of(b"m")].into(), rows: [Digest::of(b"r")].into() }),
-            WorkerMessage::Prepared(LeaseId(3)),
-            WorkerMessage::Broken(LeaseId(3), 2, "rank 1 is gone".to_owned()),
-            WorkerMessage::Spent(LeaseId(3), Usage { core_seconds: 1.5, tokens: 7, ..Usage::default() }),
-        ];
-        for message in messages {
-            let envelope = WorkerEnvelope { term: Term(7), trace: "t".to_owned(), message };
-            let wire = v1::WorkerMessage::from(envelope.clone());
-            assert_eq!(WorkerEnvelope::try_from(wire).unwrap(), envelope);
-        }
-    }
-
-    #[test]
-    fn a_worker_that_says_it_holds_more_than_anybody_could_is_refused() {
-        let rows = vec![Digest::of(b"r").to_string(); Holdings::MOST + 1];
-        let message = Some(v1::worker_message::Message::Holds(v1::Holds { rows, ..v1::Holds::default() }));
-        let error =
-            WorkerEnvelope::try_from(v1::WorkerMessage { message, ..v1::WorkerMessage::default() }).unwrap_err();
-        assert_eq!(error.to_string(), "holds.rows: 4097 digests, but a worker says at most 4096");
-    }
-
-    #[test]
-    fn a_rank_outside_its_group_is_refused() {
-        let form = |rank| {
-            let formation = Formation { rank, ranks: 2, shares: vec![3, 1], ..Formation::ALONE };
-            let message = CoordinatorMessage::Form(LeaseId(3), formation);
-            CoordinatorEnvelope { term: Term(7), trace: String::new(), message }
-        };
-        let known = form(1);
-        assert_eq!(CoordinatorEnvelope::try_from(v1::CoordinatorMessage::from(known.clone())).unwrap(), known);
-        let error = CoordinatorEnvelope::try_from(v1::CoordinatorMessage::from(form(2))).unwrap_err().to_string();
-        assert_eq!(error, "form.rank: 2, but the group has 2 members");
-        for shares in [vec![1], vec![0, 0], vec![1, 2, 3]] {
-            let formation = Formation { ranks: 2, shares, ..Formation::ALONE };
-            let message = CoordinatorMessage::Form(LeaseId(3), formation);
-            let wire = CoordinatorEnvelope { term: Term(7), trace: String::new(), message };
-            let error = CoordinatorEnvelope::try_from(v1::CoordinatorMessage::from(wire)).unwrap_err().to_string();
-            assert!(error.starts_with("form.shares: ["), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_field_is_named() {
-        let mut wire = v1::WorkerMessage::from(WorkerEnvelope {
-            term: Term(1),
-            trace: String::new(),
-            message: WorkerMessage::Checkpoint(LeaseId(1), 2, Digest::of(b"x")),
-        });
-        if let Some(v1::worker_message::Message::Checkpoint(checkpoint)) = &mut wire.message {
-            checkpoint.blob = "short".to_owned();
-        }
-        let error = WorkerEnvelope::try_from(wire).unwrap_err().to_string();
-        assert!(error.starts_with("checkpoint.blob: "), "{error}");
-    }
-
-    #[test]
-    fn a_worker_without_threads_is_refused() {
-        let mut hello = hello();
-        hello.threads = 0;
-        let message = WorkerMessage::Hello(hello);
-        let wire = v1::WorkerMessage::from(WorkerEnvelope { term: Term(0), trace: String::new(), message });
-        assert!(WorkerEnvelope::try_from(wire).unwrap_err().to_string().starts_with("hello.threads"));
-    }
-}
+mod tests;

@@ -113,6 +113,29 @@ async fn a_broken_session_is_opened_again() {
 }
 
 #[tokio::test]
+async fn a_worker_measures_the_way_to_its_coordinator_and_beats_less_often_on_a_long_one() {
+    let mut coordinator = Coordinator::listen();
+    let _worker = coordinator.worker(&[]);
+    let mut session = coordinator.session().await;
+    session.welcome(5).await;
+    let (number, told_ms, _) = session.probe().await;
+    assert_eq!((number, told_ms), (1, 0), "nothing is measured yet");
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    session.say(5, CoordinatorMessage::Echo(number)).await;
+    let (mut number, told_ms, beats) = session.probe().await;
+    assert_eq!(number, 2, "one probe is on its way at a time");
+    assert!(beats >= 2, "the heart beats meanwhile");
+    assert!(told_ms >= 1_200, "{told_ms} ms: the one that was measured, and as much as it could differ");
+    let began = Instant::now();
+    for _ in 0..3 {
+        session.say(5, CoordinatorMessage::Echo(number)).await;
+        number = session.probe().await.0;
+    }
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(600), "{took:?} for three beats, where one each 50 ms is asked for");
+}
+
+#[tokio::test]
 async fn a_refused_worker_tells_the_reason() {
     let mut coordinator = Coordinator::listen();
     let worker = coordinator.worker(&[]);

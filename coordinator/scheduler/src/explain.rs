@@ -16,6 +16,7 @@ use crate::{
     merit::Chosen,
     message::StageKey,
     phase::{Grant, Phase},
+    tail::{HelpedFirst, HoldsUp},
     view::Served,
     worker::Worker,
 };
@@ -51,6 +52,12 @@ pub struct Why {
     /// That its place went to others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preempted: Option<Preempted>,
+    /// Why it has helpers while other stages of its job wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds_up: Option<HoldsUp>,
+    /// A stage of its job that gets helpers before it starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub helped_first: Option<HelpedFirst>,
     /// Why it is slower than it could be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slow: Vec<Slow>,
@@ -147,6 +154,8 @@ impl fmt::Display for Why {
         words.extend(self.earliest_in_ms.map(|ms| format!("it may start in {} s", ms.div_ceil(1000))));
         words.extend(self.preempted.as_ref().map(ToString::to_string));
         words.extend(self.here.as_ref().map(ToString::to_string));
+        words.extend(self.holds_up.map(|holds_up| format!("it has helpers, as it {holds_up}")));
+        words.extend(self.helped_first.as_ref().map(ToString::to_string));
         words.extend(self.slow.iter().map(|slow| format!("slow: {slow}")));
         f.write_str(&words.join("; "))
     }
@@ -166,6 +175,7 @@ impl Scheduler {
                 Why {
                     needs: Some(needs(job, position)),
                     free: self.free_for(job, position),
+                    helped_first: self.helped_first(job),
                     earliest_in_ms: earliest_ms.map(|at| at.saturating_sub(self.now_ms)),
                     earliest_ms,
                     ahead: (!ahead.is_empty()).then(|| Ahead {
@@ -177,7 +187,9 @@ impl Scheduler {
             }
             Phase::Running(grant) => {
                 let here = self.groups.get(&grant.lease).and_then(|group| group.chosen.clone());
-                Why { needs: Some(needs(job, position)), here, slow: self.slow(job, position, grant), ..why }
+                let holds_up = self.holds_up(grant.lease);
+                let slow = self.slow(job, position, grant);
+                Why { needs: Some(needs(job, position)), here, holds_up, slow, ..why }
             }
             _ => why,
         }

@@ -2,13 +2,14 @@
 //!
 //! A gang's places are found in one decision. While there are too few, nobody that is served behind it gets a place that
 //! could be one of them, so it starts once enough of what runs has ended, and two gangs never wait for each other with
-//! half of their places each. Once it runs, its group changes as any other does: who is lost is left out, and the stage
-//! goes on. Only, its members are not taken back for stages that wait.
+//! half of their places each. Once it runs, its members are not taken back for stages that wait. Who is lost is left out,
+//! and the stage goes on; the next place that could be a member's is, before any stage of no higher priority gets it.
 
 use std::{
     cell::RefCell,
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
 };
 
 use graftwork_shared::{
@@ -17,7 +18,7 @@ use graftwork_shared::{
 };
 
 use crate::{
-    index::{Berth, Demand, Entry, Seat, Wait},
+    index::{Berth, Demand, Entry, LackRank, Wait},
     job::JobState,
     machine::Scheduler,
     merit::usual_speed,
@@ -48,8 +49,28 @@ impl Kept {
         }
     }
 
+    /// Whether workers are kept for a gang that asks the same.
+    pub(crate) fn has(&self, demand: &Demand) -> bool {
+        demand.gang > 1 && self.demands.borrow().contains(demand)
+    }
+
     pub(crate) fn has_quota_of(&self, owner: &str) -> bool {
         self.owners.borrow().contains(owner)
+    }
+}
+
+/// The gangs that wait, in the order of serving, found once for many questions.
+#[derive(Default)]
+pub(crate) struct Gangs {
+    /// Their places among the ready stages.
+    places: Vec<usize>,
+    waiting: Vec<Waiting>,
+}
+
+impl Gangs {
+    /// Those that are served before the stage at this place.
+    pub(crate) fn before(&self, place: usize) -> &[Waiting] {
+        &self.waiting[..self.places.partition_point(|of| *of < place)]
     }
 }
 
@@ -119,6 +140,9 @@ impl Scheduler {
 
     /// Whether an owner gets no further helpers, since a gang of its own waits for what its quota leaves.
     pub(crate) fn saves_up(&self, owner: &str) -> bool {
+        if self.policy.quota(owner).places.is_none() {
+            return false;
+        }
         let mut gangs = self.board.queue.gangs.iter().filter_map(|spot| self.board.queue.entries.get(spot));
         gangs.any(|entry| {
             entry.line.1 == owner && self.is_over_quota(owner, entry.demand.gang) && self.keeps_places(entry)
@@ -130,40 +154,26 @@ impl Scheduler {
         if head.demand.gang < 2 {
             return self.board.fleet.roomy(&head.demand, head.memory_bytes, kept).collect();
         }
-        self.count(self.board.fleet.seats.len());
         let whole = self.rooms_together(&head.demand, head.memory_bytes).into_values();
         whole.filter(|workers| workers.len() >= head.demand.gang as usize).flatten().collect()
     }
 
     /// Workers with room for so much, by who could train together.
     fn rooms_together(&self, demand: &Demand, memory_bytes: u64) -> BTreeMap<Berth, Vec<WorkerId>> {
-        self.workers_together(demand, |seat| seat.room_bytes.filter(|room| memory_bytes <= *room))
-    }
-
-    /// Workers that could hold so much, in the same way.
-    fn holders_together(&self, demand: &Demand, memory_bytes: u64) -> BTreeMap<Berth, Vec<WorkerId>> {
-        self.workers_together(demand, |seat| Some(seat.hold_bytes).filter(|hold| memory_bytes <= *hold))
-    }
-
-    fn workers_together(
-        &self,
-        demand: &Demand,
-        bytes: impl Fn(&Seat) -> Option<u64>,
-    ) -> BTreeMap<Berth, Vec<WorkerId>> {
-        let berths = self.board.fleet.together(demand, bytes).into_iter();
-        berths.map(|(berth, workers)| (berth, workers.into_iter().map(|(_, worker)| worker).collect())).collect()
+        let berths = self.board.fleet.together(demand);
+        berths.map(|(berth, workers)| (berth.clone(), workers.roomy(memory_bytes).collect())).collect()
     }
 
     /// Of those that could train together, the ones with which a gang will be whole first: how many there are, and have room.
     fn nearest_berth(&self, demand: &Demand, memory_bytes: u64) -> Option<(Berth, usize, usize)> {
-        let free = self.rooms_together(demand, memory_bytes);
-        let all = self.holders_together(demand, memory_bytes).into_iter();
-        let berths = all.map(|(berth, workers)| {
-            let free = free.get(&berth).map_or(0, Vec::len);
-            (berth, workers.len(), free)
+        let berths = self.board.fleet.together(demand).filter_map(|(berth, workers)| {
+            let have = workers.holders(memory_bytes).count();
+            (have > 0).then(|| (berth, have, workers.roomy(memory_bytes).count()))
         });
         let whole = |have: usize| have >= demand.gang as usize;
-        berths.max_by_key(|(_, have, free)| if whole(*have) { (true, *free, *have) } else { (false, *have, *free) })
+        let nearest = berths
+            .max_by_key(|(_, have, free)| if whole(*have) { (true, *free, *have) } else { (false, *have, *free) });
+        nearest.map(|(berth, have, free)| (berth.clone(), have, free))
     }
 
     /// The other workers that a stage starts on: as its leader was chosen, of those that can reach it.
@@ -177,18 +187,22 @@ impl Scheduler {
         able.retain(|worker| *worker != leader);
         let Some(job) = self.state.jobs().get(&head.spot.0) else { return Vec::new() };
         let stage = &job.plan.stages[head.spot.1];
-        let usual = usual_speed(stage, &self.suited(job, head.spot.1).unwrap_or_default());
+        let suited = self.suited(job, head.spot.1).unwrap_or_default();
+        let looked_at = able.len() + suited.len();
+        let usual = usual_speed(stage, &suited);
         let merit = |id: &WorkerId| self.workers.get(id).map(|worker| worker.merit(stage, usual));
         able.sort_by_key(|id| (self.load(*id), Reverse(merit(id)), *id));
         able.truncate(others);
+        self.count(looked_at);
         able
     }
 
     /// Places that a stage misses whose turn it is, and for a gang where.
-    pub(crate) fn missing(&self, head: &Head) -> (usize, Option<Berth>) {
+    pub(crate) fn missing(&mut self, head: &Head) -> (usize, Option<Berth>) {
         if head.demand.gang < 2 {
             return (1, None);
         }
+        self.count(self.board.fleet.seats.len());
         match self.nearest_berth(&head.demand, head.memory_bytes) {
             Some((berth, _, free)) => ((head.demand.gang as usize).saturating_sub(free), Some(berth)),
             None => (0, None),
@@ -208,22 +222,43 @@ impl Scheduler {
         (free < needs).then_some(Refusal::Gang { needs, free, have })
     }
 
+    /// The gangs that wait for workers or for quota, of the ready stages in their order. Of those that ask the same, and keep
+    /// the same quota, the first: what it keeps is kept.
+    pub(crate) fn gangs_in(&self, ready: &[StageKey]) -> Gangs {
+        let mut gangs = Gangs::default();
+        if !self.keep_any_places() {
+            return gangs;
+        }
+        for (place, key) in ready.iter().enumerate() {
+            let Some((job, at)) = self.state.record(key) else { continue };
+            let entry = self.board.queue.entries.get(&(key.job.clone(), at));
+            let Some(entry) = entry.filter(|entry| self.keeps_places(entry)) else { continue };
+            let owner = &entry.line.1;
+            let quota_of = self.is_over_quota(owner, entry.demand.gang).then(|| owner.clone());
+            let demand = entry.demand.clone();
+            if !gangs.waiting.iter().any(|before| (&before.demand, &before.quota_of) == (&demand, &quota_of)) {
+                let refusal = Refusal::Behind { job: key.job.clone(), stage: key.stage.clone(), needs: job.gang(at) };
+                gangs.places.push(place);
+                gangs.waiting.push(Waiting { refusal, quota_of, demand });
+            }
+        }
+        gangs
+    }
+
     /// The gangs that are served before a stage and wait for workers or for quota.
     pub(crate) fn gangs_before(&self, key: &StageKey) -> Vec<Waiting> {
-        let queue = &self.board.queue;
-        if !queue.gangs.iter().any(|spot| queue.entries.get(spot).is_some_and(|entry| self.keeps_places(entry))) {
+        if !self.keep_any_places() {
             return Vec::new();
         }
-        let before = self.ready().into_iter().take_while(|other| other != key);
-        let gangs = before.filter_map(|other| {
-            let (job, at) = self.state.record(&other)?;
-            let entry = queue.entries.get(&(other.job.clone(), at)).filter(|entry| self.keeps_places(entry))?;
-            let owner = &entry.line.1;
-            let refusal = Refusal::Behind { job: other.job, stage: other.stage, needs: job.gang(at) };
-            let quota_of = self.is_over_quota(owner, entry.demand.gang).then(|| owner.clone());
-            Some(Waiting { refusal, quota_of, demand: entry.demand.clone() })
-        });
-        gangs.collect()
+        let mut before = self.ready();
+        let place = before.iter().position(|other| other == key);
+        before.truncate(place.unwrap_or(before.len()));
+        self.gangs_in(&before).waiting
+    }
+
+    fn keep_any_places(&self) -> bool {
+        let queue = &self.board.queue;
+        queue.gangs.iter().any(|spot| queue.entries.get(spot).is_some_and(|entry| self.keeps_places(entry)))
     }
 
     /// Whether a stage is a gang that others may not pass: workers here could make it whole, and it waits for them or for
@@ -234,9 +269,92 @@ impl Scheduler {
         gang > 1 && entry.wait == Wait::Place && !self.is_shut_out(&entry.line.1, gang) && hold()
     }
 
+    /// Gives running gangs that lack members the workers that have room for one: those of this priority and above, or
+    /// all of them. Gives whether any got one.
+    pub(crate) fn fill_gangs(&mut self, lowest: Option<i32>, kept: &[Demand]) -> bool {
+        let within = |rank: &LackRank| lowest.is_none_or(|lowest| rank.0.0.0 >= lowest);
+        let lacking = self.board.leases.lacking.iter().take_while(|(rank, _)| within(rank));
+        let lacking: Vec<(LeaseId, usize)> = lacking.map(|((_, lease), missing)| (*lease, *missing)).collect();
+        self.count(lacking.len());
+        let mut filled = false;
+        for (lease, missing) in lacking {
+            for _ in 0..missing {
+                let Some(worker) = self.member_for(lease, kept) else { break };
+                self.invite(worker, lease);
+                filled = true;
+            }
+        }
+        filled
+    }
+
+    /// The worker that a running gang that lacks members gets: as its first members were chosen.
+    fn member_for(&mut self, lease: LeaseId, kept: &[Demand]) -> Option<WorkerId> {
+        let (job, at) = self.state.live().get(&lease).and_then(|key| self.state.record(key))?;
+        let stage = &job.plan.stages[at];
+        let leader = self.board.fleet.seats.get(&self.state.grant(lease)?.worker)?;
+        let berth = (Arc::clone(&leader.arithmetic), Arc::clone(&leader.reached_on));
+        if self.is_over_quota(&job.plan.job.owner, 1) || kept.iter().any(|gang| gang.suits(&berth.0)) {
+            return None;
+        }
+        let together = self.board.fleet.berths.get(&berth)?;
+        let group = self.groups.get(&lease);
+        let mut looked_at = 0;
+        let able = together.roomy(stage.memory_bytes).filter(|worker| {
+            looked_at += 1;
+            let holds = self.workers.get(worker).is_none_or(|known| known.leases.contains_key(&lease));
+            !holds && !group.is_some_and(|group| group.bars(*worker, self.now_ms))
+        });
+        let merit = |worker: &WorkerId| self.workers.get(worker).map(|known| known.merit(stage, 0));
+        let found = able.min_by_key(|worker| (self.load(*worker), Reverse(merit(worker)), *worker));
+        self.count(looked_at);
+        found
+    }
+
+    /// Asks helpers of other groups back for running gangs that lack members and find no place. Gives them.
+    pub(crate) fn take_back_for_gangs(&mut self, helpers: &[(WorkerId, LeaseId)]) -> BTreeSet<WorkerId> {
+        let lacking: Vec<(LackRank, usize)> =
+            self.board.leases.lacking.iter().map(|(rank, missing)| (*rank, *missing)).collect();
+        let mut claimed = BTreeSet::new();
+        for ((_, lease), missing) in lacking {
+            let Some(key) = self.state.live().get(&lease).cloned() else { continue };
+            let Some((job, at)) = self.state.record(&key) else { continue };
+            let (memory_bytes, priority) = (job.plan.stages[at].memory_bytes, job.plan.job.priority);
+            let Some(leader) = self.state.grant(lease).and_then(|grant| self.board.fleet.seats.get(&grant.worker))
+            else {
+                continue;
+            };
+            if self.is_over_quota(&job.plan.job.owner, 1) {
+                continue;
+            }
+            let berth = (Arc::clone(&leader.arithmetic), Arc::clone(&leader.reached_on));
+            let group = self.groups.get(&lease);
+            let fits = |(worker, of): &(WorkerId, LeaseId)| {
+                let barred = group.is_some_and(|group| group.bars(*worker, self.now_ms));
+                let known = self.workers.get(worker).filter(|known| !barred && known.takes_work());
+                !claimed.contains(worker)
+                    && self.board.fleet.is_at(*worker, &berth)
+                    && known.is_some_and(|known| {
+                        !known.leases.contains_key(&lease) && known.has_room_without(*of, memory_bytes)
+                    })
+                    && !self.is_kept_from((*worker, *of), (&key, priority))
+            };
+            let mut able: Vec<(WorkerId, LeaseId)> = helpers.iter().copied().filter(fits).collect();
+            able.sort_by_key(|(worker, of)| (!self.was_asked_back(*worker, *of), Reverse(*worker)));
+            able.truncate(missing);
+            self.count(helpers.len());
+            for (worker, of) in able {
+                claimed.insert(worker);
+                self.ask_back(worker, of, format!("{key} lacks a member"));
+            }
+        }
+        claimed
+    }
+
     /// The workers that will have room for a gang, and the leases that have to go for it: those whose going loses least.
     pub(crate) fn make_rooms(&mut self, head: &Head, claims: &Claims) -> Option<(Vec<WorkerId>, Vec<LeaseId>)> {
-        let berths: Vec<_> = self.holders_together(&head.demand, head.memory_bytes).into_values().collect();
+        let together = self.board.fleet.together(&head.demand);
+        let berths: Vec<Vec<WorkerId>> =
+            together.map(|(_, workers)| workers.holders(head.memory_bytes).collect()).collect();
         self.count(berths.iter().map(|workers| workers.len() * head.demand.gang as usize).sum());
         let ways = berths.into_iter().filter_map(|workers| self.rooms_of(head, claims, workers));
         let way = ways.min_by_key(|(lost, workers, _)| (*lost, workers.clone()));

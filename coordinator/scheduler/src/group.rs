@@ -23,6 +23,7 @@ use crate::{
     phase::{Grant, Phase},
     preempt::Giving,
     state::{State, grows, not_live},
+    tail::HoldsUp,
 };
 
 /// Groups that broke in a row, without a checkpoint accepted between them, after which rank 0 goes on alone. Three, since
@@ -61,6 +62,9 @@ pub(crate) struct Group {
     pub(crate) paces: Paces,
     /// Members lost since the last accepted checkpoint.
     pub(crate) lost: u32,
+    /// Members, and joiners, that were asked to help before other stages of the job started, and why.
+    pub(crate) needed: BTreeSet<WorkerId>,
+    pub(crate) holds_up: Option<HoldsUp>,
 }
 
 /// Why the group of now broke, and until when it is waited for the cause to be seen.
@@ -199,7 +203,9 @@ impl Scheduler {
                 continue;
             }
             self.edit_group(lease, |group| group.joiners.retain(|joiner, _| !joiners.contains(joiner)));
-            let reason = format!("{} joined", names(&joiners));
+            let needed = joiners.iter().any(|joiner| self.is_needed(*joiner, lease));
+            let why = self.holds_up(lease).filter(|_| needed).map(|holds_up| format!(", as the stage {holds_up}"));
+            let reason = format!("{} joined{}", names(&joiners), why.unwrap_or_default());
             self.form(&key, lease, Forming { members, at_once: false, reason });
         }
     }
@@ -324,6 +330,7 @@ impl Scheduler {
             self.edit_group(lease, |group| {
                 group.joiners.remove(&worker);
                 group.asked_back.remove(&worker);
+                group.needed.remove(&worker);
             });
         }
     }
@@ -362,7 +369,9 @@ impl Scheduler {
         self.edit_group(lease, |group| {
             group.breaking = None;
             let joiners = &group.joiners;
-            group.asked_back.retain(|worker| members.contains(worker) || joiners.contains_key(worker));
+            let holds = |worker: &WorkerId| members.contains(worker) || joiners.contains_key(worker);
+            group.asked_back.retain(holds);
+            group.needed.retain(holds);
         });
         for worker in &members {
             self.say_place(*worker, lease, at_once);

@@ -10,17 +10,17 @@ use std::{
 };
 
 use graftwork_shared::{
-    id::{LeaseId, WorkerId},
+    id::{JobId, LeaseId, WorkerId},
     view::Refusal,
 };
 
 use crate::{
     gang::Kept,
     group::Role,
-    index::{Demand, Kind, Round, Wait},
+    index::{Demand, Kind, LineKey, Round, Wait},
     machine::Scheduler,
     message::{Arithmetic, Command},
-    serve::Turns,
+    serve::{Limit, Turns},
 };
 
 /// Why a worker is asked into no group.
@@ -81,12 +81,16 @@ impl Scheduler {
 
     /// The same, stage by stage.
     pub(crate) fn somebody_is_refused(&self) -> bool {
-        self.ready().iter().filter_map(|key| self.state.record(key)).any(|(job, position)| {
-            self.choose(job, position).is_err_and(|refusal| {
-                use Refusal::{Behind, Busy, Gang, LookingForReuse};
-                !refusal.lasts() && matches!(refusal, Busy { .. } | Gang { .. } | Behind { .. } | LookingForReuse)
-            })
-        })
+        let ready = self.ready();
+        let gangs = self.gangs_in(&ready);
+        ready.iter().enumerate().filter_map(|(place, key)| Some((place, self.state.record(key)?))).any(
+            |(place, (job, at))| {
+                self.choose_behind(job, at, gangs.before(place)).is_err_and(|refusal| {
+                    use Refusal::{Behind, Busy, Gang, LookingForReuse};
+                    !refusal.lasts() && matches!(refusal, Busy { .. } | Gang { .. } | Behind { .. } | LookingForReuse)
+                })
+            },
+        )
     }
 
     /// The group that a worker of this kind joins best.
@@ -150,14 +154,22 @@ impl Scheduler {
         if self.board.fleet.helping.is_empty() || !(changed || self.board.queue.lines.len() > 1) {
             return;
         }
-        let helpers: Vec<(WorkerId, LeaseId)> = self.board.fleet.helping.iter().copied().collect();
+        let mut helpers: Vec<(WorkerId, LeaseId)> = self.board.fleet.helping.iter().copied().collect();
         self.count(helpers.len());
+        self.review_needed(&helpers);
+        if !self.board.leases.lacking.is_empty() {
+            let claimed = self.take_back_for_gangs(&helpers);
+            helpers.retain(|(worker, _)| !claimed.contains(worker));
+        }
         if self.policy.bounds_places() {
             self.take_back_within_quotas(&helpers);
         } else {
             self.take_back_for_turns(&helpers);
         }
         for (helper, lease) in helpers {
+            if self.is_needed(helper, lease) {
+                continue;
+            }
             let Some(known) = self.workers.get(&helper).filter(|known| known.leases.len() > 1) else { continue };
             let led = known.leases.keys().find(|other| self.role(helper, **other) == Some(Role::Leads));
             if let Some(key) = led.and_then(|led| self.state.live().get(led)) {
@@ -172,11 +184,14 @@ impl Scheduler {
         let mut able: Vec<Helper> = helpers.iter().filter_map(|(worker, lease)| self.helper(*worker, *lease)).collect();
         able.sort_by_key(|helper| (!helper.asked, Reverse(helper.size), Reverse(helper.worker)));
         let kept = Kept::default();
-        // Nobody leaves for a stage that no worker could take.
-        let limit = |machine: &Scheduler, able: &[Helper], wait: Wait, demand: &Demand| {
-            Some(within(able, wait, demand, &kept.demands())?.min(machine.board.fleet.hold(demand)?))
+        // Nobody leaves for a stage that no worker could take, or that starts after another one which asks the same.
+        let limit = |machine: &Scheduler, able: &[Helper], line: &LineKey, wait: Wait, demand: &Demand| {
+            if kept.has(demand) {
+                return None;
+            }
+            Some(within(able, (line.0.0, wait), demand, &kept.demands())?.min(machine.board.fleet.hold(demand)?))
         };
-        let mut turns = Turns::begin(self, &|machine, _, wait, demand| limit(machine, &able, wait, demand));
+        let mut turns = Turns::begin(self, &|machine, line, wait, demand| limit(machine, &able, line, wait, demand));
         while let Some(head) = turns.next(self) {
             let (missing, berth) = self.missing(&head);
             if head.demand.gang > 1 {
@@ -187,24 +202,40 @@ impl Scheduler {
                     && head.memory_bytes <= helper.room_bytes
                     && berth.as_ref().is_none_or(|berth| self.board.fleet.is_at(helper.worker, berth))
             };
+            let own_job = |helper: &Helper| helper.job == head.spot.0;
+            let stays = |helper: &Helper| {
+                helper.is_needed_at(head.line.0.0)
+                    || (own_job(helper) && !helper.asked && self.would_hold_up(helper.lease))
+            };
             let mut found: Vec<(WorkerId, LeaseId)> = Vec::new();
+            let mut held_up = false;
             for helper in able.iter().filter(|helper| fits(helper)) {
-                if found.len() < missing && found.iter().all(|(worker, _)| *worker != helper.worker) {
+                if stays(helper) {
+                    held_up |= own_job(helper);
+                } else if found.len() < missing && found.iter().all(|(worker, _)| *worker != helper.worker) {
                     found.push((helper.worker, helper.lease));
                 }
             }
             self.count(able.len());
+            let passed = held_up && found.is_empty();
             let key = self.key_at(&head.spot);
             for ((worker, lease), key) in found.into_iter().zip(key.iter().cycle()) {
                 able.retain(|helper| helper.worker != worker);
                 self.ask_back(worker, lease, format!("{key} waits for a place"));
             }
-            turns.go_on(self, &head, false, &|machine, _, wait, demand| limit(machine, &able, wait, demand));
+            let limit: Limit<'_> = &|machine, line, wait, demand| limit(machine, &able, line, wait, demand);
+            if passed {
+                // No stage of this job gets one of its helpers.
+                turns.pass_job(self, &head, limit);
+            } else {
+                turns.go_on(self, &head, false, limit);
+            }
         }
     }
 
     fn helper(&self, worker: WorkerId, lease: LeaseId) -> Option<Helper> {
         let (known, seat) = (self.workers.get(&worker)?, self.board.fleet.seats.get(&worker)?);
+        let job = self.state.live().get(&lease)?.job.clone();
         let others = known.leases.iter().filter(|(other, _)| **other != lease);
         let (taken, used) =
             others.fold((0_u64, 0_u64), |(taken, used), (_, bytes)| (taken + 1, used.saturating_add(*bytes)));
@@ -212,19 +243,24 @@ impl Scheduler {
         let room_bytes = room.filter(|_| seat.takes_work && taken < u64::from(known.info.slots))?;
         let asked = self.was_asked_back(worker, lease);
         let size = self.state.grant(lease).map_or(0, |grant| grant.others.len());
-        Some(Helper { worker, lease, asked, size, arithmetic: Arc::clone(&seat.arithmetic), room_bytes })
+        let arithmetic = Arc::clone(&seat.arithmetic);
+        let needed = self.is_needed(worker, lease) && !asked;
+        let needed = self.state.jobs().get(&job).filter(|_| needed).map(|job| job.plan.job.priority);
+        Some(Helper { worker, lease, job, needed, asked, size, arithmetic, room_bytes })
     }
 
     /// With quotas, what a helper's leaving makes room for depends on its owner: stage by stage, until no helper is left.
     fn take_back_within_quotas(&mut self, helpers: &[(WorkerId, LeaseId)]) {
         let all: BTreeSet<WorkerId> = helpers.iter().map(|(helper, _)| *helper).collect();
         let mut claimed = BTreeSet::new();
-        for key in self.ready() {
+        let ready = self.ready();
+        let gangs = self.gangs_in(&ready);
+        for (place, key) in ready.into_iter().enumerate() {
             if claimed.len() == all.len() {
                 break;
             }
             let Some((job, position)) = self.state.record(&key) else { continue };
-            let (owner, places) = match self.choose(job, position) {
+            let (owner, places) = match self.choose_behind(job, position, gangs.before(place)) {
                 Err(Refusal::Busy { .. }) => (None, 1),
                 Err(Refusal::Gang { needs, free, have }) if needs <= have => (None, needs - free),
                 // Only what its owner gives back makes room for it.
@@ -233,10 +269,11 @@ impl Scheduler {
                 }
                 Ok(_) | Err(_) => continue,
             };
-            let memory_bytes = job.plan.stages[position].memory_bytes;
+            let (memory_bytes, priority) = (job.plan.stages[position].memory_bytes, job.plan.job.priority);
             let suited = self.suited(job, position).unwrap_or_default();
             let fit = |helper: WorkerId, lease: LeaseId| {
-                if owner.as_ref().is_some_and(|owner| self.owner_of(lease) != Some(owner)) {
+                let of_another = owner.as_ref().is_some_and(|owner| self.owner_of(lease) != Some(owner));
+                if of_another || self.is_kept_from((helper, lease), (&key, priority)) {
                     return false;
                 }
                 let worker = suited.iter().find(|(id, _)| *id == helper).map(|(_, worker)| worker);
@@ -282,6 +319,9 @@ impl Scheduler {
 struct Helper {
     worker: WorkerId,
     lease: LeaseId,
+    job: JobId,
+    /// The job's priority, where it was asked to help before other stages started.
+    needed: Option<i32>,
     asked: bool,
     /// Of its group.
     size: usize,
@@ -289,9 +329,17 @@ struct Helper {
     room_bytes: u64,
 }
 
+impl Helper {
+    /// Whether it stays where it is for all that stages of this priority say.
+    fn is_needed_at(&self, priority: i32) -> bool {
+        self.needed.is_some_and(|own| priority <= own)
+    }
+}
+
 /// What one of these helpers would make room for.
-fn within(able: &[Helper], wait: Wait, demand: &Demand, kept: &[Demand]) -> Option<u64> {
+fn within(able: &[Helper], (priority, wait): (i32, Wait), demand: &Demand, kept: &[Demand]) -> Option<u64> {
+    let able = able.iter().filter(|helper| !helper.is_needed_at(priority));
     let free = |helper: &&Helper| demand.gang > 1 || !kept.iter().any(|gang| gang.suits(&helper.arithmetic));
-    let suited = able.iter().filter(|helper| wait == Wait::Place && demand.suits(&helper.arithmetic)).filter(free);
+    let suited = able.filter(|helper| wait == Wait::Place && demand.suits(&helper.arithmetic)).filter(free);
     suited.map(|helper| helper.room_bytes).max()
 }

@@ -7,6 +7,7 @@ use graftwork_shared::{
     digest::Digest,
     event::Outcome,
     id::Name,
+    job::Device,
     recipe::NumericClass,
     view::Preempted,
 };
@@ -125,6 +126,11 @@ impl JobState {
         let mut job = Self { plan, order, submitted_ms, cancelled: None, ended: None, stages, sweeps, index };
         job.index = JobIndex::of(&job);
         job
+    }
+
+    /// Whether its stages run on processors.
+    pub(crate) fn is_for_cpu(&self) -> bool {
+        self.plan.job.resources.device == Device::Cpu
     }
 
     /// The position of a stage.

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
+    digest::Digest,
     event::EventKind,
     id::{JobId, LeaseId, Name, WorkerId},
     job::Resources,
@@ -29,7 +30,7 @@ use crate::{
 /// The numbers by which the machine judges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// A worker that was silent for so long is given up.
+    /// A worker that was silent for so long is given up; one on a slow link later, see `worker.rs`.
     pub silence_ms: u64,
     /// A worker whose connection broke has so long to come back with its leases; 0 gives it up at once.
     pub grace_ms: u64,
@@ -96,6 +97,8 @@ pub struct Scheduler {
     pub(crate) publishing: BTreeSet<StageKey>,
     /// What each holder of a live lease last told its part to have cost, where that is not durable yet.
     pub(crate) costs: BTreeMap<LeaseId, BTreeMap<WorkerId, Part>>,
+    /// Tokens a second of one place, by base model and kind of stage, as far as they are measured.
+    pub(crate) rates: BTreeMap<Digest, [Option<f64>; 2]>,
     /// Jobs of which it was told that nothing of them can run here.
     pub(crate) stuck: BTreeSet<JobId>,
     pub(crate) stopping: Option<String>,
@@ -134,6 +137,7 @@ impl Scheduler {
             reuse: BTreeMap::new(),
             publishing: BTreeSet::new(),
             costs: BTreeMap::new(),
+            rates: BTreeMap::new(),
             stuck: BTreeSet::new(),
             stopping: None,
             now_ms,
@@ -243,6 +247,7 @@ impl Scheduler {
             Event::LinkLost { worker, reason } => self.on_link_lost(worker, reason),
             Event::WorkerLeft { worker, reason } => self.remove_worker(worker, &reason),
             Event::Heartbeat { worker, leases } => self.on_heartbeat(worker, &leases),
+            Event::RoundTrip { worker, round_trip_ms } => self.on_round_trip(worker, round_trip_ms),
             Event::Progress { worker, lease } => {
                 self.on_lease_message(worker, lease);
             }
@@ -371,7 +376,9 @@ impl Scheduler {
 
     fn on_released(&mut self, worker: WorkerId, lease: LeaseId) {
         if let Some(key) = self.holds(worker, lease).cloned() {
-            let reason = format!("{worker} gave it back, as it was asked to");
+            let asked = self.was_asked_back(worker, lease) || self.workers.get(&worker).is_some_and(|of| of.draining);
+            let why = if asked { "as it was asked to" } else { "since whoever had trained it was gone" };
+            let reason = format!("{worker} gave it back, {why}");
             self.leave(&key, (worker, lease), reason);
         }
         self.free(worker, lease);

@@ -112,7 +112,8 @@ impl Scheduler {
     /// Stages that a worker has of its own, and all that it has.
     pub(crate) fn load(&self, worker: WorkerId) -> (usize, usize) {
         let leases = self.workers.get(&worker).map_or(0, |worker| worker.leases.len());
-        let helps = self.board.fleet.seats.get(&worker).map_or(0, |seat| seat.helping.len());
+        let helping = self.board.fleet.seats.get(&worker).into_iter().flat_map(|seat| &seat.helping);
+        let helps = helping.filter(|lease| !self.is_needed(worker, **lease)).count();
         (leases - helps, leases)
     }
 

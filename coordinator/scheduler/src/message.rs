@@ -145,6 +145,13 @@ pub enum Event {
         /// The leases.
         leases: Vec<LeaseId>,
     },
+    /// A worker measured how long a word takes to its coordinator and back.
+    RoundTrip {
+        /// The worker.
+        worker: WorkerId,
+        /// The longest that is to be expected, in milliseconds; 0: not measured yet.
+        round_trip_ms: u64,
+    },
     /// A worker has moved on with this lease; of the content nothing is decided.
     Progress {
         /// The worker.
@@ -202,7 +209,7 @@ pub enum Event {
         /// Why.
         failure: Failure,
     },
-    /// A worker gave a lease back, as it was asked to.
+    /// A worker gave a lease back, as it was asked to, or since it never had the state of those that trained and are gone.
     Released {
         /// The worker.
         worker: WorkerId,

@@ -109,6 +109,7 @@ impl Scheduler {
         let cores = cores.min(report.lanes).max(1);
         if report.lanes > 0 && report.tokens_per_second > 0.0 {
             known.measure(of, report.tokens_per_second / f64::from(cores));
+            self.note_rate(key, report.tokens_per_second);
         }
     }
 

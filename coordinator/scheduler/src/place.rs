@@ -22,7 +22,7 @@ use graftwork_shared::{
 
 use crate::{
     fact::Fact,
-    gang::Kept,
+    gang::{Kept, Waiting},
     index::{Demand, Round, Spot, Wait},
     job::JobState,
     machine::{Reuse, Scheduler},
@@ -43,21 +43,32 @@ impl Scheduler {
         if changed || (!self.board.queue.gangs.is_empty() && self.board.queue.lines.len() > 1) {
             self.hand_out();
         }
+        let joiners = self.board.leases.joiners.clone();
         self.take_back();
         self.preempt();
+        // Whoever only loaded is gone from its group at once: its owner has less then, and others may be before it.
+        if joiners != self.board.leases.joiners {
+            self.hand_out();
+        }
         self.grow();
     }
 
-    /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good. Nobody passes a gang
-    /// that waits for workers of the kind it needs.
+    /// Hands out places in the order of serving; from its beginning once more whenever a worker went to a stage that runs,
+    /// since the owner of that has had more then, and others may be before it.
     fn hand_out(&mut self) {
-        if !self.board.queue.gangs.is_empty() {
-            self.count(self.board.fleet.seats.len());
-        }
+        while self.hand_out_in_turn() {}
+    }
+
+    /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good. Nobody passes a gang
+    /// that waits for workers of the kind it needs, or one that lacks members. Gives whether a worker went to a stage that
+    /// runs, which ends the walk.
+    fn hand_out_in_turn(&mut self) -> bool {
         let kept = Kept::default();
         let limit: Limit<'_> = &|machine, (_, owner), wait, demand| match wait {
             Wait::Question => machine.board.fleet.hold(demand),
             Wait::Place if kept.has_quota_of(owner) => None,
+            // What would be kept for it is kept already, and it cannot be whole before the one for which it is.
+            Wait::Place if kept.has(demand) && !machine.is_over_quota(owner, demand.gang) => None,
             // One that does not fit is looked at all the same: places are kept for it.
             Wait::Place if demand.gang > 1 && !machine.is_shut_out(owner, demand.gang) => {
                 machine.board.fleet.hold(demand)
@@ -67,11 +78,18 @@ impl Scheduler {
             Wait::Answer | Wait::Rest => None,
         };
         let mut turns = Turns::begin(self, limit);
+        let mut filled = None;
         while let Some(head) = turns.next(self) {
+            let first_of_priority = filled.replace(head.line.0) != Some(head.line.0);
+            if first_of_priority && self.fill_gangs(Some(head.line.0.0), &kept.demands()) {
+                return true;
+            }
             let mut fits =
                 limit(self, &head.line, head.wait, &head.demand).is_some_and(|most| head.memory_bytes <= most);
             if fits && head.wait == Wait::Place && head.demand.gang > 1 {
                 fits = self.gang_fits(&head, &kept);
+            } else if fits && head.wait == Wait::Place && self.help_first(&head, &kept.demands()) {
+                return true;
             }
             if fits && let Some(key) = self.key_at(&head.spot) {
                 match head.wait {
@@ -81,6 +99,7 @@ impl Scheduler {
             }
             turns.go_on(self, &head, fits && head.wait == Wait::Place, limit);
         }
+        self.fill_gangs(None, &kept.demands())
     }
 
     pub(crate) fn key_at(&self, (id, at): &Spot) -> Option<StageKey> {
@@ -126,7 +145,8 @@ impl Scheduler {
             // What holds a gang may be apart for the moment, and what is here refuse it for longer.
             let single = entry.demand.gang < 2;
             let waits = entry.wait == Wait::Rest || (single && held() && !self.is_shut_out(&entry.line.1, 1));
-            let refusal = if waits { None } else { self.choose(job, *at).err().filter(Refusal::lasts) };
+            // What waits behind gangs does not last, so none of them need be known.
+            let refusal = if waits { None } else { self.choose_behind(job, *at, &[]).err().filter(Refusal::lasts) };
             let Some(refusal) = refusal else { return BTreeMap::new() };
             refusals.insert(job.plan.stages[*at].name.clone(), refusal);
         }
@@ -135,6 +155,17 @@ impl Scheduler {
 
     /// The worker for a ready stage, or why there is none.
     pub(crate) fn choose(&self, job: &JobState, position: usize) -> Result<WorkerId, Refusal> {
+        let key = StageKey { job: job.plan.id(), stage: job.plan.stages[position].name.clone() };
+        self.choose_behind(job, position, &self.gangs_before(&key))
+    }
+
+    /// The same behind these gangs that wait.
+    pub(crate) fn choose_behind(
+        &self,
+        job: &JobState,
+        position: usize,
+        gangs: &[Waiting],
+    ) -> Result<WorkerId, Refusal> {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
         if let (Some(until_ms), Some(failure)) = (record.retry_at_ms, record.failures.last())
             && until_ms > self.now_ms
@@ -158,7 +189,6 @@ impl Scheduler {
         if let Some(refusal) = self.over_quota(job, job.gang(position)) {
             return Err(refusal);
         }
-        let gangs = self.gangs_before(&key);
         if let Some(gang) = gangs.iter().find(|gang| gang.quota_of.as_ref() == Some(&job.plan.job.owner)) {
             return Err(gang.refusal.clone());
         }

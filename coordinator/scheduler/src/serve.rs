@@ -69,12 +69,14 @@ impl Turns {
     /// Looks for the next stage of a line behind a rank.
     fn look(&mut self, machine: &mut Scheduler, key: &LineKey, after: Option<&Rank>, limit: Limit<'_>) {
         let (Some(turn), Some(line)) = (self.lines.get(key), machine.board.queue.lines.get(key)) else { return };
-        let kinds = line.waiting.len();
+        // Of a gang it is asked for each set of workers that could train together.
+        let gangs = line.waiting.keys().filter(|(_, demand)| demand.gang > 1).count();
+        let looked_at = 1 + line.waiting.len() + gangs * machine.board.fleet.berths.len();
         if let Some((rank, wait)) = line.next(after, |wait, demand| limit(machine, key, wait, demand)) {
             let when = (key.0, turn.had(line.soon.rank(&rank)), turn.first, rank);
             self.heads.insert(when, (key.clone(), wait));
         }
-        machine.count(1 + kinds);
+        machine.count(looked_at);
     }
 
     /// The next stage; [`Self::go_on`] must follow.
@@ -97,6 +99,12 @@ impl Turns {
             self.take(head);
         }
         self.look(machine, &head.line, Some(&head.when.3), limit);
+    }
+
+    /// Goes on behind all stages of a job in a line.
+    pub(crate) fn pass_job(&mut self, machine: &mut Scheduler, head: &Head, limit: Limit<'_>) {
+        let last = (head.when.3.0, Reverse(0), usize::MAX);
+        self.look(machine, &head.line, Some(&last), limit);
     }
 
     /// Its owner has more places now: those of a gang at once.

@@ -85,7 +85,7 @@ impl Policy {
         self.quotas.values().any(|quota| quota.places.is_some())
     }
 
-    fn quota(&self, owner: &str) -> Quota {
+    pub(crate) fn quota(&self, owner: &str) -> Quota {
         self.quotas.get(owner).or_else(|| self.quotas.get("*")).copied().unwrap_or_default()
     }
 }

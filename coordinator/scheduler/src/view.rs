@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     explain::Why,
+    gang::{Gangs, Waiting},
     job::{JobState, StageRecord},
     machine::Scheduler,
     message::{StageKey, WorkerInfo},
@@ -196,7 +197,7 @@ impl Scheduler {
     /// Why a ready stage does not run.
     fn refusal(&self, job: &JobState, position: usize, line: &Served<'_>) -> Refusal {
         let key = StageKey { job: job.plan.id(), stage: job.plan.stages[position].name.clone() };
-        match self.choose(job, position) {
+        match self.choose_behind(job, position, line.gangs_before(&key)) {
             Err(Refusal::Busy { workers, slots, .. }) => Refusal::Busy { workers, slots, ahead: line.ahead_of(&key) },
             Err(refusal) => refusal,
             // Whatever can be handed out is handed out before a view can be drawn; see invariant 7's check.
@@ -304,11 +305,12 @@ impl Scheduler {
 pub(crate) struct Served<'s> {
     scheduler: &'s Scheduler,
     order: OnceCell<(Vec<StageKey>, BTreeMap<StageKey, usize>)>,
+    gangs: OnceCell<Gangs>,
 }
 
 impl<'s> Served<'s> {
     fn new(scheduler: &'s Scheduler) -> Self {
-        Self { scheduler, order: OnceCell::new() }
+        Self { scheduler, order: OnceCell::new(), gangs: OnceCell::new() }
     }
 
     fn order(&self) -> &(Vec<StageKey>, BTreeMap<StageKey, usize>) {
@@ -322,6 +324,13 @@ impl<'s> Served<'s> {
     fn place(&self, key: &StageKey) -> Option<usize> {
         let ready = self.scheduler.state.record(key).is_some_and(|(job, at)| job.is_ready(at));
         ready.then(|| self.order().1.get(key).copied()).flatten()
+    }
+
+    /// The gangs that wait and are served before this stage.
+    fn gangs_before(&self, key: &StageKey) -> &[Waiting] {
+        let (order, places) = self.order();
+        let gangs = self.gangs.get_or_init(|| self.scheduler.gangs_in(order));
+        gangs.before(places.get(key).copied().unwrap_or(order.len()))
     }
 
     /// The ready stages that are served before this one.

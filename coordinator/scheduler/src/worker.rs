@@ -43,13 +43,15 @@ pub(crate) struct Worker {
 }
 
 /// How far apart a worker's heartbeats arrive, as a moving mean and a moving mean of what they differ from it by (the
-/// estimator of TCP's timer, Jacobson 1988). On a link on which they come late and unevenly, silence means less.
+/// estimator of TCP's timer, Jacobson 1988), and the round trip that it measured. On a link on which words come late and
+/// unevenly, silence means less.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[expect(clippy::struct_field_names, reason = "names say units")]
 pub(crate) struct Lateness {
     last_ms: Option<u64>,
     mean_ms: u64,
     spread_ms: u64,
+    round_trip_ms: u64,
 }
 
 impl Lateness {
@@ -69,11 +71,18 @@ impl Lateness {
         self.last_ms = None;
     }
 
-    /// Silence after which a worker is given up: what the policy says, and more where beats are far apart.
+    /// Silence after which a worker is given up: what the policy says, and more where beats are far apart or go a long
+    /// way.
     fn silence_ms(&self, policy: &Policy) -> u64 {
-        policy.silence_ms.max(2 * (self.mean_ms + 4 * self.spread_ms)).min(MOST_PATIENCE * policy.silence_ms)
+        let by_beats_ms = 2 * (self.mean_ms + 4 * self.spread_ms);
+        let by_way_ms = self.round_trip_ms.saturating_mul(ROUND_TRIPS);
+        policy.silence_ms.max(by_beats_ms).max(by_way_ms).min(MOST_PATIENCE * policy.silence_ms)
     }
 }
+
+/// A worker is not given up before a word could have gone so often to it and back. It beats once in two round trips at
+/// least, so five beats in a row were lost by then.
+const ROUND_TRIPS: u64 = 10;
 
 /// However slow a link is, a worker is not waited for longer than so many times the silence of the policy.
 const MOST_PATIENCE: u64 = 6;
@@ -145,6 +154,10 @@ impl Scheduler {
         let joined = EventKind::WorkerJoined { worker, place: info.place.clone(), threads: info.threads };
         let seen_ms = self.now_ms;
         self.enter(worker, Worker::new(info, seen_ms));
+        // What it held is none of its leases now. Whatever it was to one of them is over before it may be asked to join it.
+        for lease in leases {
+            self.out.commands.push(Command::Fence { worker, lease: *lease });
+        }
         self.tell_all(&joined);
         if let Some(reason) = self.stopping.clone().filter(|_| self.policy.sends_home) {
             self.drain(worker, &reason);
@@ -226,6 +239,14 @@ impl Scheduler {
                 self.out.commands.push(Command::Fence { worker, lease: *lease });
             }
         }
+    }
+
+    /// A worker measured the way to here and back.
+    pub(crate) fn on_round_trip(&mut self, worker: WorkerId, round_trip_ms: u64) {
+        if let Some(known) = self.workers.get_mut(&worker).filter(|_| round_trip_ms > 0) {
+            known.lateness.round_trip_ms = round_trip_ms;
+        }
+        self.hear(worker);
     }
 
     /// A worker said something.

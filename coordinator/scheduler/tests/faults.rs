@@ -89,6 +89,25 @@ fn a_worker_whose_beats_come_late_and_unevenly_is_waited_for_longer_but_not_for_
 }
 
 #[test]
+fn a_worker_far_away_is_waited_for_longer_but_not_for_ever() {
+    let mut machine = Machine::new();
+    let silence_ms = machine.scheduler.policy().silence_ms;
+    let far = [("near", 40), ("far", 3_000), ("farther", 60_000), ("unmeasured", 0)];
+    let far = far.map(|(key, round_trip_ms)| {
+        let (worker, _) = machine.join(keyed(key));
+        machine.apply(Event::RoundTrip { worker, round_trip_ms });
+        worker
+    });
+    let here = |machine: &Machine| -> Vec<WorkerId> {
+        machine.scheduler.workers().into_iter().map(|known| known.id).collect()
+    };
+    for (wait_ms, stay) in [(silence_ms - 1, 0..4), (1, 1..3), (19_999, 1..3), (1, 2..3), (5 * silence_ms, 0..0)] {
+        machine.after(wait_ms, Event::Tick);
+        assert_eq!(here(&machine), far[stay], "{} ms without a word", machine.now_ms - 1_000);
+    }
+}
+
+#[test]
 fn a_worker_that_comes_back_in_time_keeps_its_leases_and_its_result_counts() {
     let mut machine = Machine::new();
     let (job, worker, lease) = working(&mut machine);

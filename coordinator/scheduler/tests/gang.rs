@@ -12,7 +12,7 @@ use graftwork_shared::{
     id::{JobId, LeaseId, WorkerId},
     view::{QuotaOf, Refusal, StageState},
 };
-use group::{failure, keyed, places, reasons, released};
+use group::{failure, fences, keyed, places, reasons, released};
 
 /// A job of one stage that starts on so many workers.
 fn gang(text: &str, workers: u32, priority: i32) -> Plan {
@@ -203,6 +203,66 @@ fn a_gang_that_loses_a_member_goes_on_and_is_filled_up() {
 }
 
 #[test]
+fn who_was_lost_from_a_gang_is_replaced_before_anything_else_of_its_priority_starts() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..3);
+    let (job, commands) = submit(&mut machine, &gang("g", 3, 0));
+    let joined = invited(&commands);
+    for (worker, lease) in &joined {
+        machine.apply(Event::Prepared { worker: *worker, lease: *lease });
+    }
+    submit(&mut machine, &single("waits", 0));
+    let (_, lease) = joined[0];
+    for (worker, _) in &joined {
+        machine.apply(Event::WorkerLeft { worker: *worker, reason: "killed".to_owned() });
+    }
+    assert_eq!(members(&machine, &job, "g"), 1, "training goes on");
+    let (fourth, commands) = machine.join(keyed(3));
+    assert_eq!((invited(&commands), assigned(&commands).len()), (vec![(fourth, lease)], 0));
+    let (fifth, commands) = machine.join(keyed(4));
+    assert_eq!(invited(&commands), [(fifth, lease)], "while the other one loads");
+    let (_, commands) = machine.join(keyed(5));
+    assert_eq!(assigned(&commands)[0].0, "waits", "it is whole again");
+    assert!(released(&machine.apply(Event::Tick)).is_empty());
+}
+
+#[test]
+fn a_stage_of_higher_priority_goes_before_a_gang_that_lacks_a_member() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..2);
+    let (_, commands) = submit(&mut machine, &gang("g", 2, 1));
+    let (worker, lease) = invited(&commands)[0];
+    machine.apply(Event::Prepared { worker, lease });
+    submit(&mut machine, &single("low", 0));
+    let (_, commands) = submit(&mut machine, &single("high", 2));
+    // The whole gang is asked for its place, and takes nobody in meanwhile.
+    assert_eq!(released(&commands).len(), 2);
+    machine.apply(Event::WorkerLeft { worker, reason: "killed".to_owned() });
+    let (_, commands) = machine.join(keyed(2));
+    assert_eq!((assigned(&commands)[0].0.as_str(), invited(&commands).len()), ("high", 0));
+}
+
+#[test]
+fn helpers_elsewhere_are_taken_back_for_a_gang_that_lacks_members() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..2);
+    let (_, commands) = submit(&mut machine, &gang("g", 2, 0));
+    let (worker, lease) = invited(&commands)[0];
+    machine.apply(Event::Prepared { worker, lease });
+    let (other, _) = submit(&mut machine, &grouped(8, 100));
+    machine.join(keyed(2));
+    let (_, commands) = machine.join(keyed(3));
+    assert!(matches!(machine.state_of(&other, "a"), StageState::Running { .. }));
+    let (helper, elsewhere) = invited(&commands)[0];
+    machine.apply(Event::Prepared { worker: helper, lease: elsewhere });
+    let commands = machine.apply(Event::WorkerLeft { worker, reason: "killed".to_owned() });
+    assert_eq!(released(&commands), [(helper, elsewhere)]);
+    assert!(released(&machine.apply(Event::Tick)).is_empty(), "it is asked once");
+    let commands = machine.apply(Event::Released { worker: helper, lease: elsewhere });
+    assert_eq!(invited(&commands), [(helper, lease)]);
+}
+
+#[test]
 fn helpers_are_taken_back_for_a_gang_as_many_as_it_misses() {
     let mut machine = Machine::new();
     let (_, _) = submit(&mut machine, &grouped(8, 100));
@@ -389,5 +449,29 @@ fn a_new_coordinator_knows_of_a_gang_what_its_facts_say() {
     let (worker, lease) = invited(&commands)[0];
     machine.apply(Event::Prepared { worker, lease });
     let again = Machine::recover(machine.facts.clone(), machine.now_ms);
+    assert_eq!(members(&again, &job, "g"), 2);
+}
+
+#[test]
+fn whoever_still_loaded_when_the_coordinator_ended_is_asked_again_before_anything_else_starts() {
+    let mut machine = Machine::new();
+    idle(&mut machine, 0..2);
+    let (job, commands) = submit(&mut machine, &gang("g", 2, 0));
+    let (worker, lease) = invited(&commands)[0];
+    let leader = if worker.0 == 1 { 1 } else { 0 };
+    submit(&mut machine, &single("waits", 0));
+    let mut again = Machine::recover(machine.facts.clone(), machine.now_ms);
+    again.apply(Event::WorkerJoined { session: 1, info: keyed(leader), leases: vec![lease] });
+    assert_eq!(members(&again, &job, "g"), 1);
+    let commands = again.apply(Event::WorkerJoined { session: 2, info: keyed(1 - leader), leases: vec![lease] });
+    let (new, _) = invited(&commands)[0];
+    assert_eq!((invited(&commands), assigned(&commands).len()), (vec![(new, lease)], 0));
+    // It says that it has the lease, and not what it is to it: whatever that was is over before it begins.
+    assert_eq!(fences(&commands), [(new, lease)]);
+    let at = |of: fn(&Command) -> bool| commands.iter().position(of).unwrap();
+    let fence = at(|command| matches!(command, Command::Fence { .. }));
+    assert!(fence < at(|command| matches!(command, Command::Assign { .. })), "{commands:?}");
+    let commands = again.apply(Event::Prepared { worker: new, lease });
+    assert_eq!(places(&commands).len(), 2);
     assert_eq!(members(&again, &job, "g"), 2);
 }

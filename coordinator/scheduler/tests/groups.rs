@@ -7,7 +7,7 @@ mod group;
 
 use fixture::{Machine, assigned, class, fenced, grouped, info, invited, key, plan, stage};
 use graftwork_scheduler::{Command, Event, Fact, Plan, WorkerInfo};
-use graftwork_shared::{assignment::Blame, event::EventKind, id::WorkerId, job::Device};
+use graftwork_shared::{assignment::Blame, digest::Digest, event::EventKind, id::WorkerId, job::Device};
 use group::{World, failure, fences, keyed, places, reasons, released};
 
 #[test]
@@ -113,6 +113,26 @@ fn a_worker_that_drains_leaves_its_group_without_blame() {
     world.machine.apply(Event::Released { worker: second, lease: world.lease });
     assert!(world.machine.facts.iter().any(|fact| matches!(fact, Fact::LeaseReleased { .. })));
     assert_eq!(world.failures(), 0);
+}
+
+#[test]
+fn a_newcomer_that_never_had_the_state_gives_the_stage_back_and_it_goes_on_from_its_checkpoint() {
+    let mut world = World::of(&grouped(4, 100), 1);
+    let first = world.members[0];
+    world.machine.checkpoint((first, world.lease), 30);
+    let (second, _) = world.machine.join(keyed(1));
+    world.machine.apply(Event::Prepared { worker: second, lease: world.lease });
+    let commands = world.leave(0);
+    assert_eq!(places(&commands), [(second, 2, 0, 1, true)]);
+    assert!(commands.iter().any(|command| matches!(command, Command::Form { checkpointed: 30, .. })));
+    let commands = world.machine.apply(Event::Released { worker: second, lease: world.lease });
+    let assignment = commands.iter().find_map(|command| match command {
+        Command::Assign { worker, assignment, joining: false, .. } if *worker == second => Some(assignment),
+        _ => None,
+    });
+    let checkpoint = Digest::of(format!("checkpoint 30 of {}", world.lease).as_bytes());
+    assert_eq!(assignment.unwrap().resume, Some(checkpoint), "at once, and what was since that is lost");
+    assert_eq!((world.failures(), world.attempts_failed()), (0, false), "nothing counts against it");
 }
 
 #[test]

@@ -25,16 +25,21 @@ const WORKERS: u64 = 1_000;
 /// told to each job that has not ended, beside that.
 const MOST_WORK: u64 = 2 * WORKERS + 1_000;
 
+/// Where a gang starts, those that have room are looked at for its leader and for its other members, and again all that
+/// could have it for what is usual.
+const MOST_WORK_OF_GANGS: u64 = MOST_WORK + 2 * WORKERS;
+
 /// What a submission may touch: each stage of its plan so often.
 const MOST_WORK_OF_SUBMISSIONS: u64 = 16 * STAGES;
 
-fn thousand(assignments: u64) -> Curve {
+fn thousand(assignments: u64, gangs: bool) -> Curve {
     let crowd = Crowd {
         workers: WORKERS,
         slots: 2,
         jobs: assignments.div_ceil(STAGES),
         tasks: TASKS,
         priorities: vec![0],
+        gangs,
         deaths: 100,
         policy: Policy::default(),
         seed: 42,
@@ -60,17 +65,9 @@ fn thousand(assignments: u64) -> Curve {
     curve
 }
 
-#[test]
-fn what_a_decision_touches_does_not_grow_with_what_there_is_to_do() {
-    println!(
-        "| assignments | events | deaths | work of an event | most | of a submission | p50 us | p99 us | s | virtual s |"
-    );
-    let mut curves = vec![thousand(2_000), thousand(20_000)];
-    if std::env::var_os("GRAFTWORK_LONG_TESTS").is_some() {
-        curves.push(thousand(100_000));
-    }
-    for curve in &curves {
-        assert!(curve.most_work <= MOST_WORK, "{} touched {}", curve.most_by, curve.most_work);
+fn hold(curves: &[Curve], most_work: u64) {
+    for curve in curves {
+        assert!(curve.most_work <= most_work, "{} touched {}", curve.most_by, curve.most_work);
         assert!(curve.most_of_submissions <= MOST_WORK_OF_SUBMISSIONS, "{}", curve.most_of_submissions);
         // Under a millisecond where nothing else runs; more is left for machines on which much does.
         assert!(curve.time_us(0.99) < 5_000.0, "99 of 100 events take up to {} us", curve.time_us(0.99));
@@ -83,8 +80,29 @@ fn what_a_decision_touches_does_not_grow_with_what_there_is_to_do() {
 }
 
 #[test]
+fn what_a_decision_touches_does_not_grow_with_what_there_is_to_do() {
+    println!(
+        "| assignments | events | deaths | work of an event | most | of a submission | p50 us | p99 us | s | virtual s |"
+    );
+    let mut curves = vec![thousand(2_000, false), thousand(20_000, false)];
+    if std::env::var_os("GRAFTWORK_LONG_TESTS").is_some() {
+        curves.push(thousand(100_000, false));
+    }
+    hold(&curves, MOST_WORK);
+}
+
+#[test]
+fn nor_does_it_where_many_gangs_wait() {
+    let curves = [thousand(2_000, true), thousand(10_000, true)];
+    assert!(curves.iter().all(|curve| curve.gangs * 8 > curve.assignments), "a quarter of all stages are gangs");
+    hold(&curves, MOST_WORK_OF_GANGS);
+}
+
+#[test]
 fn what_is_kept_is_what_a_search_would_find_in_a_crowd_with_priorities_and_quotas() {
-    for (seed, places, priorities) in [(7, None, vec![0, 2, 1]), (8, Some(5), vec![0]), (9, Some(4), vec![1, 0])] {
+    let crowds = [(7, None, vec![0, 2, 1], false), (8, Some(5), vec![0], false), (9, Some(4), vec![1, 0], false)];
+    let with_gangs = [(10, None, vec![0, 0, 1], true), (11, Some(4), vec![0], true)];
+    for (seed, places, priorities, gangs) in crowds.into_iter().chain(with_gangs) {
         let quota = Quota { places, jobs: None };
         let quotas = if places.is_some() { [("*".to_owned(), quota)].into() } else { BTreeMap::new() };
         let crowd = Crowd {
@@ -93,6 +111,7 @@ fn what_is_kept_is_what_a_search_would_find_in_a_crowd_with_priorities_and_quota
             jobs: 6,
             tasks: 10,
             priorities,
+            gangs,
             deaths: 8_000,
             policy: Policy { quotas, ..Policy::default() },
             seed,
@@ -100,7 +119,7 @@ fn what_is_kept_is_what_a_search_would_find_in_a_crowd_with_priorities_and_quota
             checked: true,
         };
         let curve = crowd.run();
-        assert!(curve.deaths > 0);
+        assert!(curve.deaths > 0 && gangs == (curve.gangs > 0));
         println!(
             "{} events, {} assignments, {} deaths, {:x}",
             curve.events, curve.assignments, curve.deaths, curve.digest

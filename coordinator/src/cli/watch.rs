@@ -87,8 +87,8 @@ async fn find_again(at: &Connection) -> Result<Client, Failure> {
     }
 }
 
-/// What was shown last: a coordinator tells whoever comes back the whole story again. Another coordinator tells a story of
-/// its own, by its own clock.
+/// What was shown last: a coordinator tells whoever comes back its story again, from its beginning, however much is left
+/// out behind that. Another coordinator tells a story of its own, by its own clock.
 #[derive(Default)]
 struct Shown {
     /// The beginning of the story.
@@ -137,6 +137,11 @@ mod tests {
         assert!(first.iter().chain(&second).all(|event| shown.is_new(event)));
         let again: Vec<bool> = second.iter().chain([&event(92, 5)]).map(|event| shown.is_new(event)).collect();
         assert_eq!(again, [false, false, false, true]);
+        // A third one, whose clock stands far behind, has told more than it keeps.
+        let third = [began(10, true), event(40, 900), event(41, 901)];
+        assert!(third.iter().all(|event| shown.is_new(event)));
+        let again: Vec<bool> = [&third[0], &third[2], &event(42, 902)].map(|event| shown.is_new(event)).into();
+        assert_eq!(again, [false, false, true]);
     }
 
     #[test]

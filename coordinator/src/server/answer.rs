@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use graftwork_proto::WorkerMessage;
+use graftwork_proto::{CoordinatorMessage, WorkerMessage};
 use graftwork_scheduler::{Event, Scheduler, Standing, WorkerInfo};
 use graftwork_shared::{
     VERSION,
@@ -165,6 +165,10 @@ impl Driver {
                 return self.core.on_report(self.clock.now_ms(), (worker, session), lease, kind);
             }
             WorkerMessage::Heartbeat(leases) => Event::Heartbeat { worker, leases },
+            WorkerMessage::Probe { number, round_trip_ms } => {
+                self.echo((worker, session), number);
+                Event::RoundTrip { worker, round_trip_ms }
+            }
             WorkerMessage::Checkpoint(lease, step, blob) => Event::Checkpointed { worker, lease, step, blob },
             WorkerMessage::Finished(lease, result) => Event::Finished { worker, lease, result: Box::new(result) },
             WorkerMessage::Paused(lease, evaluation, finished) => Event::Paused { worker, lease, evaluation, finished },
@@ -180,6 +184,13 @@ impl Driver {
             WorkerMessage::Broken(lease, epoch, reason) => Event::Broken { worker, lease, epoch, reason },
         };
         self.core.on_worker(self.clock.now_ms(), (worker, session), event);
+    }
+
+    /// Through the loop, so that the round trip that is measured holds whatever a heartbeat waits for.
+    fn echo(&mut self, (worker, session): (WorkerId, Session), number: u64) {
+        if self.core.is_open(worker, session) {
+            self.send(worker, String::new(), CoordinatorMessage::Echo(number));
+        }
     }
 
     fn view(&self, job: &JobId) -> Option<JobView> {

@@ -108,7 +108,7 @@ impl Driver {
         self.send(worker, String::new(), CoordinatorMessage::Fenced(lease));
     }
 
-    fn send(&mut self, worker: WorkerId, trace: String, message: CoordinatorMessage) {
+    pub(super) fn send(&mut self, worker: WorkerId, trace: String, message: CoordinatorMessage) {
         let Some(session) = self.sessions.get(&worker) else { return };
         let number = session.number;
         let envelope = CoordinatorEnvelope { term: self.machine().state().term(), trace, message };

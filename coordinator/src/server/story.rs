@@ -15,7 +15,8 @@ use tokio::sync::broadcast;
 /// Step reports that a curve keeps at most.
 const CURVE_POINTS: usize = 500;
 
-/// Events that a job's ring keeps for those who begin to watch later.
+/// Events that a job's ring keeps for those who begin to watch later: the first, which tells this coordinator's story from
+/// that of another one, and the newest.
 const RING_EVENTS: usize = 4_096;
 
 /// Events that a slow watcher may lag behind before it misses some.
@@ -83,7 +84,8 @@ impl Story {
             _ => {}
         }
         if self.ring.len() == RING_EVENTS {
-            self.ring.pop_front();
+            let begins = matches!(self.ring.front(), Some(Event { kind: EventKind::JobStarted { .. }, .. }));
+            self.ring.remove(usize::from(begins));
         }
         self.ring.push_back(event.clone());
         // Nobody watches: nobody misses it.
@@ -141,6 +143,20 @@ mod tests {
         assert!(curve.points.len() > CURVE_POINTS / 3);
         assert!(curve.points.is_sorted_by_key(|report| report.step));
         assert!(curve.points[0].step < 100);
+    }
+
+    #[test]
+    fn whoever_begins_to_watch_late_hears_how_the_story_began_and_the_newest_of_it() {
+        let told = |at_ms, kind| Event { job: "0123456789abcdef".parse().unwrap(), at_ms, stage: None, kind };
+        let mut story = Story::new();
+        let began = told(7, EventKind::JobStarted { stages: 1, resumed: true });
+        story.tell(began.clone());
+        let last = 2 * RING_EVENTS as u64;
+        (1..=last).for_each(|step| story.tell(told(7 + step, EventKind::Checkpointed { step })));
+        let (so_far, _) = story.watch();
+        assert_eq!((so_far.len(), &so_far[0]), (RING_EVENTS, &began));
+        let steps: Vec<u64> = so_far[1..].iter().map(|event| event.at_ms - 7).collect();
+        assert!(steps.is_sorted() && steps[0] == last + 2 - RING_EVENTS as u64 && steps.last() == Some(&last));
     }
 
     #[test]

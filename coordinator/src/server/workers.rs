@@ -151,6 +151,7 @@ impl Workers {
                 result.predictions.values().try_for_each(|blob| uploaded("finished.result.predictions", *blob))
             }
             WorkerMessage::Heartbeat(_)
+            | WorkerMessage::Probe { .. }
             | WorkerMessage::Step(..)
             | WorkerMessage::Evaluated(..)
             | WorkerMessage::Paused(..)

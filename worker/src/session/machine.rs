@@ -43,6 +43,9 @@ pub(crate) enum Event {
     Lost,
     /// It is time for a heartbeat.
     Beat,
+    /// The way to the coordinator is to be measured by the echo of this number; the round trip as measured so far, in
+    /// milliseconds.
+    Probe(u64, u64),
     /// What this worker has loaded by now.
     Holds(Holdings),
     /// This process was asked to end.
@@ -83,6 +86,8 @@ pub(crate) enum Command {
     Say(Box<WorkerEnvelope>),
     /// Beat the heart this often, in milliseconds.
     BeatEvery(u64),
+    /// The probe of this number is back.
+    Echoed(u64),
     /// Start a stage's controller thread.
     Start {
         /// Under this lease.
@@ -225,6 +230,7 @@ impl Machine {
             Event::Message(envelope) => self.on_message(envelope),
             Event::Lost => self.on_lost(),
             Event::Beat => self.on_beat(),
+            Event::Probe(number, round_trip_ms) => self.on_probe(number, round_trip_ms),
             Event::Holds(holdings) => self.on_holds(holdings),
             Event::Stop(reason) => self.on_stop(reason),
             Event::Stage(lease, event) => self.on_stage(lease, event),
@@ -262,6 +268,7 @@ impl Machine {
             CoordinatorMessage::Fenced(lease) => self.on_fenced(lease),
             CoordinatorMessage::Release(lease, _) => self.on_release(lease),
             CoordinatorMessage::Drain(reason) => self.on_drain(reason),
+            CoordinatorMessage::Echo(number) => vec![Command::Echoed(number)],
             CoordinatorMessage::Welcome { .. } | CoordinatorMessage::Refused(_) => Vec::new(),
         }
     }
@@ -404,6 +411,13 @@ impl Machine {
         let mut commands = vec![self.say(&self.trace, WorkerMessage::Heartbeat(self.leases()))];
         commands.extend(self.leases().into_iter().flat_map(|lease| self.say_again(lease)));
         commands
+    }
+
+    fn on_probe(&self, number: u64, round_trip_ms: u64) -> Vec<Command> {
+        if self.link == Link::Down {
+            return Vec::new();
+        }
+        vec![self.say(&self.trace, WorkerMessage::Probe { number, round_trip_ms })]
     }
 
     fn on_stage(&mut self, id: LeaseId, event: StageEvent) -> Vec<Command> {

@@ -7,6 +7,7 @@
 mod link;
 mod machine;
 mod parent;
+mod round_trip;
 #[cfg(test)]
 mod tests;
 
@@ -50,6 +51,7 @@ use crate::{
 };
 use link::{DialError, Link, LinkEvent};
 use machine::{Command, Event, Exit, Machine};
+use round_trip::RoundTrip;
 
 pub(crate) use machine::StageEvent;
 
@@ -152,8 +154,11 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         events,
         stages: BTreeMap::new(),
         beat: None,
+        asked_beat: Duration::ZERO,
+        round_trip: RoundTrip::default(),
         greeting: None,
         signals,
+        began: Instant::now(),
         apart_since: Instant::now(),
         backoff: Backoff::new(),
         lost_because: "not tried yet".to_owned(),
@@ -199,8 +204,13 @@ struct Session {
     events: mpsc::Receiver<(LeaseId, StageEvent)>,
     stages: BTreeMap<LeaseId, Control>,
     beat: Option<Interval>,
+    /// How far apart the coordinator wants heartbeats to be.
+    asked_beat: Duration,
+    /// Over the link of now.
+    round_trip: RoundTrip,
     greeting: Option<Pin<Box<Sleep>>>,
     signals: Signals,
+    began: Instant,
     apart_since: Instant,
     backoff: Backoff,
     lost_because: String,
@@ -310,8 +320,10 @@ impl Session {
 
     /// Applies an event and performs what follows from it.
     fn drive(&mut self, event: Event) -> Option<Exit> {
-        let holds = if matches!(event, Event::Beat) { self.shared.holdings().map(Event::Holds) } else { None };
-        let mut events: VecDeque<Event> = holds.into_iter().chain([event]).collect();
+        let beats = matches!(event, Event::Beat);
+        let holds = if beats { self.shared.holdings().map(Event::Holds) } else { None };
+        let probe = if beats { self.probe() } else { None };
+        let mut events: VecDeque<Event> = holds.into_iter().chain([event]).chain(probe).collect();
         while let Some(event) = events.pop_front() {
             for command in self.machine.apply(event) {
                 match command {
@@ -328,15 +340,15 @@ impl Session {
         match command {
             Command::Say(envelope) => self.say(*envelope),
             Command::BeatEvery(milliseconds) => {
-                let every = Duration::from_millis(milliseconds.max(1));
-                let mut beat = interval_at(tokio::time::Instant::now() + every, every);
-                beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-                self.beat = Some(beat);
+                self.asked_beat = Duration::from_millis(milliseconds.max(1));
+                self.round_trip = RoundTrip::default();
+                self.beat_every(self.asked_beat);
                 self.greeting = None;
                 self.backoff = Backoff::new();
                 tracing::info!(coordinator = %self.options.coordinators.current().address(), term = self.machine.term().0, "session open");
                 return None;
             }
+            Command::Echoed(number) => self.on_echo(number),
             Command::Start { lease, assignment, joining, trace } => {
                 return self.start(lease, assignment, joining, &trace);
             }
@@ -351,6 +363,30 @@ impl Session {
             Command::Exit(_) => {}
         }
         None
+    }
+
+    fn beat_every(&mut self, every: Duration) {
+        let mut beat = interval_at(tokio::time::Instant::now() + every, every);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.beat = Some(beat);
+    }
+
+    /// What measures the way to the coordinator, unless that is under way.
+    fn probe(&mut self) -> Option<Event> {
+        let number = self.round_trip.probe(self.began.elapsed())?;
+        let expected_ms = u64::try_from(self.round_trip.expected().as_millis()).unwrap_or(u64::MAX);
+        Some(Event::Probe(number, expected_ms))
+    }
+
+    /// The heart beats less often on a longer way. Small changes are none.
+    fn on_echo(&mut self, number: u64) {
+        self.round_trip.on_echo(number, self.began.elapsed());
+        let every = self.round_trip.beat_every(self.asked_beat);
+        let before = self.beat.as_ref().map_or(every, Interval::period);
+        if every.abs_diff(before) > before / 4 {
+            tracing::debug!(round_trip = ?self.round_trip.expected(), ?every, "heartbeats change their pace");
+            self.beat_every(every);
+        }
     }
 
     fn say(&mut self, envelope: WorkerEnvelope) {

@@ -160,11 +160,22 @@ impl<H: Host> Driver<'_, H> {
             trainer.resume(&bytes, recipe).map_err(failure::of_checkpoint)?;
             set_parameters(self.host, &self.network, trainer.parameters());
         }
-        // A member may be one update behind what the leader made durable before it was lost; whoever is further behind
-        // never had the state of those that trained.
-        if self.trainer().progress().step + 1 < formation.checkpointed {
-            let message =
-                "whoever trained this stage is gone, and this worker had just come; it goes on from its checkpoint";
+        let (step, checkpointed) = (self.trainer().progress().step, formation.checkpointed);
+        // Whoever trained is gone, and nobody here had their state: the lease goes back without blame, and the stage is
+        // handed out again with its checkpoint.
+        if self.membership.is_new() && step < checkpointed {
+            tracing::warn!(
+                checkpointed,
+                "whoever trained this stage is gone, and this worker had just come: it gives it back"
+            );
+            return Err(Halt::Stopped);
+        }
+        // A member may be one update behind what the leader made durable before it was lost.
+        if step + 1 < checkpointed {
+            let message = format!(
+                "the members of the group stand after update {step}, and the checkpoint after update {checkpointed}: \
+                 another attempt goes on from there"
+            );
             return Err(failure::machine(message).into());
         }
         if self.membership.leads() && !led {

@@ -53,6 +53,8 @@ pub(super) struct Membership {
     epoch: u64,
     rank: usize,
     ranks: usize,
+    /// It was to join, and never had the state of those that train.
+    new: bool,
     place: Place,
     waits: Waits,
 }
@@ -104,12 +106,17 @@ pub(super) enum Adopted {
 impl Membership {
     /// Whoever begins a stage.
     pub(super) fn alone() -> Self {
-        Self { epoch: 0, rank: 0, ranks: 1, place: Place::Alone, waits: Waits::default() }
+        Self { epoch: 0, rank: 0, ranks: 1, new: false, place: Place::Alone, waits: Waits::default() }
     }
 
     /// Whoever joins a stage that others train: it waits to be formed.
     pub(super) fn joining() -> Self {
-        Self { place: Place::Waiting(None), rank: usize::MAX, ..Self::alone() }
+        Self { place: Place::Waiting(None), rank: usize::MAX, new: true, ..Self::alone() }
+    }
+
+    /// Whether this member was to join, and never had the state of those that train.
+    pub(super) fn is_new(&self) -> bool {
+        self.new
     }
 
     /// Whether this member speaks for the stage.
@@ -286,11 +293,17 @@ impl Membership {
     /// holds another state fails; for the others the group is broken, and they form anew without it.
     pub(super) fn confirm(&mut self, digest: &str) -> Result<(), Halt> {
         let rank = self.rank;
-        let Place::Formed(formed) = &mut self.place else { return Ok(()) };
+        let Place::Formed(formed) = &mut self.place else {
+            self.new = false;
+            return Ok(());
+        };
         let source = formed.source;
         let digests: Vec<String> = gather(formed.group.as_mut(), &digest.to_owned())?;
         match digests.iter().position(|other| *other != digests[source]) {
-            None => Ok(()),
+            None => {
+                self.new = false;
+                Ok(())
+            }
             Some(_) if digests[rank] != digests[source] => {
                 let (own, copied) = (&digests[rank], &digests[source]);
                 let message =

@@ -141,7 +141,8 @@ pub(crate) enum StageEnd {
         /// Its training is over.
         finished: bool,
     },
-    /// The host asked to stop; the last checkpoint is acknowledged.
+    /// The host asked to stop, and the last checkpoint is acknowledged; or whoever had the state of the stage is gone, and it
+    /// is to go on from the checkpoint that there is.
     Interrupted,
 }
 

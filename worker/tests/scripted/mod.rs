@@ -32,13 +32,31 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// The next message that is no heartbeat and no cost; `None` when the worker ended the session.
+    /// The next message that is no heartbeat, probe or cost; `None` when the worker ended the session.
     pub(crate) async fn next(&mut self) -> Option<WorkerEnvelope> {
         loop {
             let message = timeout(PATIENCE, self.incoming.message()).await.expect("a message in time");
             let envelope = WorkerEnvelope::try_from(message.ok().flatten()?).expect("a message that says what it must");
-            if !matches!(envelope.message, WorkerMessage::Heartbeat(_) | WorkerMessage::Spent(..)) {
+            let many = matches!(
+                envelope.message,
+                WorkerMessage::Heartbeat(_) | WorkerMessage::Probe { .. } | WorkerMessage::Spent(..)
+            );
+            if !many {
                 return Some(envelope);
+            }
+        }
+    }
+
+    /// The next probe's number, and the round trip that it tells, in milliseconds; how many heartbeats came before it.
+    pub(crate) async fn probe(&mut self) -> (u64, u64, usize) {
+        let mut beats = 0;
+        loop {
+            let message = timeout(PATIENCE, self.incoming.message()).await.expect("a message in time");
+            let envelope = WorkerEnvelope::try_from(message.unwrap().expect("a session")).unwrap();
+            match envelope.message {
+                WorkerMessage::Probe { number, round_trip_ms } => return (number, round_trip_ms, beats),
+                WorkerMessage::Heartbeat(_) => beats += 1,
+                _ => {}
             }
         }
     }

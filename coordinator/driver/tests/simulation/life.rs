@@ -11,16 +11,25 @@ use crate::{
 };
 
 impl World {
-    /// Whoever was just taken into a group copies the state of the member that is furthest, or reads the checkpoint.
+    /// Whoever was just taken into a group copies the state of the member that is furthest. Where nobody has it any more, and
+    /// something of it is safe, it gives the lease back.
     pub(crate) fn take_state(&mut self, index: usize) {
         let Some(process) = self.processes.get(&index) else { return };
         let fresh: Vec<LeaseId> =
             process.leases.iter().filter(|(_, work)| work.fresh).map(|(lease, _)| *lease).collect();
+        let mut left = Vec::new();
         for lease in fresh {
             let members = self.processes.iter().filter(|(other, _)| **other != index);
             let states = members.filter_map(|(_, other)| other.leases.get(&lease)).filter(|work| work.has_state());
             let furthest = states.map(|work| work.trained).max_by_key(|trained| trained.step);
+            let others = self.processes.iter().filter(|(other, _)| **other != index);
+            let mut others = others.filter_map(|(_, other)| other.leases.get(&lease));
+            let alone = !others.any(|work| !work.joining && !work.fresh);
             let work = self.processes.get_mut(&index).and_then(|process| process.leases.get_mut(&lease)).unwrap();
+            if alone && work.checkpointed > 0 {
+                left.push(lease);
+                continue;
+            }
             let accepted = checkpoint_of(&work.assignment, work.checkpointed);
             let read = self.checkpoints.get(&accepted).copied().filter(|_| work.checkpointed > 0);
             (work.fresh, work.trained) = (false, furthest.or(read).unwrap_or_default());
@@ -29,8 +38,9 @@ impl World {
         let Some(process) = self.processes.get_mut(&index) else { return };
         let behind = process.leases.iter().filter(|(_, work)| work.has_state() && work.is_behind());
         let behind: Vec<LeaseId> = behind.map(|(lease, _)| *lease).collect();
-        let words: Vec<Word> =
+        let mut words: Vec<Word> =
             behind.into_iter().flat_map(|lease| process.fail(lease, "whoever trained this stage is gone")).collect();
+        words.extend(left.into_iter().flat_map(|lease| process.part(lease, Word::Released(lease))));
         self.say(index, words);
     }
 

@@ -381,7 +381,9 @@ fn fixture_plans() -> Vec<Plan> {
     let single = plan("single", vec![stage("only", &[], 70)]);
     let diamond =
         vec![stage("a", &[], 60), stage("b", &[], 110), stage("c", &[], 30), stage("all", &["a", "b", "c"], 40)];
-    let mut urgent = plan("urgent", vec![stage("x", &[], 50), stage("y", &[], 90), stage("xy", &["x", "y"], 10)]);
+    // Its first stage would hold it up where three workers are there.
+    let urgent = vec![stage("x", &[], 90), stage("y", &[], 25), stage("z", &[], 20), stage("xy", &["x", "y"], 10)];
+    let mut urgent = plan("urgent", urgent);
     urgent.job.priority = 3;
     let mut plans = vec![single, plan("diamond", diamond), urgent];
     for plan in &mut plans[1..] {

@@ -10,15 +10,12 @@ use std::{
     sync::Arc,
 };
 
-use graftwork_shared::{
-    id::{JobId, LeaseId, WorkerId},
-    job::Device,
-};
+use graftwork_shared::id::{JobId, LeaseId, WorkerId};
 
 use super::{
     fleet::{Fleet, Seat},
     job::Stand,
-    leases::{Berth, JoinRank, Leases},
+    leases::{Berth, JoinRank, LackRank, Leases},
     queue::{Demand, Entry, Queue, Wait},
     state::{Spot, Touched},
 };
@@ -235,10 +232,37 @@ impl Scheduler {
     /// Follows whether a lease's group could have one more member.
     pub(crate) fn weigh(&mut self, lease: LeaseId) {
         self.count(1);
-        let berth = self.berth_of(lease);
-        if self.board.leases.berth(lease, berth) {
+        let (berth, lack) = (self.berth_of(lease), self.lack_of(lease));
+        let changed = [self.board.leases.berth(lease, berth), self.board.leases.lack(lease, lack)];
+        if changed.contains(&true) {
             self.board.changes += 1;
         }
+    }
+
+    /// How many members a running gang lacks, which was promised that many; those that leave do not count.
+    fn lack_of(&self, lease: LeaseId) -> Option<(LackRank, usize)> {
+        let (job, at) = self.state.record(self.state.live().get(&lease)?)?;
+        let (gang, grant) = (job.gang(at) as usize, job.stages[at].phase.grant()?);
+        let left = job.pause_step(at).unwrap_or(job.plan.stages[at].total_steps);
+        let left = left.saturating_sub(job.stages[at].checkpoint_step());
+        if gang < 2 || left < self.policy.grow_steps || (grant.class.device == "cpu") != job.is_for_cpu() {
+            return None;
+        }
+        let group = self.groups.get(&lease);
+        let grows =
+            |group: &Group| group.broken < MOST_BROKEN && group.lost < self.policy.attempts && group.giving.is_none();
+        if !group.is_none_or(grows) || !self.board.fleet.seats.contains_key(&grant.worker) {
+            return None;
+        }
+        let leaves = |worker: &WorkerId| {
+            let stays = self.board.fleet.seats.get(worker).is_some_and(|seat| seat.stays);
+            !stays || group.is_some_and(|group| group.asked_back.contains(worker))
+        };
+        let joiners = group.into_iter().flat_map(|group| group.joiners.keys());
+        let members = grant.members();
+        let here = members.iter().chain(joiners).filter(|worker| !leaves(worker)).count();
+        let rank = ((Reverse(job.plan.job.priority), job.order, at), lease);
+        Some((rank, gang.checked_sub(here).filter(|missing| *missing > 0)?))
     }
 
     /// All of whether a worker may join that is no matter of the worker, and of its owner's quota.
@@ -252,9 +276,8 @@ impl Scheduler {
                 && group.broken < MOST_BROKEN
                 && group.lost < self.policy.attempts
         });
-        let resources = &job.plan.job.resources;
         let fits = u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < job.most_workers(at))
-            && (grant.class.device == "cpu") == (resources.device == Device::Cpu);
+            && (grant.class.device == "cpu") == job.is_for_cpu();
         let left = job.pause_step(at).unwrap_or(stage.total_steps).saturating_sub(record.checkpoint_step());
         if !quiet || !fits || left < self.policy.grow_steps {
             return None;
@@ -303,7 +326,7 @@ impl Scheduler {
         Some(Entry {
             line: (Reverse(job.index.shape.priority), job.index.shape.owner.clone()),
             rank: (job.order, Reverse(job.index.chain(at)), at),
-            demand: Demand::new(job.plan.job.resources.device, stage.recipe.numerics_version, class, job.gang(at)),
+            demand: Demand::new(job.is_for_cpu(), stage.recipe.numerics_version, class, job.gang(at)),
             memory_bytes: stage.memory_bytes,
             wait,
         })

@@ -1,7 +1,6 @@
 //! The workers by what they can take: who has room, who has nothing to do, who is given up when.
 
 use std::{
-    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -46,11 +45,21 @@ pub(crate) struct Class {
     pub(crate) rooms: BTreeSet<(u64, WorkerId)>,
 }
 
+/// Workers that could train together: those that stay, also while they are apart for a moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Together {
+    /// By the most memory that a stage may need on them.
+    holds: BTreeSet<(u64, WorkerId)>,
+    /// Those with a free place, by the memory that is left.
+    rooms: BTreeSet<(u64, WorkerId)>,
+}
+
 /// All workers.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Fleet {
     pub(crate) seats: BTreeMap<WorkerId, Seat>,
     pub(crate) classes: BTreeMap<Arc<Arithmetic>, Class>,
+    pub(crate) berths: BTreeMap<Berth, Together>,
     pub(crate) idle: BTreeMap<Kind, BTreeSet<WorkerId>>,
     pub(crate) helping: BTreeSet<(WorkerId, LeaseId)>,
     pub(crate) coming: BTreeSet<WorkerId>,
@@ -71,6 +80,22 @@ impl Class {
     }
 }
 
+fn with(workers: &BTreeSet<(u64, WorkerId)>, memory_bytes: u64) -> impl Iterator<Item = WorkerId> + '_ {
+    workers.range((memory_bytes, WorkerId(0))..).map(|(_, worker)| *worker)
+}
+
+impl Together {
+    /// Workers that could hold so much.
+    pub(crate) fn holders(&self, memory_bytes: u64) -> impl Iterator<Item = WorkerId> + '_ {
+        with(&self.holds, memory_bytes)
+    }
+
+    /// Workers with room for so much.
+    pub(crate) fn roomy(&self, memory_bytes: u64) -> impl Iterator<Item = WorkerId> + '_ {
+        with(&self.rooms, memory_bytes)
+    }
+}
+
 impl Fleet {
     fn suiting<'f>(&'f self, demand: &'f Demand, kept: &'f [Demand]) -> impl Iterator<Item = &'f Class> {
         let free = |arithmetic: &Arithmetic| !kept.iter().any(|gang| gang.suits(arithmetic));
@@ -85,7 +110,7 @@ impl Fleet {
     /// The same without what is kept for gangs.
     pub(crate) fn room_beside(&self, demand: &Demand, kept: &[Demand]) -> Option<u64> {
         if demand.gang > 1 {
-            return self.most_together(demand, |seat| seat.room_bytes);
+            return self.most_together(demand, |together| &together.rooms);
         }
         self.suiting(demand, kept).filter_map(|class| class.rooms.last().map(|(room, _)| *room)).max()
     }
@@ -93,34 +118,20 @@ impl Fleet {
     /// The most memory that a worker can hold at all; for a gang, that each of so many can.
     pub(crate) fn hold(&self, demand: &Demand) -> Option<u64> {
         if demand.gang > 1 {
-            return self.most_together(demand, |seat| Some(seat.hold_bytes));
+            return self.most_together(demand, |together| &together.holds);
         }
         self.suiting(demand, &[]).filter_map(Class::largest).max()
     }
 
-    fn most_together(&self, demand: &Demand, bytes: impl Fn(&Seat) -> Option<u64>) -> Option<u64> {
+    fn most_together(&self, demand: &Demand, by: impl Fn(&Together) -> &BTreeSet<(u64, WorkerId)>) -> Option<u64> {
         let of_gang = usize::try_from(demand.gang).ok()?.checked_sub(1)?;
-        let all = self.together(demand, bytes).into_values().filter_map(|mut workers| {
-            workers.sort_unstable_by_key(|(bytes, _)| Reverse(*bytes));
-            workers.get(of_gang).map(|(bytes, _)| *bytes)
-        });
-        all.max()
+        let all = self.together(demand).filter_map(|(_, together)| by(together).iter().nth_back(of_gang));
+        all.map(|(bytes, _)| *bytes).max()
     }
 
-    /// Suited workers by who could train together, each with what is asked of it; those too that are apart for a moment.
-    pub(crate) fn together(
-        &self,
-        demand: &Demand,
-        bytes: impl Fn(&Seat) -> Option<u64>,
-    ) -> BTreeMap<Berth, Vec<(u64, WorkerId)>> {
-        let mut berths: BTreeMap<Berth, Vec<(u64, WorkerId)>> = BTreeMap::new();
-        for (worker, seat) in self.seats.iter().filter(|(_, seat)| seat.stays && demand.suits(&seat.arithmetic)) {
-            if let Some(bytes) = bytes(seat) {
-                let berth = (Arc::clone(&seat.arithmetic), Arc::clone(&seat.reached_on));
-                berths.entry(berth).or_default().push((bytes, *worker));
-            }
-        }
-        berths
+    /// Suited workers by who could train together.
+    pub(crate) fn together<'f>(&'f self, demand: &'f Demand) -> impl Iterator<Item = (&'f Berth, &'f Together)> {
+        self.berths.iter().filter(move |((arithmetic, _), _)| demand.suits(arithmetic))
     }
 
     /// Workers with room for so much beside what is kept for gangs.
@@ -194,6 +205,11 @@ impl Fleet {
         if seat.coming {
             self.coming.insert(worker);
         }
+        if seat.stays {
+            let together = self.berths.entry(seat.berth()).or_default();
+            together.holds.insert((seat.hold_bytes, worker));
+            together.rooms.extend(seat.room_bytes.map(|room| (room, worker)));
+        }
         if !seat.takes_work {
             return;
         }
@@ -210,6 +226,13 @@ impl Fleet {
             self.helping.remove(&(worker, *lease));
         }
         self.coming.remove(&worker);
+        if let Some(together) = self.berths.get_mut(&seat.berth()).filter(|_| seat.stays) {
+            together.holds.remove(&(seat.hold_bytes, worker));
+            seat.room_bytes.map(|room| together.rooms.remove(&(room, worker)));
+            if together.holds.is_empty() {
+                self.berths.remove(&seat.berth());
+            }
+        }
         if !seat.takes_work {
             return;
         }
@@ -229,6 +252,10 @@ impl Fleet {
 }
 
 impl Seat {
+    fn berth(&self) -> Berth {
+        (Arc::clone(&self.arithmetic), Arc::clone(&self.reached_on))
+    }
+
     pub(crate) fn kind(&self) -> Kind {
         (Arc::clone(&self.arithmetic), Arc::clone(&self.reached_on), self.hold_bytes)
     }

@@ -4,6 +4,7 @@
 //! stages around it.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
@@ -11,6 +12,7 @@ use std::{
 use graftwork_shared::{
     digest::Digest,
     id::{LeaseId, Name, WorkerId},
+    view::StageKind,
 };
 
 use crate::{
@@ -31,6 +33,7 @@ pub(crate) struct Shape {
     pub(crate) dependents: Vec<Vec<usize>>,
     /// Of one update.
     pub(crate) tokens: Vec<u64>,
+    pub(crate) kinds: Vec<StageKind>,
     /// Swept tasks with their trials' positions, in the plan's order.
     pub(crate) sweeps: BTreeMap<usize, Vec<usize>>,
     /// Blobs that the plan itself refers to.
@@ -81,6 +84,12 @@ pub(crate) struct JobIndex {
     /// Stages that are not final, and those of them that run or have their result.
     pub(crate) open: usize,
     pub(crate) busy: usize,
+    /// Work that is left in all of them, adapters and fusions, in tokens.
+    pub(crate) left: [u64; 2],
+    /// Members of the groups that hold leases of them.
+    pub(crate) held: usize,
+    /// Those that run, by the work that is left for each member, the most first.
+    pub(crate) running: BTreeSet<(Reverse<u64>, usize)>,
 }
 
 impl Shape {
@@ -99,6 +108,7 @@ impl Shape {
             owner: plan.job.owner.clone(),
             priority: plan.job.priority,
             tokens: plan.stages.iter().map(PlannedStage::tokens_per_step).collect(),
+            kinds: plan.stages.iter().map(|stage| stage.kind).collect(),
             sweeps: sweeps.collect(),
             blobs: external.chain(plan.uploads.iter().copied()).collect(),
             last_first: last_first(&needs, &dependents),
@@ -153,6 +163,17 @@ impl Mark {
     fn is_hopeless(&self) -> bool {
         self.stand == Stand::Over && !self.has_result
     }
+
+    /// Its place among those that run.
+    fn share_of_each(&self, at: usize) -> Option<(Reverse<u64>, usize)> {
+        let members = self.holders.len() as u64;
+        (members > 0).then(|| (Reverse(self.remaining / members), at))
+    }
+
+    /// Work that is left in it and will be done.
+    fn open_work(&self) -> u64 {
+        if self.has_result || self.stand == Stand::Over { 0 } else { self.remaining }
+    }
 }
 
 impl JobIndex {
@@ -170,6 +191,9 @@ impl JobIndex {
         index.open = marks.iter().filter(|mark| mark.stand != Stand::Over).count();
         index.busy = marks.iter().filter(|mark| matches!(mark.stand, Stand::Running | Stand::Trained)).count();
         (index.shape, index.marks) = (Arc::new(shape), marks);
+        for (at, mark) in index.marks.clone().iter().enumerate() {
+            index.add_work(at, mark);
+        }
         for at in index.shape.last_first.clone() {
             index.chain[at] = index.chain_of(at);
         }
@@ -191,6 +215,22 @@ impl JobIndex {
 
     pub(crate) fn chain(&self, at: usize) -> u64 {
         self.chain[at]
+    }
+
+    /// Counts the work of a stage that stands so.
+    fn add_work(&mut self, at: usize, mark: &Mark) {
+        let left = &mut self.left[self.shape.kinds[at] as usize];
+        *left = left.saturating_add(mark.open_work());
+        self.held += mark.holders.len();
+        self.running.extend(mark.share_of_each(at));
+    }
+
+    /// Counts it no more.
+    fn take_work(&mut self, at: usize, mark: &Mark) {
+        let left = &mut self.left[self.shape.kinds[at] as usize];
+        *left = left.saturating_sub(mark.open_work());
+        self.held -= mark.holders.len();
+        mark.share_of_each(at).map(|place| self.running.remove(&place));
     }
 
     fn chain_of(&self, at: usize) -> u64 {
@@ -224,8 +264,9 @@ impl JobIndex {
             self.judge(job, at);
             return None;
         }
-        let old = std::mem::replace(&mut self.marks[at], mark);
-        let mark = &self.marks[at];
+        let old = std::mem::replace(&mut self.marks[at], mark.clone());
+        self.take_work(at, &old);
+        self.add_work(at, &mark);
         let (had, has) = (old.has_result, mark.has_result);
         let (was_hopeless, is_hopeless) = (old.is_hopeless(), mark.is_hopeless());
         self.open = self.open + usize::from(mark.stand != Stand::Over) - usize::from(old.stand != Stand::Over);

@@ -17,6 +17,9 @@ pub(crate) type Berth = (Arc<Arithmetic>, Arc<str>);
 /// The order in which groups are joined: the smallest, the longest chain, the first served.
 pub(crate) type JoinRank = (usize, Reverse<u64>, (Reverse<i32>, u64, usize), LeaseId);
 
+/// A running gang that lacks members, in the order in which they are found: as it would be served.
+pub(crate) type LackRank = ((Reverse<i32>, u64, usize), LeaseId);
+
 /// What was last seen of a group.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct GroupMark {
@@ -43,6 +46,9 @@ pub(crate) struct Leases {
     /// Those that could have one more member, with the memory that it needs as weight.
     pub(crate) open: BTreeMap<Berth, Ranked<JoinRank>>,
     berths: BTreeMap<LeaseId, (Berth, JoinRank, u64)>,
+    /// Gangs that run and lack members, and how many.
+    pub(crate) lacking: BTreeMap<LackRank, usize>,
+    lacks: BTreeMap<LeaseId, LackRank>,
 }
 
 fn member(set: &mut BTreeSet<LeaseId>, lease: LeaseId, is: bool) {
@@ -81,6 +87,27 @@ impl Leases {
         if *count == 0 {
             self.joiners.remove(owner);
         }
+    }
+
+    /// Follows how many members a running gang lacks; whether that changed anything.
+    pub(crate) fn lack(&mut self, lease: LeaseId, lack: Option<(LackRank, usize)>) -> bool {
+        let known = self.lacks.get(&lease).and_then(|rank| Some((*rank, *self.lacking.get(rank)?)));
+        if known == lack {
+            return false;
+        }
+        if let Some(rank) = self.lacks.remove(&lease) {
+            self.lacking.remove(&rank);
+        }
+        if let Some((rank, members)) = lack {
+            self.lacks.insert(lease, rank);
+            self.lacking.insert(rank, members);
+        }
+        true
+    }
+
+    /// Where a lease can be joined that could have one more member, and the memory that it needs.
+    pub(crate) fn open_berth(&self, lease: LeaseId) -> Option<(&Berth, u64)> {
+        self.berths.get(&lease).map(|(berth, _, memory_bytes)| (berth, *memory_bytes))
     }
 
     /// Puts a lease where it can be joined, or takes it out; whether that changed anything.

@@ -14,8 +14,8 @@ mod ranked;
 mod state;
 
 pub(crate) use board::{Board, Round};
-pub(crate) use fleet::{Kind, Seat};
+pub(crate) use fleet::Kind;
 pub(crate) use job::JobIndex;
-pub(crate) use leases::{Berth, GroupMark};
+pub(crate) use leases::{Berth, GroupMark, LackRank};
 pub(crate) use queue::{Demand, Entry, LineKey, Rank, Wait};
 pub(crate) use state::{Spot, StateIndex, Touched};

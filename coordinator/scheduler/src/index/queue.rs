@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use graftwork_shared::{job::Device, recipe::NumericClass};
+use graftwork_shared::recipe::NumericClass;
 
 use super::{ranked::Ranked, state::Spot};
 use crate::message::Arithmetic;
@@ -75,8 +75,8 @@ pub(crate) struct Queue {
 }
 
 impl Demand {
-    pub(crate) fn new(device: Device, version: u32, class: Option<NumericClass>, gang: u32) -> Self {
-        Self { cpu: device == Device::Cpu, version, class, gang }
+    pub(crate) fn new(cpu: bool, version: u32, class: Option<NumericClass>, gang: u32) -> Self {
+        Self { cpu, version, class, gang }
     }
 
     /// Whether some worker could suit both.

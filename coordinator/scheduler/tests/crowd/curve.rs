@@ -8,6 +8,8 @@ pub(crate) struct Curve {
     pub(crate) assignments: u64,
     pub(crate) events: u64,
     pub(crate) deaths: u64,
+    /// Stages that started on several workers at once.
+    pub(crate) gangs: u64,
     pub(crate) work: u64,
     /// The most work of one submission, which looks at its whole plan.
     pub(crate) most_of_submissions: u64,

@@ -33,6 +33,8 @@ pub(crate) struct Crowd {
     pub(crate) tasks: usize,
     /// Priorities of jobs, in turn.
     pub(crate) priorities: Vec<i32>,
+    /// Every fourth job wants each of its stages to start on two workers at once.
+    pub(crate) gangs: bool,
     /// Of a thousand workers, how many die in an hour.
     pub(crate) deaths: u64,
     pub(crate) policy: Policy,
@@ -194,6 +196,9 @@ impl Run {
         plan.job.priority = self.crowd.priorities[usize::try_from(job).unwrap() % self.crowd.priorities.len()];
         if job.is_multiple_of(4) {
             plan.job.resources.workers_per_task = None;
+        }
+        if self.crowd.gangs && job % 4 == 2 {
+            (plan.job.resources.workers_per_task, plan.job.resources.gang) = (None, 2);
         }
         plan.digest = plan.job.digest();
         plan
@@ -375,6 +380,7 @@ impl Run {
         }
         let told = decision.commands.iter().filter(|command| matches!(command, Command::Tell { stage: None, .. }));
         let work = work - if tells { work.min(told.count() as u64) } else { 0 };
+        self.curve.gangs += self.started_gangs(&decision.commands);
         if submits {
             self.curve.most_of_submissions = self.curve.most_of_submissions.max(work);
         } else if work > self.curve.most_work {
@@ -449,6 +455,18 @@ impl Run {
             Command::Tell { job, stage: None, kind } => self.hear(&job, &kind),
             _ => {}
         }
+    }
+
+    /// Leases that started on several workers in one decision.
+    fn started_gangs(&self, commands: &[Command]) -> u64 {
+        let led = |command: &&Command| matches!(command, Command::Assign { joining: false, .. });
+        let started = commands.iter().filter(led).filter(|command| {
+            let Command::Assign { lease, .. } = command else { return false };
+            let joins =
+                |other: &Command| matches!(other, Command::Assign { lease: of, joining: true, .. } if of == lease);
+            commands.iter().any(joins)
+        });
+        if self.crowd.gangs { started.count() as u64 } else { 0 }
     }
 
     fn hear(&mut self, job: &JobId, kind: &graftwork_shared::event::EventKind) {

@@ -74,7 +74,9 @@ pub(crate) fn plans() -> [Plan; 3] {
         stage("ab", &["a", "b"], 40),
         stage("all", &["a", "b", "c"], 20),
     ];
-    let mut urgent = plan("urgent", vec![stage("x", &[], 50), stage("y", &[], 50), stage("xy", &["x", "y"], 10)]);
+    // Its first stage would hold it up where three workers are there.
+    let urgent = vec![stage("x", &[], 70), stage("y", &[], 15), stage("z", &[], 15), stage("xy", &["x", "y"], 10)];
+    let mut urgent = plan("urgent", urgent);
     urgent.job.priority = 3;
     let mut plans = [plan("single", single), plan("diamond", diamond), urgent];
     for plan in &mut plans[1..] {

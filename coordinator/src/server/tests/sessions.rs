@@ -173,6 +173,17 @@ async fn a_late_worker_cannot_commit() {
 }
 
 #[tokio::test]
+async fn a_probe_is_echoed_at_once_and_changes_nothing() {
+    let place = Place::new(one());
+    let running = place.start().await;
+    let mut peer = Peer::join(&connect(&running).await).await;
+    for (number, round_trip_ms) in [(1, 0), (2, 350)] {
+        peer.send(WorkerMessage::Probe { number, round_trip_ms }).await;
+        assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Echo(number));
+    }
+}
+
+#[tokio::test]
 async fn a_worker_of_another_version_is_refused_with_both_versions() {
     let place = Place::new(one());
     let running = place.start().await;

@@ -315,17 +315,36 @@ fn whoever_dies_at_whichever_question_the_result_is_the_same() {
 }
 
 #[test]
-fn a_newcomer_that_is_left_alone_does_not_train_again_what_was_trained() {
+fn a_newcomer_that_is_left_alone_gives_the_stage_back_and_it_goes_on_from_its_checkpoint() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    let alone = finish(&of, &host);
+    for (checkpointed, blob) in host.checkpoints() {
+        let circle = Arc::new(Circle::default());
+        let formation = Formation { epoch: 3, at_once: true, checkpointed, ..Formation::ALONE };
+        circle.state().told.insert(0, formation);
+        let left = LocalHost::seated(&host, Seat { circle, member: 0, questions: AtomicU32::new(0), fate: None });
+        assert!(matches!(run_stage(&of, true, &left).unwrap(), StageEnd::Interrupted), "without blame");
+        assert!(left.checkpoints().is_empty() && left.last_report().is_none(), "it trained nothing");
+        // As the coordinator hands it out next: nothing but what was since the checkpoint is trained again.
+        let again = LocalHost::sharing(&host, 1);
+        let of = Assignment { resume: Some(blob), ..of.clone() };
+        assert_eq!(bytes_of(&finish(&of, &again)), bytes_of(&alone));
+        assert!(again.checkpoints().keys().all(|step| *step > checkpointed), "{:?}", again.checkpoints());
+    }
+}
+
+/// Rows changed behind the leader's checkpoint, so it had started over, and then a newcomer came.
+#[test]
+fn members_that_stand_far_behind_the_checkpoint_fail_rather_than_train_it_again_together() {
     let (data, host) = (Data::write(), LocalHost::new(2));
     let of = stage(&data, &host);
     let circle = Arc::new(Circle::default());
-    let formation = Formation { epoch: 3, at_once: true, checkpointed: 6, ..Formation::ALONE };
-    circle.state().told.insert(0, formation);
+    circle.state().told.insert(0, Formation { epoch: 3, at_once: true, checkpointed: 6, ..Formation::ALONE });
     let host = LocalHost::seated(&host, Seat { circle, member: 0, questions: AtomicU32::new(0), fate: None });
-    let failure = run_stage(&of, true, &host).unwrap_err();
-    assert_eq!(failure.blame, Blame::Machine, "another attempt goes on from the checkpoint");
-    assert!(failure.message.contains("goes on from its checkpoint"), "{}", failure.message);
-    assert!(host.checkpoints().is_empty());
+    let failure = run_stage(&of, false, &host).unwrap_err();
+    assert_eq!(failure.blame, Blame::Machine);
+    assert!(failure.message.contains("after update 0, and the checkpoint after update 6"), "{}", failure.message);
 }
 
 #[test]
