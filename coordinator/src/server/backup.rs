@@ -166,16 +166,16 @@ pub(crate) fn restore(backup: &Path, home: &Home, histories: Option<&Path>) -> R
     }
     // They have their name last: what is not brought back after all leaves nothing of them.
     let there = histories.filter(|_| manifest.nights.is_some());
-    let named = there.map(|place| Ok::<_, BackupError>((begin(place)?, place))).transpose()?;
-    if let Some((aside, _)) = &named {
-        nights::bring_back(backup, aside)?;
+    let named = there.map(Aside::begin).transpose()?;
+    if let Some(aside) = &named {
+        nights::bring_back(backup, aside.folder())?;
     }
     match home {
         Home::Folder { folder, bucket } => restore_folder(backup, folder, bucket.as_ref(), named.is_none())?,
         Home::Servers { database, bucket } => restore_servers(backup, database, bucket)?,
     }
-    if let Some((aside, place)) = &named {
-        finish(aside, place)?;
+    if let Some(aside) = named {
+        aside.finish()?;
     }
     Ok(manifest)
 }
