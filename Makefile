@@ -24,7 +24,7 @@ help:
 	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
 	@echo "make test-deploy  deployment: chart, images, Prometheus, traces, Slurm, a release on a bare machine (make test-all does it too)"
 	@echo "make test-gpu     on a machine with NVIDIA GPUs: numbers and steps against the processor, collectives over NCCL"
-	@echo "make release      the archive of a release, in out/release (builds both programs anew: minutes)"
+	@echo "make release      the archive of a release, in out/release"
 	@echo "make check        formatting, lints and docs, warnings as errors"
 	@echo "make nccl         fetch NCCL, which workers with GPUs need (make test does it too)"
 	@echo "make bench        measure Graftwork: a table, out/bench/record.json and a page; BENCH='--rows 400 --runs 1' is quick"
@@ -130,8 +130,9 @@ golden: build
 follow: build $(BASE)
 	@$(GRAFTWORK) follow $(TRAJECTORY) --base-model $(dir $(BASE))
 
-release: $(LIBTORCH)
-	@$(PYTHON) scripts/release.py
+# RELEASE=--apart builds programs that name no folder of this machine.
+release: build
+	@$(PYTHON) scripts/release.py $(RELEASE)
 
 clean:
 	cargo clean
