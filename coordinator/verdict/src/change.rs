@@ -18,6 +18,10 @@ const SIDE: usize = 3;
 /// Orders drawn before it is looked whether more are needed, and how many beyond are enough.
 const FIRST: u32 = 1_000;
 const ENOUGH: u32 = 20;
+/// Orders that lie beyond the bound of a change that is looked for alone, in the mean.
+const BEYOND: f64 = 10.0;
+/// A largest split that as many orders reach is noise like the rest.
+const NOISE: f64 = 0.05;
 /// Differences of logarithms and of scores that are rounding.
 const ROUNDING: f64 = 1e-9;
 /// Histories on which a change of each size is tried, sizes in logarithms, and how many of them.
@@ -89,10 +93,10 @@ pub struct Change {
 
 /// Looks for a change in each series; false alarms are bounded over all of them and the night's scores together.
 pub fn changes(series: &[Series], settings: &Settings) -> Vec<Change> {
-    let scans: Vec<Scan> = series.iter().map(|series| Scan::of(series, settings)).collect();
+    let alone = GROWTH * settings.false_alarm / series.len().max(1) as f64;
+    let scans: Vec<Scan> = series.iter().map(|series| Scan::of(series, alone, settings)).collect();
     let chances = |side: fn(&Scan) -> f64| scans.iter().map(side).collect::<Vec<_>>();
     let (worse, better) = (rates(&chances(|scan| scan.worse), GROWTH), rates(&chances(|scan| scan.better), RELIEF));
-    let alone = GROWTH * settings.false_alarm / series.len().max(1) as f64;
     let levels = worse.into_iter().zip(better).map(|(worse, better)| [worse, better]);
     let scanned = scans.iter().zip(series).zip(levels);
     scanned.map(|((scan, series), levels)| scan.change(series, levels, alone, settings)).collect()
@@ -120,7 +124,7 @@ struct Split {
 
 impl Scan {
     /// Normal scores are compared, so that one night that took ten times as long is the slowest night and no more.
-    fn of(series: &Series, settings: &Settings) -> Self {
+    fn of(series: &Series, alone: f64, settings: &Settings) -> Self {
         let sign = if series.worse == Worse::Higher { 1.0 } else { -1.0 };
         let logs: Vec<f64> = series.values.iter().map(|value| sign * value.max(f64::MIN_POSITIVE).ln()).collect();
         let normals = Normals::of(logs.len());
@@ -132,7 +136,9 @@ impl Scan {
         }
         let mut random = Random::named(settings.seed, &series.name);
         let (mut worse, mut better, mut drawn) = (0, 0, 0);
-        while drawn < settings.draws && (drawn < FIRST || worse.min(better) < ENOUGH) {
+        // So many that some lie beyond the bound of a change that is the only one of the night.
+        let first = f64::from(FIRST).max(BEYOND / alone);
+        while drawn < settings.draws && (f64::from(drawn) < first || worse.min(better) < ENOUGH) {
             random.shuffle(&mut order);
             let (up, down) = splits(&order);
             // What differs by rounding alone is the same.
@@ -183,8 +189,11 @@ impl Scan {
         let nights = self.logs.len();
         // Of all orders, only those with the same nights at the end are as extreme.
         let least = |after: usize| (-ln_binomial(nights as u64, after as u64)).exp();
-        let beyond = self.orders.len() as f64 * level;
-        let bound = self.orders.iter().rev().zip(0_u32..).find(|(_, above)| f64::from(*above) >= beyond)?.0 + ROUNDING;
+        // The observed order counts as one. Half the level, since the next history is held against other orders.
+        let within = (self.orders.len() + 1) as f64 * level / 2.0;
+        let bound =
+            self.orders.iter().rev().zip(1_u32..).take_while(|(_, above)| f64::from(*above) <= within).last()?.0
+                + ROUNDING;
         let noise = self.noise();
         let found = |after: usize, step: u32| {
             let change = f64::from(step) * STEP;
@@ -214,8 +223,11 @@ impl Scan {
         Some(((f64::from(high) * STEP).exp_m1(), after))
     }
 
-    /// The logarithms without the largest change, which is no noise.
+    /// The logarithms, without the largest change where that is no noise.
     fn noise(&self) -> Vec<f64> {
+        if self.worse.min(self.better) > NOISE {
+            return self.logs.clone();
+        }
         let split = if self.worst.size > self.best.size { self.worst } else { self.best };
         let (before, after) = self.logs.split_at(split.at);
         let around = |part: &[f64]| part.iter().map(|log| log - mean(part)).collect::<Vec<_>>();

@@ -66,6 +66,7 @@ impl World {
 
 /// What a night without any change named.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "four kinds of findings, each there or not")]
 pub(crate) struct Named {
     pub(crate) drops: bool,
     pub(crate) gains: bool,
