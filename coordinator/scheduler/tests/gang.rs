@@ -458,7 +458,7 @@ fn whoever_still_loaded_when_the_coordinator_ended_is_asked_again_before_anythin
     idle(&mut machine, 0..2);
     let (job, commands) = submit(&mut machine, &gang("g", 2, 0));
     let (worker, lease) = invited(&commands)[0];
-    let leader = if worker.0 == 1 { 1 } else { 0 };
+    let leader = usize::from(worker.0 == 1);
     submit(&mut machine, &single("waits", 0));
     let mut again = Machine::recover(machine.facts.clone(), machine.now_ms);
     again.apply(Event::WorkerJoined { session: 1, info: keyed(leader), leases: vec![lease] });
