@@ -202,14 +202,15 @@ fn changed_rows_and_damaged_files_stop_no_night() -> Result<()> {
     let training = page.split("id=\"training\"").nth(1).context("the page tells how it was trained")?;
     assert!(training.contains("validation accuracy of topic") && training.contains("mean attention of mood_fused"));
 
-    // Its answers are damaged: the next night says so, and has nothing to be compared with.
+    // Its answers are damaged: the next night says so, and is no good one, since there is nothing to compare it with.
+    let whole = fs::read(answers(1))?;
     spoil(&answers(1))?;
-    let said = expect(&nightly(&world, &[], "")?, 0);
+    let said = expect(&nightly(&world, &[], "")?, 1);
     assert!(
         said.contains("night 1 is no longer compared with: the answers in") && said.contains("are damaged"),
         "{said}"
     );
-    assert!(said.contains("night 2: the first one"), "{said}");
+    assert!(said.contains("no good one can be read any more"), "{said}");
     assert!(read(&nights.join("000002/nightly.html"))?.contains("is no longer compared with"));
     let said = expect(&nightly(&world, &["--compare", "2", "--against", "1"], "")?, 1);
     assert!(said.contains("000001/answers.parquet are damaged"), "{said}");
@@ -219,12 +220,14 @@ fn changed_rows_and_damaged_files_stop_no_night() -> Result<()> {
     // Looking at it again writes beside it.
     let page = read(&nights.join("000002/nightly.html"))?;
     write_job(&world, "seeds = [1]\nkeep = 2\nthreshold = 0.5\n")?;
+    expect(&nightly(&world, &["--compare", "2"], "")?, 1);
+    fs::write(answers(1), whole)?;
     expect(&nightly(&world, &["--compare", "2"], "")?, 0);
     assert_eq!(read(&nights.join("000002/nightly.html"))?, page);
     assert!(world.path().join("history/compared/nightly.html").exists());
 
     // A night that waits to be compared is left without a verdict where another one is asked for.
-    assert_eq!(judged(&world, 2, true)?["good"], true);
+    assert_eq!(judged(&world, 2, true)?["good"], false);
     let said = expect(&nightly(&world, &["--again"], "")?, 0);
     assert!(said.contains("night 2 stays as it was trained, without a verdict"), "{said}");
     assert_eq!(judged(&world, 2, false)?["good"], false);

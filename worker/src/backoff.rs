@@ -1,7 +1,7 @@
 //! Patience with a coordinator: waits between attempts that grow up to a bound.
 //!
-//! Each is an eighth longer than the one before, so the next one is never longer than an eighth of the time that has
-//! passed: what comes back after seconds is found within a second, and what stays away for minutes is left in peace.
+//! Each is an eighth longer than the one before, so the next one is about an eighth of the time that has passed: what
+//! comes back after seconds is found within a second, and what stays away for minutes is left in peace.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The device pool: OS threads that own the device, and one queue in front of them.
 //!
 //! All libtorch work of the process runs here and nowhere else; async code never touches libtorch. Runs that wait at the
-//! same time take turns ([`Turn`]), so a stage that scores thousands of rows does not hold up another one's steps, and
-//! of many stages in training only a few hold gradients at a time. A task that panics (libtorch reports its exceptions as panics) is a [`TaskFailed`] of its own run: the thread and the
+//! same time take turns of a few tasks, so a stage that scores thousands of rows does not hold up another one's steps, and
+//! of many stages with so few lanes only some hold gradients at a time. A task that panics (libtorch reports its exceptions as panics) is a [`TaskFailed`] of its own run: the thread and the
 //! process live on. Which thread computes a task never changes a byte (invariant 5): each thread has one libtorch thread.
 
 use std::{
@@ -27,21 +27,13 @@ type Job = Box<dyn FnOnce() + Send>;
 pub(crate) enum Turn {
     /// Before all that wait: what ends an update, and gives its memory back.
     First,
-    /// Behind all that wait, then so many tasks at once: the lanes of an update, whose gradients stay until all are there.
-    Together,
-    /// Behind all that wait, and again after each task: many tasks that need nothing of each other.
-    EachTask,
+    /// Behind all that wait, and again after so many tasks: lanes of an update, or rows to score.
+    Behind,
 }
 
-impl Turn {
-    /// Tasks of one turn.
-    fn tasks(self) -> usize {
-        match self {
-            Self::First | Self::Together => 8,
-            Self::EachTask => 1,
-        }
-    }
-}
+/// Tasks that a run begins before another one's turn comes. Gradients stay until all lanes of an update are there, so
+/// turns of single lanes would have every stage hold some.
+const TASKS_OF_A_TURN: usize = 8;
 
 /// A task that ended by a panic.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,7 +76,6 @@ struct Waiting {
 
 struct Run {
     tasks: VecDeque<Job>,
-    turn: Turn,
     /// Tasks that it may still begin in this turn.
     left: usize,
 }
@@ -161,7 +152,7 @@ impl Pool {
             // Whoever submitted it may have gone.
             drop(done.send(result));
         };
-        self.queue.add(Turn::EachTask, VecDeque::from([Box::new(job) as Job]));
+        self.queue.add(Turn::Behind, VecDeque::from([Box::new(job) as Job]));
         Pending(result)
     }
 }
@@ -197,11 +188,11 @@ impl Queue {
         if tasks.is_empty() {
             return;
         }
-        let run = Run { tasks, turn, left: turn.tasks() };
+        let run = Run { tasks, left: TASKS_OF_A_TURN };
         let mut waiting = self.lock();
         match turn {
             Turn::First => waiting.runs.push_front(run),
-            Turn::Together | Turn::EachTask => waiting.runs.push_back(run),
+            Turn::Behind => waiting.runs.push_back(run),
         }
         self.changed.notify_all();
     }
@@ -214,7 +205,7 @@ impl Queue {
                 let job = run.tasks.pop_front();
                 run.left -= 1;
                 if run.left == 0 {
-                    run.left = run.turn.tasks();
+                    run.left = TASKS_OF_A_TURN;
                     waiting.runs.push_back(run);
                 } else {
                     waiting.runs.push_front(run);
@@ -286,7 +277,7 @@ mod tests {
     }
 
     fn all<T: Send + 'static>(pool: &Pool, tasks: Vec<Box<dyn FnOnce() -> T + Send>>) -> Result<Ran<T>, TaskFailed> {
-        pool.run_while(Turn::EachTask, tasks, || ())
+        pool.run_while(Turn::Behind, tasks, || ())
     }
 
     #[test]
@@ -381,24 +372,17 @@ mod tests {
     }
 
     #[test]
-    fn scores_take_turns_task_by_task() {
-        let runs = [("long", Turn::EachTask, 5), ("short", Turn::EachTask, 2)];
-        assert_eq!(order(&runs), ["long", "short", "long", "short", "long", "long", "long"]);
-    }
-
-    #[test]
-    fn lanes_of_an_update_stay_together_and_what_ends_one_comes_first() {
+    fn runs_take_turns_of_a_few_tasks_and_what_ends_an_update_comes_first() {
         let runs = [
-            ("scores", Turn::EachTask, 3),
-            ("lanes", Turn::Together, 3),
-            ("others", Turn::Together, 2),
+            ("scores", Turn::Behind, 18),
+            ("lanes", Turn::Behind, 3),
+            ("others", Turn::Behind, 9),
             ("end", Turn::First, 1),
         ];
-        let expected = ["end", "scores", "lanes", "lanes", "lanes", "others", "others", "scores", "scores"];
+        let turns =
+            [("end", 1), ("scores", 8), ("lanes", 3), ("others", 8), ("scores", 8), ("others", 1), ("scores", 2)];
+        let expected: Vec<_> = turns.into_iter().flat_map(|(name, count)| vec![name; count]).collect();
         assert_eq!(order(&runs), expected);
-        // A very large update lets others in between.
-        let large = order(&[("large", Turn::Together, 10), ("scores", Turn::EachTask, 1)]);
-        assert_eq!(large.iter().position(|name| *name == "scores"), Some(8));
     }
 
     #[test]

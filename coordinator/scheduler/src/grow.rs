@@ -217,7 +217,7 @@ impl Scheduler {
                 }
             }
             self.count(able.len());
-            let passed = held_up && found.is_empty();
+            let passed = held_up && found.is_empty() && able.iter().all(own_job);
             let key = self.key_at(&head.spot);
             for ((worker, lease), key) in found.into_iter().zip(key.iter().cycle()) {
                 able.retain(|helper| helper.worker != worker);

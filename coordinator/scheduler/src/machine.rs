@@ -377,8 +377,11 @@ impl Scheduler {
     fn on_released(&mut self, worker: WorkerId, lease: LeaseId) {
         if let Some(key) = self.holds(worker, lease).cloned() {
             let asked = self.was_asked_back(worker, lease) || self.workers.get(&worker).is_some_and(|of| of.draining);
-            let why = if asked { "as it was asked to" } else { "since whoever had trained it was gone" };
-            let reason = format!("{worker} gave it back, {why}");
+            let reason = if asked {
+                format!("{worker} gave it back, as it was asked to")
+            } else {
+                format!("{worker} gave it back: it was asked to before a restart, or whoever had trained it was gone")
+            };
             self.leave(&key, (worker, lease), reason);
         }
         self.free(worker, lease);

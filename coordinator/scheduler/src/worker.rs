@@ -66,9 +66,11 @@ impl Lateness {
         }
     }
 
-    /// The coordinator stood still: what comes next says nothing about the worker.
+    /// The coordinator stood still: what comes next says nothing about the worker, and a round trip of then nothing about
+    /// the way to it.
     fn forget_last(&mut self) {
         self.last_ms = None;
+        self.round_trip_ms = 0;
     }
 
     /// Silence after which a worker is given up: what the policy says, and more where beats are far apart or go a long
@@ -80,8 +82,8 @@ impl Lateness {
     }
 }
 
-/// A worker is not given up before a word could have gone so often to it and back. It beats once in two round trips at
-/// least, so five beats in a row were lost by then.
+/// A worker is not given up before a word could have gone so often to it and back. It beats about once in two round trips,
+/// so several beats in a row were lost by then.
 const ROUND_TRIPS: u64 = 10;
 
 /// However slow a link is, a worker is not waited for longer than so many times the silence of the policy.

@@ -68,7 +68,7 @@ fn words(manifest: &Manifest) -> String {
     let Manifest { version, term, facts, blobs, bytes, .. } = manifest;
     let megabytes = *bytes as f64 / 1e6;
     let nights = match manifest.nights() {
-        0 => String::new(),
+        0 => ", no histories of nights".to_owned(),
         nights => format!(", {nights} nights"),
     };
     format!("{facts} facts up to term {term}{nights}, and {blobs} blobs of {megabytes:.1} MB, by version {version}")

@@ -50,11 +50,12 @@ fn copy_history(from: &Path, to: &Path) -> Result<u64, AsideError> {
         nights += u64::from(copy_night(&from, &to)?);
     }
     sync(&to.join("nights"))?;
+    // Before what was abandoned: a night that starts over meanwhile is in one of both.
+    let tonight = read_if_there::<Tonight>(&from.join("tonight").join(NIGHT));
     // After the nights: one that was pruned meanwhile is in one of both.
     for folder in ["pruned", "abandoned"] {
         copy_files(&from.join(folder), &to.join(folder))?;
     }
-    let tonight = read_if_there::<Tonight>(&from.join("tonight").join(NIGHT));
     if let Ok(Some(Tonight { submitted: Some(job), .. })) = tonight {
         let path = to.join("abandoned").join(job.as_str());
         fs::create_dir_all(to.join("abandoned")).and_then(|()| fs::write(&path, b"")).map_err(at(&path))?;
@@ -71,8 +72,10 @@ fn copy_night(from: &Path, to: &Path) -> Result<bool, AsideError> {
     if from.join(NIGHT).exists() && to.join(NIGHT).exists() {
         return Ok(true);
     }
-    fs::remove_dir_all(to).map_err(at(to))?;
-    Ok(false)
+    match fs::remove_dir_all(to) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(to)(error)),
+        _ => Ok(false),
+    }
 }
 
 /// Copies the files of a folder, that which makes a night last. Those that are being written or go meanwhile are left out.

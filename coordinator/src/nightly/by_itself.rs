@@ -210,7 +210,13 @@ impl ByItself {
         let code = Code::of_coordinator(self.code.as_deref())?;
         let job = expand(&file.job).map_err(Trouble::Final)?;
         // In it each file is named by its digest, so its own digest is that of all that is measured.
-        let mut upload = read_files(job.clone(), file).await?;
+        let read = read_files(job.clone(), file).await;
+        // A place that is not there for a moment ends no night that is under way.
+        let under_way = matches!(history.tonight(), Ok(Some(_)));
+        let mut upload = read.map_err(|trouble| match trouble {
+            Trouble::Final(failure) if under_way => Trouble::Passing(failure),
+            trouble => trouble,
+        })?;
         let mut prepared = prepare(history, job, upload.job.digest(), code)?;
         upload.job.publish.hub.clone_from(&prepared.job.publish.hub);
         // Whatever an earlier attempt left at the coordinator goes first: nothing of it gets into this night.

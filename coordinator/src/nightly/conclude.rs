@@ -126,15 +126,26 @@ fn baseline(
         let book = history.book(&night).map_err(Failure::input)?;
         return Ok(Some((night, book)));
     }
+    let mut last: Option<&Night> = None;
     for night in compare::baselines(kept, number) {
         match history.book(night) {
             Ok(book) => return Ok(Some((night.clone(), book))),
             Err(error) => {
+                last.get_or_insert(night);
                 let message = format!("is no longer compared with: {}", told(error.as_ref()));
                 history.tell(&format!("{} {message}", night.title()));
                 notes.push(Problem { name: night.title(), message, fails: false });
             }
         }
+    }
+    // A first night has no verdict, and this one is none: what came in between may have made it worse.
+    if let Some(night) = last {
+        let message = format!(
+            "was the last good night, and no good one can be read any more: look at this night's scores, bring back {} \
+             or remove it, and compare again with --compare {number}",
+            history.folder_of(night.number).display()
+        );
+        notes.push(Problem { name: night.title(), message, fails: true });
     }
     Ok(None)
 }

@@ -107,16 +107,19 @@ pub(super) struct Code {
     pub(super) programs: String,
 }
 
+/// This program as it runs, also after another one took its place on the disk.
+const RUNNING: &str = "/proc/self/exe";
+
 impl Code {
     /// The programs that run now.
     pub(super) fn now(named: Option<&str>) -> anyhow::Result<Self> {
         let worker = Worker::find().map_err(|failure| failure.error)?;
-        Self::of("programs", &[std::env::current_exe()?, worker.command().get_program().into()], named)
+        Self::of("programs", &[RUNNING.into(), worker.command().get_program().into()], named)
     }
 
     /// A coordinator that runs now; its workers may be of other machines.
     pub(super) fn of_coordinator(named: Option<&str>) -> anyhow::Result<Self> {
-        Self::of("coordinator", &[std::env::current_exe()?], named)
+        Self::of("coordinator", &[RUNNING.into()], named)
     }
 
     /// Whether its name is that of a git commit, so that commits between two of them can be looked for.

@@ -171,7 +171,9 @@ pub(crate) fn restore(backup: &Path, home: &Home, histories: Option<&Path>) -> R
         nights::bring_back(backup, aside.folder())?;
     }
     match home {
-        Home::Folder { folder, bucket } => restore_folder(backup, folder, bucket.as_ref(), named.is_none())?,
+        Home::Folder { folder, bucket } => {
+            restore_folder(backup, folder, bucket.as_ref(), named.is_none() && manifest.nights.is_some())?
+        }
         Home::Servers { database, bucket } => restore_servers(backup, database, bucket)?,
     }
     if let Some(aside) = named {

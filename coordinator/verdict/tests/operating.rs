@@ -116,5 +116,5 @@ fn the_cost_that_is_stated_as_detectable_is_detected() {
     });
     let rate = named.count() as f64 / f64::from(tried);
     println!("what is stated as detectable is named in {rate:.3}");
-    assert!(rate >= 0.7, "{rate}");
+    assert!(rate >= 0.8 - two_errors(0.8, tried), "{rate}");
 }

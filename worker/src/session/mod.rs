@@ -365,8 +365,10 @@ impl Session {
         None
     }
 
+    /// The first beat comes at the pace of before: a coordinator that is to expect fewer must have heard why.
     fn beat_every(&mut self, every: Duration) {
-        let mut beat = interval_at(tokio::time::Instant::now() + every, every);
+        let before = self.beat.as_ref().map_or(every, Interval::period);
+        let mut beat = interval_at(tokio::time::Instant::now() + every.min(before), every);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.beat = Some(beat);
     }

@@ -97,7 +97,7 @@ impl<H: Host> Driver<'_, H> {
         let (options, present) = (Arc::new(options), own.present());
         let outputs = if self.host.lanes_together() {
             let task = self.together(own, options);
-            let ((outputs, next), cost) = run_one(self.host, Turn::Together, move || measured(|| task.run()));
+            let ((outputs, next), cost) = run_one(self.host, Turn::Behind, move || measured(|| task.run()));
             self.meter.add_task(cost, self.on_gpu);
             self.keep_staged(next);
             outputs.map_err(failure::of_engine)?
@@ -105,7 +105,7 @@ impl<H: Host> Driver<'_, H> {
             let lanes = own.lanes.into_iter().flatten();
             let tasks = lanes.map(|lane| lane_task(self.network.share(), lane, Arc::clone(&options)));
             let mut outputs = Vec::with_capacity(present.len());
-            for (output, cost) in self.host.run(Turn::Together, tasks.collect()) {
+            for (output, cost) in self.host.run(Turn::Behind, tasks.collect()) {
                 self.meter.add_task(cost, self.on_gpu);
                 outputs.push(output.map_err(failure::of_engine)?);
             }

@@ -154,6 +154,7 @@ impl<H: Host> Driver<'_, H> {
         let adopted = self.membership.adopt(&standing, state)?;
         self.state.kept = None;
         self.state.checkpointed = formation.checkpointed.max(if led { self.state.checkpointed } else { 0 });
+        let copied = matches!(adopted, Adopted::State(_));
         if let Adopted::State(bytes) = adopted {
             self.drop_input();
             let trainer = self.trainer.as_mut().expect("it is back from the device thread");
@@ -163,7 +164,7 @@ impl<H: Host> Driver<'_, H> {
         let (step, checkpointed) = (self.trainer().progress().step, formation.checkpointed);
         // Whoever trained is gone, and nobody here had their state: the lease goes back without blame, and the stage is
         // handed out again with its checkpoint.
-        if self.membership.is_new() && step < checkpointed {
+        if self.membership.is_new() && !copied && step < checkpointed {
             tracing::warn!(
                 checkpointed,
                 "whoever trained this stage is gone, and this worker had just come: it gives it back"

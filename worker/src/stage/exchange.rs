@@ -88,7 +88,7 @@ impl<H: Host> Driver<'_, H> {
         };
         let (mut done, mut exchanged) = (Instant::now(), None);
         let computed: Vec<Computed> =
-            self.host.run_while(Turn::Together, tasks, || exchanged = Some(exchange.run(&given)));
+            self.host.run_while(Turn::Behind, tasks, || exchanged = Some(exchange.run(&given)));
         let mut losses = Vec::with_capacity(computed.len());
         let waits = exchange.waits;
         for Computed { losses: of_task, cost, at, next } in computed {

@@ -71,7 +71,7 @@ impl<H: Host> Scorer<'_, H> {
             let own = &wave[share(wave.len(), ranks, rank)];
             let mut answers = Vec::with_capacity(own.len());
             let tasks = own.iter().map(|batch| self.task(Arc::clone(batch), &skip_layers));
-            for (prediction, cost) in self.host.run(Turn::EachTask, tasks.collect()) {
+            for (prediction, cost) in self.host.run(Turn::Behind, tasks.collect()) {
                 meter.add_task(cost, self.on_gpu);
                 answers.push(prediction.map_err(failure::of_engine)?);
             }

@@ -87,8 +87,13 @@ pub(super) fn beside(target: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(format!("{}.{suffix}", target.display()))
 }
 
+/// For reading and writing: a network file system gives no shared lock on what is open for writing alone. A file of another
+/// user is read at least, so that its lock is held all the same.
 fn open(path: &Path) -> io::Result<File> {
-    File::options().create(true).write(true).truncate(false).open(path)
+    match File::options().create(true).read(true).write(true).truncate(false).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => File::open(path),
+        opened => opened,
+    }
 }
 
 /// A complete entry of the cache, held. `None` when it is not there, or is being removed.
