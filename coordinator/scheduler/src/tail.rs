@@ -208,13 +208,14 @@ impl Scheduler {
         self.groups.get(&lease).is_some_and(|group| group.needed.contains(&worker))
     }
 
-    /// Whoever was needed and is no longer helps as others do. A group that has just formed has said nothing of its rate,
-    /// and what others do says too little to send anybody away for.
+    /// Whoever was needed and is no longer helps as others do. Nobody is sent away by rates of other stages alone: a group
+    /// that has just formed has said nothing of its own yet.
     pub(crate) fn review_needed(&mut self, helpers: &[(WorkerId, LeaseId)]) {
         for (worker, lease) in helpers {
             if self.is_needed(*worker, *lease) {
                 self.count(1);
-                if self.rate_here(*lease).is_some() && !self.would_hold_up(*lease) {
+                let is_known = self.rate_here(*lease).is_some() || self.rates.is_empty();
+                if is_known && !self.would_hold_up(*lease) {
                     self.edit_group(*lease, |group| group.needed.remove(worker));
                 }
             }

@@ -138,6 +138,22 @@ fn once_it_no_longer_would_its_helper_helps_as_others_do() {
 }
 
 #[test]
+fn a_helper_is_not_sent_away_by_the_rates_of_other_stages() {
+    // By its tokens it holds up nothing; but it does a tenth of what short ones do.
+    let mut world = world(&tailed(40, 8), 4);
+    assert!(invited(&world.commands).is_empty());
+    let short = assigned(&world.commands)[1].clone();
+    tell(&mut world.machine, (short.1, short.2), 1, 1_000.0);
+    tell(&mut world.machine, world.long, 1, 100.0);
+    let commands = world.machine.finish((short.1, short.2), result(&short.0, 10, 0.9));
+    let (helper, lease) = invited(&commands)[0];
+    // Its new group has said nothing yet.
+    let commands = world.machine.apply(Event::Prepared { worker: helper, lease });
+    assert!(released(&commands).is_empty(), "{commands:?}");
+    assert!(why(&world.machine, &world.job, "long").holds_up.is_some());
+}
+
+#[test]
 fn a_helper_that_fails_is_no_reason_to_wait_for_it() {
     let mut world = world(&tailed(1_000, 8), 4);
     let (helper, lease) = invited(&world.commands)[0];
