@@ -172,7 +172,7 @@ pub(crate) fn restore(backup: &Path, home: &Home, histories: Option<&Path>) -> R
     }
     match home {
         Home::Folder { folder, bucket } => {
-            restore_folder(backup, folder, bucket.as_ref(), named.is_none() && manifest.nights.is_some())?
+            restore_folder(backup, folder, bucket.as_ref(), named.is_none() && manifest.nights.is_some())?;
         }
         Home::Servers { database, bucket } => restore_servers(backup, database, bucket)?,
     }
