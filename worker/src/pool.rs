@@ -2,8 +2,9 @@
 //!
 //! All libtorch work of the process runs here and nowhere else; async code never touches libtorch. Runs that wait at the
 //! same time take turns of a few tasks, so a stage that scores thousands of rows does not hold up another one's steps, and
-//! of many stages with so few lanes only some hold gradients at a time. A task that panics (libtorch reports its exceptions as panics) is a [`TaskFailed`] of its own run: the thread and the
-//! process live on. Which thread computes a task never changes a byte (invariant 5): each thread has one libtorch thread.
+//! of many stages with so few lanes only some hold gradients at a time. A task that panics (libtorch reports its exceptions
+//! as panics) is a [`TaskFailed`] of its own run: the thread and the process live on. Which thread computes a task never
+//! changes a byte (invariant 5): each thread has one libtorch thread.
 
 use std::{
     any::Any,
