@@ -25,6 +25,13 @@ pub(crate) struct Linear {
     packed: Arc<Packed>,
 }
 
+/// A linear layer's numbers in host memory: `[o, i]` and `[o]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Frozen<'a> {
+    pub(crate) weight: &'a [f32],
+    pub(crate) bias: &'a [f32],
+}
+
 /// A frozen weight as the kernels want it, packed when a pass first asks for it and shared by all threads.
 #[derive(Debug, Default)]
 struct Packed {
@@ -98,12 +105,9 @@ impl Linear {
     }
 
     fn in_kernel(&self, x_ti: &Tensor) -> Option<Tensor> {
-        if host::is_off() {
-            return None;
-        }
-        let (x, bias) = (host::values(x_ti)?, host::values(&self.bias_o)?);
+        let Frozen { weight, bias } = self.on_host()?;
+        let x = host::values(x_ti)?;
         let [outputs, inputs] = host::sizes(&self.weight_oi);
-        let weight = host::values(&self.weight_oi)?;
         let sizes = [inputs, outputs];
         let panels = self.packed.get(FORWARD, sizes, || Panels::of_columns(weight, sizes));
         let rows = x.len() / inputs;
@@ -129,6 +133,14 @@ impl Linear {
         let mut below_ti = host::fresh([rows, inputs]);
         product(Left::rows(gradient, outputs), rows, panels, start, host::values_mut(&mut below_ti)?);
         Some(below_ti)
+    }
+
+    /// The weight and the bias as kernels read them; `None` where they cannot.
+    pub(crate) fn on_host(&self) -> Option<Frozen<'_>> {
+        if host::is_off() {
+            return None;
+        }
+        Some(Frozen { weight: host::values(&self.weight_oi)?, bias: host::values(&self.bias_o)? })
     }
 
     /// Both ways of packing the weight; `None` where kernels cannot read it.

@@ -87,7 +87,7 @@ impl HeadWeights {
                 let width = usize::try_from(x.size()[1]).expect("a width");
                 x = x * masks.tokens(address, spans, width, probability);
             }
-            x = x.linear(leaves.get(weight), bias.as_ref().map(|bias| leaves.get(bias)));
+            x = leaves.linear(&x, weight, bias.as_ref());
             if layer + 1 < self.layers.len() {
                 x = match self.config.activation {
                     HeadActivation::Tanh => x.tanh(),

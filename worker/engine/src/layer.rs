@@ -11,7 +11,10 @@ use graftwork_shared::{composition::Composition, id::Name};
 use tch::Tensor;
 
 use crate::{
-    attention::{Places, ProbabilityDropout, SavedAttention, Shape, attention, attention_backward},
+    attention::{
+        Places, ProbabilityDropout, SavedAttention, Shape, attention, attention_backward,
+        first::{self, SavedFirst},
+    },
     block::{LayerNorm, Linear, SavedBend, SavedNorm, activate, activate_backward},
     bottleneck::{BottleneckSite, SiteContext},
     direct::{SavedEnd, SavedUpdate, Sites, update, update_backward},
@@ -154,6 +157,8 @@ pub(crate) struct Layer<'a> {
     pub(crate) spans: &'a Spans,
     /// Rows of the layer's output: the same, or the first tokens alone where nothing else is read.
     pub(crate) out_spans: &'a Spans,
+    /// First tokens alone come out, one a row.
+    pub(crate) first_alone: bool,
     /// Where both lie side by side, on accelerators.
     pub(crate) places: Option<&'a Rc<Places>>,
     pub(crate) depth: Depth,
@@ -169,13 +174,19 @@ pub(crate) struct SavedLayer {
 /// What the backward reads below the end of the feed-forward block.
 pub(crate) struct Lower {
     projections: [Option<Beside>; 3],
-    attention: SavedAttention,
+    attention: Attended,
     attention_mask: Option<Tensor>,
     attention_end: End,
     bend: Option<SavedBend>,
     intermediate: Option<Beside>,
     output: Option<Beside>,
     output_mask: Option<Tensor>,
+}
+
+/// How queries met the layer's input.
+enum Attended {
+    Whole(SavedAttention),
+    First(SavedFirst),
 }
 
 /// A LoRA update beside a linear layer that the backward reaches.
@@ -203,7 +214,7 @@ impl Layer<'_> {
     /// All but the end of the feed-forward block: that block's output and its input, `[out tokens, d]` each.
     pub(crate) fn until_output_end(&self, x_td: &Tensor) -> ([Tensor; 2], Lower) {
         let weights = self.weights;
-        let asking_td = if self.only_first() {
+        let asking_td = if self.first_alone {
             x_td.index_select(0, &self.spans.starts(x_td.device()))
         } else {
             x_td.shallow_clone()
@@ -213,11 +224,17 @@ impl Layer<'_> {
             self.linear(linear, site.and_then(Option::as_ref), (x, spans), Rank::Projections)
         };
         let (query_td, query) = project(&weights.query, sites.map(|sites| &sites.query), &asking_td, self.out_spans);
-        let (key_td, key) = project(&weights.key, sites.map(|sites| &sites.key), x_td, self.spans);
-        let (value_td, value) = project(&weights.value, sites.map(|sites| &sites.value), x_td, self.spans);
         let dropout = self.probability_dropout();
-        let (context_td, saved) =
-            timed(Work::Attention, || attention([query_td, key_td, value_td], &self.shape(), dropout.as_ref()));
+        let (context_td, attended, [key, value]) = match self.attend_of_first(&query_td, x_td, dropout.as_ref()) {
+            Some((context_td, saved)) => (context_td, Attended::First(saved), [None, None]),
+            None => {
+                let (key_td, key) = project(&weights.key, sites.map(|sites| &sites.key), x_td, self.spans);
+                let (value_td, value) = project(&weights.value, sites.map(|sites| &sites.value), x_td, self.spans);
+                let inputs = [query_td, key_td, value_td];
+                let (context_td, saved) = timed(Work::Attention, || attention(inputs, &self.shape(), dropout.as_ref()));
+                (context_td, Attended::Whole(saved), [key, value])
+            }
+        };
         let hidden_td = weights.attention_output.forward(&context_td);
         let (hidden_td, attention_mask) = self.drop(hidden_td, Place::AttentionOutput);
         let site = sites.and_then(|sites| sites.attention_end.as_ref());
@@ -234,7 +251,7 @@ impl Layer<'_> {
         let (hidden_td, output_mask) = self.drop(hidden_td, Place::Output);
         let lower = Lower {
             projections: [query, key, value],
-            attention: saved,
+            attention: attended,
             attention_mask,
             attention_end,
             bend,
@@ -275,21 +292,43 @@ impl Layer<'_> {
             return None;
         }
         let context = weights.attention_output.backward(&undrop(hidden?, saved.attention_mask.as_ref()), None);
-        let gradients = timed(Work::Attention, || attention_backward(&saved.attention, &context, &self.shape()));
-        let ([query, key, value], [of_query, of_key, of_value]) = (saved.projections, &gradients);
-        // All three run, since each may have leaves, before the first missing one ends the layer.
-        let mut back = |linear, gradient, onto: Option<&Tensor>| {
+        let mut back = |linear, gradient: &Tensor, onto: Option<&Tensor>| {
             self.linear_backward(linear, gradient, leaves, Rank::Projections, onto)
         };
-        let asking = back((&weights.query, &sites.query, query), of_query, asking.as_ref());
-        let onto = asking.as_ref().filter(|_| !self.only_first());
-        let all = back((&weights.key, &sites.key, key), of_key, onto);
-        let all = back((&weights.value, &sites.value, value), of_value, all.as_ref())?;
-        Some(if self.only_first() { all.index_add(0, &self.spans.starts(all.device()), &asking?) } else { all })
+        let [query, key, value] = saved.projections;
+        let query = (&weights.query, &sites.query, query);
+        let (asking, all) = match &saved.attention {
+            Attended::First(saved) => {
+                let linears = [&weights.key, &weights.value];
+                let backward = || first::attention_backward(saved, &context, linears, &self.shape());
+                let [of_query, all] = timed(Work::Attention, backward);
+                (back(query, &of_query, asking.as_ref())?, all)
+            }
+            Attended::Whole(saved) => {
+                let backward = || attention_backward(saved, &context, &self.shape());
+                let [of_query, of_key, of_value] = timed(Work::Attention, backward);
+                // All three run, since each may have leaves, before the first missing one ends the layer.
+                let asking = back(query, &of_query, asking.as_ref());
+                let onto = asking.as_ref().filter(|_| !self.first_alone);
+                let all = back((&weights.key, &sites.key, key), &of_key, onto);
+                let all = back((&weights.value, &sites.value, value), &of_value, all.as_ref())?;
+                (asking?, all)
+            }
+        };
+        Some(if self.first_alone { all.index_add(0, &self.spans.starts(all.device()), &asking) } else { all })
     }
 
-    fn only_first(&self) -> bool {
-        self.spans.tokens() != self.out_spans.tokens()
+    /// The attention of first tokens alone, where nothing stands beside keys and values.
+    fn attend_of_first(
+        &self,
+        query_bd: &Tensor,
+        x_td: &Tensor,
+        dropout: Option<&ProbabilityDropout>,
+    ) -> Option<(Tensor, SavedFirst)> {
+        let alone = self.first_alone && self.all_sites.key.is_none() && self.all_sites.value.is_none();
+        let linears = [&self.weights.key, &self.weights.value];
+        let attend = || first::attention(query_bd, x_td, linears, &self.shape(), dropout);
+        if alone { timed(Work::Attention, attend) } else { None }
     }
 
     fn shape(&self) -> Shape<'_> {

@@ -177,8 +177,9 @@ mod tests {
         let expected = output(tiny_trunk());
         let first = tiny_trunk().packed_once(&shelves(&folder, 1 << 24), &base);
         assert_eq!(output(first.share()), expected);
-        // Two layers of six matrices: forward all of them, backward those above the lowest adapter.
-        assert!(mapped(&first) > 18, "{}", mapped(&first));
+        // Two layers of six matrices, without keys and values of the last: forward all of them, backward those above the
+        // lowest adapter.
+        assert!(mapped(&first) > 14, "{}", mapped(&first));
         let written = fs::metadata(file(&folder).unwrap()).unwrap();
         let again = tiny_trunk().packed_once(&shelves(&folder, 1 << 24), &base);
         assert_eq!((output(again.share()), mapped(&again)), (expected.clone(), mapped(&first)));

@@ -10,7 +10,13 @@ use std::{
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{host, kernel::Panels, rows::LaneOutput, spans::signed, transfer::to_host};
+use crate::{
+    host,
+    kernel::{Left, Panels, Start, product},
+    rows::LaneOutput,
+    spans::signed,
+    transfer::to_host,
+};
 
 /// One trained tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +161,8 @@ pub(crate) struct Leaves {
     tensors: Vec<Tensor>,
     gradients: Vec<Tensor>,
     flat_gradient: Tensor,
+    /// Whether autograd may record what is done with them.
+    recorded: bool,
 }
 
 impl Leaves {
@@ -165,7 +173,7 @@ impl Leaves {
         let size = if gradients { layout.len } else { 0 };
         let flat_gradient = Tensor::zeros([signed(size)], (Kind::Float, flat.device()));
         let views = layout.tensors.iter().filter(|_| gradients).map(|tensor| tensor.view(&flat_gradient)).collect();
-        Self { tensors, gradients: views, flat_gradient }
+        Self { tensors, gradients: views, flat_gradient, recorded: gradients }
     }
 
     pub(crate) fn leaf(&self, index: usize) -> &Tensor {
@@ -194,6 +202,26 @@ impl Leaves {
             Parameter::Trained(_) => PackedWeight::Fresh(pack()),
             Parameter::Frozen(frozen) => PackedWeight::Kept(frozen.packed[way as usize].get_or_init(pack)),
         }
+    }
+
+    /// `x Wᵀ + b`, `[t, i]` to `[t, o]`. Where nothing is recorded, a row's result does not depend on the others.
+    pub(crate) fn linear(&self, x_ti: &Tensor, weight: &Parameter, bias: Option<&Parameter>) -> Tensor {
+        let library = || x_ti.linear(self.get(weight), bias.map(|bias| self.get(bias)));
+        if self.recorded { library() } else { self.in_kernel(x_ti, weight, bias).unwrap_or_else(library) }
+    }
+
+    fn in_kernel(&self, x_ti: &Tensor, weight: &Parameter, bias: Option<&Parameter>) -> Option<Tensor> {
+        if host::is_off() {
+            return None;
+        }
+        let x = host::values(x_ti)?;
+        let [outputs, inputs] = self.sizes(weight);
+        let rows = x.len() / inputs;
+        let mut out_to = host::fresh([rows, outputs]);
+        let start = bias.map_or(Start::Zero, |bias| Start::Bias(self.values(bias)));
+        let panels = self.packed(weight, Way::Forward);
+        product(Left::rows(x, inputs), rows, &panels, start, host::values_mut(&mut out_to)?);
+        Some(out_to)
     }
 
     /// A parameter's values, for kernels in host memory.
@@ -274,6 +302,24 @@ mod tests {
             let (first, shared, fresh) = (of(&frozen), of(&frozen.share()), of(&trained));
             assert_eq!((first.0, first.2, first.3), (sizes, shared.2, true));
             assert_eq!((&fresh.1, fresh.3), (&first.1, false));
+        }
+    }
+
+    #[test]
+    fn a_row_of_a_layer_has_the_same_bytes_whatever_its_neighbours_where_nothing_is_recorded() {
+        let mut layout = Layout::default();
+        let weight = Parameter::Trained(layout.push("a.weight", &[5, 48]));
+        let bias = Parameter::frozen(crate::testing::normal(2, &[5]));
+        let flat = crate::testing::normal(1, &[5 * 48]);
+        let [plain, recorded] = [false, true].map(|recorded| Leaves::new(&layout, &flat, recorded));
+        let x = crate::testing::normal(3, &[30, 48]);
+        for bias in [Some(&bias), None] {
+            let together = plain.linear(&x, &weight, bias);
+            crate::testing::assert_close(&together, &recorded.linear(&x, &weight, bias).detach(), 1e-5);
+            for row in 0..30 {
+                let alone = plain.linear(&x.narrow(0, row, 1), &weight, bias);
+                assert_eq!(host::values(&alone), host::values(&together.narrow(0, row, 1)), "row {row}");
+            }
         }
     }
 

@@ -47,7 +47,7 @@ pub(super) fn forward(
     sizes: Sizes,
 ) -> Vec<f32> {
     let Sizes { heads, width } = sizes;
-    let token = heads * width;
+    let token = sizes.token();
     let mut probabilities = vec![0.0; probabilities(rows, sizes)];
     let longest = rows.iter().map(Row::padded).max().unwrap_or(0);
     let mut across = vec![0.0; width * longest];
@@ -97,7 +97,7 @@ pub(super) fn backward(
     (rows, sizes): (&[Row], Sizes),
 ) {
     let Sizes { heads, width } = sizes;
-    let token = heads * width;
+    let token = sizes.token();
     let longest = rows.iter().map(Row::padded).max().unwrap_or(0);
     let mut across = vec![0.0; width * longest];
     let most = rows.iter().map(|row| row.queries * row.padded()).max().unwrap_or(0);
@@ -152,17 +152,22 @@ impl Row {
 }
 
 impl Sizes {
-    fn scale(self) -> f32 {
+    /// Values of a token.
+    pub(super) fn token(self) -> usize {
+        self.heads * self.width
+    }
+
+    pub(super) fn scale(self) -> f32 {
         1.0 / (self.width as f32).sqrt()
     }
 }
 
 /// Scores of one vector; sums over a row run side by side in as many parts.
-const VECTOR: usize = 16;
+pub(super) const VECTOR: usize = 16;
 
 vectorised! {
     /// Softmax of `scale · x` over the first `keys` of each row of `padded`; the rest, which must hold numbers, becomes 0.
-    fn softmax(scores: &mut [f32], padded: usize, keys: usize, scale: f32) {
+    pub(super) fn softmax(scores: &mut [f32], padded: usize, keys: usize, scale: f32) {
         // The last vector alone may reach beyond the keys.
         let inside = VECTOR - (padded - keys);
         let keep: [f32; VECTOR] = std::array::from_fn(|lane| if lane < inside { 1.0 } else { 0.0 });
@@ -199,7 +204,7 @@ vectorised! {
 
 vectorised! {
     /// `p (slope − Σ p slope)` times the scale of the scores, in place of the slopes.
-    fn softmax_backward(slopes: &mut [f32], weights: &[f32], padded: usize, scale: f32) {
+    pub(super) fn softmax_backward(slopes: &mut [f32], weights: &[f32], padded: usize, scale: f32) {
         for (slopes, weights) in slopes.chunks_exact_mut(padded).zip(weights.chunks_exact(padded)) {
             let mut sums = [0.0; VECTOR];
             let (slopes, weights) = (slopes.as_chunks_mut::<VECTOR>().0, weights.as_chunks::<VECTOR>().0);

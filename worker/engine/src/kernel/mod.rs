@@ -21,13 +21,13 @@ mod tiles;
 pub(crate) use bend::{Bend, exponential};
 pub(crate) use norm::{Norm, Outputs, normalise, normalise_alone, normalise_backward, together};
 pub(crate) use panels::{Panels, WIDE as PANEL_COLUMNS};
-pub(crate) use product::{Left, Right, Start, product, product_once, turned};
+pub(crate) use product::{Left, Right, Start, count, product, product_once, turned};
 
 thread_local! {
     static MULTIPLIED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How many multiplications this thread's products with packed factors have asked for since the last call. Only real
+/// How many multiplications this thread's products with weights have asked for since the last call. Only real
 /// rows and columns count, so the number says whether work that nobody needs is still left out.
 pub fn take_multiplications() -> u64 {
     MULTIPLIED.take()

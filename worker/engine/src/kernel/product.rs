@@ -45,8 +45,13 @@ pub(crate) enum Start<'a> {
 /// # Panics
 /// When slices are not as long as the sizes say.
 pub(crate) fn product(left: Left, rows: usize, right: &Panels, start: Start, out: &mut [f32]) {
-    super::MULTIPLIED.set(super::MULTIPLIED.get() + (rows * right.sums() * right.columns()) as u64);
+    count(rows * right.sums() * right.columns());
     run(Instructions::here(), left, rows, right, start, out);
+}
+
+/// Counts multiplications with a frozen weight, for products that do not do so themselves.
+pub(crate) fn count(multiplications: usize) {
+    super::MULTIPLIED.set(super::MULTIPLIED.get() + multiplications as u64);
 }
 
 /// A right factor that is not packed: `[sums, columns]`, rows this far apart.

@@ -28,6 +28,8 @@ use crate::{
 /// Tokens that travel through the layers together: 256 to 768 were equally fast, fewer 4 % slower. The activations of more
 /// would no longer lie in the caches, and each takes 60 KB.
 const TOGETHER: usize = 512;
+/// The same where `Parallel` repeats rows: each copy has so few of them that what comes once for a run weighs more.
+const TOGETHER_IN_COPIES: usize = 768;
 
 /// Loss and gradient of a lane, whose rows travel in runs: their number depends on the rows' lengths alone, and each run
 /// adds to the gradient of the one before. Autograd is off.
@@ -126,6 +128,8 @@ struct Forward {
 pub(super) struct Frame {
     spans: Spans,
     out_spans: Spans,
+    /// First tokens alone come out, one a row.
+    first_alone: bool,
     depth: Depth,
     /// On accelerators.
     places: Option<Rc<Places>>,
@@ -134,7 +138,7 @@ pub(super) struct Frame {
 impl Frame {
     /// All tokens in and out.
     pub(super) fn whole(spans: &Spans, depth: Depth) -> Self {
-        Self { spans: spans.clone(), out_spans: spans.clone(), depth, places: None }
+        Self { spans: spans.clone(), out_spans: spans.clone(), first_alone: false, depth, places: None }
     }
 }
 
@@ -297,20 +301,20 @@ impl Network {
         let mut places = None;
         for index in first..description.layers {
             if index == repeat_at && copies > 1 {
-                x_td = x_td.repeat([signed(copies), 1]);
                 kept.iter_mut().for_each(|kept| *kept = kept.repeat([signed(copies), 1]));
+                x_td = kept.first().map_or_else(|| x_td.repeat([signed(copies), 1]), Tensor::shallow_clone);
                 spans = spans.repeat(copies);
                 places = None;
             }
-            let first_only = index == last
+            let first_alone = index == last
                 && !ask.whole
                 && !self.sites(index, ask.skip_layers).is_some_and(LayerSites::reads_whole_rows);
-            let out_spans = if first_only { spans.first_tokens() } else { spans.clone() };
+            let out_spans = if first_alone { spans.first_tokens() } else { spans.clone() };
             let depth = if ask.train { self.depth(index, ask.skip_layers) } else { Depth::Nothing };
-            if self.on_accelerator() && (places.is_none() || first_only) {
+            if self.on_accelerator() && (places.is_none() || first_alone) {
                 places = Some(Rc::new(Places::new(&out_spans, &spans, self.trunk.device())));
             }
-            let frame = Frame { spans, out_spans, depth, places: places.clone() };
+            let frame = Frame { spans, out_spans, first_alone, depth, places: places.clone() };
             let layer = self.layer(index, &frame, context.as_ref(), ask);
             let (out_td, of_layer) = match kept.as_slice() {
                 // Only the first layer of this pass may begin at its end.
@@ -403,7 +407,8 @@ impl Network {
         if cut || self.on_accelerator() {
             return vec![0, input.spans.rows()];
         }
-        input.edges(TOGETHER / self.copies())
+        let copies = self.copies();
+        input.edges(if copies > 1 { TOGETHER_IN_COPIES / copies } else { TOGETHER })
     }
 
     /// Whether libtorch computes, on a device for which few large shapes are best.
@@ -463,6 +468,7 @@ impl Network {
             attention_dropout: description.attention_dropout,
             spans: &frame.spans,
             out_spans: &frame.out_spans,
+            first_alone: frame.first_alone,
             places: frame.places.as_ref(),
             depth: frame.depth,
         }

@@ -23,6 +23,11 @@ fn sizes(network: &Network) -> Sizes {
     Sizes { d: description.hidden_size.into(), i: description.intermediate_size.into(), r: 1 }
 }
 
+/// A head of two layers and three classes, which is counted where nothing is recorded.
+fn head(d: u64) -> u64 {
+    d * d + 3 * d
+}
+
 fn memory(memory_bytes: u64) -> Keep {
     Keep { memory_bytes, shelves: None }
 }
@@ -40,9 +45,9 @@ fn real_tokens_alone_are_computed_and_the_last_layer_for_first_tokens_alone() {
     let (tokens, first): (u64, u64) = (37, 4);
     assert_eq!(LENGTHS.iter().sum::<usize>(), 37);
     let below_last = tokens * (4 * d * d + 2 * d * i + 2 * d * r);
-    // Keys and values of all tokens; queries, their output and the feed-forward block of first tokens.
-    let last = tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 2 * d * r);
-    let back_through_last = tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 4 * d * r);
+    // Of first tokens alone, keys and values too.
+    let last = first * (4 * d * d + 2 * d * i + 2 * d * r);
+    let back_through_last = first * (4 * d * d + 2 * d * i + 4 * d * r);
     // The lowest adapter needs the gradients of its weights, and nothing below it needs any.
     let lowest = tokens * 3 * d * r;
     let lane = rows(&LENGTHS, 7);
@@ -67,7 +72,7 @@ fn upper_parts_of_a_gradient_are_complete_before_the_layers_below_are_passed() {
     assert_eq!(between.iter().sum::<u64>(), whole);
     // The head, then the last layer, then the lowest adapter.
     let Sizes { d, i, r } = sizes(&network);
-    let back_through_last = 37 * 2 * d * d + 4 * (2 * d * d + 2 * d * i + 4 * d * r);
+    let back_through_last = 4 * (4 * d * d + 2 * d * i + 4 * d * r);
     assert_eq!(between[1..], [back_through_last, 37 * 3 * d * r]);
 }
 
@@ -83,7 +88,7 @@ fn layers_below_the_first_adapter_are_computed_once_for_all_of_a_parallel_block(
     network.predict(&rows(&LENGTHS, 7).tokens, &[]).unwrap();
     let (tokens, first) = (37, 4);
     let below = tokens * (4 * d * d + 2 * d * i);
-    let last = 2 * (tokens * 2 * d * d + first * (2 * d * d + 2 * d * i + 2 * d * r));
+    let last = 2 * first * (4 * d * d + 2 * d * i + 2 * d * r + head(d));
     assert_eq!(take_multiplications(), below + last);
 }
 
@@ -96,8 +101,8 @@ fn a_fusion_needs_three_products_whatever_the_number_of_adapters() {
     network.predict(&rows(&LENGTHS, 7).tokens, &[]).unwrap();
     let of_token = |adapters: u64| 3 * d * d + adapters * 2 * d * r;
     let (tokens, first) = (37, 4);
-    let trunk = tokens * (6 * d * d + 2 * d * i) + first * (2 * d * d + 2 * d * i);
-    assert_eq!(take_multiplications(), trunk + (tokens + first) * of_token(2));
+    let trunk = (tokens + first) * (4 * d * d + 2 * d * i);
+    assert_eq!(take_multiplications(), trunk + (tokens + first) * of_token(2) + first * head(d));
 }
 
 #[test]
