@@ -237,6 +237,9 @@ impl ByItself {
         } else {
             tracing::warn!(page, "{headline}");
         }
+        for problem in concluded.view.problems.iter().filter(|problem| problem.fails) {
+            tracing::warn!(page, "{} {}", problem.name, problem.message);
+        }
         Ok(())
     }
 
