@@ -426,7 +426,7 @@ mod tests {
         for damage in [b"{\"number\":1,\"beg".as_slice(), b"", b"\0\0\0\0"] {
             fs::write(&path, damage).unwrap();
             assert!(history.is_under_way() && history.tonight().unwrap().is_none());
-            assert_eq!(history.abandoned().unwrap(), [old.clone()], "nobody goes on with it");
+            assert_eq!(history.abandoned().unwrap(), vec![old.clone()], "nobody goes on with it");
         }
         let mut tonight = history.begin(Digest::of(b"other rows"), 7).unwrap();
         assert_eq!((tonight.resumed, history.abandoned().unwrap()), (0, vec![old.clone()]));

@@ -52,10 +52,10 @@ pub(super) fn reserve(cache: &Path, most_bytes: u64, target: &Path, more: u64) {
     // Where nothing can be locked or written, room is made all the same, though others may not count it.
     let _alone = Lock::wait(cache.join("room.lock")).inspect_err(|error| tracing::debug!("{error}"));
     let coming = bytes(&beside(target, "partial")).unwrap_or(0).saturating_add(more);
-    if let Err(error) = fs::write(beside(target, COMING), coming.to_string()) {
-        tracing::debug!("{}: nobody else counts what is to come: {error}", target.display());
-    }
-    make_room(cache, most_bytes);
+    let told = fs::write(beside(target, COMING), coming.to_string());
+    // A disk without room for it is one that needs room: what nobody is told of is taken off the bound.
+    let untold = if told.is_ok() { 0 } else { more };
+    make_room(cache, most_bytes.saturating_sub(untold));
 }
 
 /// Nothing more is to come of a version that the caller downloaded.
@@ -224,25 +224,35 @@ mod tests {
     fn what_others_are_about_to_write_counts_as_long_as_they_do() {
         let cache = TempDir::new().unwrap();
         let [a, b, c] = ['a', 'b', 'c'].map(|letter| entry(&cache, "uploads", letter));
-        let ((d, ours), (e, _others)) = (begun(&cache, 'd'), begun(&cache, 'e'));
-        reserve(cache.path(), 400, &d, 150);
+        let ((one, ours), (two, _others)) = (begun(&cache, 'd'), begun(&cache, 'e'));
+        reserve(cache.path(), 400, &one, 150);
         assert!(!a.exists() && b.exists() && c.exists(), "350 with what is to come");
-        reserve(cache.path(), 400, &e, 150);
+        reserve(cache.path(), 400, &two, 150);
         assert!(!b.exists() && c.exists(), "400 with what is to come of both");
         // What came already is not counted twice.
-        fs::write(beside(&d, "partial").join("bytes"), [7; 120]).unwrap();
-        reserve(cache.path(), 400, &d, 30);
+        fs::write(beside(&one, "partial").join("bytes"), [7; 120]).unwrap();
+        reserve(cache.path(), 400, &one, 30);
         assert!(c.exists());
         // Its download is cut off, and what lies there counts.
         drop(ours);
-        let (f, _third) = begun(&cache, 'f');
-        reserve(cache.path(), 400, &f, 30);
-        assert!(c.exists() && beside(&d, "partial").exists(), "100, 120, 150 and 30");
-        reserve(cache.path(), 400, &f, 31);
-        assert!(!c.exists() || !beside(&d, "partial").exists(), "one more is too much");
-        settle(&e);
+        let (three, _third) = begun(&cache, 'f');
+        reserve(cache.path(), 400, &three, 30);
+        assert!(c.exists() && beside(&one, "partial").exists(), "100, 120, 150 and 30");
+        reserve(cache.path(), 400, &three, 31);
+        assert!(!c.exists() || !beside(&one, "partial").exists(), "one more is too much");
+        settle(&two);
         make_room(cache.path(), 0);
-        assert!(beside(&e, "partial").exists() && !beside(&d, "coming").exists());
+        assert!(beside(&two, "partial").exists() && !beside(&one, "coming").exists());
+    }
+
+    #[test]
+    fn room_is_made_for_what_nobody_can_be_told_of() {
+        let cache = TempDir::new().unwrap();
+        let [a, b] = ['a', 'b'].map(|letter| entry(&cache, "uploads", letter));
+        let (c, _ours) = begun(&cache, 'c');
+        fs::create_dir(beside(&c, COMING)).unwrap();
+        reserve(cache.path(), 200, &c, 100);
+        assert!(!a.exists() && b.exists());
     }
 
     #[test]
