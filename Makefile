@@ -130,8 +130,9 @@ golden: build
 follow: build $(BASE)
 	@$(GRAFTWORK) follow $(TRAJECTORY) --base-model $(dir $(BASE))
 
-# RELEASE=--apart builds programs that name no folder of this machine.
-release: build
+# Builds the programs once more, so that they name no folder of this machine; RELEASE="--programs target/release" packs those
+# of `make build` instead.
+release: $(LIBTORCH)
 	@$(PYTHON) scripts/release.py $(RELEASE)
 
 clean:

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Packs a release: both programs, libtorch, licences, an SBOM, completions, man pages, deployment files, checksums.
 
-    scripts/release.py [--to FOLDER] [--programs FOLDER | --apart]     after `cargo build --release`; `make release` does both
+    scripts/release.py [--to FOLDER] [--programs FOLDER | --apart]     `make release` does it
 
 Writes FOLDER/graftwork-VERSION-x86_64-linux/, the same as .tar.gz, and its .sha256. Nothing of it depends on when, where or
 by whom it is packed: names are sorted, times are that of the last commit, owners are 0, and programs are stripped. What
-the programs' own bytes depend on is told in docs/install.md; --apart builds them anew into target/archive, without a folder
-of this machine in them. Needs Python 3.8, cargo, git and strip, and --apart a C and C++ compiler that knows
--ffile-prefix-map.
+the programs' own bytes depend on is told in docs/install.md; --apart, the default, builds them anew into target/archive,
+without a folder of this machine in them, and --programs packs those that were built already. Needs Python 3.8, cargo, git and
+strip, and --apart a C and C++ compiler that knows -ffile-prefix-map.
 """
 import argparse
 import gzip
@@ -22,7 +22,6 @@ import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT = ROOT / "target" / "release"
 APART = ROOT / "target" / "archive"
 LIBTORCH = ROOT / ".graftwork" / "libtorch"
 # In the archive libtorch lies beside the programs, and a folder that the user names comes before it.
@@ -253,10 +252,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, default=ROOT / "out" / "release")
     of = parser.add_mutually_exclusive_group()
-    of.add_argument("--programs", type=Path, default=BUILT, help="a folder with both programs, built already")
-    of.add_argument("--apart", action="store_true", help="build programs that name no folder of this machine: minutes")
+    of.add_argument("--programs", type=Path, help="a folder with both programs, built already; they may name folders of this machine")
+    of.add_argument("--apart", action="store_true", help="build programs that name none, the default: half an hour")
     options = parser.parse_args()
-    to, built = options.to.resolve(), build() if options.apart else options.programs.resolve()
+    apart = options.programs is None
+    to, built = options.to.resolve(), build() if apart else options.programs.resolve()
     version = run(str(built / "graftwork"), "--version").split()[-1]
     if not (ROOT / "tests" / "fixtures" / "stores" / version).is_dir():
         sys.exit(f"release: version {version} has no store for the upgrade test: tests/fixtures/stores/README.md says how it is made")
@@ -267,7 +267,7 @@ def main():
     folder.mkdir(parents=True)
     packages = crates()
     programs(folder, built)
-    if options.apart:
+    if apart:
         for program in sorted((folder / "bin").glob("graftwork*")):
             check_no_folder_is_in(program)
     licences(folder, packages)

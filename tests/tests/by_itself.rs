@@ -105,7 +105,8 @@ fn a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_int
 }
 
 #[test]
-fn a_night_of_another_job_or_other_rows_starts_over_and_its_first_job_is_forgotten() -> Result<()> {
+fn a_night_of_another_job_or_other_rows_or_with_a_damaged_file_starts_over_and_its_first_job_is_forgotten() -> Result<()>
+{
     let world = World::new()?;
     let job = write_job(&world, "* * * * * *", 6)?.display().to_string();
     // Without a worker a night stays under way.
@@ -117,10 +118,15 @@ fn a_night_of_another_job_or_other_rows_starts_over_and_its_first_job_is_forgott
         jobs(cluster).is_some_and(|jobs| jobs.len() == 1 && jobs[0]["id"].as_str() == job.as_deref())
     };
     let mut begun = Vec::new();
-    for change in ["nothing yet", "the job", "the rows"] {
+    for change in ["nothing yet", "the job", "the rows", "its file and the job"] {
         match change {
             "the job" => drop(write_job(&world, "0 0 1 1 *", 5)?),
             "the rows" => world.write_split("topic", "train", 0..240, true)?,
+            // Nobody can read any more which job trained it.
+            "its file and the job" => {
+                fs::write(&tonight, b"{\"number\": 1,")?;
+                write_job(&world, "0 0 1 1 *", 4)?;
+            }
             _ => {}
         }
         if !begun.is_empty() {
@@ -139,7 +145,7 @@ fn a_night_of_another_job_or_other_rows_starts_over_and_its_first_job_is_forgott
     let first = json(&night.join("night.json"))?;
     // It went on once, with the last of its jobs, and measured what is there now.
     ensure!(first["resumed"] == 1 && first["measurements"].as_array().is_some_and(|all| all.len() == 2), "{first}");
-    ensure!(first["job"]["tasks"][0]["training"]["length"]["epochs"] == 5, "{}", first["job"]["tasks"][0]);
+    ensure!(first["job"]["tasks"][0]["training"]["length"]["epochs"] == 4, "{}", first["job"]["tasks"][0]);
     wait_until("an empty list of jobs", || jobs(&cluster).is_some_and(|jobs| jobs.is_empty()))?;
     let left = fs::read_dir(history.join("abandoned"))?.count();
     ensure!(left == 0 && !history.join("tonight").exists(), "{left} jobs are still to be forgotten");

@@ -85,6 +85,8 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Serve a coordinator: take assignments, train them, upload results.
+    // Units start it with options of their own, and those of the machine stand behind them: the last one counts.
+    #[command(args_override_self = true)]
     Worker(SessionArguments),
     /// Predict with adapters from folders, a hub folder or a Hugging Face compatible hub.
     Predict(Box<predict::Arguments>),
@@ -315,4 +317,28 @@ fn metrics_token(variable: &str) -> Result<Check, anyhow::Error> {
 fn runtime() -> Result<Runtime, CommandError> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.map_err(|error| CommandError { cause: error.into(), code: OURS })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_a_machine_count_instead_of_those_of_the_unit() {
+        let unit = include_str!("../../deploy/systemd/graftwork-worker@.service");
+        let (_, start) = unit.split_once("graftwork worker ").unwrap();
+        let (of_unit, _) = start.split_once(" $$OPTIONS'").unwrap();
+        let of_machine = "--coordinator 10.0.0.7:7700 --metrics 127.0.0.1:9700 --metrics-ports 2 --cache /fast --persist \
+                          --log-format text";
+        let words = ["graftwork-worker", "worker"].into_iter().chain(of_unit.split_whitespace());
+        let parsed = Arguments::try_parse_from(words.chain(of_machine.split_whitespace()));
+        let Arguments { log_format, command: Command::Worker(parsed) } =
+            parsed.unwrap_or_else(|error| panic!("{error}"))
+        else {
+            panic!("another verb")
+        };
+        assert_eq!(parsed.metrics.map(|address| address.to_string()).as_deref(), Some("http://127.0.0.1:9700"));
+        assert_eq!((parsed.metrics_ports, parsed.cache), (2, Some("/fast".into())));
+        assert!(matches!(log_format, LogFormat::Text) && parsed.coordinator.len() == 1);
+    }
 }

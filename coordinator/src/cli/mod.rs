@@ -93,6 +93,8 @@ enum Command {
     #[command(disable_help_flag = true)]
     Follow(beside::Passed),
     /// Lead workers: take jobs, hand out work, publish.
+    // Units start it with options of their own, and those of the machine stand behind them: the last one counts.
+    #[command(args_override_self = true)]
     Coordinator(coordinator::Arguments),
     /// Start workers by another system: a job array of Slurm.
     Deploy(deploy::Arguments),
@@ -311,7 +313,27 @@ fn start_log(command: &Command) {
 mod tests {
     use std::process::Command;
 
-    use super::pasted;
+    use clap::Parser as _;
+
+    use super::{Arguments, pasted};
+
+    #[test]
+    fn options_of_a_machine_count_instead_of_those_of_the_unit() {
+        let unit = include_str!("../../../deploy/systemd/graftwork-coordinator.service");
+        let (_, start) = unit.split_once("graftwork coordinator ").unwrap();
+        let (of_unit, _) = start.split_once(" $OPTIONS").unwrap();
+        let of_machine =
+            "--state /srv/state --metrics 127.0.0.1:9700 --log-format text --listen 127.0.0.1:1 --listen 127.0.0.1:2";
+        let words = ["graftwork", "coordinator"].into_iter().chain(of_unit.split_whitespace());
+        let parsed = Arguments::try_parse_from(words.chain(of_machine.split_whitespace()));
+        let super::Command::Coordinator(parsed) = parsed.unwrap_or_else(|error| panic!("{error}")).command else {
+            panic!("another verb")
+        };
+        let said = format!("{parsed:?}");
+        assert!(said.contains("\"/srv/state\"") && !said.contains("/var/lib/graftwork"), "{said}");
+        assert!(said.contains("9700") && !said.contains("9464") && !parsed.logs_json(), "{said}");
+        assert!(said.contains("listen: [Tcp(127.0.0.1:1), Tcp(127.0.0.1:2)]"), "both are listened to: {said}");
+    }
 
     #[test]
     fn what_is_printed_to_be_typed_is_one_word_to_a_shell() {

@@ -18,13 +18,16 @@ use graftwork_shared::{diagnostic, event::Outcome, id::JobId, job::Job, view::Jo
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{
+    HISTORIES,
     compare::Commands,
-    conclude::{Wanted, conclude},
-    due::{Past, due},
+    conclude::{Wanted, conclude, without_verdict},
+    due::{Past, due, pause_ms},
     expand::expand,
-    history::History,
+    history::{History, numbers_in},
     night::Code,
-    output, slug,
+    output,
+    passing::may_pass,
+    slug,
     tonight::{keep, now_ms, prepare},
 };
 use crate::{
@@ -36,9 +39,6 @@ use crate::{
 
 /// How long it sleeps at most before it looks at clock and job files again: either may be set anew.
 const LOOK_AGAIN: Duration = Duration::from_secs(20);
-
-/// After so long a night that something passing kept from its end goes on.
-const TRY_AGAIN_MS: u64 = 5 * 60_000;
 
 /// How often, and after how long each time, it is looked whether a cancelled job has ended.
 const LOOKS: u32 = 100;
@@ -59,6 +59,8 @@ pub(crate) struct ByItself {
 struct Watched {
     file: PathBuf,
     past: Past,
+    /// How often in a row something passing kept its night from its end.
+    tries: u32,
     /// What was said of it last, so that nothing is said each time.
     said: String,
 }
@@ -110,7 +112,10 @@ impl ByItself {
         for file in &self.files {
             // One whose history another process holds is looked at when it is due.
             let past = self.past(file, began_ms).unwrap_or(Past::ended(began_ms));
-            watched.push(Watched { file: file.clone(), past, said: String::new() });
+            if let Some(words) = self.elsewhere(file, Path::new(HISTORIES)) {
+                tracing::warn!(file = %file.display(), "{words}");
+            }
+            watched.push(Watched { file: file.clone(), past, tries: 0, said: String::new() });
         }
         loop {
             let mut wait = LOOK_AGAIN;
@@ -118,11 +123,13 @@ impl ByItself {
                 let now = now_ms();
                 match watched.due(now) {
                     Some(due) if due <= now => {
-                        let ended = self.night(&watched.file, &socket).await;
-                        watched.past = if ended {
-                            Past::ended(now)
+                        let pause_ms = pause_ms(watched.tries.saturating_add(1));
+                        let ended = self.night(&watched.file, &socket, pause_ms).await;
+                        (watched.past, watched.tries) = if ended {
+                            (Past::ended(now), 0)
                         } else {
-                            Past { unfinished: true, not_before_ms: now_ms() + TRY_AGAIN_MS, ..watched.past }
+                            let not_before_ms = now_ms() + pause_ms;
+                            (Past { unfinished: true, not_before_ms, ..watched.past }, watched.tries.saturating_add(1))
                         };
                         wait = Duration::ZERO;
                     }
@@ -141,7 +148,27 @@ impl ByItself {
         let last = nights.last();
         let unjudged = last.is_some_and(|night| night.judged.is_none());
         let last_ms = last.map_or(began_ms, |night| night.began_ms);
-        Ok(Past { unfinished: unjudged || history.tonight()?.is_some(), ..Past::ended(last_ms) })
+        Ok(Past { unfinished: unjudged || history.is_under_way(), ..Past::ended(last_ms) })
+    }
+
+    /// That nights of a job lie in `histories`, where an earlier version and `graftwork nightly` keep them, while its history
+    /// here has none.
+    fn elsewhere(&self, file: &Path, histories: &Path) -> Option<String> {
+        let name = slug(&JobFile::read(file).ok()?.ok()?.job.name);
+        let from = std::path::absolute(histories.join(&name)).ok()?;
+        let to = std::path::absolute(self.histories.join(&name)).ok()?;
+        let nights = |folder: &Path| numbers_in(folder).unwrap_or_default().len();
+        if from == to || nights(&to) > 0 || nights(&from) == 0 {
+            return None;
+        }
+        let copy = format!("mkdir -p {1} && cp -R {0}/. {1}", pasted(&from), pasted(&to));
+        Some(format!(
+            "an older history of {} nights lies in {}, and none in {}: nights begin anew unless you stop this coordinator, \
+             run `{copy}` and start it again",
+            nights(&from),
+            from.display(),
+            to.display()
+        ))
     }
 
     fn history(&self, file: &Path) -> Result<History, Failure> {
@@ -153,8 +180,8 @@ impl ByItself {
         History::open(std::path::absolute(self.histories.join(name))?, |words| tracing::info!("{words}"))
     }
 
-    /// One night of a job file, from its beginning or its interruption to its end. False: it is to go on later.
-    async fn night(&self, file: &Path, socket: &Path) -> bool {
+    /// One night of a job file, from its beginning or its interruption to its end. False: it is to go on after that pause.
+    async fn night(&self, file: &Path, socket: &Path, pause_ms: u64) -> bool {
         let name = file.display().to_string();
         tracing::info!(file = name, "a night begins");
         let told = |failure: &Failure| graftwork_shared::cause::told(failure.error.as_ref());
@@ -165,7 +192,8 @@ impl ByItself {
                 true
             }
             Err(Trouble::Passing(failure)) => {
-                tracing::warn!(file = name, error = told(&failure), "the night goes on in some minutes");
+                let minutes = pause_ms / 60_000;
+                tracing::warn!(file = name, error = told(&failure), "the night goes on in {minutes} minutes");
                 false
             }
         }
@@ -195,12 +223,22 @@ impl ByItself {
         let again = format!("graftwork nightly --history {} {}", pasted(&folder), pasted(file));
         let commands = Commands::of_night(&again, number);
         let wanted = Wanted { number, against: None, again: false };
-        let concluded = conclude(&history, wanted, &read.job.nightly, &commands).await?;
+        let concluded = match conclude(&history, wanted, &read.job.nightly, &commands).await.map_err(Trouble::of) {
+            // The next one is not to wait for it for ever.
+            Err(Trouble::Final(failure)) => {
+                without_verdict(&history, number)?;
+                return Err(Trouble::Final(failure));
+            }
+            concluded => concluded?,
+        };
         let (headline, page) = (output::headline(&concluded.view), concluded.page.display().to_string());
         if concluded.code() == crate::cli::DONE {
             tracing::info!(page, "{headline}");
         } else {
             tracing::warn!(page, "{headline}");
+        }
+        for problem in concluded.view.problems.iter().filter(|problem| problem.fails) {
+            tracing::warn!(page, "{} {}", problem.name, problem.message);
         }
         Ok(())
     }
@@ -223,7 +261,7 @@ impl ByItself {
         forget_abandoned(history, client).await?;
         history.submits(&mut prepared.tonight, JobId::of(&upload.job.digest()))?;
         let (view, recoveries) = serve(&upload, file, client).await?;
-        Ok(keep(history, prepared, &view, recoveries)?)
+        keep(history, prepared, &view, recoveries).map_err(Trouble::of)
     }
 }
 
@@ -255,6 +293,13 @@ enum Trouble {
     Final(Failure),
     /// It goes on where it stands.
     Passing(Failure),
+}
+
+impl Trouble {
+    /// Of a night that has ended: only what the disk or a store refuses for now may be tried once more.
+    fn of(failure: Failure) -> Self {
+        if may_pass(&failure.error) { Self::Passing(failure) } else { Self::Final(failure) }
+    }
 }
 
 /// Whatever is not said to be final may pass: a coordinator that is not there, a quota, a history that another process holds.
@@ -342,4 +387,42 @@ async fn ended(client: &mut Client, id: &JobId) -> Result<(JobView, Vec<Recovery
 /// Problems of a job file as one error.
 fn errors(text: &str, name: &str, problems: &[diagnostic::Diagnostic]) -> Failure {
     Failure::input(anyhow!("{}", diagnostic::render(text, name, problems, false).trim_end()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::fixture::{TASK, World};
+
+    #[test]
+    fn an_older_history_elsewhere_is_told_until_there_is_one_here() {
+        let world = World::new();
+        let file = world.path("job.toml");
+        fs::write(&file, world.parse(TASK).0).unwrap();
+        let (old, new) = (world.path("an old place"), world.path("state/nightly"));
+        let nights = ByItself { files: vec![file.clone()], histories: new.clone(), code: None };
+        assert_eq!(nights.elsewhere(&file, &old), None, "there is none");
+        for night in ["000003", "000004"] {
+            fs::create_dir_all(old.join("tiny/nights").join(night)).unwrap();
+            fs::write(old.join("tiny/nights").join(night).join("night.json"), b"{}").unwrap();
+        }
+        assert_eq!(nights.elsewhere(&file, &new), None, "it is the same place");
+        drop(nights.history(&file).unwrap());
+        let words = nights.elsewhere(&file, &old).unwrap();
+        assert!(words.starts_with("an older history of 2 nights lies in "), "{words}");
+        // What it says to do brings the nights here, though the folder was made already.
+        let command = words.split('`').nth(1).unwrap();
+        assert!(std::process::Command::new("sh").args(["-ec", command]).status().unwrap().success(), "{command}");
+        assert_eq!(numbers_in(&new.join("tiny")).unwrap(), [3, 4]);
+        assert_eq!(nights.elsewhere(&file, &old), None);
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_once_more() {
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        assert!(matches!(Trouble::of(full.into()), Trouble::Passing(_)));
+        assert!(matches!(Trouble::of(anyhow!("the answers are damaged").into()), Trouble::Final(_)));
+    }
 }

@@ -96,8 +96,19 @@ pub(super) async fn conclude(
     let missed = judged.missed;
     kept.retain(|night| night.number < number);
     kept.push(judged);
-    history.prune(&kept, nightly.keep)?;
+    if let Err(failure) = history.prune(&kept, nightly.keep) {
+        history.tell(&format!("older nights stay until the next one ends: {}", told(failure.error.as_ref())));
+    }
     Ok(Concluded::new(view, page, missed))
+}
+
+/// Sets a night aside that is not compared: it stays as it was trained and is no baseline, and another one may begin. One that
+/// cannot be read is none.
+pub(super) fn without_verdict(history: &History, number: u64) -> Result<(), Failure> {
+    let nights = history.nights()?;
+    let Some(night) = nights.iter().find(|night| night.number == number) else { return Ok(()) };
+    let judged = Some(compare::without_verdict(&nights, number));
+    Ok(history.rewrite(&Night { judged, ..night.clone() })?)
 }
 
 /// The answers of the night itself. Without them it fails, and is no baseline.

@@ -2,6 +2,16 @@
 
 use graftwork_shared::schedule::Schedule;
 
+/// How long it waits before a night goes on that something passing kept from its end, and how long at most: an hour.
+const FIRST_PAUSE_MS: u64 = 5 * 60_000;
+const LONGEST_PAUSE_MS: u64 = 60 * 60_000;
+
+/// How long to wait after so many tries, twice as long each time.
+pub(super) fn pause_ms(tries: u32) -> u64 {
+    let doubled = FIRST_PAUSE_MS.checked_mul(2_u64.saturating_pow(tries.saturating_sub(1)));
+    doubled.map_or(LONGEST_PAUSE_MS, |pause| pause.min(LONGEST_PAUSE_MS))
+}
+
 /// What is known of the nights of a job, in milliseconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Past {
@@ -36,6 +46,12 @@ mod tests {
 
     const HOUR: u64 = 3_600_000;
     const DAY: u64 = 24 * HOUR;
+
+    #[test]
+    fn each_pause_is_twice_as_long_and_none_longer_than_an_hour() {
+        let minutes = |tries| pause_ms(tries) / 60_000;
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, u32::MAX].map(minutes), [5, 5, 10, 20, 40, 60, 60, 60]);
+    }
 
     #[test]
     fn nights_begin_at_their_time_and_missed_ones_once() {

@@ -4,7 +4,7 @@
 //! lock                     held while a night is run or compared
 //! tonight/night.json       number and beginning of the night that is under way, and what it measures
 //! tonight/{state,hub}      its training
-//! abandoned/JOB            a job of a night that was given up, which its coordinator is to forget
+//! abandoned/JOB            a job of these nights that a coordinator may have; it is to forget all but tonight's
 //! nights/000012/night.json written last: a night with it is whole
 //! nights/000012/…          its answers, and everything that was said of it
 //! pruned/000003.json       numbers of a night that is no longer kept
@@ -97,7 +97,17 @@ impl History {
     /// Begins a night, or goes on with the one that was interrupted. One that measured something else starts over.
     pub(super) fn begin(&self, measured: Digest, now_ms: u64) -> Result<Tonight, Failure> {
         let number = self.next_number()?;
-        let tonight = match self.tonight()? {
+        let earlier = match self.read_tonight() {
+            Err(damaged) if damaged.code == INPUT => {
+                self.tell(&format!(
+                    "{}: night {number} starts over, and what its coordinator still has of it is forgotten there",
+                    damaged.error
+                ));
+                None
+            }
+            read => read?,
+        };
+        let tonight = match earlier {
             Some(earlier) if earlier.measured == measured && earlier.number == number => {
                 Tonight { resumed: earlier.resumed + 1, ..earlier }
             }
@@ -121,6 +131,8 @@ impl History {
     /// Writes down which job trains the night, before anybody is asked to train it: whatever happens from then on, it is
     /// gone on with or forgotten.
     pub(super) fn submits(&self, tonight: &mut Tonight, job: JobId) -> Result<(), Failure> {
+        // Its name alone says it, so it is known even where the file of the night under way is damaged.
+        self.list(&job)?;
         tonight.submitted = Some(job);
         self.write_tonight(tonight)
     }
@@ -136,34 +148,49 @@ impl History {
 
     /// The night that is under way, if one was begun. Nothing goes on from what cannot be read.
     pub(super) fn tonight(&self) -> Result<Option<Tonight>, Failure> {
-        match read_if_there(&self.tonight_folder().join(NIGHT)) {
-            Err(damaged) if damaged.code == INPUT => {
-                self.tell(&format!("{}: the night under way starts over", damaged.error));
-                Ok(None)
-            }
+        match self.read_tonight() {
+            Err(damaged) if damaged.code == INPUT => Ok(None),
             read => read,
         }
+    }
+
+    fn read_tonight(&self) -> Result<Option<Tonight>, Failure> {
+        read_if_there(&self.tonight_folder().join(NIGHT))
+    }
+
+    /// Whether a night was begun and not ended, also where nothing can be read of it.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.tonight_folder().join(NIGHT).exists()
     }
 
     /// Removes what the night under way left. A job of it that a coordinator may have is to be forgotten there.
     pub(super) fn forget_tonight(&self) -> Result<(), Failure> {
         if let Some(Tonight { submitted: Some(job), .. }) = self.tonight()? {
-            let abandoned = self.abandoned_folder();
-            fs::create_dir_all(&abandoned).with_context(|| format!("making {}", abandoned.display()))?;
-            // Either the night is under way, or its job is abandoned: never both, and never none.
-            fs::rename(self.tonight_folder().join(NIGHT), abandoned.join(job.as_str()))?;
+            // An earlier version did not list it before it was submitted.
+            self.list(&job)?;
         }
         remove(&self.tonight_folder())
     }
 
-    /// Jobs of nights that were given up or are kept, which their coordinator has not forgotten yet.
+    fn list(&self, job: &JobId) -> Result<(), Failure> {
+        let abandoned = self.abandoned_folder();
+        fs::create_dir_all(&abandoned).with_context(|| format!("making {}", abandoned.display()))?;
+        let path = abandoned.join(job.as_str());
+        let listed = File::create(&path).and_then(|_| File::open(&abandoned)?.sync_all());
+        Ok(listed.with_context(|| path.display().to_string())?)
+    }
+
+    /// Jobs of nights that were given up or are kept, which their coordinator has not forgotten yet: all that are listed but
+    /// that of the night under way.
     pub(super) fn abandoned(&self) -> Result<Vec<JobId>, Failure> {
+        let of_tonight = self.tonight()?.and_then(|tonight| tonight.submitted);
         let entries = match fs::read_dir(self.abandoned_folder()) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries?,
         };
         let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().parse().ok()));
         let mut jobs: Vec<JobId> = names.collect::<std::io::Result<Vec<_>>>()?.into_iter().flatten().collect();
+        jobs.retain(|job| Some(job) != of_tonight.as_ref());
         jobs.sort();
         Ok(jobs)
     }
@@ -184,15 +211,7 @@ impl History {
 
     /// Numbers of the stored nights, ascending.
     pub(super) fn numbers(&self) -> Result<Vec<u64>, Failure> {
-        let mut numbers = Vec::new();
-        for entry in fs::read_dir(self.folder.join("nights"))? {
-            let entry = entry?;
-            let number = entry.file_name().to_string_lossy().parse::<u64>();
-            // A folder without the file that is written last was cut off.
-            numbers.extend(number.ok().filter(|_| entry.path().join(NIGHT).exists()));
-        }
-        numbers.sort_unstable();
-        Ok(numbers)
+        Ok(numbers_in(&self.folder)?)
     }
 
     /// All stored nights, oldest first. One that cannot be read is told, and keeps no other from being compared.
@@ -265,6 +284,19 @@ impl History {
     }
 }
 
+/// Numbers of the nights that are stored in the folder of a history, ascending.
+pub(super) fn numbers_in(history: &Path) -> std::io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(history.join("nights"))? {
+        let entry = entry?;
+        let number = entry.file_name().to_string_lossy().parse::<u64>();
+        // A folder without the file that is written last was cut off.
+        numbers.extend(number.ok().filter(|_| entry.path().join(NIGHT).exists()));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
 /// A night that another version wrote in another form is not taken for one of these.
 pub(super) fn of_this_layout(path: &Path, night: Night) -> Result<Night, Failure> {
     if night.layout == LAYOUT {
@@ -302,11 +334,6 @@ pub(super) fn remove(folder: &Path) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
-}
-
-/// The newest night that may be a baseline.
-pub(super) fn last_good(nights: &[Night]) -> Option<&Night> {
-    nights.iter().rev().find(|night| night.judged.as_ref().is_some_and(|judged| judged.good))
 }
 
 /// Class names of a task of a night.
@@ -386,6 +413,31 @@ mod tests {
         assert_eq!(history.tonight().unwrap(), None);
         assert_eq!(history.begin(job, 9).unwrap().resumed, 0);
         assert!(!history.tonight_folder().join("state").exists(), "nobody knows what was trained there");
+    }
+
+    #[test]
+    fn the_job_of_a_night_whose_file_is_damaged_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let history = History::open(folder.path().to_owned(), ignore).unwrap();
+        let old = JobId::of(&Digest::of(b"job"));
+        let mut tonight = history.begin(Digest::of(b"job"), 5).unwrap();
+        history.submits(&mut tonight, old.clone()).unwrap();
+        let path = history.tonight_folder().join(NIGHT);
+        for damage in [b"{\"number\":1,\"beg".as_slice(), b"", b"\0\0\0\0"] {
+            fs::write(&path, damage).unwrap();
+            assert!(history.is_under_way() && history.tonight().unwrap().is_none());
+            assert_eq!(history.abandoned().unwrap(), vec![old.clone()], "nobody goes on with it");
+        }
+        let mut tonight = history.begin(Digest::of(b"other rows"), 7).unwrap();
+        assert_eq!((tonight.resumed, history.abandoned().unwrap()), (0, vec![old.clone()]));
+        history.forgotten(&old).unwrap();
+        // The same job may train the night that starts over.
+        history.submits(&mut tonight, old.clone()).unwrap();
+        assert!(history.abandoned().unwrap().is_empty());
+        // A night of a version that did not list its job before it was submitted.
+        history.forgotten(&old).unwrap();
+        history.forget_tonight().unwrap();
+        assert_eq!(history.abandoned().unwrap(), [old]);
     }
 
     #[test]

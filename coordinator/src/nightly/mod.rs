@@ -10,7 +10,7 @@
 //! history · pruned · aside             where it is kept, for how long, and how it is put aside
 //! scores · costs · compare             verdicts of the crate graftwork-verdict over what is kept
 //! conclude · output · webhook · export what is said
-//! due · by_itself                      a coordinator runs nights when they are due
+//! due · by_itself · passing            a coordinator runs nights when they are due, and what it tries once more
 //! repeat                               one measurement of a night once more
 //! versions · beside · bisect           programs of other versions: side by side, and which commit it was
 //! ```
@@ -30,6 +30,7 @@ mod export;
 mod history;
 mod night;
 mod output;
+mod passing;
 mod pruned;
 mod repeat;
 mod scores;
@@ -263,8 +264,7 @@ fn waiting(history: &History, again: bool) -> Result<Option<u64>, Failure> {
         return Ok(Some(kept.number));
     }
     eprintln!("night {} stays as it was trained, without a verdict: another one begins", kept.number);
-    let judged = Some(compare::without_verdict(&nights, kept.number));
-    history.rewrite(&Night { judged, ..kept.clone() })?;
+    conclude::without_verdict(history, kept.number)?;
     Ok(None)
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context as _, anyhow, ensure};
 use graftwork_shared::{
     NUMERICS_VERSION, VERSION,
     assignment::Usage,
+    cause::told,
     data::Split,
     digest::{Digest, Hasher},
     id::Name,
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     answers::{Asked, Book},
     expand::measured,
+    passing::may_pass,
 };
 use crate::{cli::Worker, run::Recovery};
 
@@ -180,12 +182,17 @@ pub(super) struct Measurement {
 /// How far a score that is computed again may lie from the one that the worker reported.
 const SAME_SCORE: f64 = 1e-6;
 
-/// Reads results and answers of all stages that have them; what has none is told.
+/// Reads results and answers of all stages that have them; what has none is told, and so is what can never be read. An
+/// error says what may be read later, or that the job is none of a night.
 pub(super) fn gather(view: &JobView) -> anyhow::Result<(Vec<Measurement>, Book, Vec<Problem>)> {
     let (mut measurements, mut book, mut failed) = (Vec::new(), Book::default(), Vec::new());
     for stage in &view.stages {
         let (task, seed) = measured(&stage.name).ok_or_else(|| anyhow!("{} is no stage of a night", stage.name))?;
-        match measurement(stage, task.clone(), seed)? {
+        let measured = match measurement(stage, task.clone(), seed) {
+            Err(error) if !may_pass(&error) => Err(told(error.as_ref())),
+            measured => measured?,
+        };
+        match measured {
             Ok((measurement, asked)) => {
                 book.0.insert((task, seed), asked);
                 measurements.push(measurement);

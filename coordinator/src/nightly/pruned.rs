@@ -6,7 +6,7 @@
 use std::{fs, path::Path};
 
 use super::{
-    history::{History, NIGHT, last_good, of_this_layout, read_if_there},
+    history::{History, NIGHT, of_this_layout, read_if_there, remove},
     night::Night,
 };
 use crate::cli::Failure;
@@ -39,19 +39,28 @@ impl History {
         Ok(known)
     }
 
-    /// Removes the oldest nights beyond `keep`, but never the last good one; their numbers stay.
+    /// Removes the oldest nights beyond `keep`, but never the last good one nor the last good one whose answers can be read;
+    /// their numbers stay. What an earlier removal left, which was broken off, goes too.
     pub(super) fn prune(&self, nights: &[Night], keep: u32) -> Result<(), Failure> {
-        let last_good = last_good(nights).map(|night| night.number);
         let beyond = nights.len().saturating_sub(keep as usize);
-        for night in nights[..beyond].iter().filter(|night| Some(night.number) != last_good) {
-            let numbers = serde_json::to_vec(&night.numbers())?;
-            graftwork_store::write_atomically(&self.pruned_folder().join(name(night.number)), &numbers)?;
-            let folder = self.folder_of(night.number);
-            // Without its last file a night is none, so a kill in between leaves no half of it.
-            fs::remove_file(folder.join(NIGHT))?;
-            fs::remove_dir_all(&folder)?;
+        if beyond > 0 {
+            let good = || nights.iter().rev().filter(|night| night.judged.as_ref().is_some_and(|judged| judged.good));
+            let stay = [good().next(), good().find(|night| self.book(night).is_ok())];
+            let stay = stay.map(|night| night.map(|night| night.number));
+            for night in nights[..beyond].iter().filter(|night| !stay.contains(&Some(night.number))) {
+                let numbers = serde_json::to_vec(&night.numbers())?;
+                graftwork_store::write_atomically(&self.pruned_folder().join(name(night.number)), &numbers)?;
+                // Without its last file a night is none, so a kill in between leaves no half of it.
+                fs::remove_file(self.folder_of(night.number).join(NIGHT))?;
+            }
         }
         let numbers = self.pruned_numbers()?;
+        for number in &numbers {
+            let folder = self.folder_of(*number);
+            if !folder.join(NIGHT).exists() {
+                remove(&folder)?;
+            }
+        }
         for number in &numbers[..numbers.len().saturating_sub(REMEMBERED)] {
             fs::remove_file(self.pruned_folder().join(name(*number)))?;
         }

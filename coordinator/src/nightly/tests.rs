@@ -1,5 +1,6 @@
 //! Nights that never were, compared: what is named, what is excused, what is left out.
 
+mod kept;
 mod stored;
 
 use std::collections::BTreeMap;

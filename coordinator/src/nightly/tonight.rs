@@ -3,15 +3,29 @@
 //! A night is one job over one set of rows, measured by one set of programs from its beginning to its end. What is
 //! measured names its folder, and so its job: nobody goes on with a night of something else.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeSet,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::anyhow;
-use graftwork_shared::{digest::Digest, event::Outcome, job::Job, view::JobView};
+use graftwork_shared::{
+    cause::told,
+    digest::Digest,
+    event::Outcome,
+    id::Name,
+    job::Job,
+    view::{JobView, StageView},
+};
+use graftwork_web::Problem;
 
 use super::{
+    answers::Book,
     curves,
+    expand::measured,
     history::{History, Tonight},
     night::{Code, LAYOUT, Night, gather},
+    passing::may_pass,
 };
 use crate::{cli::Failure, run::Recovery};
 
@@ -39,7 +53,8 @@ pub(super) fn prepare(history: &History, mut job: Job, of: Digest, code: Code) -
     Ok(Prepared { tonight, code, job })
 }
 
-/// Keeps what a night measured, and removes its training.
+/// Keeps what a night measured, and removes its training. Where that can never be kept, the night is kept as one that failed
+/// and says why; an error is of what may be kept later, or of a night of which not even that can be.
 pub(super) fn keep(
     history: &History,
     prepared: Prepared,
@@ -51,8 +66,16 @@ pub(super) fn keep(
         let words = format!("night {} was cancelled; the same command goes on with it", tonight.number);
         return Err(Failure::input(anyhow!(words)));
     }
-    let (measurements, book, failed) = gather(view)?;
-    let night = Night {
+    let lasting = |error: &anyhow::Error| {
+        let why = told(error.as_ref());
+        history.tell(&format!("night {} failed, since it cannot be kept: {why}", tonight.number));
+        unkept(view, &why)
+    };
+    let (measurements, book, failed) = match gather(view) {
+        Err(error) if !may_pass(&error) => (Vec::new(), Book::default(), lasting(&error)),
+        gathered => gathered?,
+    };
+    let mut night = Night {
         layout: LAYOUT,
         number: tonight.number,
         began_ms: tonight.began_ms,
@@ -68,13 +91,32 @@ pub(super) fn keep(
         answers: None,
         judged: None,
     };
+    match store(history, &night, &book, view) {
+        Err(error) if !may_pass(&error) => {
+            (night.measurements, night.failed) = (Vec::new(), lasting(&error));
+            history.keep(&night, &Book::default())?;
+        }
+        stored => stored?,
+    }
+    history.forget_tonight()?;
+    Ok(night.number)
+}
+
+/// Writes all that is kept of a night.
+fn store(history: &History, night: &Night, book: &Book, view: &JobView) -> anyhow::Result<()> {
     let folder = history.folder_of(night.number);
     // Learning curves stage by stage, and all else of the job, are on its own page.
     graftwork_store::write_atomically(&folder.join("job.html"), graftwork_web::report_page(view).as_bytes())?;
     curves::keep(&folder, &curves::of(view))?;
-    history.keep(&night, &book)?;
-    history.forget_tonight()?;
-    Ok(night.number)
+    history.keep(night, book)
+}
+
+/// That nothing could be kept, of each task and fusion once.
+fn unkept(view: &JobView, why: &str) -> Vec<Problem> {
+    let name = |stage: &StageView| measured(&stage.name).map_or_else(|| stage.name.clone(), |(task, _)| task);
+    let names: BTreeSet<Name> = view.stages.iter().map(name).collect();
+    let message = format!("has no score: the night cannot be kept: {why}");
+    names.iter().map(|name| Problem { name: name.to_string(), message: message.clone(), fails: true }).collect()
 }
 
 /// Milliseconds since 1970.

@@ -109,6 +109,59 @@ async fn nights_that_are_no_longer_kept_leave_their_numbers() {
 }
 
 #[tokio::test]
+async fn the_last_good_night_that_can_be_read_stays_however_many_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = kept(folder.path(), 6);
+    // Nights 3 to 5 were good, and nothing compares with them any more.
+    for number in 3..=5 {
+        fs::write(history.folder_of(number).join("answers.parquet"), b"PAR1").unwrap();
+    }
+    // The sixth is worse than the second one, so it is no baseline either.
+    let (worse, book) = night(6, &[("a", 0.9), ("b", 0.5), ("c", 0.95), ("d", 0.7)]);
+    history.keep(&worse, &book).unwrap();
+    let six = concluded(&history, 6, 1).await;
+    assert_eq!(six.view.outcome, NightOutcome::Regressed);
+    assert_eq!(history.numbers().unwrap(), [2, 5, 6], "the last good one, and the last that can be compared with");
+    let (seventh, book) = night(7, &STEADY);
+    history.keep(&seventh, &book).unwrap();
+    let seven = concluded(&history, 7, 1).await;
+    assert_eq!(seven.view.baseline.as_ref().map(|head| head.number), Some(2));
+    assert_eq!(seven.view.outcome, NightOutcome::Good, "{:?}", told(&seven));
+    assert_eq!(history.numbers().unwrap(), [7], "it is one now");
+}
+
+#[tokio::test]
+async fn a_removal_that_was_broken_off_goes_on_with_the_next_night() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = kept(folder.path(), 5);
+    concluded(&history, 5, 2).await;
+    // A kill after the number of night 4 was written and its file removed, but not yet its folder; and one before that.
+    let four = fs::read(history.folder_of(4).join("night.json")).unwrap();
+    fs::write(history.pruned_folder().join("000004.json"), four).unwrap();
+    fs::remove_file(history.folder_of(4).join("night.json")).unwrap();
+    // What was never kept is nobody's to remove here: the night under way may be written there.
+    let unknown = history.folder_of(6);
+    fs::create_dir_all(&unknown).unwrap();
+    let (six, book) = night(7, &STEADY);
+    history.keep(&six, &book).unwrap();
+    concluded(&history, 7, 2).await;
+    assert!(!history.folder_of(4).exists() && unknown.exists());
+    assert_eq!(history.numbers().unwrap(), [5, 7]);
+    let known: Vec<u64> = history.known().unwrap().iter().map(|night| night.number).collect();
+    assert_eq!(known, [1, 2, 3, 4, 5, 7]);
+}
+
+#[tokio::test]
+async fn nights_that_cannot_be_removed_keep_no_night_from_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = kept(folder.path(), 3);
+    fs::create_dir_all(history.pruned_folder().join("000001.json/in the way")).unwrap();
+    let three = concluded(&history, 3, 1).await;
+    assert_eq!(three.view.outcome, NightOutcome::Good);
+    assert_eq!(history.numbers().unwrap(), [1, 2, 3], "they stay until they can be");
+}
+
+#[tokio::test]
 async fn looking_again_changes_nothing_that_was_said() {
     let folder = tempfile::tempdir().unwrap();
     let history = kept(folder.path(), 3);

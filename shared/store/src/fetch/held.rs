@@ -119,6 +119,12 @@ pub(super) fn complete(target: &Path) -> Option<Fetched> {
     Some(Fetched { path: target.to_owned(), held: Some(used) })
 }
 
+/// Whether somebody downloads or removes an entry now, in whatever process.
+pub(super) fn is_locked(target: &Path) -> bool {
+    let locked = |file: &File| flock(file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK);
+    File::open(beside(target, "lock")).is_ok_and(|file| locked(&file))
+}
+
 /// Removes an entry, whole or begun, that nobody uses or downloads. Whether it is gone.
 pub(super) fn remove_idle(target: &Path) -> bool {
     let (Ok(lock), Ok(used)) = (open(&beside(target, "lock")), open(&beside(target, "used"))) else { return false };

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::{
     held::{Cache, Fetched, beside, complete},
-    room::make_room,
+    room::{reserve, settle},
 };
 use crate::{StoreError, disk::Disk, disk::Lock};
 
@@ -59,15 +59,18 @@ impl Partial {
             return Ok(Entry::Complete(complete));
         }
         Disk::real().create_folder(&folder)?;
+        // Of whoever began it and is gone.
+        settle(&target);
         let bound = cache.most_bytes.map(|most| (cache.folder.to_owned(), most));
         Ok(Entry::Open(Self { folder, target, bound, _lock: lock }))
     }
 
-    /// Makes room for a file of so many bytes, where the cache has a bound.
+    /// Makes room for a file of so many bytes, where the cache has a bound. Others that make room count it from now on.
     pub(super) async fn expect(&self, path: &str, bytes: u64) {
         let Some((cache, most)) = self.bound.clone() else { return };
         let more = bytes.saturating_sub(self.have(path));
-        let made = tokio::task::spawn_blocking(move || make_room(&cache, most, more)).await;
+        let target = self.target.clone();
+        let made = tokio::task::spawn_blocking(move || reserve(&cache, most, &target, more)).await;
         if let Err(error) = made {
             tracing::warn!("no room was made in the cache: {error}");
         }
@@ -127,6 +130,7 @@ impl Partial {
     /// Gives the complete folder its name, and holds it.
     pub(super) fn finish(self) -> Result<Fetched, StoreError> {
         Disk::real().rename(&self.folder, &self.target)?;
+        settle(&self.target);
         // Nobody removes it meanwhile, since the lock is ours still.
         complete(&self.target).ok_or_else(|| StoreError::Missing(self.target.display().to_string()))
     }

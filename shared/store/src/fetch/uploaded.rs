@@ -154,6 +154,41 @@ mod tests {
         assert_eq!(memory.reads.lock().unwrap().len(), 1);
     }
 
+    /// Gives nothing before two are asked for.
+    struct Together(Memory, Arc<tokio::sync::Barrier>);
+
+    impl Uploads for Together {
+        fn read(&self, blob: Digest) -> BoxStream<'static, Result<Bytes, StoreError>> {
+            let (pieces, both) = (self.0.read(blob), self.1.clone());
+            let begun = async move {
+                both.wait().await;
+                pieces
+            };
+            Box::pin(futures::StreamExt::flatten(futures::stream::once(begun)))
+        }
+    }
+
+    #[tokio::test]
+    async fn two_that_are_fetched_at_once_stay_within_the_bound_together() {
+        let (cache, mut memory) = (tempfile::tempdir().unwrap(), Memory::default());
+        let bounded = || Cache::bounded(cache.path(), 40);
+        for old in [b"0123456789", b"abcdefghij", b"klmnopqrst"] {
+            let old = memory.put(old);
+            fetch_uploaded_file(old, bounded(), &memory).await.unwrap();
+        }
+        let (one, other) = (memory.put(b"fifteen bytes 1"), memory.put(b"fifteen bytes 2"));
+        let together = Together(memory, Arc::new(tokio::sync::Barrier::new(2)));
+        let fetched = futures::future::join(
+            fetch_uploaded_file(one, bounded(), &together),
+            fetch_uploaded_file(other, bounded(), &together),
+        );
+        let held = fetched.await;
+        assert!(held.0.is_ok() && held.1.is_ok(), "{held:?}");
+        let entries = std::fs::read_dir(cache.path().join("uploads")).unwrap();
+        let sizes = entries.filter_map(|entry| Some(entry.unwrap().path().join(FILE).metadata().ok()?.len()));
+        assert_eq!(sizes.sum::<u64>(), 40, "two new ones, and one of the old ones");
+    }
+
     #[tokio::test]
     async fn damaged_bytes_never_get_a_name() {
         let (cache, mut memory) = (tempfile::tempdir().unwrap(), Memory::default());
