@@ -95,6 +95,15 @@ impl Waiting {
     }
 }
 
+/// What a running gang that lacks members asks of a helper.
+struct Lack {
+    lease: LeaseId,
+    key: StageKey,
+    berth: Berth,
+    memory_bytes: u64,
+    priority: i32,
+}
+
 impl JobState {
     /// Most workers that may train a stage together.
     pub(crate) fn most_workers(&self, at: usize) -> u32 {
@@ -310,44 +319,81 @@ impl Scheduler {
         found
     }
 
-    /// Asks helpers of other groups back for running gangs that lack members and find no place. Gives them.
+    /// Asks helpers of other groups back for running gangs that lack members and find no place. Gives them. A gang looks at
+    /// those that it could train with, and at none where one before it, which asked no more, could have nobody.
     pub(crate) fn take_back_for_gangs(&mut self, helpers: &[(WorkerId, LeaseId)]) -> BTreeSet<WorkerId> {
-        let lacking: Vec<(LackRank, usize)> =
-            self.board.leases.lacking.iter().map(|(rank, missing)| (*rank, *missing)).collect();
-        let mut claimed = BTreeSet::new();
-        for ((_, lease), missing) in lacking {
-            let Some(key) = self.state.live().get(&lease).cloned() else { continue };
-            let Some((job, at)) = self.state.record(&key) else { continue };
-            let (memory_bytes, priority) = (job.plan.stages[at].memory_bytes, job.plan.job.priority);
-            let Some(leader) = self.state.grant(lease).and_then(|grant| self.board.fleet.seats.get(&grant.worker))
-            else {
-                continue;
-            };
-            if self.is_over_quota(&job.plan.job.owner, 1) {
+        let lacking: Vec<(LeaseId, usize)> =
+            self.board.leases.lacking.iter().map(|((_, lease), missing)| (*lease, *missing)).collect();
+        self.count(lacking.len());
+        let mut together = self.helpers_together(helpers);
+        let (mut tight, mut claimed) = (BTreeMap::new(), BTreeSet::new());
+        for (lease, missing) in lacking {
+            if together.is_empty() {
+                break;
+            }
+            let Some(lack) = self.lack(lease) else { continue };
+            if tight.get(&lack.berth).is_some_and(|least| lack.memory_bytes >= *least) {
                 continue;
             }
-            let berth = (Arc::clone(&leader.arithmetic), Arc::clone(&leader.reached_on));
-            let group = self.groups.get(&lease);
-            let fits = |(worker, of): &(WorkerId, LeaseId)| {
-                let barred = group.is_some_and(|group| group.bars(*worker, self.now_ms));
-                let known = self.workers.get(worker).filter(|known| !barred && known.takes_work());
-                !claimed.contains(worker)
-                    && self.board.fleet.is_at(*worker, &berth)
-                    && known.is_some_and(|known| {
-                        !known.leases.contains_key(&lease) && known.has_room_without(*of, memory_bytes)
-                    })
-                    && !self.is_kept_from((*worker, *of), (&key, priority))
-            };
-            let mut able: Vec<(WorkerId, LeaseId)> = helpers.iter().copied().filter(fits).collect();
-            able.sort_by_key(|(worker, of)| (!self.was_asked_back(*worker, *of), Reverse(*worker)));
-            able.truncate(missing);
-            self.count(helpers.len());
-            for (worker, of) in able {
+            let Some(able) = together.get_mut(&lack.berth) else { continue };
+            self.count(able.len());
+            let free: Vec<(WorkerId, LeaseId)> =
+                able.iter().copied().filter(|helper| self.could_fill(&lack, *helper)).collect();
+            if free.is_empty() {
+                tight.insert(lack.berth, lack.memory_bytes);
+                continue;
+            }
+            let mut found: Vec<(WorkerId, LeaseId)> =
+                free.into_iter().filter(|helper| self.may_fill(&lack, *helper)).collect();
+            found.sort_by_key(|(worker, of)| (!self.was_asked_back(*worker, *of), Reverse(*worker)));
+            let mut seen = BTreeSet::new();
+            found.retain(|(worker, _)| seen.insert(*worker));
+            found.truncate(missing);
+            able.retain(|(worker, _)| found.iter().all(|(other, _)| other != worker));
+            if able.is_empty() {
+                together.remove(&lack.berth);
+            }
+            for (worker, of) in found {
                 claimed.insert(worker);
-                self.ask_back(worker, of, format!("{key} lacks a member"));
+                self.ask_back(worker, of, format!("{} lacks a member", lack.key));
             }
         }
         claimed
+    }
+
+    /// What a running gang that lacks members asks, unless its owner gets no further place.
+    fn lack(&self, lease: LeaseId) -> Option<Lack> {
+        let key = self.state.live().get(&lease)?.clone();
+        let (job, at) = self.state.record(&key)?;
+        let (memory_bytes, priority) = (job.plan.stages[at].memory_bytes, job.plan.job.priority);
+        let berth = self.board.fleet.seats.get(&self.state.grant(lease)?.worker)?.berth();
+        let served = !self.is_over_quota(&job.plan.job.owner, 1);
+        served.then_some(Lack { lease, key, berth, memory_bytes, priority })
+    }
+
+    /// Helpers that take work, by who could train together.
+    fn helpers_together(&self, helpers: &[(WorkerId, LeaseId)]) -> BTreeMap<Berth, Vec<(WorkerId, LeaseId)>> {
+        let mut together: BTreeMap<Berth, Vec<(WorkerId, LeaseId)>> = BTreeMap::new();
+        for helper in helpers {
+            if let Some(seat) = self.board.fleet.seats.get(&helper.0).filter(|seat| seat.takes_work) {
+                together.entry(seat.berth()).or_default().push(*helper);
+            }
+        }
+        together
+    }
+
+    /// Whether a helper could be had for any gang of this memory and priority: it can for none that asks more.
+    fn could_fill(&self, lack: &Lack, (worker, of): (WorkerId, LeaseId)) -> bool {
+        let known = self.workers.get(&worker);
+        let has_room = known.is_some_and(|known| known.has_room_without(of, lack.memory_bytes));
+        has_room && !self.is_needed_by((worker, of), lack.priority)
+    }
+
+    /// Whether one that could be had may be for this gang.
+    fn may_fill(&self, lack: &Lack, (worker, of): (WorkerId, LeaseId)) -> bool {
+        let holds = self.workers.get(&worker).is_none_or(|known| known.leases.contains_key(&lack.lease));
+        let barred = self.groups.get(&lack.lease).is_some_and(|group| group.bars(worker, self.now_ms));
+        !holds && !barred && !self.is_kept_from((worker, of), (&lack.key, lack.priority))
     }
 
     /// The workers that will have room for a gang, and the leases that have to go for it: those whose going loses least.

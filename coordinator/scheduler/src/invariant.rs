@@ -64,6 +64,7 @@ pub fn check(
     classes_stay(before, event, decision)?;
     quotas_hold(before, after)?;
     only_higher_priority_takes(before, after, decision)?;
+    helpers_go_first(before, after)?;
     what_is_kept_is_true(before, after)?;
     refusals_are_values(after)
 }
@@ -214,18 +215,45 @@ fn classes_stay(before: &Scheduler, event: &Event, decision: &Decision) -> Resul
     Ok(())
 }
 
-/// A place goes to a strictly higher priority, and never twice from a stage that has not moved on between.
+/// A place goes to a strictly higher priority, and one that was asked for it.
 fn only_higher_priority_takes(before: &Scheduler, after: &Scheduler, decision: &Decision) -> Result<(), Violation> {
     for fact in &decision.facts {
         let Fact::StagePreempted { lease, by_job, .. } = fact else { continue };
-        let Some((key, (job, position))) =
+        let Some((key, (job, _))) =
             before.state.live().get(lease).and_then(|key| Some((key, before.state.record(key)?)))
         else {
             continue;
         };
         let higher = after.state.jobs().get(by_job).is_some_and(|by| by.plan.job.priority > job.plan.job.priority);
-        let safe = job.stages[position].is_safe();
-        ensure(higher && !safe, Invariant::RefusalIsValue, || format!("{key} gave its place: {fact:?}"))?;
+        let asked = before.gives_to(*lease).is_some_and(|by| by.job == *by_job);
+        ensure(higher && asked, Invariant::RefusalIsValue, || format!("{key} gave its place: {fact:?}"))?;
+    }
+    Ok(())
+}
+
+/// No stage is asked for its place while a helper that was not asked yet could give one, and none that has not moved on since
+/// it gave its place. What it loses between being asked and giving changes nothing about that.
+fn helpers_go_first(before: &Scheduler, after: &Scheduler) -> Result<(), Violation> {
+    for (lease, key) in after.state.live() {
+        let Some(by) = after.gives_to(*lease).filter(|by| before.gives_to(*lease) != Some(by)) else { continue };
+        let safe = after.state.record(key).is_some_and(|(job, at)| job.stages[at].is_safe());
+        ensure(!safe, Invariant::RefusalIsValue, || format!("{key} was asked for its place again, for {by}"))?;
+        let Some((job, at)) = after.state.record(by) else { continue };
+        let (memory_bytes, priority) = (job.plan.stages[at].memory_bytes, job.plan.job.priority);
+        let gangs = after.gangs_before(by);
+        for (id, worker) in after.suited(job, at).unwrap_or_default() {
+            let kept = gangs.iter().any(|gang| gang.keeps(&worker.info.arithmetic()));
+            let could_go = |of: &&LeaseId| {
+                after.helps(id, **of)
+                    && !after.was_asked_back(id, **of)
+                    && !after.is_kept_from((id, **of), (by, priority))
+                    && worker.has_room_without(**of, memory_bytes)
+            };
+            let helper = worker.leases.keys().find(could_go).filter(|_| !kept && job.gang(at) < 2);
+            ensure(helper.is_none(), Invariant::RefusalIsValue, || {
+                format!("{lease} was asked to give {by} its place, and {id}, which helps in {helper:?}, was not")
+            })?;
+        }
     }
     Ok(())
 }

@@ -109,7 +109,8 @@ impl Scheduler {
         }
     }
 
-    /// Stages that a worker has of its own, and all that it has.
+    /// Stages that a worker has of its own, and all that it has. Whoever only helps is asked to leave its group once it has
+    /// a stage of its own; whoever is needed there stays, so that counts as one.
     pub(crate) fn load(&self, worker: WorkerId) -> (usize, usize) {
         let leases = self.workers.get(&worker).map_or(0, |worker| worker.leases.len());
         let helping = self.board.fleet.seats.get(&worker).into_iter().flat_map(|seat| &seat.helping);
@@ -117,7 +118,8 @@ impl Scheduler {
         (leases - helps, leases)
     }
 
-    /// The worker for a stage whose turn it is, and why: as [`Self::choose`] says, among those with room alone.
+    /// The worker for a stage whose turn it is, and why: of those with room the one with the fewest stages of its own, then
+    /// the fewest at all, then the one for which most speaks, then the lowest number.
     pub(crate) fn best_worker(&mut self, head: &Head, kept: &[Demand]) -> Option<Chosen> {
         let roomy = self.roomy(head, kept);
         self.count(roomy.len());

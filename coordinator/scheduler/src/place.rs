@@ -6,10 +6,7 @@
 //! fastest as far as speeds are known, then one that has the base model loaded, then one that has read the rows. The
 //! order is total, so the same state gives the same placement (invariant 6), and a refusal is a value (invariant 7).
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use graftwork_shared::{
     assignment::Assignment,
@@ -26,7 +23,6 @@ use crate::{
     index::{Demand, Round, Spot, Wait},
     job::JobState,
     machine::{Reuse, Scheduler},
-    merit::usual_speed,
     message::{Command, StageKey},
     serve::{Head, Limit, Turns},
     worker::Worker,
@@ -153,7 +149,7 @@ impl Scheduler {
         refusals
     }
 
-    /// The worker for a ready stage, or why there is none.
+    /// A worker with room for a ready stage, or why there is none. Which of them gets it, [`Self::best_worker`] says.
     pub(crate) fn choose(&self, job: &JobState, position: usize) -> Result<WorkerId, Refusal> {
         let key = StageKey { job: job.plan.id(), stage: job.plan.stages[position].name.clone() };
         self.choose_behind(job, position, &self.gangs_before(&key))
@@ -207,14 +203,7 @@ impl Scheduler {
         {
             return Err(gang.refusal.clone());
         }
-        // Whoever only helps is asked to leave its group once it has a stage of its own.
-        let own = |id: WorkerId, worker: &Worker| worker.leases.len() - self.helps_in(id);
-        let usual = usual_speed(stage, &suited);
-        let best = free.into_iter().min_by_key(|(id, worker)| {
-            let merit = worker.merit(stage, usual);
-            (own(*id, worker), worker.leases.len(), Reverse(merit), *id)
-        });
-        best.map(|(id, _)| id).ok_or_else(|| Refusal::Busy {
+        free.first().map(|(id, _)| *id).ok_or_else(|| Refusal::Busy {
             workers: u32::try_from(suited.len()).unwrap_or(u32::MAX),
             slots: suited.iter().map(|(_, worker)| worker.info.slots).sum(),
             ahead: Vec::new(),

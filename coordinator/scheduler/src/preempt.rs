@@ -258,6 +258,11 @@ impl Scheduler {
         behind.saturating_mul(job.index.shape.tokens[position])
     }
 
+    /// The stage that a lease was asked to give its place.
+    pub(crate) fn gives_to(&self, lease: LeaseId) -> Option<&StageKey> {
+        self.groups.get(&lease)?.giving.as_ref().map(|giving| &giving.by)
+    }
+
     /// Asks all holders of a lease to give it back.
     fn ask_for_place(&mut self, lease: LeaseId, by: &StageKey) {
         let until_ms = self.now_ms + self.policy.release_ms;

@@ -41,6 +41,9 @@ const MOST_TIMES: f64 = 1e6;
 /// That a stage would hold up its job, as it was estimated when a worker was asked to help.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct HoldsUp {
+    /// Workers that trained it then; where a coordinator does not say it, one.
+    #[serde(default = "one")]
+    pub workers: usize,
     /// How many times as long as all the rest of the job it would have taken as it was.
     pub times: f64,
     /// Milliseconds that it would have taken as it was, where rates are measured.
@@ -51,15 +54,23 @@ pub struct HoldsUp {
     pub rest_ms: Option<u64>,
 }
 
+fn one() -> usize {
+    1
+}
+
 impl fmt::Display for HoldsUp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let on = match self.workers {
+            0 | 1 => "alone".to_owned(),
+            workers => format!("on {workers} workers"),
+        };
         write!(f, "would hold up the job: ")?;
         match (self.alone_ms, self.rest_ms) {
-            (Some(alone_ms), Some(rest_ms)) => {
+            (Some(own_ms), Some(rest_ms)) => {
                 let seconds = |ms: u64| ms.div_ceil(1000);
-                write!(f, "about {} s alone, {} s for all the rest", seconds(alone_ms), seconds(rest_ms))
+                write!(f, "about {} s {on}, {} s for all the rest", seconds(own_ms), seconds(rest_ms))
             }
-            _ => write!(f, "{:.1} times as long alone as all the rest takes", self.times),
+            _ => write!(f, "{:.1} times as long {on} as all the rest takes", self.times),
         }
     }
 }
@@ -101,7 +112,12 @@ impl Lengths {
             reason = "a positive time; too long ones saturate"
         )]
         let ms = |seconds: f64| self.measured.then_some((seconds * 1000.0) as u64);
-        HoldsUp { times: (alone / rest).min(MOST_TIMES), alone_ms: ms(alone), rest_ms: ms(rest) }
+        HoldsUp {
+            workers: members.max(1),
+            times: (alone / rest).min(MOST_TIMES),
+            alone_ms: ms(alone),
+            rest_ms: ms(rest),
+        }
     }
 }
 
@@ -224,15 +240,17 @@ impl Scheduler {
 
     /// Whether a helper is not taken back for this stage.
     pub(crate) fn is_kept_from(&self, (worker, lease): (WorkerId, LeaseId), (key, priority): (&StageKey, i32)) -> bool {
-        let Some((of, job)) = self.state.live().get(&lease).and_then(|of| Some((of, self.state.jobs().get(&of.job)?)))
-        else {
-            return false;
-        };
-        if self.was_asked_back(worker, lease) {
-            return false;
-        }
-        let needed = self.is_needed(worker, lease) && priority <= job.plan.job.priority;
-        needed || (of.job == key.job && self.would_hold_up(lease))
+        let Some(of) = self.state.live().get(&lease) else { return false };
+        let of_its_job = || of.job == key.job && !self.was_asked_back(worker, lease) && self.would_hold_up(lease);
+        self.is_needed_by((worker, lease), priority) || of_its_job()
+    }
+
+    /// Whether a helper that was not asked back is needed where it is, whatever a stage of this priority says.
+    pub(crate) fn is_needed_by(&self, (worker, lease): (WorkerId, LeaseId), priority: i32) -> bool {
+        let job = self.state.live().get(&lease).and_then(|of| self.state.jobs().get(&of.job));
+        self.is_needed(worker, lease)
+            && !self.was_asked_back(worker, lease)
+            && job.is_some_and(|job| priority <= job.plan.job.priority)
     }
 
     /// Why helpers of a stage are needed, while they are.

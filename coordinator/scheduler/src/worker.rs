@@ -46,12 +46,13 @@ pub(crate) struct Worker {
 /// estimator of TCP's timer, Jacobson 1988), and the round trip that it measured. On a link on which words come late and
 /// unevenly, silence means less.
 #[derive(Clone, Debug, Default, PartialEq)]
-#[expect(clippy::struct_field_names, reason = "names say units")]
 pub(crate) struct Lateness {
     last_ms: Option<u64>,
     mean_ms: u64,
     spread_ms: u64,
     round_trip_ms: u64,
+    /// It was measured before the coordinator stood still.
+    is_of_before: bool,
 }
 
 impl Lateness {
@@ -67,10 +68,16 @@ impl Lateness {
     }
 
     /// The coordinator stood still: what comes next says nothing about the worker, and a round trip of then nothing about
-    /// the way to it.
+    /// the way to it. Until a word comes, the worker is waited for as long as it was: it may have said one long ago.
     fn forget_last(&mut self) {
         self.last_ms = None;
-        self.round_trip_ms = 0;
+        self.is_of_before = true;
+    }
+
+    fn on_word(&mut self) {
+        if std::mem::take(&mut self.is_of_before) {
+            self.round_trip_ms = 0;
+        }
     }
 
     /// Silence after which a worker is given up: what the policy says, and more where beats are far apart or go a long
@@ -133,6 +140,7 @@ impl Worker {
     pub(crate) fn heard(&mut self, now_ms: u64) {
         self.seen_ms = now_ms;
         self.apart = None;
+        self.lateness.on_word();
     }
 
     /// When it is given up if nothing is heard of it.
@@ -246,7 +254,7 @@ impl Scheduler {
     /// A worker measured the way to here and back.
     pub(crate) fn on_round_trip(&mut self, worker: WorkerId, round_trip_ms: u64) {
         if let Some(known) = self.workers.get_mut(&worker).filter(|_| round_trip_ms > 0) {
-            known.lateness.round_trip_ms = round_trip_ms;
+            (known.lateness.round_trip_ms, known.lateness.is_of_before) = (round_trip_ms, false);
         }
         self.hear(worker);
     }

@@ -108,6 +108,21 @@ fn a_worker_far_away_is_waited_for_longer_but_not_for_ever() {
 }
 
 #[test]
+fn a_worker_far_away_is_not_given_up_while_its_words_wait_for_a_coordinator_that_stood_still() {
+    let mut machine = Machine::new();
+    let (worker, _) = machine.join(keyed("far"));
+    machine.apply(Event::RoundTrip { worker, round_trip_ms: 4_000 });
+    machine.after(11_000, Event::Tick);
+    let commands = machine.after(20_000, Event::StoodStill { gap_ms: 20_000 });
+    assert!(commands.is_empty(), "it has 40 s, of which 11 were listened to: {commands:?}");
+    machine.apply(Event::Heartbeat { worker, leases: Vec::new() });
+    machine.after(9_999, Event::Tick);
+    assert_eq!(machine.scheduler.workers().len(), 1);
+    machine.after(1, Event::Tick);
+    assert!(machine.scheduler.workers().is_empty(), "what was measured before says nothing about the way of now");
+}
+
+#[test]
 fn a_worker_that_comes_back_in_time_keeps_its_leases_and_its_result_counts() {
     let mut machine = Machine::new();
     let (job, worker, lease) = working(&mut machine);

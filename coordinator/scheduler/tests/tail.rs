@@ -96,6 +96,26 @@ fn where_rates_are_known_it_says_how_long_in_seconds() {
 }
 
 #[test]
+fn it_says_on_how_many_workers_it_would_take_so_long() {
+    let mut world = world(&tailed(1_000, 12), 5);
+    assert_eq!(why(&world.machine, &world.job, "long").holds_up.unwrap().workers, 1);
+    let (helper, lease) = invited(&world.commands)[0];
+    let commands = world.machine.apply(Event::Prepared { worker: helper, lease });
+    // Of five places it may have two; of seven it would outlast the rest with a third one.
+    assert!(invited(&commands).is_empty(), "{commands:?}");
+    let mut commands = Vec::new();
+    for number in 5..9 {
+        commands.extend(world.machine.join(keyed(number)).1);
+    }
+    assert_eq!(invited(&commands).len(), 1, "{commands:?}");
+    let told = why(&world.machine, &world.job, "long").holds_up.unwrap();
+    assert_eq!(told.workers, 2);
+    assert!(told.to_string().contains(" times as long on 2 workers as all the rest takes"), "{told}");
+    let old: graftwork_scheduler::HoldsUp = serde_json::from_str(r#"{"times": 2.0}"#).unwrap();
+    assert!(old.to_string().contains("2.0 times as long alone"), "{old}");
+}
+
+#[test]
 fn it_never_gets_more_than_its_share_of_the_places() {
     // Alone it takes longer than all the rest on the other places; with a helper the rest would be the tail.
     let world = world(&tailed(30, 4), 4);

@@ -90,6 +90,7 @@ impl Driver {
             Input::Published(key, Err(failure)) => {
                 self.apply(Event::PublishFailed { key, failure });
             }
+            Input::Unfit(error) => self.unfit = Some(error),
             Input::Stop(reason) => self.core.stop(self.clock.now_ms(), reason),
         }
     }

@@ -12,8 +12,9 @@ mod bucket;
 mod error;
 mod folder;
 mod objects;
+mod proof;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -31,7 +32,7 @@ use graftwork_shared::{
     id::Term,
 };
 
-pub(crate) use self::{bucket::Bucket, error::BlobError};
+pub(crate) use self::{bucket::Bucket, error::BlobError, proof::Belief};
 use self::{
     folder::Folder,
     objects::{ObjectReader, Objects},

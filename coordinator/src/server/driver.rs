@@ -16,7 +16,7 @@ use graftwork_shared::id::{JobId, WorkerId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    BlobStore, Publisher, ServerError,
+    BlobError, BlobStore, Publisher, ServerError,
     input::{Input, Join, Outgoing},
     journal::{Journal, JournalError},
     meet::Epochs,
@@ -76,6 +76,8 @@ pub(super) struct Driver {
     pub(super) meetings: watch::Sender<Epochs>,
     /// What is told of facts.
     pub(super) trail: Trail,
+    /// Why the object store is used no more.
+    pub(super) unfit: Option<BlobError>,
     /// When all facts were last on disk.
     pub(super) caught_up_ms: u64,
 }
@@ -92,6 +94,9 @@ impl Driver {
     async fn lead(&mut self, inputs: &mut mpsc::Receiver<Input>) -> Result<(), ServerError> {
         loop {
             self.act()?;
+            if let Some(unfit) = self.unfit.take() {
+                return Err(unfit.into());
+            }
             let now_ms = self.clock.now_ms();
             if self.core.has_stopped(now_ms) {
                 return Ok(());

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
-use super::gauges::Measured;
+use super::{BlobError, gauges::Measured};
 
 /// The coordinator's end of a worker's stream.
 pub(super) type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
@@ -69,6 +69,8 @@ pub(super) enum Input {
     Reusable(StageKey, Option<Box<StageResult>>),
     /// Publishing has ended.
     Published(StageKey, Result<String, Failure>),
+    /// The object store was seen to break its word.
+    Unfit(BlobError),
     /// The coordinator shall stop.
     Stop(String),
 }

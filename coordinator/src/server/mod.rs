@@ -64,6 +64,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use self::{
     access::{Failures, Gate, Keys},
+    blobs::Belief,
     driver::Driver,
     input::Input,
     journal::Opened,
@@ -252,9 +253,10 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
             drop(listen::open(address, tls.as_ref()).await?);
         }
     }
-    if let Some(bucket) = &options.bucket {
-        bucket.prove().await?;
-    }
+    let belief = match &options.bucket {
+        Some(bucket) => bucket.believe(&options.state_folder).await?,
+        None => None,
+    };
     let opened = {
         let addresses = options.listen.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         let (leadership, folder) = (options.leadership.clone(), options.state_folder.clone());
@@ -293,6 +295,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     let (planner, publisher) = (Arc::clone(&options.planner), Arc::clone(&options.publisher));
     let jobs = jobs::Jobs::new(inputs.clone(), blobs.clone(), planner, publisher, options.hubs);
     forget_old(options.keep_ms, &inputs);
+    prove_again(belief, &inputs);
     options.gauges.lead(inputs.downgrade(), blobs.clone());
     let_go(unheard, core.machine().policy().return_ms, &inputs);
     let (meetings, epochs) = watch::channel(meet::Epochs::new());
@@ -312,6 +315,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         plans: HashMap::new(),
         meetings,
         trail: trail::Trail::default(),
+        unfit: None,
         caught_up_ms: clock.now_ms(),
     };
     let driver = tokio::spawn(driver.run(waiting));
@@ -384,6 +388,27 @@ fn let_go(unheard: Vec<Digest>, return_ms: u64, inputs: &mpsc::Sender<Input>) {
         if let Some(inputs) = inputs.upgrade() {
             // A coordinator that stops leaves them to the next start.
             let _ = inputs.send(Input::Settle(unheard)).await;
+        }
+    });
+}
+
+/// How long an object store that did not answer is left in peace.
+const PROVE_AGAIN: Duration = Duration::from_mins(1);
+
+/// Sees, beside all else, whether the object store still keeps its word, and ends the coordinator over one that does not.
+fn prove_again(belief: Option<Belief>, inputs: &mpsc::Sender<Input>) {
+    let (Some(belief), inputs) = (belief, inputs.downgrade()) else { return };
+    tokio::spawn(async move {
+        while let Err(error) = belief.prove_again().await {
+            let Some(inputs) = inputs.upgrade() else { return };
+            if let BlobError::Unfit { .. } = error {
+                // A coordinator that has ended meanwhile needs no end.
+                let _ = inputs.send(Input::Unfit(error)).await;
+                return;
+            }
+            tracing::warn!(%error, "whether the object store still keeps its word could not be seen");
+            drop(inputs);
+            tokio::time::sleep(PROVE_AGAIN).await;
         }
     });
 }

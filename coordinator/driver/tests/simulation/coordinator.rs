@@ -13,7 +13,6 @@ use graftwork_shared::{
 
 use crate::{
     ledger::Checked,
-    network::DOWN,
     worker::Word,
     world::{Deed, World},
 };
@@ -33,7 +32,7 @@ pub(crate) struct Coordinator {
     queue: VecDeque<Vec<Fact>>,
     writing: Option<Vec<Fact>>,
     pub(crate) pins: BTreeMap<Digest, u32>,
-    sessions: BTreeMap<WorkerId, u64>,
+    pub(crate) sessions: BTreeMap<WorkerId, u64>,
     /// Which groups may meet.
     meetings: BTreeMap<LeaseId, u64>,
     workers: BTreeMap<u64, WorkerId>,
@@ -275,12 +274,21 @@ impl World {
                 let report = StepReport { step, ..StepReport::default() };
                 core.on_report(now_ms, (worker, link), lease, EventKind::Step(report));
             }
+            Word::Probe(number, round_trip_ms) => {
+                // Through the loop, and before anything else is done about it.
+                let open = core.is_open(worker, link);
+                core.on_worker(now_ms, (worker, link), Event::RoundTrip { worker, round_trip_ms });
+                if open {
+                    self.send(worker, |link, _| Deed::Echo(link, number));
+                }
+            }
             word => {
                 let event = word.event(worker).expect("all other words are events");
                 core.on_worker(now_ms, (worker, link), event);
             }
         }
-        let unchanged = before.is_none_or(|before| before == *core.machine());
+        let machine = self.coordinator.as_ref().unwrap().core.machine();
+        let unchanged = before.is_none_or(|before| before == *machine);
         assert!(unchanged, "{worker} was heard over a session that was replaced or has ended");
     }
 
@@ -391,7 +399,7 @@ impl World {
                     self.close(earlier);
                 }
                 self.ledger.on_term(&self.disk, term);
-                self.send(worker, Command::Welcome { session, worker });
+                self.tell(worker, Command::Welcome { session, worker });
             }
             Command::Disconnect { worker, reason } => {
                 if let Some(link) = coordinator.sessions.remove(&worker) {
@@ -420,41 +428,14 @@ impl World {
                 let meets = coordinator.meetings.get(&lease).is_some_and(|open| *open >= epoch);
                 let over = coordinator.core.machine().epoch(lease).is_none();
                 assert!(meets || over, "a member of {lease} hears of epoch {epoch} before it may meet the others");
-                self.send(worker, command);
+                self.tell(worker, command);
             }
             Command::Assign { worker, .. }
             | Command::Release { worker, .. }
             | Command::Accept { worker, .. }
             | Command::Fence { worker, .. }
-            | Command::Drain { worker, .. } => self.send(worker, command),
+            | Command::Drain { worker, .. } => self.tell(worker, command),
         }
-    }
-
-    fn send(&mut self, worker: WorkerId, command: Command) {
-        let (now, delay, most) = (self.now, self.delay(), if self.calm { 256 } else { self.faults.unread });
-        let coordinator = self.coordinator.as_mut().unwrap();
-        let Some(number) = coordinator.sessions.get(&worker).copied() else { return };
-        let term = coordinator.core.machine().state().term();
-        let link = self.links.get_mut(&number).unwrap();
-        let gone = if link.closed {
-            Gone::Link("its connection is closed".to_owned())
-        } else if link.unread >= most {
-            Gone::Wrong("it does not read its messages".to_owned())
-        } else {
-            link.unread += 1;
-            let arrival = link.arrival(DOWN, now, delay);
-            return self.after(arrival - now, Deed::Down(number, term, Box::new(command)));
-        };
-        coordinator.core.on_unsaid((worker, number), gone);
-    }
-
-    /// The coordinator ends its side of a connection; the worker learns of it behind what it was told before.
-    fn close(&mut self, number: u64) {
-        let (now, delay) = (self.now, self.delay());
-        let link = self.links.get_mut(&number).unwrap();
-        link.closed = true;
-        let arrival = link.arrival(DOWN, now, delay);
-        self.after(arrival - now, Deed::DownEnds(number));
     }
 
     /// The journal's thread takes all that has gathered as one transaction.

@@ -119,10 +119,12 @@ impl World {
 
     pub(crate) fn beat(&mut self, index: usize) {
         let Some(process) = self.processes.get_mut(&index) else { return };
-        let wait = process.frozen_until.saturating_sub(self.now).max(1_000);
+        let every = u64::try_from(process.beat_every.as_millis()).unwrap();
+        let wait = process.frozen_until.saturating_sub(self.now).max(every);
         let frozen = process.frozen_until > self.now;
         if !frozen && process.welcome.is_some() {
-            let words = process.beat();
+            let mut words = process.beat();
+            words.extend(process.probe(self.now));
             self.say(index, words);
         }
         if self.processes[&index].is_done() {

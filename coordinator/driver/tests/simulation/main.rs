@@ -17,6 +17,8 @@ mod fixture;
 mod ledger;
 mod life;
 mod network;
+#[path = "../../../../worker/src/session/round_trip.rs"]
+mod round_trip;
 mod worker;
 mod world;
 
@@ -67,15 +69,23 @@ fn worlds_of_all_seeds_keep_every_invariant_and_end_every_job() {
     if let Some(seed) = number("GRAFTWORK_SIMULATION_SEED") {
         return World::new(seed, None).live();
     }
-    let (count, begun, turns) =
-        (number("GRAFTWORK_SIMULATION_SEEDS").unwrap_or(SEEDS), Instant::now(), AtomicU64::new(0));
+    let (count, begun) = (number("GRAFTWORK_SIMULATION_SEEDS").unwrap_or(SEEDS), Instant::now());
+    let [turns, echoes, helped] = [const { AtomicU64::new(0) }; 3];
     let failed = run_all(count, |seed| {
         let mut world = World::new(seed, None);
         world.live();
         turns.fetch_add(world.turns, Ordering::Relaxed);
+        echoes.fetch_add(world.echoes, Ordering::Relaxed);
+        helped.fetch_add(u64::from(world.helped_first() > 0), Ordering::Relaxed);
     });
-    println!("{count} seeds, {} things that happened, in {:?}", turns.into_inner(), begun.elapsed());
+    let [turns, echoes, helped] = [turns, echoes, helped].map(AtomicU64::into_inner);
+    let passed = begun.elapsed();
+    println!(
+        "{count} seeds, {turns} things that happened, {echoes} echoes, in {helped} a stage was helped first, in {passed:?}"
+    );
     assert!(failed.is_empty(), "{} of {count} seeds failed: {failed:?}", failed.len());
+    // Worlds in which these never happened would show nothing about them.
+    assert!(count < SEEDS || (echoes > 20 * count && helped > count / 500), "{echoes} echoes, {helped} helped first");
     let most = Duration::from_mins(2);
     assert!(
         count > SEEDS || begun.elapsed() < most,

@@ -1,5 +1,11 @@
 //! Connections between workers and coordinators: each keeps its order, none keeps its time, and all can break.
 
+use graftwork_driver::Gone;
+use graftwork_scheduler::Command;
+use graftwork_shared::id::{Term, WorkerId};
+
+use crate::world::{Deed, World};
+
 /// A worker's session on the wire.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
@@ -37,5 +43,39 @@ impl Link {
     /// Whether what arrives now was sent before the break.
     pub(crate) fn carries(&self, now_ms: u64) -> bool {
         self.broken_ms.is_none_or(|broken| now_ms < broken)
+    }
+}
+
+impl World {
+    pub(crate) fn tell(&mut self, worker: WorkerId, command: Command) {
+        self.send(worker, |link, term| Deed::Down(link, term, Box::new(command)));
+    }
+
+    /// The coordinator says something to a worker over its session.
+    pub(crate) fn send(&mut self, worker: WorkerId, word: impl FnOnce(u64, Term) -> Deed) {
+        let (now, delay, most) = (self.now, self.delay(), if self.calm { 256 } else { self.faults.unread });
+        let coordinator = self.coordinator.as_mut().unwrap();
+        let Some(number) = coordinator.sessions.get(&worker).copied() else { return };
+        let term = coordinator.core.machine().state().term();
+        let link = self.links.get_mut(&number).unwrap();
+        let gone = if link.closed {
+            Gone::Link("its connection is closed".to_owned())
+        } else if link.unread >= most {
+            Gone::Wrong("it does not read its messages".to_owned())
+        } else {
+            link.unread += 1;
+            let arrival = link.arrival(DOWN, now, delay);
+            return self.after(arrival - now, word(number, term));
+        };
+        coordinator.core.on_unsaid((worker, number), gone);
+    }
+
+    /// The coordinator ends its side of a connection; the worker learns of it behind what it was told before.
+    pub(crate) fn close(&mut self, number: u64) {
+        let (now, delay) = (self.now, self.delay());
+        let link = self.links.get_mut(&number).unwrap();
+        link.closed = true;
+        let arrival = link.arrival(DOWN, now, delay);
+        self.after(arrival - now, Deed::DownEnds(number));
     }
 }

@@ -1,7 +1,7 @@
 //! A worker's process as the coordinator meets it: it holds leases over broken connections, says again what was not
 //! accepted, uploads before it speaks, and obeys terms and fences, as the real session does.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use graftwork_scheduler::{Command, Event, WorkerInfo};
 use graftwork_shared::{
@@ -10,10 +10,13 @@ use graftwork_shared::{
     id::{LeaseId, Name, Term, WorkerId},
 };
 
-use crate::fixture;
+use crate::{fixture, round_trip::RoundTrip};
 
 /// Updates between two checkpoints.
 const CHECKPOINT_EVERY: u64 = 20;
+
+/// How often the coordinator wants hearts to beat.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// What a worker does about a lease.
 #[derive(Clone, Debug)]
@@ -92,6 +95,8 @@ pub(crate) struct Work {
 pub(crate) enum Word {
     Hello(Vec<LeaseId>),
     Heartbeat(Vec<LeaseId>),
+    /// Its number, and how long a round trip is expected to take.
+    Probe(u64, u64),
     Step(LeaseId, u64),
     Spent(LeaseId, Usage),
     Checkpoint(LeaseId, u64, Digest),
@@ -105,10 +110,10 @@ pub(crate) enum Word {
 }
 
 impl Word {
-    /// The event that it is to the scheduler; reports and hellos are told in other ways.
+    /// The event that it is to the scheduler; reports, hellos and probes are told in other ways.
     pub(crate) fn event(self, worker: WorkerId) -> Option<Event> {
         Some(match self {
-            Self::Hello(_) | Self::Step(..) => return None,
+            Self::Hello(_) | Self::Probe(..) | Self::Step(..) => return None,
             Self::Heartbeat(leases) => Event::Heartbeat { worker, leases },
             Self::Spent(lease, usage) => Event::Spent { worker, lease, usage },
             Self::Checkpoint(lease, step, blob) => Event::Checkpointed { worker, lease, step, blob },
@@ -148,6 +153,9 @@ pub(crate) struct Process {
     pub(crate) leaving: bool,
     /// Nothing passes: to it, from it.
     pub(crate) partition: [bool; 2],
+    /// How long its words take over the connection of now, as the real session measures it, and how often it beats by that.
+    round_trip: RoundTrip,
+    pub(crate) beat_every: Duration,
 }
 
 impl Process {
@@ -162,6 +170,8 @@ impl Process {
             troubled_until: 0,
             leaving: false,
             partition: [false; 2],
+            round_trip: RoundTrip::default(),
+            beat_every: BEAT,
         }
     }
 
@@ -174,6 +184,7 @@ impl Process {
         if let Command::Welcome { worker, .. } = command {
             assert!(term >= self.term, "an older coordinator welcomes");
             (self.term, self.welcome) = (term, Some(*worker));
+            (self.round_trip, self.beat_every) = (RoundTrip::default(), BEAT);
             let leases: Vec<LeaseId> = self.leases.keys().copied().collect();
             let leaving = self.leaving.then_some(Word::Leaving);
             let held = (!leases.is_empty()).then_some(Word::Heartbeat(leases));
@@ -287,6 +298,21 @@ impl Process {
         if self.leaving {
             self.leases.clear();
         }
+    }
+
+    /// A probe is back: the heart beats less often on a longer way, from the next beat on, which says why.
+    pub(crate) fn on_echo(&mut self, number: u64, now: u64) {
+        self.round_trip.on_echo(number, Duration::from_millis(now));
+        let every = self.round_trip.beat_every(BEAT);
+        if every.abs_diff(self.beat_every) > self.beat_every / 4 {
+            self.beat_every = every;
+        }
+    }
+
+    /// What measures the way to the coordinator, unless that is under way.
+    pub(crate) fn probe(&mut self, now: u64) -> Option<Word> {
+        let number = self.round_trip.probe(Duration::from_millis(now))?;
+        Some(Word::Probe(number, u64::try_from(self.round_trip.expected().as_millis()).unwrap()))
     }
 
     /// The heartbeat, and what was not accepted over an earlier connection.

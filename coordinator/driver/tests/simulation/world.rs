@@ -10,7 +10,7 @@ use graftwork_scheduler::{
 use graftwork_shared::{
     assignment::StageResult,
     digest::Digest,
-    event::Event as Told,
+    event::{Event as Told, EventKind},
     id::{JobId, LeaseId, Term},
 };
 
@@ -39,6 +39,8 @@ pub(crate) enum Deed {
     /// A coordinator's message arrives at a worker, or the end of the connection.
     Down(u64, Term, Box<Command>),
     DownEnds(u64),
+    /// A worker's probe is back.
+    Echo(u64, u64),
     /// A worker puts or asks for blobs, for what it does under a lease; and what came of it.
     Put(usize, u64, LeaseId, Digest),
     PutDone(usize, LeaseId, Digest, bool),
@@ -99,6 +101,8 @@ pub(crate) struct World {
     /// What people were told.
     pub(crate) told: Vec<Told>,
     pub(crate) turns: u64,
+    /// Probes that came back.
+    pub(crate) echoes: u64,
 }
 
 impl World {
@@ -133,6 +137,7 @@ impl World {
             checkpoints: BTreeMap::new(),
             told: Vec::new(),
             turns: 0,
+            echoes: 0,
         };
         world.after(0, Deed::Start);
         for job in 0..world.plans.len() {
@@ -203,6 +208,15 @@ impl World {
         self.leaves_nothing();
     }
 
+    /// Workers that joined a stage that would hold up its job, before others of that started.
+    pub(crate) fn helped_first(&self) -> usize {
+        let of_need = |told: &&Told| match &told.kind {
+            EventKind::GroupFormed { reason, .. } => reason.contains("would hold up the job"),
+            _ => false,
+        };
+        self.told.iter().filter(of_need).count()
+    }
+
     fn is_done(&self) -> bool {
         let Some(coordinator) = &self.coordinator else { return false };
         let ended = |plan: &Plan| coordinator.core.machine().standing(&plan.id()) == Standing::Ended;
@@ -256,7 +270,7 @@ impl World {
 
     fn act(&mut self, deed: Deed) {
         match deed {
-            Deed::Down(link, ..) | Deed::DownEnds(link) => self.arrive(link, DOWN, deed),
+            Deed::Down(link, ..) | Deed::DownEnds(link) | Deed::Echo(link, _) => self.arrive(link, DOWN, deed),
             Deed::Up(link, _) | Deed::UpEnds(link, _) => self.arrive(link, UP, deed),
             Deed::PutDone(process, lease, blob, kept) => self.on_put_done(process, lease, blob, kept),
             Deed::GetDone(process, lease, found) => self.on_got(process, lease, found),
@@ -325,6 +339,12 @@ impl World {
                     _ => 0,
                 };
                 process.on_message(term, &command, total)
+            }
+            Deed::Echo(_, probe) => {
+                self.links.get_mut(&number).unwrap().unread -= 1;
+                process.on_echo(probe, self.now);
+                self.echoes += 1;
+                Vec::new()
             }
             _ => {
                 process.on_lost();

@@ -252,7 +252,7 @@ impl Fleet {
 }
 
 impl Seat {
-    fn berth(&self) -> Berth {
+    pub(crate) fn berth(&self) -> Berth {
         (Arc::clone(&self.arithmetic), Arc::clone(&self.reached_on))
     }
 

@@ -1,26 +1,18 @@
-//! An object store: where it is, how it is reached, and whether it may be trusted.
+//! An object store: where it is, and how it is reached.
 //!
-//! A store is believed only after it was seen to keep its word: of writers that race to create one object, exactly one
-//! may win, and nobody may overwrite it. Some stores ignore the condition silently, and some lose the race.
+//! A store is believed only after it was seen to keep its word (`proof.rs`): of writers that race to create one object,
+//! exactly one may win, and nobody may overwrite it. Some stores ignore the condition silently, and some lose the race.
 
-use std::{
-    fmt,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
-use futures::future::join_all;
-use graftwork_shared::cause::told;
+use graftwork_shared::{cause::told, digest::Digest};
 use object_store::{
-    Error, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, RetryConfig,
+    Error, ObjectStore, PutMode, PutOptions, PutPayload, RetryConfig,
     aws::{AmazonS3Builder, S3ConditionalPut},
     path::Path,
 };
 
 use super::BlobError;
-
-/// Objects that are raced for, and writers that race for each.
-const RACES: (usize, usize) = (4, 8);
 
 /// A prefix in an object store. `Debug` shows no keys.
 #[derive(Clone)]
@@ -28,6 +20,8 @@ pub(crate) struct Bucket {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) prefix: Path,
     place: String,
+    /// Of the place and of the address at which it is reached.
+    pub(super) identity: Digest,
 }
 
 impl fmt::Debug for Bucket {
@@ -49,6 +43,11 @@ fn is_loopback(endpoint: &str) -> bool {
         None => host.split(':').next().unwrap_or_default(),
     };
     host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+}
+
+/// An address may hold a secret, and is noted on disk as its digest alone.
+fn identity(place: &str, endpoint: Option<&str>) -> Digest {
+    Digest::of(format!("{place} at {}", endpoint.unwrap_or("its usual address")).as_bytes())
 }
 
 impl Bucket {
@@ -106,13 +105,14 @@ impl Bucket {
         };
         let place = format!("s3://{bucket}/{prefix}");
         let store = builder.build().map_err(|error| wrong(&told(&error)))?;
-        Ok(Self { store: Arc::new(store), prefix, place })
+        let identity = identity(&place, endpoint);
+        Ok(Self { store: Arc::new(store), prefix, place, identity })
     }
 
     /// Another implementation, as tests make them.
     #[cfg(test)]
-    pub(super) fn of(store: Arc<dyn ObjectStore>, place: &str) -> Self {
-        Self { store, prefix: Path::from("blobs"), place: place.to_owned() }
+    pub(in crate::server) fn of(store: Arc<dyn ObjectStore>, place: &str) -> Self {
+        Self { store, prefix: Path::from("blobs"), place: place.to_owned(), identity: identity(place, None) }
     }
 
     /// The store, as errors name it.
@@ -128,47 +128,5 @@ impl Bucket {
     pub(super) async fn create(&self, key: &Path, bytes: PutPayload) -> object_store::Result<()> {
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         self.store.put_opts(key, bytes, options).await.map(drop)
-    }
-
-    /// Races for a few objects, and sees whether the store keeps its word. It takes seconds where a store answers losers
-    /// with a request to come again, so it is done before the lead is waited for and not after it was taken.
-    pub(crate) async fn prove(&self) -> Result<(), BlobError> {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        // This coordinator's alone.
-        let mark = format!("{}-{}", std::process::id(), since.as_nanos());
-        let (objects, writers) = RACES;
-        for number in 0..objects {
-            let key = self.prefix.clone().join(format!("probe-{mark}-{number}"));
-            let seen = self.race(&key, writers).await;
-            let removed = self.store.delete(&key).await;
-            if let Some(problem) = seen? {
-                return Err(BlobError::Unfit { place: self.place.clone(), problem });
-            }
-            removed.map_err(|error| self.error(&key, &error))?;
-        }
-        Ok(())
-    }
-
-    /// What a store did that it must not; `None` if it did well.
-    async fn race(&self, key: &Path, writers: usize) -> Result<Option<String>, BlobError> {
-        let created = join_all((0..writers).map(|writer| self.create(key, format!("writer {writer}").into()))).await;
-        let mut winners = Vec::new();
-        for (writer, created) in created.into_iter().enumerate() {
-            match created {
-                Ok(()) => winners.push(writer),
-                Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
-                Err(error) => return Err(self.error(key, &error)),
-            }
-        }
-        let &[winner] = winners.as_slice() else {
-            return Ok(Some(format!("{} of {writers} writers created the same object", winners.len())));
-        };
-        if self.create(key, "too late".into()).await.is_ok() {
-            return Ok(Some("an object that was there was created again".to_owned()));
-        }
-        let found = self.store.get(key).await.map_err(|error| self.error(key, &error))?;
-        let found = found.bytes().await.map_err(|error| self.error(key, &error))?;
-        let wanted = format!("writer {winner}");
-        Ok((found != wanted.as_bytes()).then(|| "an object holds the bytes of a writer that was refused".to_owned()))
     }
 }

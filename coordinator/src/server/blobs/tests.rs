@@ -1,6 +1,6 @@
 //! Blobs in a folder, and in an object store: in memory, and with `scripts/servers.py` in SeaweedFS.
 
-mod careless;
+pub(in crate::server) mod careless;
 
 use std::{
     os::unix::fs::PermissionsExt as _,
@@ -287,6 +287,23 @@ async fn a_store_that_does_not_keep_its_word_is_refused() {
         let error = error.to_string();
         assert!(error.starts_with("s3://it/blobs does not keep its word") && error.contains(expected), "{error}");
     }
+}
+
+#[tokio::test]
+async fn a_store_that_kept_its_word_is_believed_and_seen_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let fit = |place: &str| Bucket::of(Arc::new(InMemory::new()), place);
+    let unfit = || Bucket::of(Arc::new(careless::Careless::forgetful()), "s3://it/blobs");
+    let refused = unfit().believe(folder.path()).await.err().unwrap();
+    assert!(matches!(refused, BlobError::Unfit { .. }), "{refused}");
+    // What was refused is believed no more than what was never seen.
+    assert!(fit("s3://it/blobs").believe(folder.path()).await.unwrap().is_none());
+    fit("s3://it/blobs").believe(folder.path()).await.unwrap().expect("a belief").prove_again().await.unwrap();
+    let belief = unfit().believe(folder.path()).await.unwrap().expect("a belief");
+    assert!(fit("s3://another/blobs").believe(folder.path()).await.unwrap().is_none(), "a store is not another one");
+    assert!(fit("s3://it/blobs").believe(folder.path()).await.unwrap().is_none(), "one is noted at a time");
+    assert!(matches!(belief.prove_again().await, Err(BlobError::Unfit { .. })));
+    assert!(matches!(unfit().believe(folder.path()).await, Err(BlobError::Unfit { .. })));
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! What a coordinator refuses to start with, and what it says.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
 use graftwork_proto::v1::{self, jobs_client::JobsClient};
+use object_store::{ObjectStore, memory::InMemory};
 use tonic::Code;
 
 use super::{
-    super::{Auth, Listen, ServerError, holder, input::CoordinatorView, start},
+    super::{
+        Auth, BlobError, Bucket, Listen, ServerError, blobs::tests::careless::Careless, holder, input::CoordinatorView,
+        start,
+    },
     Place,
     fixture::{plan, stage},
     peer::{Peer, connect, hello},
@@ -125,4 +129,18 @@ async fn each_start_takes_the_next_term() {
         let running = place.start().await;
         assert_eq!(Peer::join(&connect(&running).await).await.term.0, term);
     }
+}
+
+#[tokio::test]
+async fn a_store_that_breaks_its_word_later_ends_the_coordinator_and_is_refused_from_then_on() {
+    let over = |store: Arc<dyn ObjectStore>| Place { bucket: Some(Bucket::of(store, "s3://it/blobs")), ..place() };
+    let mut place = over(Arc::new(InMemory::new()));
+    place.start().await.stop("done").await.unwrap();
+    place.bucket = over(Arc::new(Careless::forgetful())).bucket;
+    let mut running = place.start().await;
+    let ended = tokio::time::timeout(Duration::from_secs(30), running.wait()).await.unwrap();
+    assert!(matches!(ended, ServerError::Blobs(BlobError::Unfit { .. })), "{ended}");
+    drop(running);
+    let Err(refused) = start(place.options()).await else { panic!("it started") };
+    assert!(matches!(refused, ServerError::Blobs(BlobError::Unfit { .. })), "{refused}");
 }

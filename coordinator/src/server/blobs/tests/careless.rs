@@ -11,7 +11,7 @@ use object_store::{
 
 /// Writes without the condition that was asked for.
 #[derive(Debug)]
-pub(super) struct Careless {
+pub(in crate::server) struct Careless {
     store: InMemory,
     /// Looks first whether the object is there, and writes a moment later.
     looks: bool,
@@ -19,12 +19,12 @@ pub(super) struct Careless {
 
 impl Careless {
     /// Ignores conditions.
-    pub(super) fn forgetful() -> Self {
+    pub(in crate::server) fn forgetful() -> Self {
         Self { store: InMemory::new(), looks: false }
     }
 
     /// Looks, and then writes: whoever looks at the same time wins too.
-    pub(super) fn hasty() -> Self {
+    pub(in crate::server) fn hasty() -> Self {
         Self { store: InMemory::new(), looks: true }
     }
 }
