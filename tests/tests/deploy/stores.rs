@@ -165,6 +165,9 @@ fn opens(path: &Path, store: &Store, hub: &Path) -> Result<()> {
     let page = folder.join("page.html");
     told(&["report", &store.whole, "--html", &page.display().to_string()])?;
     ensure!(fs::read_to_string(page)?.contains("mood_fused"), "the page of the job that had ended");
+    // The lease of the worker that was killed must end before a stage on a worker can be one on ours.
+    let freed = until(Duration::from_secs(60), || (begun(&world, folder, store).ok()?["state"] == "ready").then_some(()));
+    freed.with_context(|| format!("nobody took it back: {:?}", begun(&world, folder, store)))?;
     let _worker = Process::start(&mut worker(folder, &[]))?;
     goes_on(&world, folder, store, hub)?;
     // Another job than the one that had ended.
@@ -174,13 +177,16 @@ fn opens(path: &Path, store: &Store, hub: &Path) -> Result<()> {
     Run::watch(&socket(folder), &new)?.finish(0).map(drop)
 }
 
+/// How the stage stands that had not ended.
+fn begun(world: &World, folder: &Path, store: &Store) -> Result<Value> {
+    let told = ask(world, folder, &["explain", &store.begun, "--output", "json"], &[])?;
+    Ok(serde_json::from_str::<Value>(&told)?["stages"][0]["data"].clone())
+}
+
 /// What was begun goes on from its checkpoint, or says why it may not: other numerics, or a machine of another class, would
 /// give other bytes.
 fn goes_on(world: &World, folder: &Path, store: &Store, hub: &Path) -> Result<()> {
-    let stage = || -> Result<Value> {
-        let told = ask(world, folder, &["explain", &store.begun, "--output", "json"], &[])?;
-        Ok(serde_json::from_str::<Value>(&told)?["stages"][0]["data"].clone())
-    };
+    let stage = || begun(world, folder, store);
     let decided = until(Duration::from_secs(30), || {
         let data = stage().ok()?;
         let waits = data["state"] == "ready";
