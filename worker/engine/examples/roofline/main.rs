@@ -97,8 +97,14 @@ fn peak_gflops(duration: Duration) -> f64 {
     fn wide(factor: f32) -> f32 {
         let factor = _mm512_set1_ps(factor);
         let mut sums = [_mm512_set1_ps(0.5); CHAINS];
+        // Of equal chains the compiler moves values from one to the next.
+        for (chain, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm512_set1_ps(chain as f32);
+        }
         for _ in 0..ROUNDS {
-            sums.iter_mut().for_each(|sum| *sum = _mm512_fmadd_ps(*sum, factor, factor));
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, factor, factor);
+            }
         }
         sums.iter().map(|sum| _mm512_reduce_add_ps(*sum)).sum()
     }
@@ -107,8 +113,13 @@ fn peak_gflops(duration: Duration) -> f64 {
     fn half(factor: f32) -> f32 {
         let factor = _mm256_set1_ps(factor);
         let mut sums = [_mm256_set1_ps(0.5); CHAINS - 2];
+        for (chain, sum) in sums.iter_mut().enumerate() {
+            *sum = _mm256_set1_ps(chain as f32);
+        }
         for _ in 0..ROUNDS {
-            sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, factor, factor));
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, factor, factor);
+            }
         }
         sums.iter().map(|sum| _mm256_cvtss_f32(*sum)).sum()
     }

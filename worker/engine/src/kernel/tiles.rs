@@ -3,9 +3,9 @@
 //! Written with pointers: the compiler keeps sums in registers only where it sees every index.
 
 use std::arch::x86_64::{
-    __m256, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m256, _MM_HINT_ET0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 /// One tile: `out[r] = begin[r] + Σ left[r · row + k · column] right[k]` for rows of 16 or 32 columns.
@@ -95,6 +95,8 @@ unsafe fn wide<const ROWS: usize, const HALVES: usize>(tile: &Tile) {
         for (line, sum) in sum.iter_mut().enumerate() {
             for (half, sum) in sum.iter_mut().enumerate() {
                 *sum = _mm512_loadu_ps(begin.add(line * begin_row + 16 * half));
+                // The sums go there in the end, and would wait for it.
+                _mm_prefetch::<_MM_HINT_ET0>(out.add(line * out_row + 16 * half).cast());
             }
         }
         for _ in 0..sums {
@@ -132,6 +134,7 @@ unsafe fn narrow<const ROWS: usize>(tile: &Tile, first: usize) {
         for (line, sum) in sum.iter_mut().enumerate() {
             let begin = begin.add(line * begin_row + first);
             *sum = [_mm256_loadu_ps(begin), _mm256_loadu_ps(begin.add(8))];
+            _mm_prefetch::<_MM_HINT_ET0>(out.add(line * out_row + first).cast());
         }
         for _ in 0..sums {
             let (low, high) = (_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8)));
