@@ -167,7 +167,7 @@ fn opens(path: &Path, store: &Store, hub: &Path) -> Result<()> {
     ensure!(fs::read_to_string(page)?.contains("mood_fused"), "the page of the job that had ended");
     // The lease of the worker that was killed must end before a stage on a worker can be one on ours.
     let freed =
-        until(Duration::from_secs(60), || (begun(&world, folder, store).ok()?["state"] == "ready").then_some(()));
+        until(Duration::from_mins(1), || (begun(&world, folder, store).ok()?["state"] == "ready").then_some(()));
     freed.with_context(|| format!("nobody took it back: {:?}", begun(&world, folder, store)))?;
     let _worker = Process::start(&mut worker(folder, &[]))?;
     goes_on(&world, folder, store, hub)?;

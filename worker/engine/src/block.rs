@@ -105,11 +105,9 @@ impl Linear {
     }
 
     fn in_kernel(&self, x_ti: &Tensor) -> Option<Tensor> {
-        let Frozen { weight, bias } = self.on_host()?;
+        let (panels, bias) = (self.forward_panels()?, self.on_host()?.bias);
         let x = host::values(x_ti)?;
         let [outputs, inputs] = host::sizes(&self.weight_oi);
-        let sizes = [inputs, outputs];
-        let panels = self.packed.get(FORWARD, sizes, || Panels::of_columns(weight, sizes));
         let rows = x.len() / inputs;
         let mut out_to = host::fresh([rows, outputs]);
         product(Left::rows(x, inputs), rows, panels, Start::Bias(bias), host::values_mut(&mut out_to)?);
@@ -141,6 +139,14 @@ impl Linear {
             return None;
         }
         Some(Frozen { weight: host::values(&self.weight_oi)?, bias: host::values(&self.bias_o)? })
+    }
+
+    /// The weight packed for `x Wᵀ`; `None` where kernels cannot read it.
+    pub(crate) fn forward_panels(&self) -> Option<&Panels> {
+        let weight = self.on_host()?.weight;
+        let [outputs, inputs] = host::sizes(&self.weight_oi);
+        let sizes = [inputs, outputs];
+        Some(self.packed.get(FORWARD, sizes, || Panels::of_columns(weight, sizes)))
     }
 
     /// Both ways of packing the weight; `None` where kernels cannot read it.

@@ -17,7 +17,7 @@ use crate::{
     },
     block::{LayerNorm, Linear, SavedBend, SavedNorm, activate, activate_backward},
     bottleneck::{BottleneckSite, SiteContext},
-    direct::{SavedEnd, SavedUpdate, Sites, update, update_backward},
+    direct::{Near, SavedEnd, SavedUpdate, Sites, update, update_backward},
     dropout::{Address, Masks, Place},
     island::Island,
     lora::LoraSite,
@@ -159,6 +159,8 @@ pub(crate) struct Layer<'a> {
     pub(crate) out_spans: &'a Spans,
     /// First tokens alone come out, one a row.
     pub(crate) first_alone: bool,
+    /// Rows of the layer's input as children of a `Parallel` block that differ by their adapters alone.
+    pub(crate) near: Option<&'a Near>,
     /// Where both lie side by side, on accelerators.
     pub(crate) places: Option<&'a Rc<Places>>,
     pub(crate) depth: Depth,
@@ -220,16 +222,18 @@ impl Layer<'_> {
             x_td.shallow_clone()
         };
         let sites = self.sites.map(|(sites, _)| sites);
-        let project = |linear, site: Option<&Option<LoraSite>>, x: &Tensor, spans| {
-            self.linear(linear, site.and_then(Option::as_ref), (x, spans), Rank::Projections)
+        let project = |place: usize, x: &Tensor, spans| {
+            let linear = [&weights.query, &weights.key, &weights.value][place];
+            let site = sites.and_then(|sites| [&sites.query, &sites.key, &sites.value][place].as_ref());
+            self.linear(self.projected(linear, place, x), site, (x, spans), Rank::Projections)
         };
-        let (query_td, query) = project(&weights.query, sites.map(|sites| &sites.query), &asking_td, self.out_spans);
+        let (query_td, query) = project(0, &asking_td, self.out_spans);
         let dropout = self.probability_dropout();
         let (context_td, attended, [key, value]) = match self.attend_of_first(&query_td, x_td, dropout.as_ref()) {
             Some((context_td, saved)) => (context_td, Attended::First(saved), [None, None]),
             None => {
-                let (key_td, key) = project(&weights.key, sites.map(|sites| &sites.key), x_td, self.spans);
-                let (value_td, value) = project(&weights.value, sites.map(|sites| &sites.value), x_td, self.spans);
+                let (key_td, key) = project(1, x_td, self.spans);
+                let (value_td, value) = project(2, x_td, self.spans);
                 let inputs = [query_td, key_td, value_td];
                 let (context_td, saved) = timed(Work::Attention, || attention(inputs, &self.shape(), dropout.as_ref()));
                 (context_td, Attended::Whole(saved), [key, value])
@@ -242,12 +246,17 @@ impl Layer<'_> {
             self.end([&hidden_td, &asking_td], &weights.attention_norm, site, Rank::AttentionEnd);
 
         let site = sites.and_then(|sites| sites.intermediate.as_ref());
-        let (inner_ti, intermediate) =
-            self.linear(&weights.intermediate, site, (&middle_td, self.out_spans), Rank::Intermediate);
+        let (inner_ti, intermediate) = self.linear(
+            weights.intermediate.forward(&middle_td),
+            site,
+            (&middle_td, self.out_spans),
+            Rank::Intermediate,
+        );
         let keep = self.depth.passes(Rank::Output);
         let (bent_ti, bend) = timed(Work::ElementWise, || activate(self.constants.activation, inner_ti, keep));
         let site = sites.and_then(|sites| sites.output.as_ref());
-        let (hidden_td, output) = self.linear(&weights.output, site, (&bent_ti, self.out_spans), Rank::Output);
+        let (hidden_td, output) =
+            self.linear(weights.output.forward(&bent_ti), site, (&bent_ti, self.out_spans), Rank::Output);
         let (hidden_td, output_mask) = self.drop(hidden_td, Place::Output);
         let lower = Lower {
             projections: [query, key, value],
@@ -268,6 +277,20 @@ impl Layer<'_> {
         let (out_td, output_end) = self.end(inputs, &self.weights.output_norm, site, Rank::OutputEnd);
         let lower = lower.filter(|_| self.depth.passes(Rank::OutputEnd));
         (out_td, (self.depth != Depth::Nothing).then_some(SavedLayer { output_end, lower }))
+    }
+
+    /// The end of the feed-forward block where no backward follows and the block's rows are `copies` times the same; with it
+    /// what the next layer may know of them.
+    pub(crate) fn output_end_of_copies(&self, inputs: [&Tensor; 2], copies: usize) -> (Tensor, Option<Near>) {
+        let norm = &self.weights.output_norm;
+        let written_out = || {
+            let (sites, composition) = self.sites?;
+            let (site, context) = (sites.output_end.as_ref()?, self.site_context?);
+            let sites = Sites::new(site, composition, self.out_spans.rows(), inputs[0].device(), true)?;
+            let (out_td, saved) = sites.forward(inputs, norm, self.out_spans, context)?;
+            Some((out_td, Near::of(&saved?, (site, norm), context.leaves, copies)))
+        };
+        timed(Work::Islands, written_out).unwrap_or_else(|| (self.output_end(inputs, None).0, None))
     }
 
     /// Gradient of the input, or `None` where nothing below is trained. Gradients of trained leaves go to `leaves`.
@@ -335,15 +358,21 @@ impl Layer<'_> {
         Shape { queries: self.out_spans, keys: self.spans, heads: self.constants.heads, places: self.places }
     }
 
-    /// A linear layer and the LoRA update beside it.
+    /// A projection of the layer's input, of rows that differ little together.
+    fn projected(&self, linear: &Linear, place: usize, x_td: &Tensor) -> Tensor {
+        let near = self.near.filter(|_| !self.first_alone);
+        let together = near.and_then(|near| timed(Work::Products, || near.project(linear, place)));
+        together.unwrap_or_else(|| linear.forward(x_td))
+    }
+
+    /// What a linear layer gave, and the LoRA update beside it.
     fn linear(
         &self,
-        linear: &Linear,
+        mut out_to: Tensor,
         site: Option<&LoraSite>,
         (x_ti, spans): (&Tensor, &Spans),
         rank: Rank,
     ) -> (Tensor, Option<Beside>) {
-        let mut out_to = linear.forward(x_ti);
         let (Some(site), Some((_, composition)), Some(context)) = (site, self.sites, self.site_context) else {
             return (out_to, None);
         };

@@ -11,6 +11,7 @@ use std::{
 use tch::{Device, Kind, Tensor};
 
 use crate::{
+    direct::Through,
     host,
     kernel::{Left, Panels, Start, product},
     rows::LaneOutput,
@@ -79,6 +80,8 @@ pub(crate) struct Frozen {
     tensor: Tensor,
     /// Packed both ways when a pass first asks for it, and shared by all threads.
     packed: Arc<[OnceLock<Panels>; 2]>,
+    /// Of an up projection: see [`crate::direct::Near`].
+    pub(crate) through: Through,
 }
 
 /// What a weight `[o, i]` is multiplied with.
@@ -110,15 +113,17 @@ impl Deref for PackedWeight<'_> {
 impl Parameter {
     /// One that is never trained.
     pub(crate) fn frozen(tensor: Tensor) -> Self {
-        Self::Frozen(Frozen { tensor, packed: Arc::default() })
+        Self::Frozen(Frozen { tensor, packed: Arc::default(), through: Arc::default() })
     }
 
     pub(crate) fn share(&self) -> Self {
         match self {
             Self::Trained(index) => Self::Trained(*index),
-            Self::Frozen(Frozen { tensor, packed }) => {
-                Self::Frozen(Frozen { tensor: tensor.shallow_clone(), packed: Arc::clone(packed) })
-            }
+            Self::Frozen(Frozen { tensor, packed, through }) => Self::Frozen(Frozen {
+                tensor: tensor.shallow_clone(),
+                packed: Arc::clone(packed),
+                through: Arc::clone(through),
+            }),
         }
     }
 }

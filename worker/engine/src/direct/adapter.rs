@@ -15,7 +15,7 @@ use crate::{
 /// What the backward of an adapter reads beside its input.
 pub(super) struct Saved {
     /// Behind the activation, `[t, r]`.
-    inner: Vec<f32>,
+    pub(super) inner: Vec<f32>,
     /// The activation's slope, `[t, r]`.
     slope: Vec<f32>,
 }
@@ -110,7 +110,8 @@ pub(super) fn bias_gradient(leaves: &mut Leaves, bias: &Parameter, gradient: &[f
     }
 }
 
-fn factor(weights: &BottleneckWeights) -> Option<f32> {
+/// The constant factor behind the up projection, unless it is one.
+pub(super) fn factor(weights: &BottleneckWeights) -> Option<f32> {
     #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
     match weights.config.scaling {
         // Multiplying by one changes no bit.

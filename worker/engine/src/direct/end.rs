@@ -39,32 +39,32 @@ enum Part<'a> {
 
 /// What the backward of a site reads.
 pub(crate) struct SavedEnd {
-    hidden_td: Tensor,
-    input_td: Tensor,
-    parts: Vec<SavedPart>,
+    pub(super) hidden_td: Tensor,
+    pub(super) input_td: Tensor,
+    pub(super) parts: Vec<SavedPart>,
 }
 
-struct SavedPart {
+pub(super) struct SavedPart {
     /// Values of the part in `[t, d]`.
-    range: Range<usize>,
-    kind: SavedKind,
+    pub(super) range: Range<usize>,
+    pub(super) kind: SavedKind,
     /// The trunk's norm in front of the adapter.
     before: Option<SavedNorm>,
     /// The trunk's norm at the end.
-    after: Option<SavedNorm>,
+    pub(super) after: Option<SavedNorm>,
 }
 
-enum SavedKind {
+pub(super) enum SavedKind {
     Trunk,
     Adapter { index: usize, saved: adapter::Saved, mask: Option<Tensor> },
     Fusion { last: usize, saved: fusion::Saved },
 }
 
-struct SavedNorm {
+pub(super) struct SavedNorm {
     /// The result, where somebody reads it again.
     out: Vec<f32>,
     normal: Vec<f32>,
-    rstd: Vec<f32>,
+    pub(super) rstd: Vec<f32>,
 }
 
 /// What an adapter or a fusion may read in front of a block's end.
@@ -87,7 +87,7 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    fn of(weights: &BottleneckWeights, query_before_ln: bool) -> Self {
+    pub(super) fn of(weights: &BottleneckWeights, query_before_ln: bool) -> Self {
         let config = &weights.config;
         if config.is_parallel {
             return Self { adapter: Source::Input, query: Source::Input, residual: Source::Input };

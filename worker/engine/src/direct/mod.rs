@@ -8,9 +8,11 @@ mod adapter;
 mod end;
 mod fusion;
 mod lora;
+mod near;
 
 pub(crate) use end::{SavedEnd, Sites};
 pub(crate) use lora::{SavedUpdate, update, update_backward};
+pub(crate) use near::{Near, Through};
 
 #[cfg(test)]
 thread_local! {

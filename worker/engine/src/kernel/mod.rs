@@ -129,6 +129,15 @@ vectorised! {
 }
 
 vectorised! {
+    /// `x · factor + bias` in the place of each row, which has a factor of its own.
+    pub(crate) fn scale_rows(x: &mut [f32], factors: &[f32], bias: &[f32]) {
+        for (row, factor) in x.chunks_exact_mut(bias.len()).zip(factors) {
+            row.iter_mut().zip(bias).for_each(|(x, bias)| *x = *x * factor + bias);
+        }
+    }
+}
+
+vectorised! {
     /// `out *= factor`.
     pub(crate) fn scale(out: &mut [f32], factor: f32) {
         out.iter_mut().for_each(|out| *out *= factor);

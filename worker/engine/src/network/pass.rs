@@ -286,6 +286,10 @@ impl Network {
             attention: ask.attention,
         });
         let last = description.layers - 1;
+        let first_alone_at = |layer: u32| {
+            let reads_whole_rows = || self.sites(layer, ask.skip_layers).is_some_and(LayerSites::reads_whole_rows);
+            layer == last && !ask.whole && !reads_whole_rows()
+        };
         let repeat_at = (0..last).find(|layer| self.active(*layer, ask.skip_layers)).unwrap_or(last);
         let copies = self.copies();
         let mut spans = ask.input.spans.clone();
@@ -299,6 +303,7 @@ impl Network {
         let mut saved = Vec::new();
         // Places of the layers so far, as long as they have the same rows.
         let mut places = None;
+        let mut near = None;
         for index in first..description.layers {
             if index == repeat_at && copies > 1 {
                 kept.iter_mut().for_each(|kept| *kept = kept.repeat([signed(copies), 1]));
@@ -306,18 +311,22 @@ impl Network {
                 spans = spans.repeat(copies);
                 places = None;
             }
-            let first_alone = index == last
-                && !ask.whole
-                && !self.sites(index, ask.skip_layers).is_some_and(LayerSites::reads_whole_rows);
+            let first_alone = first_alone_at(index);
             let out_spans = if first_alone { spans.first_tokens() } else { spans.clone() };
             let depth = if ask.train { self.depth(index, ask.skip_layers) } else { Depth::Nothing };
             if self.on_accelerator() && (places.is_none() || first_alone) {
                 places = Some(Rc::new(Places::new(&out_spans, &spans, self.trunk.device())));
             }
             let frame = Frame { spans, out_spans, first_alone, depth, places: places.clone() };
-            let layer = self.layer(index, &frame, context.as_ref(), ask);
+            let near_here = near.take();
+            let layer = Layer { near: near_here.as_ref(), ..self.layer(index, &frame, context.as_ref(), ask) };
             let (out_td, of_layer) = match kept.as_slice() {
                 // Only the first layer of this pass may begin at its end.
+                [hidden_td, middle_td] if copies > 1 && !ask.train && index < last && !first_alone_at(index + 1) => {
+                    let (out_td, found) = layer.output_end_of_copies([hidden_td, middle_td], copies);
+                    near = found;
+                    (out_td, None)
+                }
                 [hidden_td, middle_td] => layer.output_end([hidden_td, middle_td], None),
                 _ => layer.forward(&x_td),
             };
@@ -469,6 +478,7 @@ impl Network {
             spans: &frame.spans,
             out_spans: &frame.out_spans,
             first_alone: frame.first_alone,
+            near: None,
             places: frame.places.as_ref(),
             depth: frame.depth,
         }

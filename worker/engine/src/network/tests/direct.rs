@@ -9,7 +9,7 @@ use super::{LENGTHS, compositions, every_setup, fusion_alone, fusion_setup, mixe
 use crate::{
     direct::ISLANDS_ALONE,
     island::ISLANDS,
-    kernel::{ASKED, Instructions},
+    kernel::{ASKED, Instructions, take_multiplications},
     rows::{Dropout, LaneOptions},
     setup::{Setup, Trained},
     testing::{adapter_setup, largest_difference, name, rows, shaken},
@@ -83,6 +83,52 @@ fn usual_sites_are_written_out_and_unusual_ones_are_islands() {
         config.use_gating = true;
     }
     assert_eq!(islands(&gated), 3);
+}
+
+/// The last layer reads whole rows, so that it computes keys and values.
+#[test]
+fn children_that_differ_by_adapters_alone_share_the_next_layers_projections() {
+    let gated = |mut setup: Setup| {
+        let mut gate = AdapterConfig::preset("seq_bn").unwrap().without(&[0]);
+        let AdapterConfig::Bottleneck(config) = &mut gate else { panic!("a bottleneck") };
+        config.use_gating = true;
+        setup.adapters.insert(name("g"), gate);
+        let stack = |adapters: [&str; 2]| Composition::Stack {
+            children: adapters.map(|adapter| Composition::single(name(adapter))).to_vec(),
+        };
+        setup.composition = Some(Composition::Parallel { children: vec![stack(["a", "g"]), stack(["b", "g"])] });
+        setup
+    };
+    for methods in [["seq_bn", "seq_bn"], ["seq_bn", "par_bn"], ["par_bn", "par_bn"]] {
+        let mut setup = gated(mixed(methods, |children| Composition::Parallel { children }, &["a", "b"]));
+        for trained in [Trained::all(&setup), Trained::default()] {
+            setup.trained = trained;
+            let network = shaken(&setup);
+            let tokens = rows(&LENGTHS, 7).tokens;
+            take_multiplications();
+            // What frozen adapters have in common with the next layer is computed once for all passes.
+            let [first, again] = [0, 1].map(|_| (network.predict(&tokens, &[]).unwrap(), take_multiplications()));
+            ISLANDS_ALONE.set(true);
+            let expected = (network.predict(&tokens, &[]).unwrap(), take_multiplications());
+            ISLANDS_ALONE.set(false);
+            assert_eq!(first.0, again.0);
+            for (ours, theirs) in first.0.heads.iter().zip(&expected.0.heads) {
+                assert!(largest_difference(&ours.logits, &theirs.logits) < 1e-5, "{methods:?}");
+            }
+            // Islands multiply nothing that is counted, and three projections of 37 tokens less are.
+            let d = u64::from(network.description().hidden_size);
+            let widths = methods.map(|method| if method == "par_bn" { d / 2 } else { d / 16 });
+            let [width, height] = [0, 1].map(|more| widths.map(|width| width + more).iter().sum::<u64>());
+            let through = 3 * height * d * d;
+            let together = expected.1 + 37 * 2 * width * d - 3 * 37 * d * d + 3 * d * d + 3 * 37 * height * d;
+            let frozen = setup.trained == Trained::default();
+            assert_eq!(
+                [first.1, again.1],
+                [together + through, together + if frozen { 0 } else { through }],
+                "{methods:?}"
+            );
+        }
+    }
 }
 
 #[test]
