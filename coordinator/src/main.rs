@@ -11,6 +11,7 @@
 //! client       gRPC client of a coordinator
 //! progress     what a person watches while it runs
 //! upload       what `submit` sends to a coordinator before the job
+//! downloads    where it keeps what it fetches
 //! report       what a person reads when it ended
 //! ```
 //! Data goes to stdout, everything else to stderr. No secret is ever an argument.
@@ -18,6 +19,7 @@
 mod certificate;
 mod cli;
 mod client;
+mod downloads;
 #[cfg(test)]
 mod fixture;
 mod nightly;

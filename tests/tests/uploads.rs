@@ -55,6 +55,24 @@ fn a_job_trains_from_its_uploads_alone_to_the_bytes_of_a_local_run() -> Result<(
 }
 
 #[test]
+fn what_a_coordinator_fetched_to_plan_goes_before_something_new_would_pass_its_bound() -> Result<()> {
+    let (world, bounded) = (World::new()?, Cluster::with_options(&["--fetched-gib", "0"])?);
+    let models = || -> Result<usize> {
+        let there = std::fs::read_dir(bounded.path().join("cache/graftwork/models/uploads"))?;
+        Ok(there.flatten().filter(|entry| entry.path().is_dir()).count())
+    };
+    bounded.job(&world)?;
+    let (first, _) = bounded.ask(&world, &["submit", "job.toml"], 0)?;
+    ensure!(models()? == 1, "{} base models after the first job", models()?);
+    // The same model in other bytes.
+    let config = world.path().join("base/config.json");
+    std::fs::write(&config, std::fs::read_to_string(&config)? + "\n")?;
+    let (second, said) = bounded.ask(&world, &["submit", "job.toml"], 0)?;
+    ensure!(first != second && models()? == 1, "{} base models after {second}: {said}", models()?);
+    Ok(())
+}
+
+#[test]
 fn a_damaged_upload_is_refused_and_submitting_again_mends_it() -> Result<()> {
     let (world, mut elsewhere) = (World::new()?, Cluster::in_a_folder()?);
     elsewhere.job(&world)?;

@@ -191,8 +191,8 @@ pub(crate) struct SessionArguments {
     /// Milliseconds between two reports of how a stage's training goes, which people watch; 0 reports every update.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = stage::REPORT_EVERY_MS)]
     report_every: u64,
-    /// Never give up looking for a lost coordinator.
-    #[arg(long, conflicts_with = "patience")]
+    /// Never give up looking for a lost coordinator. Of this and --patience the one that stands last counts.
+    #[arg(long, overrides_with = "patience")]
     persist: bool,
     /// Seconds for which a lost coordinator is looked for.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
@@ -328,15 +328,25 @@ mod tests {
         let unit = include_str!("../../deploy/systemd/graftwork-worker@.service");
         let (_, start) = unit.split_once("graftwork worker ").unwrap();
         let (of_unit, _) = start.split_once(" $$OPTIONS'").unwrap();
-        let of_machine = "--coordinator 10.0.0.7:7700 --metrics 127.0.0.1:9700 --metrics-ports 2 --cache /fast --persist \
-                          --log-format text";
-        let words = ["graftwork-worker", "worker"].into_iter().chain(of_unit.split_whitespace());
-        let parsed = Arguments::try_parse_from(words.chain(of_machine.split_whitespace()));
-        let Arguments { log_format, command: Command::Worker(parsed) } =
-            parsed.unwrap_or_else(|error| panic!("{error}"))
-        else {
-            panic!("another verb")
+        let parsed = |of_machine: &str| {
+            let words = ["graftwork-worker", "worker"].into_iter().chain(of_unit.split_whitespace());
+            let parsed = Arguments::try_parse_from(words.chain(of_machine.split_whitespace()));
+            let Arguments { log_format, command: Command::Worker(parsed) } =
+                parsed.unwrap_or_else(|error| panic!("{error}"))
+            else {
+                panic!("another verb")
+            };
+            (log_format, parsed)
         };
+        let (log_format, parsed_alone) = parsed("--coordinator 10.0.0.7:7700 --log-format text");
+        assert!(parsed_alone.persist && matches!(log_format, LogFormat::Text), "the unit's own one");
+        let (_, last) = parsed("--coordinator 10.0.0.7:7700 --patience 900 --persist");
+        assert!(last.persist);
+        let (log_format, parsed) = parsed(
+            "--coordinator 10.0.0.7:7700 --metrics 127.0.0.1:9700 --metrics-ports 2 --cache /fast --persist --patience 900 \
+             --log-format text",
+        );
+        assert_eq!((parsed.persist, parsed.patience), (false, 900));
         assert_eq!(parsed.metrics.map(|address| address.to_string()).as_deref(), Some("http://127.0.0.1:9700"));
         assert_eq!((parsed.metrics_ports, parsed.cache), (2, Some("/fast".into())));
         assert!(matches!(log_format, LogFormat::Text) && parsed.coordinator.len() == 1);

@@ -182,6 +182,8 @@ struct StageHost<'a> {
     cost: Cell<Usage>,
     /// CPU time of device threads, in nanoseconds.
     device_cpu: AtomicU64,
+    /// Keeps the base model open that the stage uses.
+    used: Cell<Option<Arc<()>>>,
 }
 
 /// Runs a stage to its end on the calling thread and tells the session how it ended; an abandoned one ends in silence.
@@ -194,6 +196,7 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
         began: Instant::now(),
         cost: Cell::default(),
         device_cpu: AtomicU64::new(0),
+        used: Cell::default(),
     };
     let mut span = graftwork_telemetry::span_at("train", control.trace.child("train"), Some(control.trace))
         .with("stage", &assignment.stage)
@@ -411,7 +414,9 @@ impl stage::Host for StageHost<'_> {
     fn trunk(&self, location: &str, digest: Digest) -> anyhow::Result<Trunk> {
         self.leave_if_abandoned();
         let credentials = self.assignment.base_model_credentials.as_deref();
-        self.shared.trunks.get(&self.shared.runtime, location, credentials, digest)
+        let (trunk, used) = self.shared.trunks.get(&self.shared.runtime, location, credentials, digest)?;
+        self.used.set(Some(used));
+        Ok(trunk)
     }
 
     fn shelves(&self) -> Option<Arc<Shelves>> {

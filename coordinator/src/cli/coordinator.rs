@@ -18,6 +18,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 
 use super::{DONE, Failure, cache_folder, secret, servers::Servers};
 use crate::{
+    downloads::Downloads,
     nightly::ByItself,
     planner::{PlannerDoor, Planning},
     publish::PublisherDoor,
@@ -80,6 +81,11 @@ pub(crate) struct Arguments {
     /// Without it none is forgotten by itself; `graftwork forget` forgets one.
     #[arg(long, value_name = "DAYS")]
     keep_jobs: Option<f64>,
+    /// GiB of this machine's cache folder for base models and adapters that the coordinator fetched. What was used the longest
+    /// ago goes first, and nothing that is in use.
+    #[arg(long, value_name = "GIB", default_value_t = 12, env = "GRAFTWORK_FETCHED_GIB")]
+    #[arg(value_parser = clap::value_parser!(u32).range(..=MOST_KEPT_GIB))]
+    fetched_gib: u32,
     /// Run nights of this job by itself, each when the `cron` of its table `[nightly]` is due; may be given again. One night
     /// at a time; a time that passed while none could run is made up for once.
     #[arg(long, value_name = "JOB")]
@@ -125,6 +131,9 @@ fn quotas(places: Vec<(String, u32)>, jobs: Vec<(String, u32)>) -> BTreeMap<Stri
     }
     quotas
 }
+
+/// No disk of a coordinator is larger.
+const MOST_KEPT_GIB: i64 = 1 << 20;
 
 /// Where a coordinator keeps its things when nothing is said.
 pub(super) const FOLDER: &str = ".graftwork/coordinator";
@@ -180,10 +189,10 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         credentials::allow_only(arguments.job_credentials.iter().cloned());
     }
     raise_open_files();
-    let planning = Planning { cache: cache_folder(), machine: None, uploads: None };
+    let cache = Downloads::bounded(cache_folder(), u64::from(arguments.fetched_gib) << 30);
+    let planning = Planning { cache: cache.clone(), machine: None, uploads: None };
     let planner = Arc::new(PlannerDoor::new(planning, None));
-    let publisher =
-        Arc::new(PublisherDoor { cache: cache_folder(), reuse: true, by_owner: arguments.tokens.is_some() });
+    let publisher = Arc::new(PublisherDoor { cache, reuse: true, by_owner: arguments.tokens.is_some() });
     let database = arguments.servers.database(&arguments.state)?;
     let bucket = arguments.servers.bucket(database.is_some())?;
     let leadership = database.map(|database| Leadership { database, lease_ms: arguments.lease * 1_000 });

@@ -110,7 +110,7 @@ async fn find_uploads(job: &mut Job, state: Option<&Path>, cache: &Path) -> Resu
 
 /// Plans the job of today and says at once when it is not what the record holds: training would be in vain.
 async fn check_plan(job: &Job, record: &Record) -> Result<(), Failure> {
-    let planning = Planning { cache: cache_folder(), machine: None, uploads: None };
+    let planning = Planning { cache: cache_folder().into(), machine: None, uploads: None };
     let planned = match plan_with_spans(job.clone(), Spans::default(), planning).await {
         Ok(planned) => planned,
         Err(problems) => {

@@ -4,7 +4,11 @@
 //! like any other, with uploads, so its workers may be anywhere; whoever is interrupted goes on with it at the next start.
 //! Where job, rows or this program are other ones by then, the night starts over as another job, and the coordinator
 //! cancels and forgets the one that was begun. A night that cannot be run is told, and the next one is due at its time:
-//! nothing here ends the coordinator.
+//! nothing here ends the coordinator. The history of a night under way stays held, also while it waits to go on, so that no
+//! `graftwork nightly` begins another one beside it.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -24,7 +28,7 @@ use super::{
     due::{Past, due, pause_ms},
     expand::expand,
     history::{History, numbers_in},
-    night::Code,
+    night::{Code, Night},
     output,
     passing::may_pass,
     slug,
@@ -55,14 +59,32 @@ pub(crate) struct ByItself {
     pub(crate) code: Option<String>,
 }
 
-/// A job file that is watched, and what is known of its nights.
+/// A job file that is watched.
 struct Watched {
     file: PathBuf,
+    /// Since when, under its name of now.
+    since_ms: u64,
+    /// `None` until its history could be read, which another process may hold.
+    known: Option<Known>,
+    /// What was said of it last, so that nothing is said each time.
+    said: String,
+}
+
+/// What is known of the nights of a job.
+struct Known {
+    /// The folder of their history, which is another one once the job has another name.
+    folder: PathBuf,
     past: Past,
     /// How often in a row something passing kept its night from its end.
     tries: u32,
-    /// What was said of it last, so that nothing is said each time.
-    said: String,
+    /// Held as long as a night is under way.
+    history: Option<History>,
+}
+
+/// A night that was trained.
+struct Trained {
+    number: u64,
+    began_ms: u64,
 }
 
 impl ByItself {
@@ -107,30 +129,22 @@ impl ByItself {
     }
 
     async fn run(self, socket: PathBuf) {
-        let began_ms = now_ms();
-        let mut watched = Vec::new();
-        for file in &self.files {
-            // One whose history another process holds is looked at when it is due.
-            let past = self.past(file, began_ms).unwrap_or(Past::ended(began_ms));
-            if let Some(words) = self.elsewhere(file, Path::new(HISTORIES)) {
-                tracing::warn!(file = %file.display(), "{words}");
+        let since_ms = now_ms();
+        let mut watched: Vec<Watched> = self.files.iter().map(|file| Watched::new(file, since_ms)).collect();
+        for watched in &mut watched {
+            if let Some(words) = self.elsewhere(&watched.file, Path::new(HISTORIES)) {
+                tracing::warn!(file = %watched.file.display(), "{words}");
             }
-            watched.push(Watched { file: file.clone(), past, tries: 0, said: String::new() });
+            // All that is under way is held before the first of it goes on, which may take hours.
+            self.due(watched, since_ms);
         }
         loop {
             let mut wait = LOOK_AGAIN;
             for watched in &mut watched {
                 let now = now_ms();
-                match watched.due(now) {
+                match self.due(watched, now) {
                     Some(due) if due <= now => {
-                        let pause_ms = pause_ms(watched.tries.saturating_add(1));
-                        let ended = self.night(&watched.file, &socket, pause_ms).await;
-                        (watched.past, watched.tries) = if ended {
-                            (Past::ended(now), 0)
-                        } else {
-                            let not_before_ms = now_ms() + pause_ms;
-                            (Past { unfinished: true, not_before_ms, ..watched.past }, watched.tries.saturating_add(1))
-                        };
+                        self.night(watched, &socket).await;
                         wait = Duration::ZERO;
                     }
                     Some(due) => wait = wait.min(Duration::from_millis(due - now)),
@@ -141,14 +155,48 @@ impl ByItself {
         }
     }
 
-    /// What the history knows of a job's nights.
-    fn past(&self, file: &Path, began_ms: u64) -> Result<Past, Failure> {
-        let history = self.history(file)?;
-        let nights = history.nights()?;
-        let last = nights.last();
-        let unjudged = last.is_some_and(|night| night.judged.is_none());
-        let last_ms = last.map_or(began_ms, |night| night.began_ms);
-        Ok(Past { unfinished: unjudged || history.is_under_way(), ..Past::ended(last_ms) })
+    /// When the next night of a job begins; `None` while its file does not say so or its history cannot be read, which is
+    /// told once. Nothing is held then, so that people can run a night themselves.
+    fn due(&self, watched: &mut Watched, now_ms: u64) -> Option<u64> {
+        let (due, said) = match JobFile::read(&watched.file) {
+            Ok(Ok(file)) => match &file.job.nightly.cron {
+                Some(schedule) => match self.past(watched, &file.job.name, now_ms) {
+                    Ok(past) => (due(schedule, past, now_ms), format!("nights are due at {schedule} in UTC")),
+                    Err(failure) => {
+                        let why = graftwork_shared::cause::told(failure.error.as_ref());
+                        (None, format!("no night is due as long as its history cannot be read: {why}"))
+                    }
+                },
+                None => (None, "no night is due: its table [nightly] has no `cron`".to_owned()),
+            },
+            Ok(Err(refused)) => {
+                let problems = diagnostic::render(&refused.text, &refused.name, &refused.problems, false);
+                (None, format!("no night is due, since the job file has errors:\n{problems}"))
+            }
+            Err(failure) => (None, format!("no night is due: {}", failure.error)),
+        };
+        if due.is_none() {
+            // One that is under way may be another's by then, so its history is read again.
+            watched.known = watched.known.take().filter(|known| !known.past.unfinished);
+        }
+        if said != watched.said {
+            tracing::info!(file = %watched.file.display(), "{said}");
+            watched.said = said;
+        }
+        due
+    }
+
+    /// What is known of the nights of a job with this name; its history is read when nothing is.
+    fn past(&self, watched: &mut Watched, name: &str, now_ms: u64) -> Result<Past, Failure> {
+        let folder = std::path::absolute(self.histories.join(slug(name)))?;
+        match &watched.known {
+            Some(known) if known.folder == folder => return Ok(known.past),
+            Some(_) => watched.since_ms = now_ms,
+            None => {}
+        }
+        watched.known = None;
+        let known = Known::read(folder, watched.since_ms)?;
+        Ok(watched.known.insert(known).past)
     }
 
     /// That nights of a job lie in `histories`, where an earlier version and `graftwork nightly` keep them, while its history
@@ -171,62 +219,63 @@ impl ByItself {
         ))
     }
 
-    fn history(&self, file: &Path) -> Result<History, Failure> {
-        let read = JobFile::read(file)?;
-        let name = match &read {
-            Ok(file) => slug(&file.job.name),
-            Err(_) => return Err(Failure::input(anyhow!("{} has errors", file.display()))),
-        };
-        History::open(std::path::absolute(self.histories.join(name))?, |words| tracing::info!("{words}"))
-    }
-
-    /// One night of a job file, from its beginning or its interruption to its end. False: it is to go on after that pause.
-    async fn night(&self, file: &Path, socket: &Path, pause_ms: u64) -> bool {
-        let name = file.display().to_string();
+    /// One night of a job file, from its beginning or its interruption to its end, or until something keeps it from its end
+    /// that may pass.
+    async fn night(&self, watched: &mut Watched, socket: &Path) {
+        let Some(known) = &mut watched.known else { return };
+        let name = watched.file.display().to_string();
         tracing::info!(file = name, "a night begins");
+        let began_ms = now_ms();
         let told = |failure: &Failure| graftwork_shared::cause::told(failure.error.as_ref());
-        match self.train(file, socket).await {
-            Ok(()) => true,
+        let ended = match known.history.take().map_or_else(|| open(&known.folder), Ok) {
+            Ok(history) => {
+                let ended = self.train(&history, &watched.file, socket).await;
+                known.history = Some(history);
+                ended
+            }
+            Err(failure) => Err(Trouble::Passing(failure)),
+        };
+        match ended {
+            Ok(began_ms) => known.ended(began_ms),
             Err(Trouble::Final(failure)) => {
                 tracing::error!(file = name, error = told(&failure), "the night was not run to its end");
-                true
+                known.ended(began_ms);
             }
             Err(Trouble::Passing(failure)) => {
-                let minutes = pause_ms / 60_000;
+                let minutes = known.pauses(now_ms()) / 60_000;
                 tracing::warn!(file = name, error = told(&failure), "the night goes on in {minutes} minutes");
-                false
             }
         }
     }
 
-    async fn train(&self, file: &Path, socket: &Path) -> Result<(), Trouble> {
-        let history = self.history(file)?;
-        let refused = |refused: Refused| Trouble::Final(errors(&refused.text, &refused.name, &refused.problems));
+    /// Trains a night that is due and compares it; gives when it began.
+    async fn train(&self, history: &History, file: &Path, socket: &Path) -> Result<u64, Trouble> {
+        // A file with errors keeps no night from being run once it is mended.
+        let refused = |refused: Refused| Trouble::Passing(errors(&refused.text, &refused.name, &refused.problems));
         let read = JobFile::read(file)?.map_err(refused)?;
         let mut client = Client::local(socket).await?;
-        let waiting = history.nights()?.last().filter(|night| night.judged.is_none()).map(|night| night.number);
-        let number = match waiting {
+        let trained = match history.nights()?.last().filter(|night| night.judged.is_none()) {
             // It was trained, and whoever trained it ended before it was compared.
-            Some(number) => Ok(number),
-            None => self.measure(&history, &read, &mut client).await,
+            Some(Night { number, began_ms, .. }) => Ok(Trained { number: *number, began_ms: *began_ms }),
+            None => self.measure(history, &read, &mut client).await,
         };
         // Only what passes is gone on with; of what is kept or given up the coordinator needs no job.
-        if matches!(number, Ok(_) | Err(Trouble::Final(_))) {
+        if matches!(trained, Ok(_) | Err(Trouble::Final(_))) {
             history.forget_tonight()?;
         }
-        if let Err(failure) = forget_abandoned(&history, &mut client).await {
+        if let Err(failure) = forget_abandoned(history, &mut client).await {
             let error = graftwork_shared::cause::told(failure.error.as_ref());
             tracing::warn!(error, "a job of a night is still there: it is forgotten with the next night");
         }
-        let number = number?;
+        let Trained { number, began_ms } = trained?;
         let folder = self.histories.join(slug(&read.job.name));
         let again = format!("graftwork nightly --history {} {}", pasted(&folder), pasted(file));
         let commands = Commands::of_night(&again, number);
         let wanted = Wanted { number, against: None, again: false };
-        let concluded = match conclude(&history, wanted, &read.job.nightly, &commands).await.map_err(Trouble::of) {
+        let concluded = match conclude(history, wanted, &read.job.nightly, &commands).await.map_err(Trouble::of) {
             // The next one is not to wait for it for ever.
             Err(Trouble::Final(failure)) => {
-                without_verdict(&history, number)?;
+                without_verdict(history, number)?;
                 return Err(Trouble::Final(failure));
             }
             concluded => concluded?,
@@ -240,11 +289,11 @@ impl ByItself {
         for problem in concluded.view.problems.iter().filter(|problem| problem.fails) {
             tracing::warn!(page, "{} {}", problem.name, problem.message);
         }
-        Ok(())
+        Ok(began_ms)
     }
 
     /// Trains a night, and keeps what came of it.
-    async fn measure(&self, history: &History, file: &JobFile, client: &mut Client) -> Result<u64, Trouble> {
+    async fn measure(&self, history: &History, file: &JobFile, client: &mut Client) -> Result<Trained, Trouble> {
         let code = Code::of_coordinator(self.code.as_deref())?;
         let job = expand(&file.job).map_err(Trouble::Final)?;
         // In it each file is named by its digest, so its own digest is that of all that is measured.
@@ -261,30 +310,48 @@ impl ByItself {
         forget_abandoned(history, client).await?;
         history.submits(&mut prepared.tonight, JobId::of(&upload.job.digest()))?;
         let (view, recoveries) = serve(&upload, file, client).await?;
-        keep(history, prepared, &view, recoveries).map_err(Trouble::of)
+        let began_ms = prepared.tonight.began_ms;
+        let number = keep(history, prepared, &view, recoveries).map_err(Trouble::of)?;
+        Ok(Trained { number, began_ms })
     }
 }
 
 impl Watched {
-    /// When its next night begins; `None` while its file does not say so, which is told once.
-    fn due(&mut self, now_ms: u64) -> Option<u64> {
-        let (due, said) = match JobFile::read(&self.file) {
-            Ok(Ok(file)) => match &file.job.nightly.cron {
-                Some(schedule) => (due(schedule, self.past, now_ms), format!("nights are due at {schedule} in UTC")),
-                None => (None, "no night is due: its table [nightly] has no `cron`".to_owned()),
-            },
-            Ok(Err(refused)) => {
-                let problems = diagnostic::render(&refused.text, &refused.name, &refused.problems, false);
-                (None, format!("no night is due, since the job file has errors:\n{problems}"))
-            }
-            Err(failure) => (None, format!("no night is due: {}", failure.error)),
-        };
-        if said != self.said {
-            tracing::info!(file = %self.file.display(), "{said}");
-            self.said = said;
-        }
-        due
+    fn new(file: &Path, since_ms: u64) -> Self {
+        Self { file: file.to_owned(), since_ms, known: None, said: String::new() }
     }
+}
+
+impl Known {
+    /// Reads a history, which stays held where a night is under way in it. Without a night in it, the last one is taken to have
+    /// begun at `since_ms`.
+    fn read(folder: PathBuf, since_ms: u64) -> Result<Self, Failure> {
+        let history = open(&folder)?;
+        let nights = history.nights()?;
+        let last = nights.last();
+        let unfinished = history.is_under_way() || last.is_some_and(|night| night.judged.is_none());
+        let last_ms = last.map_or(since_ms, |night| night.began_ms);
+        let past = Past { unfinished, ..Past::ended(last_ms) };
+        Ok(Self { folder, past, tries: 0, history: unfinished.then_some(history) })
+    }
+
+    /// A night came to its end that began then. Others may look at the history, or run a night by hand.
+    fn ended(&mut self, began_ms: u64) {
+        (self.past, self.tries, self.history) = (Past::ended(began_ms), 0, None);
+    }
+
+    /// Something that may pass kept a night from its end; gives after how many milliseconds it goes on.
+    fn pauses(&mut self, now_ms: u64) -> u64 {
+        self.tries = self.tries.saturating_add(1);
+        let pause_ms = pause_ms(self.tries);
+        self.past = Past { unfinished: true, not_before_ms: now_ms + pause_ms, ..self.past };
+        pause_ms
+    }
+}
+
+/// Opens the history of a job for this coordinator alone.
+fn open(folder: &Path) -> Result<History, Failure> {
+    History::open(folder.to_owned(), |words| tracing::info!("{words}"))
 }
 
 /// Why a night has no end.
@@ -387,42 +454,4 @@ async fn ended(client: &mut Client, id: &JobId) -> Result<(JobView, Vec<Recovery
 /// Problems of a job file as one error.
 fn errors(text: &str, name: &str, problems: &[diagnostic::Diagnostic]) -> Failure {
     Failure::input(anyhow!("{}", diagnostic::render(text, name, problems, false).trim_end()))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-    use crate::fixture::{TASK, World};
-
-    #[test]
-    fn an_older_history_elsewhere_is_told_until_there_is_one_here() {
-        let world = World::new();
-        let file = world.path("job.toml");
-        fs::write(&file, world.parse(TASK).0).unwrap();
-        let (old, new) = (world.path("an old place"), world.path("state/nightly"));
-        let nights = ByItself { files: vec![file.clone()], histories: new.clone(), code: None };
-        assert_eq!(nights.elsewhere(&file, &old), None, "there is none");
-        for night in ["000003", "000004"] {
-            fs::create_dir_all(old.join("tiny/nights").join(night)).unwrap();
-            fs::write(old.join("tiny/nights").join(night).join("night.json"), b"{}").unwrap();
-        }
-        assert_eq!(nights.elsewhere(&file, &new), None, "it is the same place");
-        drop(nights.history(&file).unwrap());
-        let words = nights.elsewhere(&file, &old).unwrap();
-        assert!(words.starts_with("an older history of 2 nights lies in "), "{words}");
-        // What it says to do brings the nights here, though the folder was made already.
-        let command = words.split('`').nth(1).unwrap();
-        assert!(std::process::Command::new("sh").args(["-ec", command]).status().unwrap().success(), "{command}");
-        assert_eq!(numbers_in(&new.join("tiny")).unwrap(), [3, 4]);
-        assert_eq!(nights.elsewhere(&file, &old), None);
-    }
-
-    #[test]
-    fn only_what_may_pass_is_tried_once_more() {
-        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        assert!(matches!(Trouble::of(full.into()), Trouble::Passing(_)));
-        assert!(matches!(Trouble::of(anyhow!("the answers are damaged").into()), Trouble::Final(_)));
-    }
 }

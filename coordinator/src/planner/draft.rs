@@ -24,7 +24,7 @@ pub(crate) async fn check_draft(job: &Job, spans: &Spans, said: &[Diagnostic], c
     if !doubts.concern("publish") {
         check_hub(&job.publish.hub, &problems);
     }
-    let planning = Planning { cache: cache.to_owned(), machine: None, uploads: None };
+    let planning = Planning { cache: cache.to_owned().into(), machine: None, uploads: None };
     let base = async {
         if doubts.concern("base_model") || job.base_model.location.is_empty() {
             return None;

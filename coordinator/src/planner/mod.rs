@@ -21,7 +21,7 @@ mod task;
 mod tests;
 mod uploads;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub(crate) use door::{PlannerDoor, plan_with_spans};
 pub(crate) use draft::check_draft;
@@ -38,13 +38,13 @@ use graftwork_store::{Fetched, NoUploads, Uploads};
 use problems::Problems;
 use task::PlannedTask;
 
-use crate::server::BlobStore;
+use crate::{downloads::Downloads, server::BlobStore};
 
 /// Where planning keeps what it downloads.
 #[derive(Clone, Debug)]
 pub(crate) struct Planning {
-    /// Folder of downloaded base models and adapters.
-    pub(crate) cache: PathBuf,
+    /// Downloaded base models and adapters.
+    pub(crate) cache: Downloads,
     /// The machine that will train, when it is this one; its memory and disk are then checked.
     pub(crate) machine: Option<Machine>,
     /// Where uploaded files lie, when a coordinator plans.

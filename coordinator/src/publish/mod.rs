@@ -28,13 +28,16 @@ pub(crate) use record::job_of_stage;
 pub(crate) use rows::changed as changed_rows;
 use tokio::runtime::Handle;
 
-use crate::server::{Publication, Publisher, StageOfPlan};
+use crate::{
+    downloads::Downloads,
+    server::{Publication, Publisher, StageOfPlan},
+};
 
 /// Publishes for a server.
 #[derive(Clone, Debug)]
 pub(crate) struct PublisherDoor {
-    /// Folder of downloaded base models.
-    pub(crate) cache: PathBuf,
+    /// Downloaded base models.
+    pub(crate) cache: Downloads,
     /// Whether earlier results of the same recipe are taken from the hub.
     pub(crate) reuse: bool,
     /// Whether a release of another owner stays.

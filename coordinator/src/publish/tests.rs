@@ -51,9 +51,10 @@ async fn trained() -> Trained {
         TASK.replace("tasks.mood", "tasks.other")
     );
     let (_, job, spans) = world.job(&tasks);
-    let planned = plan_with_spans(job, spans, Planning { cache: world.path("cache"), machine: None, uploads: None })
-        .await
-        .unwrap();
+    let planned =
+        plan_with_spans(job, spans, Planning { cache: world.path("cache").into(), machine: None, uploads: None })
+            .await
+            .unwrap();
     let trunk = TrunkDescription::read(&world.path("base")).unwrap();
     let blobs = BlobStore::open(&world.path("state")).unwrap();
     let mut results = BTreeMap::new();
@@ -222,7 +223,7 @@ async fn a_copied_organisation_can_be_loaded_and_verified() {
 #[tokio::test]
 async fn a_result_comes_back_out_of_its_release() {
     let trained = trained().await;
-    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true, by_owner: false };
+    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false };
     for name in ["mood", "both"] {
         assert_eq!(door.reusable(trained.stage(name), vec![class()]).await, None, "nothing is published yet");
         publish(&trained.publication(name), &trained.trunk).unwrap();
@@ -258,7 +259,7 @@ fn edit(path: &Path, before: &[u8], after: &[u8]) {
 impl Trained {
     /// The same job planned again over the files as they are now.
     async fn plan_again(&mut self) {
-        let planning = Planning { cache: self.world.path("cache"), machine: None, uploads: None };
+        let planning = Planning { cache: self.world.path("cache").into(), machine: None, uploads: None };
         let job = self.planned.plan.job.clone();
         self.planned = plan_with_spans(job, graftwork_shared::job::Spans::default(), planning).await.unwrap();
     }
@@ -267,7 +268,7 @@ impl Trained {
 #[tokio::test]
 async fn an_edit_that_no_footer_shows_is_no_earlier_result() {
     let mut trained = trained().await;
-    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true, by_owner: false };
+    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false };
     let names = ["mood", "other", "both"];
     for name in names {
         publish(&trained.publication(name), &trained.trunk).unwrap();
@@ -356,7 +357,7 @@ async fn source_and_licence_of_rows_are_published_and_decide_nothing() {
         files.map(|(path, digest)| (path.clone(), *digest)).collect::<Vec<_>>()
     };
     assert_eq!(others(&said), others(&silent));
-    let door = PublisherDoor { cache: trained.world.path("cache"), reuse: true, by_owner: false };
+    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false };
     assert!(door.reusable(trained.stage("both"), vec![class()]).await.is_some());
 }
 
@@ -367,7 +368,7 @@ async fn what_is_said_of_rows_changes_the_job_and_no_recipe() {
     for said in ["", "origin = { source = \"Ada\", license = \"cc0-1.0\" }\n"] {
         let (_, job, spans) = world.job(&format!("{TASK}{said}"));
         let digest = job.digest();
-        let planning = Planning { cache: world.path("cache"), machine: None, uploads: None };
+        let planning = Planning { cache: world.path("cache").into(), machine: None, uploads: None };
         let planned = plan_with_spans(job, spans, planning).await.unwrap();
         found.push((digest, planned.plan.stages[0].recipe_digest));
     }

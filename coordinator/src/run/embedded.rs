@@ -57,7 +57,8 @@ pub(super) async fn train(training: Training, signals: &mut Signals) -> Result<E
             log: training.folder.join(LOG),
         };
         let mut pool = Pool::start(start, training.workers)?;
-        let tried = try_once(&training, &socket.path, &mut pool, signals).await;
+        // It is large, and so would be the future of whoever awaits it.
+        let tried = Box::pin(try_once(&training, &socket.path, &mut pool, signals)).await;
         pool.leave().await;
         match tried? {
             Tried::End(end) => return Ok(end),
@@ -74,7 +75,7 @@ async fn try_once(
 ) -> Result<Tried, Failure> {
     let threads = training.threads * training.workers;
     let machine = Machine::here(threads, training.workers, training.folder.clone());
-    let planning = Planning { cache: cache_folder(), machine: Some(machine), uploads: None };
+    let planning = Planning { cache: cache_folder().into(), machine: Some(machine), uploads: None };
     let planned = tokio::select! {
         planned = plan_with_spans(training.job.clone(), training.spans.clone(), planning.clone()) => planned,
         () = signals.stop() => {
@@ -130,7 +131,7 @@ async fn serve(
     socket: &Path,
 ) -> Result<Running, ServerError> {
     let planner = Arc::new(PlannerDoor::new(planning, Some(planned)));
-    let publisher = Arc::new(PublisherDoor { cache: cache_folder(), reuse: training.reuse, by_owner: false });
+    let publisher = Arc::new(PublisherDoor { cache: cache_folder().into(), reuse: training.reuse, by_owner: false });
     let mut options = Options::new(training.folder.clone(), planner, publisher);
     options.listen = vec![Listen::Unix(socket.to_owned())];
     // A worker of this process whose connection is gone is gone itself.

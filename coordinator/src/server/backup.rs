@@ -15,7 +15,7 @@ use std::{
     collections::BTreeSet,
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -35,10 +35,12 @@ use super::{
 mod aside;
 mod error;
 mod nights;
+#[cfg(test)]
+mod tests;
 
-use aside::Aside;
+use aside::{Aside, Named};
 pub(crate) use error::BackupError;
-use nights::Nights;
+use nights::{Apart, Nights};
 
 /// What a backup is called by itself.
 const MANIFEST: &str = "backup.json";
@@ -117,6 +119,19 @@ impl Home {
         };
         named.map(Path::to_owned).or_else(own)
     }
+
+    /// Where histories lie inside of the state folder; `None` where they lie elsewhere or nowhere.
+    fn nights_inside(&self, named: Option<&Path>) -> Result<Option<PathBuf>, BackupError> {
+        let Self::Folder { folder, .. } = self else { return Ok(None) };
+        let Some(named) = named else { return Ok(Some(NIGHTS.into())) };
+        let absolute = |path: &Path| std::path::absolute(path).map_err(io_error(path));
+        let (state, place) = (absolute(folder)?, absolute(named)?);
+        if state.starts_with(&place) {
+            return Err(BackupError::Unnamed { place: named.to_owned(), why: "the state folder is to lie in it" });
+        }
+        let plain = |inside: &&Path| inside.components().all(|part| matches!(part, Component::Normal(_)));
+        Ok(place.strip_prefix(&state).ok().filter(plain).map(Path::to_owned))
+    }
 }
 
 /// Puts a state aside, with the histories in a folder that may be another one than its own; a coordinator may lead it
@@ -159,33 +174,58 @@ pub(crate) fn back_up(home: &Home, histories: Option<&Path>, to: &Path) -> Resul
 
 /// Brings a backup back at a place that holds no state yet, of the same kind or another; histories of nights beside it, or
 /// into the folder that is named.
+///
+/// Whenever it is cut off, the same again comes to the same end. Histories outside of the state folder have their name before
+/// the state has, and a mark until it has, so that no state is there without them; the mark of the state goes last.
 pub(crate) fn restore(backup: &Path, home: &Home, histories: Option<&Path>) -> Result<Manifest, BackupError> {
     let manifest = read_manifest(backup)?;
     if let Some(nights) = &manifest.nights {
         nights.check(backup)?;
     }
-    // They have their name last: what is not brought back after all leaves nothing of them.
-    let there = histories.filter(|_| manifest.nights.is_some());
-    let named = there.map(Aside::begin).transpose()?;
-    if let Some(aside) = &named {
-        nights::bring_back(backup, aside.folder())?;
+    let inside = home.nights_inside(histories)?;
+    settle_what_is_there(home, histories)?;
+    let apart = match (&manifest.nights, histories) {
+        (Some(nights), Some(place)) if inside.is_none() => Some(nights.bring_back_apart(backup, place)?),
+        _ => None,
+    };
+    let inside = inside.filter(|_| manifest.nights.is_some());
+    let state = match home {
+        Home::Folder { folder, bucket } => restore_folder(backup, folder, bucket.as_ref(), inside.as_deref()).map(Some),
+        Home::Servers { database, bucket } => restore_servers(backup, database, bucket).map(|()| None),
+    };
+    if state.is_err()
+        && let Some(Err(error)) = apart.as_ref().map(Apart::give_up)
+    {
+        tracing::warn!("histories stay that belong to no state: {error}");
     }
-    match home {
-        Home::Folder { folder, bucket } => {
-            restore_folder(backup, folder, bucket.as_ref(), named.is_none() && manifest.nights.is_some())?;
-        }
-        Home::Servers { database, bucket } => restore_servers(backup, database, bucket)?,
-    }
-    if let Some(aside) = named {
-        aside.finish()?;
-    }
+    let state = state?;
+    apart.map_or(Ok(()), Apart::settle)?;
+    state.map_or(Ok(()), Named::settle)?;
     Ok(manifest)
 }
 
-fn restore_folder(backup: &Path, state: &Path, bucket: Option<&Bucket>, with_nights: bool) -> Result<(), BackupError> {
+/// Takes off the marks that an attempt left which was cut off when all had its name already.
+fn settle_what_is_there(home: &Home, histories: Option<&Path>) -> Result<(), BackupError> {
+    if let Home::Folder { folder, .. } = home
+        && let Some(state) = Named::left(folder)?
+    {
+        let apart = histories.map(Named::left).transpose()?.flatten();
+        apart.map_or(Ok(()), Named::settle)?;
+        state.settle()?;
+    }
+    Ok(())
+}
+
+/// Makes a state folder, and gives it its name; `nights` is where its histories lie inside of it, if they do.
+fn restore_folder(
+    backup: &Path,
+    state: &Path,
+    bucket: Option<&Bucket>,
+    nights: Option<&Path>,
+) -> Result<Named, BackupError> {
     let aside = Aside::begin(state)?;
-    if with_nights {
-        nights::bring_back(backup, &aside.folder().join(NIGHTS))?;
+    if let Some(inside) = nights {
+        nights::bring_back(backup, &aside.folder().join(inside))?;
     }
     let opened = open_copy(backup, aside.folder())?;
     place_blobs(backup, bucket, aside.folder(), &opened)?;
@@ -194,7 +234,7 @@ fn restore_folder(backup: &Path, state: &Path, bucket: Option<&Bucket>, with_nig
     let connection = Connection::open(&journal).map_err(sqlite(&journal))?;
     connection.execute("UPDATE leader SET term = term + ?1", [TERMS]).map_err(sqlite(&journal))?;
     connection.close().map_err(|(_, error)| sqlite(&journal)(error))?;
-    aside.finish()
+    aside.name()
 }
 
 fn restore_servers(backup: &Path, database: &Database, bucket: &Bucket) -> Result<(), BackupError> {

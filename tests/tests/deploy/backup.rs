@@ -4,11 +4,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use graftwork_shared::event::EventKind;
-use graftwork_tests::{Run, World, tensor_digests};
+use graftwork_tests::{Run, World, program, tensor_digests};
 
 use crate::process::{Process, ask, coordinator, graftwork, socket, worker};
 
@@ -40,6 +43,7 @@ pub(crate) fn a_state_is_put_aside_and_brought_back() -> Result<()> {
         })?;
     }
     damaged_backups_are_refused(folder)?;
+    killed_restores_are_run_again(folder)?;
     graftwork(folder, &["restore", "aside", "--state", "state"], 0)?;
     ensure!(fs::read(night.join("answers.parquet"))? == b"answers", "its nights are brought back");
     let said = graftwork(folder, &["restore", "aside", "--state", "state"], 1)?;
@@ -89,6 +93,31 @@ fn damaged_backups_are_refused(folder: &Path) -> Result<()> {
     ensure!(said.contains("holds no journal"), "{said}");
     let said = graftwork(folder, &["backup", "--state", "postgres://a@b/c", "--to", "other"], 1)?;
     ensure!(said.contains("needs --blobs s3:"), "{said}");
+    Ok(())
+}
+
+/// kill -9 at whatever moment, and the same again: the state is there with its nights, and nothing else.
+fn killed_restores_are_run_again(folder: &Path) -> Result<()> {
+    for after_ms in [0, 5, 10, 20, 40, 80] {
+        let at = folder.join(format!("killed-{after_ms}"));
+        fs::create_dir(&at)?;
+        let restore = || {
+            let mut restore = Command::new(program());
+            restore.current_dir(&at).args(["restore", "../aside", "--state", "state", "--nightly-history", "nights"]);
+            restore
+        };
+        let mut killed = Process::start(&mut restore())?;
+        thread::sleep(Duration::from_millis(after_ms));
+        killed.kill();
+        let again = restore().output()?;
+        let said = String::from_utf8_lossy(&again.stderr);
+        // One that had given both their name is not done twice.
+        ensure!(again.status.success() || said.contains("nothing is written over it"), "{after_ms} ms: {said}");
+        let answers = fs::read(at.join("nights/mail/nights/000001/answers.parquet"))?;
+        ensure!(answers == b"answers" && at.join("state/journal.sqlite").exists(), "{after_ms} ms: {said}");
+        let marks = ["state", "nights"].map(|place| at.join(place).join(".graftwork-unfinished").exists());
+        ensure!(fs::read_dir(&at)?.count() == 2 && marks == [false; 2], "{after_ms} ms: something is left: {said}");
+    }
     Ok(())
 }
 

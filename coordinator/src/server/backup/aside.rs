@@ -7,7 +7,8 @@
 //! ```
 //! What an attempt left that broke off is removed by the next one, and only that: a folder of this name without our mark,
 //! or with the mark of another place, is somebody's, and is refused. Two processes never write the same one. The mark goes
-//! last, behind the renaming, so that there is no moment in which what is ours cannot be told.
+//! last, behind the renaming, so that there is no moment in which what is ours cannot be told. A folder that belongs to
+//! something greater keeps its mark until all of that is there, so whoever was cut off before finds what is done already.
 
 use std::{
     ffi::OsString,
@@ -20,7 +21,7 @@ use std::{
 use super::{BackupError, io_error};
 
 /// What says that a folder is ours.
-const MARK: &str = ".graftwork-unfinished";
+pub(super) const MARK: &str = ".graftwork-unfinished";
 
 /// Bytes of a mark that are looked at: more than any path has.
 const MOST: u64 = 1 << 16;
@@ -33,6 +34,10 @@ pub(super) struct Aside {
     /// Locked as long as this lives.
     _mark: File,
 }
+
+/// A folder that is whole and has its name, and still has the mark of who made it.
+#[derive(Debug)]
+pub(super) struct Named(Aside);
 
 /// The text of the mark of a place.
 fn mark_of(place: &Path) -> Vec<u8> {
@@ -52,6 +57,13 @@ fn whole(place: &Path) -> Result<PathBuf, BackupError> {
     };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(above).map_err(io_error(above))?;
     Ok(fs::canonicalize(above).map_err(io_error(above))?.join(name))
+}
+
+/// Where a place is made whole.
+fn unfinished(place: &Path) -> PathBuf {
+    let mut name: OsString = place.file_name().unwrap_or_default().to_owned();
+    name.push(".unfinished");
+    place.with_file_name(name)
 }
 
 /// Whether an empty folder may give way to the one that is made: nothing else is ever replaced.
@@ -81,10 +93,11 @@ impl Aside {
     /// Begins to make `place`, anew where an attempt of ours broke off.
     pub(super) fn begin(place: &Path) -> Result<Self, BackupError> {
         let place = whole(place)?;
+        if let Some(left) = Named::left(&place)? {
+            left.settle()?;
+        }
         check_place(&place)?;
-        let mut name: OsString = place.file_name().unwrap_or_default().to_owned();
-        name.push(".unfinished");
-        let folder = place.with_file_name(name);
+        let folder = unfinished(&place);
         match fs::DirBuilder::new().mode(0o700).create(&folder) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Self::take(folder, place),
@@ -152,9 +165,13 @@ impl Aside {
         &self.folder
     }
 
-    /// Gives the folder its name, durably.
+    /// Gives the folder its name, durably, and takes its mark off.
     pub(super) fn finish(self) -> Result<(), BackupError> {
-        let sync = |path: &Path| File::open(path).and_then(|file| file.sync_all()).map_err(io_error(path));
+        self.name()?.settle()
+    }
+
+    /// Gives the folder its name, durably. It keeps its mark until it is settled.
+    pub(super) fn name(self) -> Result<Named, BackupError> {
         // Blobs on their way are none of it, and neither are copies of what lies in a bucket.
         for folder in ["blobs/incoming", "blobs/copies"].map(|name| self.folder.join(name)) {
             remove(&folder)?;
@@ -166,9 +183,43 @@ impl Aside {
         // An empty folder gives way.
         fs::rename(&self.folder, &self.place).map_err(io_error(&self.place))?;
         sync(self.place.parent().unwrap_or(Path::new("/")))?;
-        remove(&self.place.join(MARK))?;
-        sync(&self.place)
+        Ok(Named(self))
     }
+}
+
+impl Named {
+    /// What an attempt of ours left that was cut off when the folder had its name already. `None` where there is no such one,
+    /// or somebody is at it now.
+    pub(super) fn left(place: &Path) -> Result<Option<Self>, BackupError> {
+        let path = place.join(MARK);
+        if !fs::symlink_metadata(&path).is_ok_and(|found| found.is_file()) {
+            return Ok(None);
+        }
+        let place = whole(place)?;
+        let Ok(mark) = File::options().read(true).write(true).open(&path) else { return Ok(None) };
+        let mut text = Vec::new();
+        (&mark).take(MOST).read_to_end(&mut text).map_err(io_error(&path))?;
+        let ours = text == mark_of(&place) && lock(&mark, &path, &place).is_ok();
+        Ok(ours.then(|| Self(Aside { folder: unfinished(&place), place, _mark: mark })))
+    }
+
+    /// Takes the mark off: all that it belongs to is there.
+    pub(super) fn settle(self) -> Result<(), BackupError> {
+        let Aside { place, .. } = &self.0;
+        remove(&place.join(MARK))?;
+        sync(place)
+    }
+
+    /// Takes the name away again: what it belongs to did not come about.
+    pub(super) fn give_up(&self) -> Result<(), BackupError> {
+        let Aside { folder, place, .. } = &self.0;
+        fs::rename(place, folder).map_err(io_error(place))?;
+        sync(place.parent().unwrap_or(Path::new("/")))
+    }
+}
+
+fn sync(path: &Path) -> Result<(), BackupError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(io_error(path))
 }
 
 /// Locks the mark, or says that somebody has it.

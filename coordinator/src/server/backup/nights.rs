@@ -9,7 +9,11 @@ use std::{
 use graftwork_shared::digest::{Digest, Hasher};
 use serde::{Deserialize, Serialize};
 
-use super::{BackupError, NIGHTS, io_error};
+use super::{
+    BackupError, NIGHTS,
+    aside::{Aside, MARK, Named},
+    io_error,
+};
 use crate::nightly;
 
 /// What a backup says of its nights.
@@ -35,6 +39,39 @@ impl Nights {
         let problem = format!("its nights have the digest {found}, not {}", self.files);
         Err(BackupError::Wrong { folder: backup.to_owned(), problem })
     }
+
+    /// Copies a backup's histories to a folder of their own, which gets its name; where an attempt of ours was cut off that
+    /// had come so far, it is there already.
+    pub(super) fn bring_back_apart(&self, backup: &Path, place: &Path) -> Result<Apart, BackupError> {
+        if let Some(named) = Named::left(place)?
+            && digest_of(place)? == self.files
+        {
+            return Ok(Apart { named, made: false });
+        }
+        let aside = Aside::begin(place)?;
+        bring_back(backup, aside.folder())?;
+        Ok(Apart { named: aside.name()?, made: true })
+    }
+}
+
+/// Histories that were brought back to a folder of their own, and have their name.
+#[derive(Debug)]
+pub(super) struct Apart {
+    named: Named,
+    /// By this process; else they were left by an attempt that was cut off.
+    made: bool,
+}
+
+impl Apart {
+    /// The state is there too.
+    pub(super) fn settle(self) -> Result<(), BackupError> {
+        self.named.settle()
+    }
+
+    /// There is no state to them. What an earlier attempt left stays where it is, since that one may have come to its end.
+    pub(super) fn give_up(&self) -> Result<(), BackupError> {
+        if self.made { self.named.give_up() } else { Ok(()) }
+    }
 }
 
 /// Copies the histories in a folder into a backup that is being made; `None` where there are none.
@@ -56,6 +93,7 @@ pub(super) fn bring_back(backup: &Path, to: &Path) -> Result<(), BackupError> {
 fn digest_of(folder: &Path) -> Result<Digest, BackupError> {
     let mut files = Vec::new();
     list(folder, &mut files).map_err(io_error(folder))?;
+    files.retain(|path| *path != folder.join(MARK));
     files.sort_unstable();
     let mut hasher = Hasher::new();
     for path in files {

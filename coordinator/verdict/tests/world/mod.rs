@@ -1,7 +1,8 @@
 //! Nights that never were: tasks with easy and hard rows, trained with seeds that differ.
 //!
 //! Each night trains anew with other luck, as after a change of rounding: the harder case, in which seeds of both nights
-//! have nothing in common.
+//! have nothing in common. Each task has one metric, and no night lies before the two: what two metrics of the same answers do
+//! to the rates, and what earlier nights tell of seeds, is not in here.
 
 use graftwork_verdict::{
     Answers, Comparison, CostFinding, Finding, Measure, Random, Run, Series, Settings, Worse, changes, judge,

@@ -91,7 +91,7 @@ fn make_room(cache: &Path, most_bytes: u64) {
     if total > most_bytes && !PASSED.swap(true, Ordering::Relaxed) {
         tracing::warn!(
             "{} holds {total} bytes that are in use or are fetched now, more than the {most_bytes} that it may: give it \
-             more, or this worker fewer slots",
+             more, or workers over it fewer slots",
             cache.display()
         );
     }
