@@ -113,7 +113,9 @@ impl Trunks {
         digest: Digest,
     ) -> anyhow::Result<(Trunk, Arc<()>)> {
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = opened.get(&digest) {
+        if let Some(known) = opened.get_mut(&digest) {
+            // A stage may come and go between two looks.
+            known.used = Instant::now();
             return Ok((known.trunk.share(), Arc::clone(&known.users)));
         }
         let cache = cache(&self.cache_folder);
@@ -178,5 +180,9 @@ mod tests {
         assert!(!is_open(5 * IDLE + Duration::from_secs(1)));
         drop(get());
         assert!(is_open(Duration::ZERO), "it is opened again when it is wanted");
+        // Seen last as far back as is still open; a stage that nobody looks at counts too.
+        let seen = trunks.opened.lock().unwrap().get(&digest).unwrap().used;
+        drop(get());
+        assert!(trunks.opened.lock().unwrap().get(&digest).unwrap().used > seen);
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     },
     block::{LayerNorm, Linear, SavedBend, SavedNorm, activate, activate_backward},
     bottleneck::{BottleneckSite, SiteContext},
-    direct::{Near, SavedEnd, SavedUpdate, Sites, update, update_backward},
+    direct::{Near, Projection, SavedEnd, SavedUpdate, Sites, update, update_backward},
     dropout::{Address, Masks, Place},
     island::Island,
     lora::LoraSite,
@@ -222,18 +222,22 @@ impl Layer<'_> {
             x_td.shallow_clone()
         };
         let sites = self.sites.map(|(sites, _)| sites);
-        let project = |place: usize, x: &Tensor, spans| {
-            let linear = [&weights.query, &weights.key, &weights.value][place];
-            let site = sites.and_then(|sites| [&sites.query, &sites.key, &sites.value][place].as_ref());
-            self.linear(self.projected(linear, place, x), site, (x, spans), Rank::Projections)
+        let project = |projection: Projection, x: &Tensor, spans| {
+            let (linear, site) = match projection {
+                Projection::Query => (&weights.query, sites.map(|sites| &sites.query)),
+                Projection::Key => (&weights.key, sites.map(|sites| &sites.key)),
+                Projection::Value => (&weights.value, sites.map(|sites| &sites.value)),
+            };
+            let site = site.and_then(Option::as_ref);
+            self.linear(self.projected(linear, projection, x), site, (x, spans), Rank::Projections)
         };
-        let (query_td, query) = project(0, &asking_td, self.out_spans);
+        let (query_td, query) = project(Projection::Query, &asking_td, self.out_spans);
         let dropout = self.probability_dropout();
         let (context_td, attended, [key, value]) = match self.attend_of_first(&query_td, x_td, dropout.as_ref()) {
             Some((context_td, saved)) => (context_td, Attended::First(saved), [None, None]),
             None => {
-                let (key_td, key) = project(1, x_td, self.spans);
-                let (value_td, value) = project(2, x_td, self.spans);
+                let (key_td, key) = project(Projection::Key, x_td, self.spans);
+                let (value_td, value) = project(Projection::Value, x_td, self.spans);
                 let inputs = [query_td, key_td, value_td];
                 let (context_td, saved) = timed(Work::Attention, || attention(inputs, &self.shape(), dropout.as_ref()));
                 (context_td, Attended::Whole(saved), [key, value])
@@ -350,8 +354,7 @@ impl Layer<'_> {
     ) -> Option<(Tensor, SavedFirst)> {
         let alone = self.first_alone && self.all_sites.key.is_none() && self.all_sites.value.is_none();
         let linears = [&self.weights.key, &self.weights.value];
-        let attend = || first::attention(query_bd, x_td, linears, &self.shape(), dropout);
-        if alone { timed(Work::Attention, attend) } else { None }
+        timed(Work::Attention, || first::attention(query_bd, x_td, alone.then_some(linears)?, &self.shape(), dropout))
     }
 
     fn shape(&self) -> Shape<'_> {
@@ -359,9 +362,9 @@ impl Layer<'_> {
     }
 
     /// A projection of the layer's input, of rows that differ little together.
-    fn projected(&self, linear: &Linear, place: usize, x_td: &Tensor) -> Tensor {
+    fn projected(&self, linear: &Linear, projection: Projection, x_td: &Tensor) -> Tensor {
         let near = self.near.filter(|_| !self.first_alone);
-        let together = near.and_then(|near| timed(Work::Products, || near.project(linear, place)));
+        let together = near.and_then(|near| timed(Work::Products, || near.project(linear, projection)));
         together.unwrap_or_else(|| linear.forward(x_td))
     }
 

@@ -13,8 +13,9 @@ use graftwork_shared::{
 use tch::Tensor;
 
 use crate::{
+    dropout::Masks,
     network::Network,
-    rows::{Lane, Targets, Tokens},
+    rows::{Dropout, Lane, LaneOptions, Targets, Tokens},
     setup::{Setup, Trained},
     transfer::to_host,
     trunk::Trunk,
@@ -40,6 +41,13 @@ pub(crate) fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f32) {
     assert_eq!(found.size(), expected.size());
     let difference = largest_difference(&to_host(found), &to_host(expected));
     assert!(difference <= tolerance, "largest difference {difference}, allowed {tolerance}");
+}
+
+/// Masks of a pass with dropout in the trunk.
+pub(crate) fn trunk_masks() -> Masks {
+    let dropout = Some(Dropout { seed: 5, base_model: true });
+    let options = LaneOptions { loss_scale: 1.0, step: 2, dropout, skip_layers: &[] };
+    Masks::of(&options, tch::Device::Cpu).expect("a pass with dropout has masks")
 }
 
 pub(crate) fn tiny_description() -> TrunkDescription {

@@ -217,9 +217,9 @@ mod tests {
 
     use super::*;
     use crate::{
-        attention::{SavedAttention, attention as whole, attention_backward as whole_backward},
+        attention::{SavedAttention, attention as whole, attention_backward as whole_backward, tests::some_dropped},
         spans::{Spans, signed},
-        testing::{assert_close, normal},
+        testing::{assert_close, normal, trunk_masks},
     };
 
     /// As if keys and values were computed: context, gradient of queries, gradient of the input.
@@ -263,15 +263,8 @@ mod tests {
 
     #[test]
     fn dropped_probabilities_lose_their_part_of_the_values_bias() {
-        let options = crate::LaneOptions {
-            loss_scale: 1.0,
-            step: 2,
-            dropout: Some(crate::Dropout { seed: 5, base_model: true }),
-            skip_layers: &[],
-        };
-        let masks = crate::dropout::Masks::of(&options, tch::Device::Cpu).unwrap();
-        let address = crate::dropout::Address::of(1, crate::dropout::Place::AttentionProbabilities);
-        let dropout = ProbabilityDropout { masks: &masks, address, probability: 0.3 };
+        let masks = trunk_masks();
+        let dropout = some_dropped(&masks);
         check(&Spans::new(&[4, 1, 7, 19], &[40, 41, 2, 3]), (3, 24), Some(&dropout));
     }
 

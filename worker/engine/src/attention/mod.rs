@@ -176,7 +176,13 @@ mod tests {
 
     use super::*;
     use crate::spans::signed;
-    use crate::testing::{assert_close, normal};
+    use crate::testing::{assert_close, normal, trunk_masks};
+
+    /// Drops three probabilities in ten.
+    pub(super) fn some_dropped(masks: &Masks) -> ProbabilityDropout<'_> {
+        let address = Address::of(1, crate::dropout::Place::AttentionProbabilities);
+        ProbabilityDropout { masks, address, probability: 0.3 }
+    }
 
     /// softmax(q kᵀ / √width) v of one row under autograd.
     fn plain(q: &Tensor, k: &Tensor, v: &Tensor, heads: i64) -> Tensor {
@@ -223,15 +229,8 @@ mod tests {
 
     #[test]
     fn both_ways_drop_the_same_probabilities() {
-        let options = crate::LaneOptions {
-            loss_scale: 1.0,
-            step: 2,
-            dropout: Some(crate::Dropout { seed: 5, base_model: true }),
-            skip_layers: &[],
-        };
-        let masks = Masks::of(&options, tch::Device::Cpu).unwrap();
-        let address = Address::of(1, crate::dropout::Place::AttentionProbabilities);
-        let dropout = ProbabilityDropout { masks: &masks, address, probability: 0.3 };
+        let masks = trunk_masks();
+        let dropout = some_dropped(&masks);
         let keys = Spans::new(&[4, 1, 7, 19], &[40, 41, 2, 3]);
         for queries in [keys.clone(), keys.first_tokens()] {
             let shape = Shape { queries: &queries, keys: &keys, heads: 3, places: None };

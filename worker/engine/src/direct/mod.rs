@@ -12,7 +12,7 @@ mod near;
 
 pub(crate) use end::{SavedEnd, Sites};
 pub(crate) use lora::{SavedUpdate, update, update_backward};
-pub(crate) use near::{Near, Through};
+pub(crate) use near::{Near, Projection, Through};
 
 #[cfg(test)]
 thread_local! {

@@ -41,8 +41,16 @@ struct Child {
     through: Option<Through>,
 }
 
+/// One of a layer's projections of its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Projection {
+    Query,
+    Key,
+    Value,
+}
+
 impl Near {
-    /// `None` where children are not plain adapters on one and the same sum.
+    /// `None` where children are not plain and narrow adapters on one and the same sum.
     pub(crate) fn of(
         saved: &SavedEnd,
         (site, norm): (&BottleneckSite, &LayerNorm),
@@ -56,7 +64,7 @@ impl Near {
         let child = |part: &super::end::SavedPart| {
             let SavedKind::Adapter { index, saved, mask: None } = &part.kind else { return None };
             let weights = &site.adapters[*index].1;
-            let alike = part.range.len() == rows && reads_the_sum(weights);
+            let alike = part.range.len() == rows && reads_the_sum(weights) && is_narrow(weights, leaves);
             let after = part.after.as_ref().filter(|_| alike)?;
             Some(Child::new(weights, leaves, (&saved.inner, &after.rstd), weight))
         };
@@ -66,9 +74,9 @@ impl Near {
         Some(Self { common, children, bias: bias.to_vec() })
     }
 
-    /// `x Wᵀ + b` of all children's rows, one child after the other; `place` is 0 for the query, 1 for the key and 2 for the
-    /// value of the layer behind. `None` where kernels cannot read the weight.
-    pub(crate) fn project(&self, linear: &Linear, place: usize) -> Option<Tensor> {
+    /// A projection of the layer behind, of all children's rows, one child after the other. `None` where kernels cannot read
+    /// its weight.
+    pub(crate) fn project(&self, linear: &Linear, projection: Projection) -> Option<Tensor> {
         let (panels, width) = (linear.forward_panels()?, self.bias.len());
         let (outputs, rows) = (panels.columns(), self.common.len() / width);
         let mut common = vec![0.0; rows * outputs];
@@ -86,7 +94,7 @@ impl Near {
             };
             let fresh;
             let through = match &child.through {
-                Some(kept) => kept[place].get_or_init(through),
+                Some(kept) => kept[projection as usize].get_or_init(through),
                 None => {
                     fresh = through();
                     &fresh
@@ -125,6 +133,12 @@ impl Child {
 fn reads_the_sum(weights: &BottleneckWeights) -> bool {
     let beside = super::end::Reads::of(weights, false).residual;
     weights.config.original_ln_after && (weights.config.is_parallel || beside == Source::Hidden)
+}
+
+/// Whether the bottleneck is so narrow that this pays, also where it is trained and W U is computed for each run of rows.
+fn is_narrow(weights: &BottleneckWeights, leaves: &Leaves) -> bool {
+    let [hidden, width] = leaves.sizes(&weights.up[0]);
+    4 * (width + 1) <= hidden
 }
 
 /// Less its mean, times the norm's weight.
