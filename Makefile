@@ -88,10 +88,10 @@ test-deploy: build
 	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test deploy
 
 # GRAFTWORK_LIBTORCH names a libtorch with its CUDA part (docs/install.md). Without a GPU everything here is skipped and
-# says so. NCCL takes a GPU for each rank.
+# says so. The collective suite runs in threads where there is a GPU for each, and in processes that share the first one.
 test-gpu: build $(NCCL)
 	cargo test --release --locked --workspace --test gpu
-	cargo test --release --locked --workspace --test groups -- nccl
+	cargo test --release --locked --workspace --test groups -- gpu
 
 test-all: test test-servers test-deploy
 	@scripts/peer.sh

@@ -105,10 +105,15 @@ impl Cluster {
 
     /// The same, with further options.
     pub fn start_worker_with(&mut self, address: &str, options: &[&str]) -> Result<u32> {
+        self.start_worker_in(&[], address, options)
+    }
+
+    /// The same, with further variables in its environment.
+    pub fn start_worker_in(&mut self, environment: &[(&str, &str)], address: &str, options: &[&str]) -> Result<u32> {
         let mut command = Command::new(program());
         command.current_dir(self.path()).args(["worker", "--coordinator", address, "--threads", "2"]);
         // Every update is told, so that one that is made twice is seen.
-        command.args(["--report-every", "0"]).args(options);
+        command.args(["--report-every", "0"]).args(options).envs(environment.iter().copied());
         let worker = command.args(["--cache", "worker-cache"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let pid = worker.id();
         self.workers.push(worker);

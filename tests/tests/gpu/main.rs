@@ -2,7 +2,7 @@
 //! says the same there, and nearly the same in fewer bits, and a job trained there twice gives the same bytes, in whatever
 //! numbers and lanes.
 //!
-//! Where `graftwork-worker doctor` finds no CUDA device these are ignored, and the reason is printed. `make test-gpu` runs them
+//! Where `graftwork doctor` finds no CUDA device these are ignored, and the reason is printed. `make test-gpu` runs them
 //! together with the collectives over NCCL, which take one GPU for each rank.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use graftwork_tests::{Run, World, program, tensor_digests};
+use graftwork_tests::{Cluster, Run, Story, World, program, tensor_digests};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
 
@@ -26,9 +26,9 @@ const FEWER_BITS: [(&str, f64); 2] = [("bf16", 0.15), ("fp16", 0.02)];
 
 /// Why there is no GPU to test on; `None` where there is one.
 fn missing() -> Result<Option<String>> {
-    let output = Command::new(program().with_file_name("graftwork-worker")).args(["doctor", "--json"]).output()?;
+    let output = Command::new(program()).args(["doctor", "--output", "json"]).output()?;
     let findings: Value = serde_json::from_slice(&output.stdout).context("doctor prints an object")?;
-    let cuda = &findings["cuda"];
+    let cuda = &findings["worker"]["cuda"];
     Ok(if cuda["available"].is_u64() { None } else { Some(cuda["unavailable"].as_str().unwrap_or("?").to_owned()) })
 }
 
@@ -128,6 +128,34 @@ fn a_job_trained_twice_on_the_gpu_gives_the_same_bytes() -> Result<()> {
     Ok(())
 }
 
+/// Workers that share the first GPU. NCCL takes one rank of a host on a GPU, so each says it is a host of its own, and
+/// they meet over the loopback interface.
+fn two_workers_over_nccl_publish_what_one_does() -> Result<()> {
+    let world = World::new()?;
+    let trained = |workers: usize| -> Result<_> {
+        let mut cluster = Cluster::in_a_folder()?;
+        let hub = cluster.path().join("hub");
+        world.long_job("job.toml", &hub.display().to_string(), ON_THE_GPU)?;
+        let (job, _) = cluster.ask(&world, &["submit", "job.toml"], 0)?;
+        let mut watch = Run::watch(&cluster.address(), &job)?;
+        for name in ["first", "second"].iter().take(workers) {
+            let environment = [("NCCL_HOSTID", *name), ("NCCL_SOCKET_IFNAME", "lo")];
+            let address = cluster.address();
+            cluster.start_worker_in(&environment, &address, &["--device", "cuda"])?;
+        }
+        let mut story = Story::default();
+        while let Some(event) = watch.next_event()? {
+            story.note(&event)?;
+        }
+        watch.finish(0)?;
+        ensure!(workers == 1 || story.largest.get("mood_fused") == Some(&workers), "{:?}", story.largest);
+        tensor_digests(&hub)
+    };
+    let (alone, together) = (trained(1)?, trained(2)?);
+    ensure!(alone == together, "{alone:?}\n{together:?}");
+    Ok(())
+}
+
 /// A trial and its name.
 type Named = (&'static str, fn() -> Result<()>);
 
@@ -136,11 +164,12 @@ fn main() -> ExitCode {
     if let Some(reason) = &missing {
         eprintln!("skipped: no CUDA device: {reason}");
     }
-    let trials: [Named; 4] = [
+    let trials: [Named; 5] = [
         ("recorded_numbers_are_met", recorded_numbers_are_met),
         ("recorded_steps_are_followed", recorded_steps_are_followed),
         ("what_the_processor_trained_says_the_same_on_the_gpu", what_the_processor_trained_says_the_same_on_the_gpu),
         ("a_job_trained_twice_on_the_gpu_gives_the_same_bytes", a_job_trained_twice_on_the_gpu_gives_the_same_bytes),
+        ("two_workers_over_nccl_publish_what_one_does", two_workers_over_nccl_publish_what_one_does),
     ];
     let trial = |(name, run): (&str, fn() -> Result<()>)| {
         let run = move || run().map_err(|error| Failed::from(format!("{error:#}")));

@@ -1,5 +1,5 @@
-//! One set of behaviours for every backend: threads, Gloo on loopback, and NCCL where there are GPUs. What a machine
-//! cannot run is ignored and says why, never passed.
+//! One set of behaviours for every backend: threads, Gloo on loopback, and NCCL where there are GPUs; and processes over
+//! Gloo, and over NCCL where there is a GPU. What a machine cannot run is ignored and says why, never passed.
 
 #![allow(clippy::float_cmp, reason = "sums of a few small whole numbers are exact")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
@@ -9,6 +9,7 @@ mod failures;
 mod forming;
 mod moves;
 mod nccl;
+mod processes;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,7 @@ type Behaviour = (&'static str, fn(&Bench));
 macro_rules! behaviours {
     ($($from:ident: $($name:ident),*;)*) => { [$($((stringify!($name), $from::$name)),*),*] };
 }
+use behaviours;
 
 /// Each is a test of its own on each backend.
 const BEHAVIOURS: [Behaviour; 19] = behaviours! {
@@ -38,17 +40,24 @@ const BEHAVIOURS: [Behaviour; 19] = behaviours! {
 /// The behaviours on one backend; ignored where there is none.
 fn on(backend: &str, bench: Option<Bench>) -> impl Iterator<Item = Trial> {
     BEHAVIOURS.into_iter().map(move |(name, behaviour)| {
+        let (bench, missing) = (bench.clone(), bench.is_none());
         let run = move || {
             behaviour(&bench.ok_or("this machine has no such backend")?);
             Ok(())
         };
-        Trial::test(format!("{backend}::{name}"), run).with_ignored_flag(bench.is_none())
+        Trial::test(format!("{backend}::{name}"), run).with_ignored_flag(missing)
     })
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = processes::child() {
+        return code;
+    }
     let gpus = bench::nccl().map_err(|reason| eprintln!("skipped: {reason}")).ok();
     let backends = [("in_process", Some(bench::in_process())), ("gloo", Some(bench::gloo())), ("gpu", gpus)];
     let trials = backends.into_iter().flat_map(|(name, bench)| on(name, bench)).chain(nccl::trials());
+    let of_processes = [("gloo", true), ("gpu", bench::no_nccl().is_none())];
+    let of_processes = of_processes.into_iter().flat_map(|(backend, there)| processes::trials(backend, there));
+    let trials = trials.chain(of_processes);
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
