@@ -14,14 +14,24 @@ use crate::{
 
 /// Where the tokens of a layer's rows lie when rows are side by side.
 pub(crate) struct Places {
-    /// For each place of queries and of keys its token, −1 where there is none.
-    queries_at: Tensor,
-    keys_at: Tensor,
-    /// For each token its place; −1 for a key that nobody sees.
-    of_queries: Tensor,
-    of_keys: Tensor,
+    /// For each place of queries and of keys its token.
+    queries_at: Taken,
+    keys_at: Taken,
+    /// For each token its place; none for a key that nobody sees.
+    of_queries: Taken,
+    of_keys: Taken,
+    /// 0 where a key is, −∞ elsewhere: `[rows, 1, 1, keys]`.
+    hidden: Tensor,
     /// Rows, places of a row's queries, and of its keys.
     sizes: [i64; 3],
+}
+
+/// Which rows of a matrix are taken.
+struct Taken {
+    /// `[n]`; any row where none is taken.
+    index: Tensor,
+    /// `[n, 1]`: 1, or 0 where none is taken.
+    there: Tensor,
 }
 
 /// What the backward reads beside queries, keys and values.
@@ -43,35 +53,33 @@ impl Places {
             [(queries, width), (keys, rounded(longest(&mut keys.0.iter().map(|span| span.length))))];
         let sides = [side(of_queries, |span| span.length), side(of_keys, |span| span.visible)];
         let sizes = [queries.rows(), of_queries.1, of_keys.1].map(signed);
-        // One copy to the device for all four.
+        // One copy to the device for all four, and one call for each thing that is asked of them.
         let [(queries_at, of_queries), (keys_at, of_keys)] = sides;
         let parts = [queries_at, keys_at, of_queries, of_keys];
         let all = transfer::to_device(&parts.concat(), device);
+        let (index, there) = (all.clamp_min(0), all.ge(0).to_kind(Kind::Float).unsqueeze(1));
         let mut first = 0;
         let [queries_at, keys_at, of_queries, of_keys] = parts.map(|part| {
-            first += signed(part.len());
-            all.narrow(0, first - signed(part.len()), signed(part.len()))
+            let count = signed(part.len());
+            first += count;
+            Taken { index: index.narrow(0, first - count, count), there: there.narrow(0, first - count, count) }
         });
-        Self { queries_at, keys_at, of_queries, of_keys, sizes }
+        let nobody = keys_at.there.lt(0.5).view([sizes[0], 1, 1, sizes[2]]);
+        let hidden = nobody.to_kind(Kind::Float).masked_fill(&nobody, f64::NEG_INFINITY);
+        Self { queries_at, keys_at, of_queries, of_keys, hidden, sizes }
     }
 
     /// `[tokens, d]` to `[rows, h, places, width]`; zeros where no token is.
     fn spread(&self, x_td: &Tensor, of_keys: bool, heads: i64) -> Tensor {
         let (places, length) = if of_keys { (&self.keys_at, self.sizes[2]) } else { (&self.queries_at, self.sizes[1]) };
-        taken(x_td, places).view([self.sizes[0], length, heads, -1]).transpose(1, 2)
+        places.of(x_td).view([self.sizes[0], length, heads, -1]).transpose(1, 2)
     }
 
     /// The reverse.
     fn gathered(&self, x: &Tensor, of_keys: bool) -> Tensor {
         let places = if of_keys { &self.of_keys } else { &self.of_queries };
         let (x, width) = (x.transpose(1, 2), x.size()[1] * x.size()[3]);
-        taken(&x.reshape([-1, width]), places)
-    }
-
-    /// 0 where a key is, −∞ elsewhere: `[rows, 1, 1, keys]`.
-    fn hidden(&self) -> Tensor {
-        let nobody = self.keys_at.lt(0).view([self.sizes[0], 1, 1, self.sizes[2]]);
-        nobody.zeros_like().to_kind(Kind::Float).masked_fill(&nobody, f64::NEG_INFINITY)
+        places.of(&x.reshape([-1, width]))
     }
 
     /// A mask on the probabilities, `[rows, h, queries, keys]`.
@@ -114,10 +122,11 @@ fn side((spans, places): (&Spans, usize), seen: impl Fn(&Span) -> usize) -> (Vec
     (tokens, back)
 }
 
-/// Rows of a matrix by index, zeros for −1.
-fn taken(x: &Tensor, index: &Tensor) -> Tensor {
-    let there = index.ge(0).unsqueeze(1).to_kind(x.kind());
-    x.index_select(0, &index.clamp_min(0)) * there
+impl Taken {
+    /// These rows of a matrix of fp32, zeros where none is taken.
+    fn of(&self, x: &Tensor) -> Tensor {
+        x.index_select(0, &self.index) * &self.there
+    }
 }
 
 /// Context `[queries, d]`, and what the backward needs.
@@ -129,7 +138,7 @@ pub(super) fn forward(
 ) -> (Tensor, Kept) {
     let query = places.spread(query_td, false, shape.heads);
     let [key, value] = [key_td, value_td].map(|x| places.spread(x, true, shape.heads));
-    let scores = query.matmul(&key.transpose(2, 3)) * super::scale(query_td, shape) + places.hidden();
+    let scores = query.matmul(&key.transpose(2, 3)) * super::scale(query_td, shape) + &places.hidden;
     let probabilities = scores.softmax(-1, Kind::Float);
     let mask = dropout.map(|dropout| places.mask(dropout, shape, query_td.device()));
     let weights = mask.as_ref().map_or_else(|| probabilities.shallow_clone(), |mask| &probabilities * mask);
