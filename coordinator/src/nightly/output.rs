@@ -6,6 +6,9 @@ use graftwork_web::{NightOutcome, NightlyView, Row};
 
 use crate::{progress::duration, report::new_table};
 
+/// Commits that a terminal lists at most.
+const MOST_COMMITS: usize = 20;
+
 /// The view itself.
 pub(super) fn json(view: &NightlyView) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(view)? + "\n")
@@ -61,6 +64,14 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
         text.push_str(&format!("  repeat it: {}\n", row.repeat));
         if let Some(bisect) = &row.bisect {
             text.push_str(&format!("  find its commit: {bisect}\n"));
+        }
+    }
+    if !view.commits.is_empty() {
+        text.push_str("\ncommits between the two nights:\n");
+        view.commits.iter().take(MOST_COMMITS).for_each(|commit| text.push_str(&format!("  {commit}\n")));
+        let more = view.commits.len().saturating_sub(MOST_COMMITS);
+        if more > 0 {
+            text.push_str(&format!("  and {more} more\n"));
         }
     }
     for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {

@@ -3,7 +3,7 @@
 mod kept;
 mod stored;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use graftwork_shared::{
     assignment::Usage,
@@ -102,7 +102,7 @@ fn judged(mut night: Night, good: bool, used: &[&str]) -> Night {
 }
 
 fn commands() -> Commands {
-    Commands::of_night("graftwork nightly job.toml", 2)
+    Commands::of_night(Path::new("job.toml"), "graftwork nightly job.toml", 2)
 }
 
 fn compared(before: &(Night, Book), after: &(Night, Book), nightly: &Nightly) -> compare::Compared {
@@ -135,6 +135,11 @@ fn a_drop_is_named_with_its_rows_and_the_command_that_repeats_it() {
     assert!(
         row.flipped.iter().all(|flip| flip.before.len() == 3 && flip.after.iter().any(|answer| *answer != flip.label))
     );
+    let mut told = worse.view.clone();
+    told.commits = (1..=25).map(|number| format!("commit {number}")).collect();
+    let text = output::terminal(&told, false);
+    let listed = "\ncommits between the two nights:\n  commit 1\n  commit 2\n";
+    assert!(text.contains(listed) && text.contains("  commit 20\n  and 5 more\n"), "{text}");
     for text in [output::terminal(&worse.view, false), output::markdown(&worse.view), output::headline(&worse.view)] {
         assert!(text.contains("REGRESSED: b"), "{text}");
     }

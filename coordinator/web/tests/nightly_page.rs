@@ -81,6 +81,7 @@ fn view() -> NightlyView {
         scores: scores.collect(),
         alone: Vec::new(),
         costs: cost.collect(),
+        commits: ["1f0c2a91d3 Notes", "9be1c07a55 <b> & others"].map(str::to_owned).to_vec(),
         pairs: Vec::new(),
         history: (6..=8).map(past).collect(),
         usage: Usage { core_seconds: 700.0, examples: 10_000, ..Usage::default() },
@@ -160,6 +161,8 @@ fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
         regressions.contains("Find its commit") && regressions.contains("--bisect 8:&lt;films&gt;"),
         "{regressions}"
     );
+    assert!(regressions.contains("2 commits between the two nights"), "{regressions}");
+    assert!(regressions.contains("<code>9be1c07a55 &lt;b&gt; &amp; others</code>"), "{regressions}");
     assert!(page.contains("1 regression") && page.contains("night 7") && page.contains("good &amp; bad"));
     assert!(page.contains("mail went on 0.8 s after the next coordinator began"));
     assert!(page.contains("commit-8") && page.contains("went on after interruptions"));

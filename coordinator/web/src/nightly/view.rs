@@ -26,6 +26,10 @@ pub struct NightlyView {
     pub alone: Vec<Alone>,
     /// Costs over the history, regressions first.
     pub costs: Vec<Cost>,
+    /// Where a score got worse: commits after the baseline's up to this night's, the oldest first, a line each. Empty unless both
+    /// nights name a commit of the job file's repository.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commits: Vec<String>,
     /// Costs of two versions side by side; without a history they have no verdict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<PairedCost>,
