@@ -7,6 +7,7 @@ probes, limits, a pod without rights, secrets by reference alone. Prints what is
 import re
 import subprocess
 import sys
+import tomllib
 
 import jsonschema
 import kubernetes_validate
@@ -158,6 +159,31 @@ def cover_problems(documents):
             yield f"{name(scaler)}: nobody serves {asked}: there is {served}"
 
 
+def night_problems(documents):
+    """Job files of nights are mounted, and their histories stay when the pod goes; gives the problems and how many there are."""
+    maps = {document["metadata"]["name"]: document["data"] for document in documents if document["kind"] == "ConfigMap"}
+    problems, nights = [], 0
+    for document in (document for document in documents if document["kind"] in RUNNERS):
+        pod = document["spec"]["template"]["spec"]
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        for container in pod["containers"]:
+            where = f"{name(document)}/{container['name']}"
+            mounts = {mount["mountPath"]: volumes.get(mount["name"], {}) for mount in container["volumeMounts"]}
+            given = lambda option: [word.split("=", 1)[1] for word in container["args"] if word.startswith(f"{option}=")]
+            for file in given("--nightly"):
+                folder, key = file.rsplit("/", 1)
+                text = maps.get(mounts.get(folder, {}).get("configMap", {}).get("name"), {}).get(key)
+                if text is None:
+                    problems.append(f"{where}: {file} is mounted nowhere")
+                elif "cron" not in tomllib.loads(text).get("nightly", {}):
+                    problems.append(f"{where}: {file} does not say when")
+                nights += 1
+                lasting = [mount for mount, volume in mounts.items() if "persistentVolumeClaim" in volume]
+                if not any(history.startswith(f"{mount}/") for history in given("--nightly-history") for mount in lasting):
+                    problems.append(f"{where}: histories of nights go with the pod")
+    return problems, nights
+
+
 def main():
     helm, chart, settings = sys.argv[1], sys.argv[2], sys.argv[3:]
     documents = rendered(helm, chart, settings)
@@ -167,11 +193,13 @@ def main():
         if document["kind"] in RUNNERS:
             problems += pod_problems(name(document), document["spec"]["template"]["spec"])
     problems += cover_problems(documents)
+    of_nights, nights = night_problems(documents)
+    problems += of_nights
     gpus = [container["resources"]["limits"].get("nvidia.com/gpu") for document in documents if document["kind"] in RUNNERS
             for container in document["spec"]["template"]["spec"]["containers"]]
     if not any(gpus):
         problems.append("no pool asks for a GPU")
-    print("\n".join(problems) or f"{len(documents)} objects are right")
+    print("\n".join(problems) or f"{len(documents)} objects are right, and {nights} nights in them")
     sys.exit(bool(problems))
 
 

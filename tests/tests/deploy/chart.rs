@@ -28,9 +28,33 @@ pub(crate) fn the_chart_is_right() -> Result<()> {
         &["--set", "queueMetric.from=other"],
     ] {
         let (right, said) = check(&chart, settings)?;
-        ensure!(right && said.contains("objects are right"), "{settings:?}: {said}");
+        ensure!(right && said.contains("objects are right, and 0 nights"), "{settings:?}: {said}");
     }
+    let nights = Nights::new()?;
+    let (right, said) = check(&chart, &nights.settings())?;
+    ensure!(right && said.contains("objects are right, and 2 nights"), "{said}");
     Ok(())
+}
+
+/// A job file that the coordinators of a chart run by themselves, under two names.
+struct Nights {
+    _folder: tempfile::TempDir,
+    settings: [String; 2],
+}
+
+impl Nights {
+    fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("nightly.toml");
+        // What a template or YAML might take for its own.
+        fs::write(&file, "name = \"{{ a }}: 'b' # <c>\"\n[nightly]\ncron = \"0 2 * * *\"\n")?;
+        let settings = ["small", "large"].map(|name| format!("nightly.jobs.{name}={}", file.display()));
+        Ok(Self { _folder: folder, settings })
+    }
+
+    fn settings(&self) -> [&str; 5] {
+        ["--set-file", &self.settings[0], "--set-file", &self.settings[1], "--set=nightly.code=4f0c2a91d3"]
+    }
 }
 
 /// The check itself: each change takes away something that it must miss.
@@ -58,6 +82,20 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
         ensure!(text.contains(right), "{file} has no {right:?} any more");
         fs::write(&path, text.replace(right, wrong))?;
         let (right, said) = check(&chart, &[])?;
+        ensure!(!right && said.contains(problem), "{problem}: {said}");
+        fs::write(&path, text)?;
+    }
+    let nights = Nights::new()?;
+    for (file, right, wrong, problem) in [
+        ("coordinator.yaml", "--nightly-history=/hub/", "--nightly-history=/scratch/", "go with the pod"),
+        ("coordinator.yaml", "mountPath: /nightly,", "mountPath: /nights,", "/nightly/small.toml is mounted nowhere"),
+        ("nightly.yaml", "{{ toJson $text }}", "\"[nightly]\"", "/nightly/large.toml does not say when"),
+    ] {
+        let path = chart.join("templates").join(file);
+        let text = fs::read_to_string(&path)?;
+        ensure!(text.contains(right), "{file} has no {right:?} any more");
+        fs::write(&path, text.replace(right, wrong))?;
+        let (right, said) = check(&chart, &nights.settings())?;
         ensure!(!right && said.contains(problem), "{problem}: {said}");
         fs::write(&path, text)?;
     }
