@@ -16,6 +16,11 @@ import yaml
 SCHEMAS = "1.37"
 RUNNERS = ("Deployment", "StatefulSet")
 
+# Text that is a secret: a token of Graftwork's, a private key, an address with a password in it.
+SECRET = re.compile(r"graftwork-(?:join|submit|read|admin)-|PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@")
+# Or one by its name, where it is given something else than a file, or by -env a variable's name.
+NAMED_SECRET = re.compile(r"""(?i)\b[\w-]*(?:password|token|secret|key)s?["']?\s*[:=]\s*["']?(?![/"'\s])""")
+
 # Kubernetes' schemas know no ScaledObject: what of KEDA's is used here, and nothing else.
 TEXT, COUNT = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
 
@@ -114,10 +119,19 @@ def container_problems(where, container):
         for what in ("cpu", "memory"):
             if what not in resources.get(kind, {}):
                 yield f"{where}: no {kind}.{what}"
+    for word in container.get("command", []) + container.get("args", []):
+        if is_secret(word):
+            yield f"{where}: a secret stands in its arguments"
     for variable in container.get("env", []):
+        if SECRET.search(variable.get("value", "")):
+            yield f"{where}: {variable['name']} holds a secret"
         secret = re.search("PASSWORD|TOKEN|KEYS?$|SECRET", variable["name"])
         if secret and "secretKeyRef" not in variable.get("valueFrom", {}):
             yield f"{where}: {variable['name']} is no reference to a secret"
+
+
+def is_secret(text):
+    return bool(SECRET.search(text) or NAMED_SECRET.search(text))
 
 
 def selects(selector, labels):
@@ -188,6 +202,8 @@ def main():
     helm, chart, settings = sys.argv[1], sys.argv[2], sys.argv[3:]
     documents = rendered(helm, chart, settings)
     problems = [f"{name(document)}: a secret is inline" for document in documents if document["kind"] == "Secret"]
+    problems += [f"{name(document)}: {key} holds a secret" for document in documents if document["kind"] == "ConfigMap"
+                 for key, text in document.get("data", {}).items() if is_secret(text)]
     for document in documents:
         problems += schema_problems(document)
         if document["kind"] in RUNNERS:

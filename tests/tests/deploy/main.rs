@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         trial("a_chart_that_is_wrong_is_found_out", tools, chart::a_chart_that_is_wrong_is_found_out),
         trial("pools_follow_the_queue", tools.or(prometheus), chart::pools_follow_the_queue),
         trial("the_compose_file_is_right", tools, chart::the_compose_file_is_right),
+        trial("deployment_files_name_this_version", None, chart::deployment_files_name_this_version),
         trial("the_units_are_right", systemd, chart::the_units_are_right),
         trial("the_alert_rules_fire_for_what_they_are_for", prometheus, metrics::the_rules_fire),
         trial("every_alert_and_every_panel_knows_its_metrics", None, metrics::every_name_is_known),
