@@ -11,6 +11,7 @@ mod metrics;
 mod moved;
 mod process;
 mod release;
+mod retention;
 mod slurm;
 mod stores;
 mod traces;
@@ -73,6 +74,7 @@ fn main() -> ExitCode {
         trial("one_trace_goes_from_submission_to_release", tools, traces::one_trace_goes_through),
         trial("the_next_coordinator_goes_on_with_the_trace", tools, traces::the_next_coordinator_goes_on),
         trial("a_state_is_put_aside_and_brought_back", None, backup::a_state_is_put_aside_and_brought_back),
+        trial("of_an_old_job_only_its_releases_stay", None, retention::of_an_old_job_only_its_releases_stay),
         trial("the_store_of_this_version_is_written", unasked, stores::the_store_of_this_version_is_written),
         trial("every_released_store_opens", None, stores::every_released_store_opens),
         trial("a_state_moves_to_servers_and_back", moved::lacks(), moved::a_state_moves_to_servers_and_back),
