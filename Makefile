@@ -38,8 +38,11 @@ help:
 quickstart: build data
 	@$(GRAFTWORK) run --again jobs/quickstart.toml || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
 
+# The night names the commit of this checkout, where git knows one; with changed files it is called dirty, and names none.
 nightly: build data night-data
-	@$(GRAFTWORK) nightly jobs/nightly.toml
+	@code=$${GRAFTWORK_CODE:-$$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null)}; \
+		[ -z "$$code" ] || export GRAFTWORK_CODE="$$code"; \
+		$(GRAFTWORK) nightly jobs/nightly.toml
 
 night-data: $(NIGHT_DATA)
 

@@ -7,6 +7,7 @@ probes, limits, a pod without rights, secrets by reference alone. Prints what is
 import re
 import subprocess
 import sys
+import tomllib
 
 import jsonschema
 import kubernetes_validate
@@ -14,6 +15,11 @@ import yaml
 
 SCHEMAS = "1.37"
 RUNNERS = ("Deployment", "StatefulSet")
+
+# Text that is a secret: a token of Graftwork's, a private key, an address with a password in it.
+SECRET = re.compile(r"graftwork-(?:join|submit|read|admin)-|PRIVATE KEY|://[^/\s:@]+:[^/\s@]+@")
+# Or one by its name, where it is given something else than a file, or by -env a variable's name.
+NAMED_SECRET = re.compile(r"""(?i)\b[\w-]*(?:password|token|secret|key)s?["']?\s*[:=]\s*["']?(?![/"'\s])""")
 
 # Kubernetes' schemas know no ScaledObject: what of KEDA's is used here, and nothing else.
 TEXT, COUNT = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
@@ -113,10 +119,19 @@ def container_problems(where, container):
         for what in ("cpu", "memory"):
             if what not in resources.get(kind, {}):
                 yield f"{where}: no {kind}.{what}"
+    for word in container.get("command", []) + container.get("args", []):
+        if is_secret(word):
+            yield f"{where}: a secret stands in its arguments"
     for variable in container.get("env", []):
+        if SECRET.search(variable.get("value", "")):
+            yield f"{where}: {variable['name']} holds a secret"
         secret = re.search("PASSWORD|TOKEN|KEYS?$|SECRET", variable["name"])
         if secret and "secretKeyRef" not in variable.get("valueFrom", {}):
             yield f"{where}: {variable['name']} is no reference to a secret"
+
+
+def is_secret(text):
+    return bool(SECRET.search(text) or NAMED_SECRET.search(text))
 
 
 def selects(selector, labels):
@@ -158,20 +173,49 @@ def cover_problems(documents):
             yield f"{name(scaler)}: nobody serves {asked}: there is {served}"
 
 
+def night_problems(documents):
+    """Job files of nights are mounted, and their histories stay when the pod goes; gives the problems and how many there are."""
+    maps = {document["metadata"]["name"]: document["data"] for document in documents if document["kind"] == "ConfigMap"}
+    problems, nights = [], 0
+    for document in (document for document in documents if document["kind"] in RUNNERS):
+        pod = document["spec"]["template"]["spec"]
+        volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+        for container in pod["containers"]:
+            where = f"{name(document)}/{container['name']}"
+            mounts = {mount["mountPath"]: volumes.get(mount["name"], {}) for mount in container["volumeMounts"]}
+            given = lambda option: [word.split("=", 1)[1] for word in container["args"] if word.startswith(f"{option}=")]
+            for file in given("--nightly"):
+                folder, key = file.rsplit("/", 1)
+                text = maps.get(mounts.get(folder, {}).get("configMap", {}).get("name"), {}).get(key)
+                if text is None:
+                    problems.append(f"{where}: {file} is mounted nowhere")
+                elif "cron" not in tomllib.loads(text).get("nightly", {}):
+                    problems.append(f"{where}: {file} does not say when")
+                nights += 1
+                lasting = [mount for mount, volume in mounts.items() if "persistentVolumeClaim" in volume]
+                if not any(history.startswith(f"{mount}/") for history in given("--nightly-history") for mount in lasting):
+                    problems.append(f"{where}: histories of nights go with the pod")
+    return problems, nights
+
+
 def main():
     helm, chart, settings = sys.argv[1], sys.argv[2], sys.argv[3:]
     documents = rendered(helm, chart, settings)
     problems = [f"{name(document)}: a secret is inline" for document in documents if document["kind"] == "Secret"]
+    problems += [f"{name(document)}: {key} holds a secret" for document in documents if document["kind"] == "ConfigMap"
+                 for key, text in document.get("data", {}).items() if is_secret(text)]
     for document in documents:
         problems += schema_problems(document)
         if document["kind"] in RUNNERS:
             problems += pod_problems(name(document), document["spec"]["template"]["spec"])
     problems += cover_problems(documents)
+    of_nights, nights = night_problems(documents)
+    problems += of_nights
     gpus = [container["resources"]["limits"].get("nvidia.com/gpu") for document in documents if document["kind"] in RUNNERS
             for container in document["spec"]["template"]["spec"]["containers"]]
     if not any(gpus):
         problems.append("no pool asks for a GPU")
-    print("\n".join(problems) or f"{len(documents)} objects are right")
+    print("\n".join(problems) or f"{len(documents)} objects are right, and {nights} nights in them")
     sys.exit(bool(problems))
 
 

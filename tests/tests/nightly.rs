@@ -280,6 +280,7 @@ fn look_again(world: &World) -> Result<()> {
 
     expect(&nightly(world, &["--export", "export"], "")?, 0);
     let export = world.path().join("export");
+    assert_eq!(rows(&export.join("nights.parquet"))?, 2);
     // Two nights of four measurements with three seeds.
     assert_eq!(rows(&export.join("answers.parquet"))?, 2 * 4 * 3 * i64::try_from(TESTED)?);
     let history: Value = serde_json::from_str(&read(&export.join("history.json"))?)?;

@@ -5,6 +5,7 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
+    path::Path,
     process::{Command, Output},
 };
 
@@ -95,8 +96,8 @@ impl Repository {
         Ok((stdout, stderr))
     }
 
-    fn report(&self) -> Result<Value> {
-        let path = self.world.path().join("history/beside/nightly.json");
+    fn report(&self, folder: &str) -> Result<Value> {
+        let path = self.world.path().join("history").join(folder).join("nightly.json");
         Ok(serde_json::from_slice(&fs::read(&path).with_context(|| path.display().to_string())?)?)
     }
 }
@@ -140,7 +141,7 @@ fn two_versions_are_measured_side_by_side_on_the_same_data() -> Result<()> {
     let (stdout, _) = repository.nightly(&["--against", "tuned"], 1)?;
     ensure!(stdout.contains("A program that finds a learning rate: REGRESSED: topic\n"), "{stdout}");
     ensure!(stdout.contains("--against tuned --only topic") && stdout.contains("without a verdict"), "{stdout}");
-    let report = repository.report()?;
+    let report = repository.report("beside")?;
     ensure!(findings(&report)? == ["mood same", "topic regressed"], "{report}");
     ensure!(report["pairs"].as_array().is_some_and(|pairs| pairs.len() == 5), "{}", report["pairs"]);
     let beside = repository.world.path().join("history/beside");
@@ -155,7 +156,7 @@ fn two_versions_are_measured_side_by_side_on_the_same_data() -> Result<()> {
     // A folder with programs: the same ones give the same answers. One task alone is asked for.
     let programs = program().parent().context("programs lie in a folder")?.display().to_string();
     let (stdout, _) = repository.nightly(&["--against", &programs, "--only", "mood"], 0)?;
-    ensure!(stdout.contains("no regression") && findings(&repository.report()?)? == ["mood same"], "{stdout}");
+    ensure!(stdout.contains("no regression") && findings(&repository.report("beside")?)? == ["mood same"], "{stdout}");
 
     // What cannot be had is said.
     let (_, said) = repository.nightly(&["--against", "broken"], 1)?;
@@ -190,6 +191,19 @@ fn the_commit_that_made_a_measurement_worse_is_found_by_halves() -> Result<()> {
     let (stdout, _) = repository.nightly(&["--code", &last], 1)?;
     ensure!(stdout.contains("night 2 against night 1: REGRESSED: topic\n"), "{stdout}");
     ensure!(stdout.contains("find its commit: graftwork nightly") && stdout.contains("--bisect 2:topic"), "{stdout}");
+    // All commits between are told with it.
+    let between: Vec<String> = repository
+        .git(&["log", "--reverse", "--abbrev=10", "--format=%h %s", &format!("{good}..")])?
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    let listed = format!("commits between the two nights:\n  {}\n", between.join("\n  "));
+    ensure!(between.len() == 6 && stdout.contains(&listed), "{listed}\n{stdout}");
+    ensure!(
+        repository.report("nights/000002")?["commits"] == serde_json::json!(between),
+        "{}",
+        repository.report("nights/000002")?
+    );
 
     // What the user has not committed yet is left alone.
     repository.write("notes.md", "first\nsecond\nnot yet\n")?;
@@ -216,6 +230,30 @@ fn the_commit_that_made_a_measurement_worse_is_found_by_halves() -> Result<()> {
     repository.nightly(&["--code", "programs of Tuesday", "--against", "1"], 1)?;
     let (_, said) = repository.nightly(&["--bisect", "3:topic"], 1)?;
     ensure!(said.contains("night 3 does not say which commit it measured"), "{said}");
+    Ok(())
+}
+
+/// The target's own commands, with nothing to build before them and `printenv` in the place of the program.
+#[test]
+fn make_nightly_names_the_commit_of_the_checkout() -> Result<()> {
+    let repository = Repository::new("")?;
+    let code = |set: Option<&str>| -> Result<String> {
+        let mut make = Command::new("make");
+        make.arg("-f")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Makefile"))
+            .current_dir(repository.world.path());
+        make.args(["nightly", "-o", "build", "-o", "data", "-o", "night-data", "GRAFTWORK=printenv GRAFTWORK_CODE; :"]);
+        make.env_remove("MAKEFLAGS").env_remove("GRAFTWORK_CODE");
+        let Output { status, stdout, stderr } = make.envs(set.map(|code| ("GRAFTWORK_CODE", code))).output()?;
+        ensure!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+        Ok(String::from_utf8(stdout)?.trim().to_owned())
+    };
+    ensure!(code(None)?.is_empty(), "nothing is committed yet");
+    let commit = repository.commit("All of it")?;
+    ensure!(code(None)? == commit, "{}", code(None)?);
+    ensure!(code(Some("Tuesday's"))? == "Tuesday's", "what the user says counts");
+    repository.write("Makefile", "# changed\n")?;
+    ensure!(code(None)? == format!("{commit}-dirty"), "{}", code(None)?);
     Ok(())
 }
 

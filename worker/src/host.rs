@@ -201,6 +201,7 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
     let mut span = graftwork_telemetry::span_at("train", control.trace.child("train"), Some(control.trace))
         .with("stage", &assignment.stage)
         .with("attempt", assignment.attempt);
+    tracing::info!(joining, "the stage begins");
     let event = match catch_unwind(AssertUnwindSafe(|| stage::run_stage(assignment, joining, &host))) {
         Ok(Ok(StageEnd::Finished(mut result))) => {
             host.cost.set(result.usage);
@@ -223,6 +224,13 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
         span.fail(&failure.message);
     }
     drop(span);
+    let how = match &event {
+        StageEvent::Finished(_) => "finished",
+        StageEvent::Paused(..) => "paused",
+        StageEvent::Failed(_) => "failed",
+        _ => "stopped",
+    };
+    tracing::info!(how, "the stage ends");
     shared.meters.ended(matches!(event, StageEvent::Failed(_)));
     if !control.abandoned.is_cancelled() {
         // An attempt without a result cost something too. The session is gone only when the process ends.

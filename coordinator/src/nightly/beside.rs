@@ -131,7 +131,7 @@ fn commands(other: &str, arguments: &Arguments) -> Commands {
     let mut words = vec![again(arguments), format!("--against {}", pasted(other))];
     words.extend(arguments.build.words());
     let again = words.join(" ");
-    Commands { repeat: format!("{again} --only "), again, bisect: None }
+    Commands { file: arguments.file.clone(), repeat: format!("{again} --only "), again, bisect: None }
 }
 
 /// Compares both, and writes it all; what was trained is removed.

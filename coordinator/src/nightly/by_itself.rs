@@ -270,7 +270,7 @@ impl ByItself {
         let Trained { number, began_ms } = trained?;
         let folder = self.histories.join(slug(&read.job.name));
         let again = format!("graftwork nightly --history {} {}", pasted(&folder), pasted(file));
-        let commands = Commands::of_night(&again, number);
+        let commands = Commands::of_night(file, &again, number);
         let wanted = Wanted { number, against: None, again: false };
         let concluded = match conclude(history, wanted, &read.job.nightly, &commands).await.map_err(Trouble::of) {
             // The next one is not to wait for it for ever.

@@ -1,6 +1,9 @@
 //! A night against its baseline and against the history: verdicts, marks of expected changes, and the view of it all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use graftwork_shared::job::Nightly;
 use graftwork_verdict::{CostFinding, Finding, Settings, changes, judge};
@@ -21,6 +24,8 @@ pub(super) struct Compared {
 
 /// Commands to be told with a verdict.
 pub(super) struct Commands {
+    /// The job file that they name; commits are those of its repository.
+    pub(super) file: PathBuf,
     /// Runs the job once more.
     pub(super) again: String,
     /// Ends with the name of what is to be repeated.
@@ -31,8 +36,9 @@ pub(super) struct Commands {
 
 impl Commands {
     /// Those of a stored night.
-    pub(super) fn of_night(again: &str, number: u64) -> Self {
+    pub(super) fn of_night(file: &Path, again: &str, number: u64) -> Self {
         Self {
+            file: file.to_owned(),
             again: again.to_owned(),
             repeat: format!("{again} --repeat {number}:"),
             bisect: Some(format!("{again} --bisect {number}:")),
@@ -88,6 +94,7 @@ pub(super) fn compare(
         alone: scores::alone(night.night, &rows),
         scores: rows,
         costs,
+        commits: Vec::new(),
         pairs: Vec::new(),
         history: past(nights, night.night.number, judged.good),
         usage: night.night.usage,
@@ -119,6 +126,7 @@ pub(super) fn beside(
         alone: scores::alone(after.night, &rows),
         scores: rows,
         costs: Vec::new(),
+        commits: Vec::new(),
         pairs: costs::pair(before.night, after.night),
         history: Vec::new(),
         usage: after.night.usage,

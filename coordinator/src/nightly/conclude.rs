@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use graftwork_shared::{cause::told, job::Nightly};
+use graftwork_verdict::Finding;
 use graftwork_web::{Curves, NightOutcome, NightlyView, Problem, nightly_page};
 
 use super::{
@@ -17,6 +18,7 @@ use super::{
     night::Night,
     output,
     scores::Opened,
+    versions::Repository,
     webhook,
 };
 use crate::cli::{DONE, Failure, INPUT, MISSED};
@@ -74,7 +76,12 @@ pub(super) async fn conclude(
     let opened = before.as_ref().map(|(night, book)| Opened { night, book });
     let tonight = Opened { night: &night, book: &book };
     let known = Known { nights: &nights, notes: &notes };
-    let Compared { view, judged } = compare::compare(tonight, opened, known, nightly, commands);
+    let Compared { mut view, judged } = compare::compare(tonight, opened, known, nightly, commands);
+    if let Some((before, _)) = &before
+        && view.scores.iter().any(|row| row.verdict.finding == Finding::Regressed)
+    {
+        view.commits = commits(&commands.file, before, &night);
+    }
     let curves = Curves {
         now: curves_of(history, number),
         before: before.as_ref().map(|(night, _)| curves_of(history, night.number)).unwrap_or_default(),
@@ -119,6 +126,19 @@ fn own_answers(history: &History, night: &Night, notes: &mut Vec<Problem>) -> Bo
         notes.push(Problem { name: night.title(), message, fails: true });
         Book::default()
     })
+}
+
+/// Commits after one night's up to another's, where both name one and the job file's repository holds them.
+fn commits(file: &Path, before: &Night, after: &Night) -> Vec<String> {
+    if ![before, after].iter().all(|night| night.code.is_commit()) {
+        return Vec::new();
+    }
+    let told = Repository::of(file).and_then(|repository| {
+        let of = |night: &Night| repository.commit(&night.code.name);
+        repository.told(&of(before)?, &of(after)?)
+    });
+    // A coordinator may run far from any repository.
+    told.unwrap_or_default()
 }
 
 /// The night to compare with, and its answers: the one that is named, or the last good one whose answers can be read.

@@ -3,7 +3,10 @@
 use std::{fs::File, path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use arrow_array::{ArrayRef, Float64Array, RecordBatch, StringArray, UInt64Array};
+use arrow_array::{
+    ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray, UInt64Array,
+    builder::{Float64Builder, ListBuilder, StringBuilder},
+};
 use parquet::arrow::ArrowWriter;
 
 use super::{
@@ -11,7 +14,10 @@ use super::{
     history::{History, labels},
     night::{Measurement, Night},
 };
-use crate::cli::Failure;
+use crate::{
+    cli::Failure,
+    run::{Lost, Recovery},
+};
 
 /// One score of one measurement.
 struct Line<'n> {
@@ -21,14 +27,15 @@ struct Line<'n> {
     score: f64,
 }
 
-/// Writes `history.json`, `measurements.parquet` and `answers.parquet` into a folder; gives the nights. Of nights that are no
-/// longer kept there are numbers alone; answers that cannot be read are told and left out.
+/// Writes `history.json`, `nights.parquet`, `measurements.parquet` and `answers.parquet` into a folder; gives the nights. Of
+/// nights that are no longer kept there are numbers alone; answers that cannot be read are told and left out.
 pub(super) fn export(history: &History, folder: &Path) -> Result<usize, Failure> {
     let nights = history.known()?;
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     let json = serde_json::to_vec_pretty(&nights)?;
     graftwork_store::write_atomically(&folder.join("history.json"), &json)?;
-    measurements(&nights, &folder.join("measurements.parquet"))?;
+    write(&folder.join("nights.parquet"), &whole_nights(&nights)?)?;
+    write(&folder.join("measurements.parquet"), &measurements(&nights)?)?;
     let mut writer = answers::Writer::create(&folder.join("answers.parquet"))?;
     for night in &history.nights()? {
         match history.book(night) {
@@ -43,7 +50,53 @@ pub(super) fn export(history: &History, folder: &Path) -> Result<usize, Failure>
     Ok(nights.len())
 }
 
-fn measurements(nights: &[Night], path: &Path) -> anyhow::Result<()> {
+/// A row a night: what all of it used, and each loss with the seconds until training went on, in lists beside each other.
+fn whole_nights(nights: &[Night]) -> anyhow::Result<RecordBatch> {
+    let whole = |of: fn(&Night) -> u64| -> ArrayRef { Arc::new(nights.iter().map(of).collect::<UInt64Array>()) };
+    let number = |of: fn(&Night) -> f64| -> ArrayRef { Arc::new(nights.iter().map(of).collect::<Float64Array>()) };
+    let text = |of: fn(&Night) -> &str| -> ArrayRef {
+        Arc::new(nights.iter().map(|night| Some(of(night))).collect::<StringArray>())
+    };
+    let good = |night: &Night| night.judged.as_ref().map(|judged| judged.good);
+    let good: ArrayRef = Arc::new(nights.iter().map(good).collect::<BooleanArray>());
+    let (mut lost, mut stages) = (ListBuilder::new(StringBuilder::new()), ListBuilder::new(StringBuilder::new()));
+    let mut seconds = ListBuilder::new(Float64Builder::new());
+    for night in nights {
+        let word = |recovery: &Recovery| match recovery.lost {
+            Lost::Attempt => "attempt",
+            Lost::Coordinator => "coordinator",
+        };
+        lost.append_value(night.recoveries.iter().map(|recovery| Some(word(recovery))));
+        stages.append_value(night.recoveries.iter().map(|recovery| Some(recovery.stage.as_str())));
+        seconds.append_value(night.recoveries.iter().map(|recovery| Some(recovery.seconds)));
+    }
+    let recoveries: [ArrayRef; 3] = [Arc::new(lost.finish()), Arc::new(stages.finish()), Arc::new(seconds.finish())];
+    let [lost, stages, seconds] = recoveries;
+    let batch = RecordBatch::try_from_iter([
+        ("night", whole(|night| night.number)),
+        ("began_ms", whole(|night| night.began_ms)),
+        ("ended_ms", whole(|night| night.ended_ms)),
+        ("code", text(|night| &night.code.name)),
+        ("version", text(|night| &night.code.version)),
+        ("numerics_version", whole(|night| u64::from(night.code.numerics))),
+        ("interruptions", whole(|night| u64::from(night.resumed))),
+        ("good", good),
+        ("wall_seconds", number(|night| night.ended_ms.saturating_sub(night.began_ms) as f64 / 1000.0)),
+        ("core_seconds", number(|night| night.usage.core_seconds)),
+        ("gpu_seconds", number(|night| night.usage.gpu_seconds)),
+        ("bytes_read", whole(|night| night.usage.bytes_read)),
+        ("examples", whole(|night| night.usage.examples)),
+        ("tokens", whole(|night| night.usage.tokens)),
+        ("peak_memory_bytes", whole(|night| night.usage.peak_memory_bytes)),
+        ("recovery_lost", lost),
+        ("recovery_stage", stages),
+        ("recovery_seconds", seconds),
+    ])?;
+    Ok(batch)
+}
+
+/// A row a score of each measurement.
+fn measurements(nights: &[Night]) -> anyhow::Result<RecordBatch> {
     let mut lines = Vec::new();
     for night in nights {
         for measured in &night.measurements {
@@ -82,9 +135,13 @@ fn measurements(nights: &[Night], path: &Path) -> anyhow::Result<()> {
         ("weights", text(|line| line.measured.weights.to_string())),
         ("numeric_class", text(|line| line.measured.numeric_class.to_string())),
     ])?;
+    Ok(batch)
+}
+
+fn write(path: &Path, batch: &RecordBatch) -> anyhow::Result<()> {
     let file = File::create(path).with_context(|| path.display().to_string())?;
     let mut writer = ArrowWriter::try_new(file, batch.schema(), None)?;
-    writer.write(&batch)?;
+    writer.write(batch)?;
     writer.into_inner()?.sync_all()?;
     Ok(())
 }

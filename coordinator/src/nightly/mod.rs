@@ -280,7 +280,7 @@ fn again(arguments: &Arguments) -> String {
 /// Commands to be told with the verdicts of a night.
 fn commands(arguments: &Arguments, number: u64) -> Commands {
     let again = again(arguments);
-    Commands::of_night(&again, number)
+    Commands::of_night(&arguments.file, &again, number)
 }
 
 /// A folder's name from a job's.

@@ -6,6 +6,9 @@ use graftwork_web::{NightOutcome, NightlyView, Row};
 
 use crate::{progress::duration, report::new_table};
 
+/// Commits that a terminal lists at most.
+const MOST_COMMITS: usize = 20;
+
 /// The view itself.
 pub(super) fn json(view: &NightlyView) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(view)? + "\n")
@@ -53,6 +56,7 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
     if !view.scores.is_empty() {
         text.push_str(&format!("{}\n", table(view, color)));
     }
+    text.extend(view.error().map(|words| words + "\n"));
     for row in view.scores.iter().filter(|row| row.verdict.finding == Finding::Regressed) {
         text.push_str(&format!("\n{}: {}\n", row.verdict.name, row.sentence()));
         if let Some(reason) = &row.expected {
@@ -61,6 +65,14 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
         text.push_str(&format!("  repeat it: {}\n", row.repeat));
         if let Some(bisect) = &row.bisect {
             text.push_str(&format!("  find its commit: {bisect}\n"));
+        }
+    }
+    if !view.commits.is_empty() {
+        text.push_str("\ncommits between the two nights:\n");
+        view.commits.iter().take(MOST_COMMITS).for_each(|commit| text.push_str(&format!("  {commit}\n")));
+        let more = view.commits.len().saturating_sub(MOST_COMMITS);
+        if more > 0 {
+            text.push_str(&format!("  and {more} more\n"));
         }
     }
     for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
@@ -106,10 +118,15 @@ fn table(view: &NightlyView, color: bool) -> Table {
             right(format!("{:+.4}", verdict.change)),
             right(format!("{:.4}", verdict.half_width)),
             Cell::new(word(row)),
-            right(verdict.detectable.map_or("–".to_owned(), |drop| format!("-{drop:.4}"))),
+            right(found(row)),
         ]);
     }
     table
+}
+
+/// The drop that would have been found.
+fn found(row: &Row) -> String {
+    row.verdict.detectable.map_or("–".to_owned(), |drop| format!("-{drop:.4}"))
 }
 
 fn word(row: &Row) -> &'static str {
@@ -141,18 +158,21 @@ pub(super) fn markdown(view: &NightlyView) -> String {
     }
     let moved = |row: &&Row| !matches!(row.verdict.finding, Finding::Same | Finding::Steady);
     if view.scores.iter().any(|row| moved(&row)) {
-        text.push_str("\n| score | before | now | change, 95 % | verdict |\n|---|---:|---:|---:|---|\n");
+        text.push_str(
+            "\n| score | before | now | change, 95 % | verdict | would be found |\n|---|---:|---:|---:|---|---:|\n",
+        );
         for row in view.scores.iter().filter(moved) {
             let verdict = &row.verdict;
             let reason = row.expected.as_ref().map_or(String::new(), |reason| format!(": {}", plain(reason)));
             text.push_str(&format!(
-                "| {} | {:.4} | {:.4} | {:+.4} ± {:.4} | {}{reason} |\n",
+                "| {} | {:.4} | {:.4} | {:+.4} ± {:.4} | {}{reason} | {} |\n",
                 plain(&verdict.name),
                 verdict.means[0],
                 verdict.means[1],
                 verdict.change,
                 verdict.half_width,
-                word(row)
+                word(row),
+                found(row)
             ));
         }
     }
@@ -172,6 +192,7 @@ pub(super) fn markdown(view: &NightlyView) -> String {
     if !view.scores.is_empty() {
         text.push_str(&format!("\n{steady} of {} scores did not move.\n", view.scores.len()));
     }
+    text.extend(view.error().map(|words| format!("\nOf each score: {words}.\n")));
     text
 }
 

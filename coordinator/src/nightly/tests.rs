@@ -3,7 +3,7 @@
 mod kept;
 mod stored;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use graftwork_shared::{
     assignment::Usage,
@@ -102,7 +102,7 @@ fn judged(mut night: Night, good: bool, used: &[&str]) -> Night {
 }
 
 fn commands() -> Commands {
-    Commands::of_night("graftwork nightly job.toml", 2)
+    Commands::of_night(Path::new("job.toml"), "graftwork nightly job.toml", 2)
 }
 
 fn compared(before: &(Night, Book), after: &(Night, Book), nightly: &Nightly) -> compare::Compared {
@@ -126,6 +126,19 @@ fn a_drop_is_named_with_its_rows_and_the_command_that_repeats_it() {
     let before = night(1, &STEADY);
     let steady = compared(&before, &night(2, &STEADY), &Nightly::default());
     assert_eq!((steady.view.outcome, steady.judged.good), (NightOutcome::Good, true), "{:?}", steady.view.scores);
+    // Quiet nights say too what they would have found, and how often they are wrong.
+    let found: Vec<f64> = steady.view.scores.iter().filter_map(|row| row.verdict.detectable).collect();
+    let (least, most) = (found.iter().copied().fold(1.0, f64::min), found.iter().copied().fold(0.0, f64::max));
+    let error = format!(
+        "a drop of {least:.4} to {most:.4}, depending on the score, would have been found with 80 %, at most 5 % of \
+         nights without a change name anything"
+    );
+    assert!(found.len() == 4 && least > 0.0 && least < most, "{found:?}");
+    assert!(output::terminal(&steady.view, false).contains(&format!("\n{error}\n")), "{error}");
+    assert!(output::markdown(&steady.view).contains(&format!("Of each score: {error}.\n")), "{error}");
+    let stricter = Nightly { false_alarm: 0.01, power: 0.9, ..Nightly::default() };
+    let stricter = output::terminal(&compared(&before, &night(2, &STEADY), &stricter).view, false);
+    assert!(stricter.contains("found with 90 %, at most 1 % of nights"), "{stricter}");
     let worse = compared(&before, &night(2, &[("a", 0.9), ("b", 0.6), ("c", 0.95), ("d", 0.7)]), &Nightly::default());
     assert_eq!((worse.view.outcome, worse.judged.good), (NightOutcome::Regressed, false));
     assert_eq!(named(&worse.view), ["b"]);
@@ -135,6 +148,11 @@ fn a_drop_is_named_with_its_rows_and_the_command_that_repeats_it() {
     assert!(
         row.flipped.iter().all(|flip| flip.before.len() == 3 && flip.after.iter().any(|answer| *answer != flip.label))
     );
+    let mut told = worse.view.clone();
+    told.commits = (1..=25).map(|number| format!("commit {number}")).collect();
+    let text = output::terminal(&told, false);
+    let listed = "\ncommits between the two nights:\n  commit 1\n  commit 2\n";
+    assert!(text.contains(listed) && text.contains("  commit 20\n  and 5 more\n"), "{text}");
     for text in [output::terminal(&worse.view, false), output::markdown(&worse.view), output::headline(&worse.view)] {
         assert!(text.contains("REGRESSED: b"), "{text}");
     }
@@ -253,6 +271,10 @@ fn lasting_growth_of_time_is_named_since_its_night_and_may_be_expected() {
     assert_eq!(named.view.outcome, NightOutcome::Regressed);
     assert!(output::headline(&named.view).contains("a: core-seconds for 1,000 examples"));
     assert!(named.view.costs[1..].iter().all(|cost| !cost.fails()), "{:?}", named.view.costs);
+    for cost in &named.view.costs {
+        let sentence = cost.sentence();
+        assert!(sentence.contains("found with 80 %, at most 5 % of nights without a change name"), "{sentence}");
+    }
     let excused = slower(true);
     assert_eq!(excused.view.outcome, NightOutcome::Expected);
     assert_eq!(excused.judged.cost_since.get("a: core-seconds for 1,000 examples"), Some(&16));

@@ -27,5 +27,5 @@ pub use measure::{Answers, Measure, Scorer, distance};
 pub use paired::{Tails, mcnemar, sign_flips};
 pub use power::Noise;
 pub use random::Random;
-pub use seeds::{Groups, Spread, spreads};
+pub use seeds::{Groups, Spread, half_width, spreads};
 pub use verdict::{Comparison, Finding, Run, Settings, Verdict, judge};

@@ -6,7 +6,10 @@
 //! the moderated variances of Smyth (2004), which is how thousands of genes with three replicates each are tested.
 
 use serde::{Deserialize, Serialize};
-use statrs::function::gamma::digamma;
+use statrs::{
+    distribution::{ContinuousCDF as _, StudentsT},
+    function::gamma::digamma,
+};
 
 /// How far the score of one seed lies from that of another, as a variance with its degrees of freedom.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,6 +38,14 @@ pub fn spreads(measurements: &[Groups]) -> Vec<Option<Spread>> {
         Spread { variance: squares / freedom, freedom }
     };
     own.into_iter().map(|own| own.map(moderate)).collect()
+}
+
+/// Half the width of the 95 % interval of a mean over seeds, by Student's t; `None` with fewer than two of them.
+pub fn half_width(scores: &[f64]) -> Option<f64> {
+    let count = scores.len() as f64;
+    let Spread { variance, freedom } = pooled(&vec![scores.to_vec()])?;
+    let student = StudentsT::new(0.0, 1.0, freedom).ok()?;
+    Some(student.inverse_cdf(0.975) * (variance / count).sqrt())
 }
 
 /// The variance within groups.
@@ -114,6 +125,22 @@ mod tests {
         assert!((spread.variance - 4.0 / 3.0).abs() < 1e-12, "{spread:?}");
         assert!((spread.freedom - 3.0).abs() < 1e-12);
         assert_eq!(pooled(&vec![vec![1.0], vec![2.0]]), None);
+    }
+
+    #[test]
+    fn an_interval_of_a_mean_is_students() {
+        // Quantiles of t with 2, 1 and 4 degrees of freedom: 4.302653, 12.706205, 2.776445.
+        for (scores, quantile, deviation) in [
+            (vec![0.91, 0.92, 0.93], 4.302_653, 0.01),
+            (vec![0.5, 0.7], 12.706_205, 0.02_f64.sqrt()),
+            (vec![1.0, 2.0, 3.0, 4.0, 5.0], 2.776_445, 2.5_f64.sqrt()),
+        ] {
+            let wanted = quantile * deviation / (scores.len() as f64).sqrt();
+            let found = half_width(&scores).unwrap();
+            assert!((found - wanted).abs() < 1e-5 * wanted, "{scores:?}: {found}, not {wanted}");
+        }
+        assert_eq!(half_width(&[0.5]), None);
+        assert_eq!(half_width(&[0.5, 0.5]), Some(0.0));
     }
 
     /// Drawn from one variance, all come near it; a measurement without seeds stays without.

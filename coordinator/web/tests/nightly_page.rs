@@ -81,6 +81,7 @@ fn view() -> NightlyView {
         scores: scores.collect(),
         alone: Vec::new(),
         costs: cost.collect(),
+        commits: ["1f0c2a91d3 Notes", "9be1c07a55 <b> & others"].map(str::to_owned).to_vec(),
         pairs: Vec::new(),
         history: (6..=8).map(past).collect(),
         usage: Usage { core_seconds: 700.0, examples: 10_000, ..Usage::default() },
@@ -144,6 +145,37 @@ fn what_compares_with_nothing_is_on_the_leaderboard_by_itself() {
 }
 
 #[test]
+fn the_history_has_an_interval_of_each_night() {
+    let mut view = view();
+    let history = |view: &NightlyView| {
+        let page = nightly_page(view, &Curves::default());
+        page.split("id=\"history\"").nth(1).and_then(|rest| rest.split("</section>").next()).unwrap().to_owned()
+    };
+    let points = |history: &str, class: &str, nth: usize| {
+        let line = history.split(&format!("polyline class=\"line {class}\" points=\"")).nth(nth).unwrap();
+        let points = line.split('"').next().unwrap().split(' ').filter(|point| !point.is_empty());
+        points.map(|point| point.split_once(',').unwrap().1.parse().unwrap()).collect::<Vec<f64>>()
+    };
+    // Three seeds: 4.3027 times 0.01 / √3 on both sides of 0.92.
+    let three = history(&view);
+    assert!(three.contains("night 8: 0.9200 ± 0.0248 over 3 seeds"), "{three}");
+    let (low, high, mean) = (points(&three, "before", 1), points(&three, "before", 2), points(&three, "score", 1));
+    let (least, most) = (points(&three, "loss", 1), points(&three, "loss", 2));
+    assert_eq!([low.len(), high.len(), mean.len()], [3; 3], "each night has one");
+    for night in 0..3 {
+        // Down is larger.
+        assert!(low[night] > least[night] && least[night] > mean[night] && mean[night] > most[night], "{three}");
+        let (below, of_seeds) = (low[night] - mean[night], least[night] - mean[night]);
+        assert!((below - (mean[night] - high[night])).abs() < 0.2 && (below / of_seeds - 2.48).abs() < 0.1, "{three}");
+    }
+    // One seed has none, and the other nights keep theirs.
+    view.history[2].scores.insert("mail".to_owned(), vec![0.9]);
+    let one = history(&view);
+    assert!(one.contains("night 8: 0.9000, one seed tells no interval"), "{one}");
+    assert_eq!([points(&one, "before", 1).len(), points(&one, "score", 1).len()], [2, 3]);
+}
+
+#[test]
 fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
     let page = nightly_page(&view(), &curves());
     let sections: Vec<usize> =
@@ -160,6 +192,8 @@ fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
         regressions.contains("Find its commit") && regressions.contains("--bisect 8:&lt;films&gt;"),
         "{regressions}"
     );
+    assert!(regressions.contains("2 commits between the two nights"), "{regressions}");
+    assert!(regressions.contains("<code>9be1c07a55 &lt;b&gt; &amp; others</code>"), "{regressions}");
     assert!(page.contains("1 regression") && page.contains("night 7") && page.contains("good &amp; bad"));
     assert!(page.contains("mail went on 0.8 s after the next coordinator began"));
     assert!(page.contains("commit-8") && page.contains("went on after interruptions"));

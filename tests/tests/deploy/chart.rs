@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use graftwork_shared::VERSION;
 
 use crate::{root, tool};
 
@@ -28,9 +29,33 @@ pub(crate) fn the_chart_is_right() -> Result<()> {
         &["--set", "queueMetric.from=other"],
     ] {
         let (right, said) = check(&chart, settings)?;
-        ensure!(right && said.contains("objects are right"), "{settings:?}: {said}");
+        ensure!(right && said.contains("objects are right, and 0 nights"), "{settings:?}: {said}");
     }
+    let nights = Nights::new()?;
+    let (right, said) = check(&chart, &nights.settings())?;
+    ensure!(right && said.contains("objects are right, and 2 nights"), "{said}");
     Ok(())
+}
+
+/// A job file that the coordinators of a chart run by themselves, under two names.
+struct Nights {
+    _folder: tempfile::TempDir,
+    settings: [String; 2],
+}
+
+impl Nights {
+    fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("nightly.toml");
+        // What a template or YAML might take for its own.
+        fs::write(&file, "name = \"{{ a }}: 'b' # <c>\"\n[nightly]\ncron = \"0 2 * * *\"\n")?;
+        let settings = ["small", "large"].map(|name| format!("nightly.jobs.{name}={}", file.display()));
+        Ok(Self { _folder: folder, settings })
+    }
+
+    fn settings(&self) -> [&str; 5] {
+        ["--set-file", &self.settings[0], "--set-file", &self.settings[1], "--set=nightly.code=4f0c2a91d3"]
+    }
 }
 
 /// The check itself: each change takes away something that it must miss.
@@ -49,6 +74,20 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
             "value: graftwork-join-secret",
             "GRAFTWORK_TOKEN is no reference to a secret",
         ),
+        (
+            "workers.yaml",
+            "--metrics-token-env=METRICS_TOKEN",
+            "--metrics-token=0123456789abcdef",
+            "worker: a secret stands in its arguments",
+        ),
+        (
+            "coordinator.yaml",
+            "@{{ $database }}",
+            ":hunter2@{{ $database }}",
+            "coordinator: a secret stands in its arguments",
+        ),
+        ("coordinator.yaml", "value: /scratch/cache", "value: graftwork-submit-0123", "XDG_CACHE_HOME holds a secret"),
+        ("queue.yaml", "externalRules:", "# password: hunter2\n    externalRules:", "config.yaml holds a secret"),
         ("workers.yaml", "maxReplicas: {{", "mostReplicas: {{", "HorizontalPodAutoscaler"),
         ("workers.yaml", "{name: graftwork_queue}", "{name: graftwork_stages}", "nobody serves ['graftwork_stages']"),
         ("queue.yaml", "seriesQuery:", "seriesQuestion:", "ConfigMap check-queue-metric"),
@@ -58,6 +97,20 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
         ensure!(text.contains(right), "{file} has no {right:?} any more");
         fs::write(&path, text.replace(right, wrong))?;
         let (right, said) = check(&chart, &[])?;
+        ensure!(!right && said.contains(problem), "{problem}: {said}");
+        fs::write(&path, text)?;
+    }
+    let nights = Nights::new()?;
+    for (file, right, wrong, problem) in [
+        ("coordinator.yaml", "--nightly-history=/hub/", "--nightly-history=/scratch/", "go with the pod"),
+        ("coordinator.yaml", "mountPath: /nightly,", "mountPath: /nights,", "/nightly/small.toml is mounted nowhere"),
+        ("nightly.yaml", "{{ toJson $text }}", "\"[nightly]\"", "/nightly/large.toml does not say when"),
+    ] {
+        let path = chart.join("templates").join(file);
+        let text = fs::read_to_string(&path)?;
+        ensure!(text.contains(right), "{file} has no {right:?} any more");
+        fs::write(&path, text.replace(right, wrong))?;
+        let (right, said) = check(&chart, &nights.settings())?;
         ensure!(!right && said.contains(problem), "{problem}: {said}");
         fs::write(&path, text)?;
     }
@@ -122,6 +175,32 @@ pub(crate) fn the_compose_file_is_right() -> Result<()> {
     let output = Command::new(python).arg(script).arg(file).output()?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success() && said.contains("2 services are right"), "{said}");
+    Ok(())
+}
+
+/// Where deployment files name a version, by what stands before it.
+const VERSIONS: [(&str, &str); 8] = [
+    ("compose/compose.yaml", "image: graftwork-coordinator:"),
+    ("compose/compose.yaml", "image: graftwork-worker:"),
+    ("helm/graftwork/Chart.yaml", "\nversion: "),
+    ("helm/graftwork/Chart.yaml", "\nappVersion: "),
+    ("helm/graftwork/values.yaml", "repository: graftwork-coordinator, tag: \""),
+    ("helm/graftwork/values.yaml", "repository: graftwork-worker, tag: \""),
+    ("container/coordinator.Containerfile", "-t graftwork-coordinator:"),
+    ("container/worker.Containerfile", "-t graftwork-worker:"),
+];
+
+pub(crate) fn deployment_files_name_this_version() -> Result<()> {
+    let mut wrong = Vec::new();
+    for (file, before) in VERSIONS {
+        let text = fs::read_to_string(root().join("deploy").join(file))?;
+        let (_, rest) = text.split_once(before).with_context(|| format!("{file} has no {before:?} any more"))?;
+        let version = rest.split(['"', ' ', '\n']).next().unwrap_or_default();
+        if version != VERSION {
+            wrong.push(format!("{file}: {before}{version}"));
+        }
+    }
+    ensure!(wrong.is_empty(), "the programs have version {VERSION}: {wrong:?}");
     Ok(())
 }
 

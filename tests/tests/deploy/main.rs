@@ -11,6 +11,7 @@ mod metrics;
 mod moved;
 mod process;
 mod release;
+mod retention;
 mod slurm;
 mod stores;
 mod traces;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         trial("a_chart_that_is_wrong_is_found_out", tools, chart::a_chart_that_is_wrong_is_found_out),
         trial("pools_follow_the_queue", tools.or(prometheus), chart::pools_follow_the_queue),
         trial("the_compose_file_is_right", tools, chart::the_compose_file_is_right),
+        trial("deployment_files_name_this_version", None, chart::deployment_files_name_this_version),
         trial("the_units_are_right", systemd, chart::the_units_are_right),
         trial("the_alert_rules_fire_for_what_they_are_for", prometheus, metrics::the_rules_fire),
         trial("every_alert_and_every_panel_knows_its_metrics", None, metrics::every_name_is_known),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         trial("one_trace_goes_from_submission_to_release", tools, traces::one_trace_goes_through),
         trial("the_next_coordinator_goes_on_with_the_trace", tools, traces::the_next_coordinator_goes_on),
         trial("a_state_is_put_aside_and_brought_back", None, backup::a_state_is_put_aside_and_brought_back),
+        trial("of_an_old_job_only_its_releases_stay", None, retention::of_an_old_job_only_its_releases_stay),
         trial("the_store_of_this_version_is_written", unasked, stores::the_store_of_this_version_is_written),
         trial("every_released_store_opens", None, stores::every_released_store_opens),
         trial("a_state_moves_to_servers_and_back", moved::lacks(), moved::a_state_moves_to_servers_and_back),

@@ -1,6 +1,7 @@
 //! Workers of a real Slurm on this machine: they train, are told that their time is over, hand over, and are queued again.
 
 use std::{
+    collections::BTreeMap,
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
@@ -68,9 +69,16 @@ impl Slurm {
         Ok(said)
     }
 
-    /// States of the tasks of all jobs.
-    fn states(&self) -> Vec<String> {
-        self.ask("squeue", &["-h", "-r", "-o", "%T"]).unwrap_or_default().lines().map(str::to_owned).collect()
+    /// The tasks of all jobs, by their names (`ARRAY_INDEX`): the number of the job that each one is, and its state.
+    fn tasks(&self) -> BTreeMap<String, (String, String)> {
+        let said = self.ask("squeue", &["-h", "-r", "-o", "%i %A %T"]).unwrap_or_default();
+        let tasks = said.lines().map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        let named = tasks.filter_map(|words| <[String; 3]>::try_from(words).ok());
+        named.map(|[name, number, state]| (name, (number, state))).collect()
+    }
+
+    fn is(&self, task: &str, wanted: &str) -> bool {
+        self.tasks().get(task).is_some_and(|(_, state)| state == wanted)
     }
 }
 
@@ -107,7 +115,7 @@ fn longer_job(world: &World, hub: &Path) -> Result<()> {
     Ok(fs::write(path, text)?)
 }
 
-fn undisturbed(world: &World) -> Result<std::collections::BTreeMap<String, graftwork_shared::digest::Digest>> {
+fn undisturbed(world: &World) -> Result<BTreeMap<String, graftwork_shared::digest::Digest>> {
     let mut cluster = Cluster::new()?;
     let hub = cluster.path().join("hub");
     longer_job(world, &hub)?;
@@ -128,18 +136,30 @@ pub(crate) fn trains_drains_and_queues_again() -> Result<()> {
     let folder = slurm.folder.path().join("workers");
     let id = submit(&guarded, &slurm, &folder)?;
     let began = Instant::now();
+    let both = || {
+        let tasks = slurm.tasks();
+        (tasks.len() == 2 && tasks.values().all(|(_, state)| state == "RUNNING")).then_some(tasks)
+    };
+    let tasks = until(Duration::from_mins(1), both).with_context(|| format!("not both run: {:?}", slurm.tasks()))?;
+    // The task whose own number is that of the array is the one whose time ends; the other one has longer.
+    let own = tasks.iter().find(|(_, (number, _))| *number == id).context("no task has the array's number")?.0;
+    let other = tasks.keys().find(|task| *task != own).context("there are two tasks")?;
+    slurm.ask("scontrol", &["update", &format!("jobid={other}"), "TimeLimit=30"])?;
     let mut watch = guarded.with("reader")?;
     watch.args(["watch", &job, "--progress", "json", "--coordinator", guarded.address()]);
     let mut watch = Run::watching(watch, guarded.path().join("state"))?;
     watch.wait_for("training", |event| matches!(event.kind, EventKind::Step(_)))?;
     // Two minutes are its time, and a hundred seconds before their end it is told, which Slurm looks after twice a minute.
-    let queued = until(Duration::from_secs(150), || slurm.states().contains(&"PENDING".to_owned()).then_some(()));
-    queued.with_context(|| format!("it was not queued again: {}", log(&folder)))?;
+    let queued = until(Duration::from_secs(150), || slurm.is(own, "PENDING").then_some(()));
+    queued.with_context(|| format!("{own} was not queued again: {:?} {}", slurm.tasks(), log(&folder)))?;
     println!("queued again after {:?}", began.elapsed());
+    ensure!(slurm.is(other, "RUNNING"), "{other} was queued again too: {:?}", slurm.tasks());
+    // Whoever goes on is the one that was queued again.
+    slurm.ask("scancel", &[other])?;
     let said = log(&folder);
     ensure!(said.contains("worker leaves"), "it did not drain: {said}");
     // From here on it has the time that it needs; Slurm lets a job that was queued again wait for two minutes.
-    slurm.ask("scontrol", &["update", &format!("jobid={id}"), "TimeLimit=30"])?;
+    slurm.ask("scontrol", &["update", &format!("jobid={own}"), "TimeLimit=30"])?;
     let goes_on = |kind: &EventKind| matches!(kind, EventKind::StageStarted { from_step, .. } if *from_step > 0);
     watch.wait_for("training that goes on from a checkpoint", |event| goes_on(&event.kind))?;
     watch.finish(0)?;
@@ -152,7 +172,7 @@ pub(crate) fn trains_drains_and_queues_again() -> Result<()> {
         ensure!(!kept.contains(&secret), "Slurm keeps a secret");
     }
     slurm.ask("scancel", &[&id])?;
-    until(Duration::from_mins(1), || slurm.states().is_empty().then_some(())).context("it does not end when cancelled")
+    until(Duration::from_mins(1), || slurm.tasks().is_empty().then_some(())).context("it does not end when cancelled")
 }
 
 fn submit(guarded: &Guarded, slurm: &Slurm, folder: &Path) -> Result<String> {
@@ -161,7 +181,7 @@ fn submit(guarded: &Guarded, slurm: &Slurm, folder: &Path) -> Result<String> {
     fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     let mut deploy = Command::new(program());
     deploy.env("SLURM_CONF", slurm.configuration()).env_remove("GRAFTWORK_TOKEN").args(["deploy", "slurm"]);
-    deploy.args(["--coordinator", guarded.address(), "--cpus", "2", "--time", "2", "--drain", "100"]);
+    deploy.args(["--coordinator", guarded.address(), "--workers", "2", "--cpus", "2", "--time", "2", "--drain", "100"]);
     deploy.arg("--token-file").arg(&file).arg("--tls-ca").arg(guarded.path().join("tls/ca.pem"));
     deploy.arg("--folder").arg(folder).arg("--argument=--cache").arg(format!("--argument={}/cache", folder.display()));
     let output = deploy.output()?;

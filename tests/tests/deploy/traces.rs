@@ -96,8 +96,8 @@ pub(crate) fn one_trace_goes_through() -> Result<()> {
     Run::watch(&socket(traced.folder()), &job)?.finish(0)?;
     let end = job_of(&traced.receiver)?;
     ensure!(end.attributes["job"] == job && end.error.is_empty(), "{end:?}");
-    let logged = coordinator.said().into_iter().chain(worker.said());
-    let logged: Vec<String> = logged.filter(|line| line.contains(&end.trace)).collect();
+    let logged = |said: Vec<String>| said.into_iter().filter(|line| line.contains(&end.trace)).collect::<Vec<_>>();
+    let (logged, by_worker) = (logged(coordinator.said()), logged(worker.said()));
     worker.terminate()?;
     coordinator.terminate()?;
     let all = || spans(&traced.receiver).into_iter().filter(|span| span.trace == end.trace).collect::<Vec<_>>();
@@ -125,7 +125,12 @@ pub(crate) fn one_trace_goes_through() -> Result<()> {
     for words in ["job submitted", "stage leased", "stage published", "job ended"] {
         ensure!(logged.iter().any(|line| line.contains(words)), "no log line {words:?} has the trace: {logged:?}");
     }
-    ensure!(logged.iter().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{logged:?}");
+    for words in ["the stage begins", "the stage ends"] {
+        let count = by_worker.iter().filter(|line| line.contains(words)).count();
+        ensure!(count == 4, "{count} of 4 log lines {words:?} of the worker have the trace: {by_worker:?}");
+    }
+    let mut all = logged.iter().chain(&by_worker);
+    ensure!(all.all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{logged:?} {by_worker:?}");
     Ok(())
 }
 

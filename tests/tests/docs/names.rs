@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -15,20 +15,22 @@ use crate::root;
 const OTHERS: [&str; 8] = ["chmod", "docker", "helm", "kubectl", "ln", "podman", "sha256sum", "tar"];
 
 /// Words of the pages that stand for what a reader has.
-const STANDS_FOR: [(&str, &str); 4] = [
+const STANDS_FOR: [(&str, &str); 5] = [
     ("JOB", "0123456789abcdef"),
     ("JOB.toml", "job.toml"),
     ("DAYS", "7"),
+    ("GIB", "4"),
     ("$GRAFTWORK_COORDINATOR", "unix:///data/graftwork/door/socket"),
 ];
 
-/// Words of a command; quotes hold together.
+/// Words of a command; quotes and `$(…)` hold together.
 pub(crate) fn words(text: &str) -> Vec<String> {
-    let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
+    let (mut words, mut word, mut quoted, mut within) = (Vec::new(), String::new(), false, false);
     for letter in text.chars().chain([' ']) {
+        within = (within || letter == '(' && word.ends_with('$')) && letter != ')';
         match letter {
             '"' | '\'' => quoted = !quoted,
-            ' ' if !quoted => words.extend(Some(std::mem::take(&mut word)).filter(|word| !word.is_empty())),
+            ' ' if !quoted && !within => words.extend(Some(std::mem::take(&mut word)).filter(|word| !word.is_empty())),
             _ => word.push(letter),
         }
     }
@@ -51,7 +53,7 @@ pub(crate) fn check(text: &str) -> Result<()> {
     Ok(())
 }
 
-fn is_assignment(word: &str) -> bool {
+pub(crate) fn is_assignment(word: &str) -> bool {
     word.split_once('=').is_some_and(|(name, _)| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
     })
@@ -115,16 +117,40 @@ fn package(name: &str) -> Result<PathBuf> {
 
 /// Packages, examples and tests that are named to cargo.
 fn crates(arguments: &[String]) -> Result<()> {
-    let after = |option: &str| {
-        let at = arguments.iter().position(|word| word == option);
-        at.and_then(|at| arguments.get(at + 1))
-    };
-    let folder = after("-p").map_or_else(|| Ok(root().join("tests")), |name| package(name))?;
+    let (ours, of_the_program) =
+        arguments.split_at(arguments.iter().position(|word| word == "--").unwrap_or(arguments.len()));
+    let after = |option: &'static str| ours.windows(2).filter(move |pair| pair[0] == option).map(|pair| &pair[1]);
+    let folder = after("-p").next().map_or_else(|| Ok(root().join("tests")), |name| package(name))?;
     for (option, place) in [("--example", "examples"), ("--test", "tests"), ("--bench", "benches")] {
-        let Some(name) = after(option) else { continue };
-        let place = folder.join(place);
-        let is_there = place.join(format!("{name}.rs")).exists() || place.join(name).join("main.rs").exists();
-        ensure!(is_there, "there is no {name} in {}", place.display());
+        for name in after(option) {
+            let place = folder.join(place);
+            let is_there = place.join(format!("{name}.rs")).exists() || place.join(name).join("main.rs").exists();
+            ensure!(is_there, "there is no {name} in {}", place.display());
+        }
+    }
+    let filters = of_the_program.iter().filter(|word| !word.starts_with('-'));
+    for name in filters.filter(|_| ours.first().is_some_and(|verb| verb == "test")) {
+        ensure!(has_test(&folder, name)?, "no test in {} has {name} in its name", folder.display());
     }
     Ok(())
+}
+
+/// Whether a function below a folder has this in its name.
+fn has_test(folder: &Path, part: &str) -> Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let found = if path.is_dir() {
+            has_test(&path, part)?
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let text = fs::read_to_string(&path)?;
+            let mut names = text.lines().filter_map(|line| line.split_once("fn ")?.1.split_once('('));
+            names.any(|(name, _)| name.contains(part))
+        } else {
+            false
+        };
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -1,10 +1,14 @@
-//! Commands in a page: fenced blocks without a language, or with a shell's, and `graftwork …` inside the text.
+//! Commands in a page: fenced blocks without a language, or with a shell's, and `graftwork …`, `make …` and `cargo …` inside
+//! the text.
 
 use std::{fmt, fs};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::root;
+use crate::{
+    names::{is_assignment, words},
+    root,
+};
 
 /// A command, and where it stands.
 #[derive(Clone, Debug)]
@@ -82,15 +86,38 @@ pub(crate) fn commands(page: &str) -> Result<Vec<Command>> {
     Ok(commands)
 }
 
-/// `graftwork …` inside the text of a page.
+/// `graftwork …`, `make …` and `cargo …` inside the text of a page; one may go on in the next line.
 pub(crate) fn spans(page: &str) -> Result<Vec<Command>> {
-    let (mut spans, mut fenced) = (Vec::new(), false);
+    let (mut spans, mut fenced, mut open) = (Vec::new(), false, None::<Command>);
     for (at, line) in text_of(page)?.lines().enumerate() {
         fenced ^= line.starts_with("```");
-        let quoted = line.split('`').skip(1).step_by(2).filter(|text| text.starts_with("graftwork ") && !fenced);
-        spans.extend(quoted.map(|text| Command { page: page.to_owned(), line: at + 1, text: text.to_owned() }));
+        if fenced || line.starts_with("```") {
+            continue;
+        }
+        ensure!(open.is_none() || !line.trim().is_empty(), "{page}:{}: a code span does not end", at + 1);
+        for (nth, part) in line.split('`').enumerate() {
+            if nth > 0 {
+                match open.take() {
+                    Some(span) => spans.extend(Some(span).filter(|span| is_command(&span.text))),
+                    None => open = Some(Command { page: page.to_owned(), line: at + 1, text: String::new() }),
+                }
+            } else if let Some(span) = &mut open {
+                span.text.push(' ');
+            }
+            if let Some(span) = &mut open {
+                span.text.push_str(if nth == 0 { part.trim_start() } else { part });
+            }
+        }
     }
     Ok(spans)
+}
+
+/// Whether it is more than a program's name.
+fn is_command(text: &str) -> bool {
+    let words = words(text);
+    let mut words = words.iter().skip_while(|word| is_assignment(word));
+    let first = words.next().is_some_and(|first| ["graftwork", "make", "cargo"].contains(&first.as_str()));
+    first && words.next().is_some()
 }
 
 /// The job file that the page shows first.

@@ -216,13 +216,19 @@ const BODY_TAIL: &str = r#"worker=$!
 # A signal ends the wait, and not the worker.
 while wait "$worker"; code=$?; kill -0 "$worker" 2>/dev/null; do :; done
 if [ -n "$again" ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    # One task's own number is that of the whole array, and would queue all of its tasks again.
+    scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
 fi
 exit "$code"
 "#;
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        thread,
+        time::{Duration, Instant},
+    };
+
     use clap::Parser;
 
     use super::*;
@@ -257,6 +263,30 @@ mod tests {
         assert!(!script.contains("secret"), "{script}");
         let checked = Command::new("bash").args(["-n", "-c", &script]).status().unwrap();
         assert!(checked.success(), "{script}");
+    }
+
+    /// The script itself runs, with bash in the place of the worker and of Slurm.
+    #[test]
+    fn the_task_whose_time_is_over_is_queued_again_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = "trap 'exit 3' TERM\ntouch runs\nwhile :; do sleep 0.05; done\n";
+        fs::write(folder.path().join("worker"), worker).unwrap();
+        let mut arguments = of(&["--workers", "2"]);
+        arguments.program = Some("/bin/bash".into());
+        let mut task = Command::new("bash");
+        task.args(["-c", &script(&arguments, Path::new("/shared/slurm")).unwrap()]).current_dir(folder.path());
+        task.env("BASH_FUNC_scontrol%%", "() { echo \"$*\" > asked; }");
+        task.envs([("SLURM_JOB_ID", "7"), ("SLURM_ARRAY_JOB_ID", "7"), ("SLURM_ARRAY_TASK_ID", "1")]);
+        let mut task = task.spawn().unwrap();
+        let began = Instant::now();
+        while !folder.path().join("runs").exists() {
+            assert!(began.elapsed() < Duration::from_secs(30), "the worker does not start");
+            thread::sleep(Duration::from_millis(10));
+        }
+        let told = Command::new("kill").args(["-USR1", &task.id().to_string()]).status().unwrap();
+        assert!(told.success());
+        assert_eq!(task.wait().unwrap().code(), Some(3), "the worker hands over first");
+        assert_eq!(fs::read_to_string(folder.path().join("asked")).unwrap(), "requeue 7_1\n");
     }
 
     #[test]

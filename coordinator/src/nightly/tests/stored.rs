@@ -2,10 +2,19 @@
 
 use std::fs;
 
+use arrow_array::{
+    cast::AsArray as _,
+    types::{Float64Type, UInt64Type},
+};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
 use super::*;
-use crate::nightly::{
-    conclude::{Concluded, Wanted, conclude},
-    history::History,
+use crate::{
+    nightly::{
+        conclude::{Concluded, Wanted, conclude},
+        history::History,
+    },
+    run::{Lost, Recovery},
 };
 
 fn ignore(_: &str) {}
@@ -173,4 +182,38 @@ async fn looking_again_changes_nothing_that_was_said() {
     let again = conclude(&history, wanted, &nightly, &commands()).await.unwrap();
     assert!(again.page.starts_with(history.compared_folder()), "{}", again.page.display());
     assert_eq!((fs::read(&three.page).unwrap(), history.night(3).unwrap()), (said, before));
+}
+
+#[test]
+fn the_cost_and_the_recovery_times_of_whole_nights_are_exported_as_parquet() {
+    let folder = tempfile::tempdir().unwrap();
+    let history = History::open(folder.path().join("history"), ignore).unwrap();
+    let (mut first, book) = night(1, &STEADY);
+    let recovery = |lost, stage: &str, seconds| Recovery { lost, stage: stage.parse().unwrap(), seconds };
+    first.recoveries = vec![recovery(Lost::Attempt, "a-1", 2.5), recovery(Lost::Coordinator, "b-2", 0.75)];
+    first.usage = Usage { core_seconds: 61.5, gpu_seconds: 3.5, peak_memory_bytes: 7 << 20, ..Usage::default() };
+    history.keep(&judged(first, true, &[]), &book).unwrap();
+    let (second, book) = night(2, &STEADY);
+    history.keep(&second, &book).unwrap();
+    let export = folder.path().join("export");
+    assert_eq!(crate::nightly::export::export(&history, &export).unwrap(), 2);
+
+    let file = fs::File::open(export.join("nights.parquet")).unwrap();
+    let mut batches = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
+    let batch = batches.next().unwrap().unwrap();
+    assert!(batches.next().is_none() && batch.num_rows() == 2, "a row a night");
+    let numbers = |column: &str| batch[column].as_primitive::<Float64Type>().values().to_vec();
+    assert_eq!(numbers("wall_seconds"), [60.0, 60.0]);
+    assert_eq!((numbers("core_seconds"), numbers("gpu_seconds")), (vec![61.5, 60.0], vec![3.5, 0.0]));
+    let peaks = batch["peak_memory_bytes"].as_primitive::<UInt64Type>().values().to_vec();
+    assert_eq!(peaks, [7 << 20, 400 << 20]);
+    let good: Vec<Option<bool>> = batch["good"].as_boolean().iter().collect();
+    assert_eq!(good, [Some(true), None], "the second one was not compared yet");
+    let of = |column: &str, night: usize| batch[column].as_list::<i32>().value(night);
+    let words =
+        |column, night| of(column, night).as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words("recovery_lost", 0), ["attempt", "coordinator"]);
+    assert_eq!(words("recovery_stage", 0), ["a-1", "b-2"]);
+    assert_eq!(of("recovery_seconds", 0).as_primitive::<Float64Type>().values().to_vec(), [2.5, 0.75]);
+    assert!(of("recovery_seconds", 1).is_empty() && words("recovery_lost", 1).is_empty(), "nothing was lost");
 }

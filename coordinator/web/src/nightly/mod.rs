@@ -13,6 +13,9 @@ pub use view::{
 
 use crate::{number, page};
 
+/// Commits that are listed without a click at most.
+const OPEN_COMMITS: usize = 20;
+
 /// The whole page, self-contained: style inside, no script, nothing fetched. `curves` tell how the night and its baseline
 /// were trained.
 pub fn nightly_page(view: &NightlyView, curves: &Curves) -> String {
@@ -89,6 +92,12 @@ fn regressions(view: &NightlyView) -> Markup {
             article.card.named {
                 h3 { (cost.change.name) " " (badge(cost.fails(), cost.expected.as_deref())) }
                 p { (cost.sentence()) "." }
+            }
+        }
+        @if !view.commits.is_empty() {
+            details open[view.commits.len() <= OPEN_COMMITS] {
+                summary { (view.commits.len()) " commit" @if view.commits.len() > 1 { "s" } " between the two nights" }
+                ul { @for commit in &view.commits { li { code { (commit) } } } }
             }
         }
     }

@@ -26,6 +26,10 @@ pub struct NightlyView {
     pub alone: Vec<Alone>,
     /// Costs over the history, regressions first.
     pub costs: Vec<Cost>,
+    /// Where a score got worse: commits after the baseline's up to this night's, the oldest first, a line each. Empty unless both
+    /// nights name a commit of the job file's repository.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commits: Vec<String>,
     /// Costs of two versions side by side; without a history they have no verdict.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<PairedCost>,
@@ -191,6 +195,22 @@ pub struct Past {
     pub usage: Usage,
 }
 
+impl NightlyView {
+    /// What its verdicts on scores would have found, and how often they are wrong; nothing where none was compared.
+    pub fn error(&self) -> Option<String> {
+        let power = percent(self.scores.first()?.verdict.power);
+        let drops = || self.scores.iter().filter_map(|row| row.verdict.detectable);
+        let found = match (drops().reduce(f64::min), drops().reduce(f64::max)) {
+            (Some(least), Some(most)) if least < most => {
+                format!("a drop of {least:.4} to {most:.4}, depending on the score, would have been found with {power}")
+            }
+            (Some(drop), _) => format!("a drop of {drop:.4} would have been found with {power}"),
+            _ => "with one seed and the same answers nothing tells of noise".to_owned(),
+        };
+        Some(format!("{found}, {}", alarms(self.false_alarm)))
+    }
+}
+
 impl Head {
     /// What people call it.
     pub fn title(&self) -> String {
@@ -234,7 +254,7 @@ impl Row {
     /// What would have been found, and how often nothing is found wrongly.
     pub fn error(&self) -> String {
         let verdict = &self.verdict;
-        let alarms = format!("at most {} of nights without a change name anything", percent(verdict.false_alarm));
+        let alarms = alarms(verdict.false_alarm);
         let found = match verdict.detectable {
             Some(drop) => format!("a drop of {drop:.4} would have been found with {}", percent(verdict.power)),
             None => "with one seed and the same answers nothing tells of noise".to_owned(),
@@ -262,15 +282,21 @@ impl Cost {
             Found::Regressed => format!("worse: {}", moved()),
             Found::Improved => format!("better: {}", moved()),
         };
-        match detectable {
-            Some((size, nights)) => format!(
-                "{found}; {} more over {nights} nights would have been found with {}",
+        let alarms = alarms(self.change.false_alarm);
+        match (finding, detectable) {
+            (Found::Short, _) => found,
+            (_, Some((size, nights))) => format!(
+                "{found}; {} more over {nights} nights would have been found with {}, {alarms}",
                 percent(*size),
                 percent(*power)
             ),
-            None => found,
+            (_, None) => format!("{found}; no growth would have been found with {}, {alarms}", percent(*power)),
         }
     }
+}
+
+fn alarms(share: f64) -> String {
+    format!("at most {} of nights without a change name anything", percent(share))
 }
 
 /// A share as people read it.
