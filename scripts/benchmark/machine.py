@@ -21,6 +21,7 @@ def facts():
         "instructions": [flag for flag in wanted if flag in cpu.get("flags", "").split()],
         "memory_mb": int(memory.split()[1]) // 1024,
         "kernel": platform.release(),
+        "gpu": first_line("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
         "load": os.getloadavg()[0],
     }
 
@@ -30,17 +31,19 @@ def programs(folder):
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in ("graftwork", "graftwork-worker")}
 
 
-def versions(options, root):
-    def first_line(*command):
-        try:
-            return subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=root).stdout.strip().split("\n")[0]
-        except OSError:
-            return ""
+def first_line(*command, folder=None):
+    """What a command says first; nothing where there is no such command."""
+    try:
+        return subprocess.run([str(word) for word in command], capture_output=True, text=True, cwd=folder).stdout.strip().split("\n")[0]
+    except OSError:
+        return ""
 
+
+def versions(options, root):
     libtorch = root / ".graftwork/libtorch/torch/build-version"
     found = {
         "graftwork": first_line(options.programs / "graftwork", "--version"),
-        "commit": first_line("git", "rev-parse", "HEAD"),
+        "commit": first_line("git", "rev-parse", "HEAD", folder=root),
         "libtorch": libtorch.read_text().strip() if libtorch.exists() else "",
         "rustc": first_line("rustc", "--version"),
     }

@@ -44,6 +44,7 @@ use crate::{
     session::StageEvent,
     stage::{self, StageEnd},
     trunks::{self, Trunks},
+    waiting::Waiting,
 };
 
 /// What all stages of a process share.
@@ -80,6 +81,7 @@ pub(crate) struct Control {
     accepted: watch::Sender<Option<u64>>,
     formation: watch::Sender<Formation>,
     group: Arc<Mutex<Entered>>,
+    waiting: Waiting,
     /// What is done for the stage stands below this.
     trace: TraceContext,
 }
@@ -106,6 +108,7 @@ impl Control {
             accepted: watch::Sender::new(None),
             formation: watch::Sender::new(Formation::ALONE),
             group: Arc::default(),
+            waiting: Waiting::default(),
         }
     }
 
@@ -150,6 +153,11 @@ impl Control {
 
     fn group(&self) -> MutexGuard<'_, Entered> {
         self.group.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The epoch and the updates done of a stage that computes nothing, and has waited for its fellows for too long.
+    pub(crate) fn waits(&self) -> Option<(u64, u64)> {
+        self.waiting.too_long(Instant::now())
     }
 
     /// Drops the stage's work at once.
@@ -401,6 +409,10 @@ impl stage::Host for StageHost<'_> {
         self.control.group().forms = false;
         self.leave_if_abandoned();
         formed
+    }
+
+    fn waiting(&self) -> Waiting {
+        self.control.waiting.clone()
     }
 
     fn on_prepared(&self) {

@@ -31,6 +31,7 @@ mod reopen;
 mod serve;
 mod settle;
 mod share;
+mod stall;
 mod state;
 mod sweep;
 mod tail;

@@ -323,7 +323,8 @@ impl Session {
         let beats = matches!(event, Event::Beat);
         let holds = if beats { self.shared.holdings().map(Event::Holds) } else { None };
         let probe = if beats { self.probe() } else { None };
-        let mut events: VecDeque<Event> = holds.into_iter().chain([event]).chain(probe).collect();
+        let waits: Vec<Event> = if beats { self.stages.iter().filter_map(waits).collect() } else { Vec::new() };
+        let mut events: VecDeque<Event> = holds.into_iter().chain([event]).chain(waits).chain(probe).collect();
         while let Some(event) = events.pop_front() {
             for command in self.machine.apply(event) {
                 match command {
@@ -441,6 +442,12 @@ impl Session {
     fn refused(&self, reason: String) -> SessionError {
         SessionError::Refused { address: self.options.coordinators.current().address().to_string(), reason }
     }
+}
+
+/// What a stage tells with a heartbeat that has waited for its fellows for too long.
+fn waits((lease, control): (&LeaseId, &Control)) -> Option<Event> {
+    let (epoch, step) = control.waits()?;
+    Some(Event::Stage(*lease, StageEvent::Waits(epoch, step)))
 }
 
 async fn tick(beat: Option<&mut Interval>) {

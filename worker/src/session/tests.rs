@@ -338,6 +338,19 @@ fn a_refused_worker_ends_and_one_that_holds_work_trains_on_and_asks_again() {
 }
 
 #[test]
+fn whoever_waits_for_its_fellows_says_so_while_there_is_a_link_and_keeps_nothing_of_it() {
+    let mut machine = working(1);
+    let waits = || Event::Stage(LeaseId(1), StageEvent::Waits(2, 30));
+    assert_eq!(split(machine.apply(waits())), (vec![(3, WorkerMessage::Waits(LeaseId(1), 2, 30))], vec![]));
+    machine.apply(Event::Lost);
+    assert_eq!(machine.apply(waits()), []);
+    machine.apply(welcome(3));
+    assert_eq!(split(machine.apply(Event::Beat)).0, [(3, WorkerMessage::Heartbeat(vec![LeaseId(1)]))]);
+    machine.apply(fenced(3, 1));
+    assert_eq!(machine.apply(waits()), []);
+}
+
+#[test]
 fn heartbeats_list_what_is_held() {
     let mut machine = working(2);
     machine.apply(assign(3, 9));
