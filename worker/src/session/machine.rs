@@ -227,6 +227,11 @@ impl Machine {
         self.leases.keys().copied().collect()
     }
 
+    /// Whether a stage is under way.
+    pub(crate) fn trains(&self) -> bool {
+        self.leases.values().any(|lease| lease.state.runs())
+    }
+
     /// Takes one event; the commands are to be performed in order.
     pub(crate) fn apply(&mut self, event: Event) -> Vec<Command> {
         let mut commands = match event {

@@ -166,6 +166,21 @@ fn the_scores_of_a_paused_trial_are_held_until_they_are_accepted() {
 }
 
 #[test]
+fn a_worker_trains_until_its_stages_end_whoever_can_hear_it() {
+    let mut machine = working(2);
+    machine.apply(assign(3, 2));
+    machine.apply(Event::Lost);
+    machine.apply(Event::Stage(LeaseId(1), StageEvent::Finished(result(90))));
+    assert!(machine.trains(), "the other one goes on");
+    machine.apply(uploaded(2, 50));
+    assert!(machine.trains(), "a checkpoint is not its end");
+    let failure = Failure { blame: Blame::Machine, message: "broken".to_owned() };
+    machine.apply(Event::Stage(LeaseId(2), StageEvent::Failed(failure)));
+    assert!(!machine.trains());
+    assert_eq!(machine.leases(), [LeaseId(1), LeaseId(2)], "what nobody heard is still to be said");
+}
+
+#[test]
 fn fenced_work_is_dropped_and_never_spoken_of_again() {
     let mut machine = working(1);
     machine.apply(uploaded(1, 50));
