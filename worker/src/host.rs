@@ -172,9 +172,10 @@ impl Control {
     }
 }
 
-/// Members finish an update, or the scoring of a split, before they come. One that is lost ends the wait much earlier:
-/// the coordinator then tells of the next formation.
-const FORMING: Duration = Duration::from_mins(10);
+/// Members finish an update, or the scoring of a split, before they come, and compute as long as they need within an
+/// operation: waiting for them is never a fault. This bounds what nobody looks at any more. One that is lost, and members
+/// that wait for each other in vain, end the wait much earlier: the coordinator then tells of the next formation.
+const LONGEST: Duration = Duration::from_hours(24);
 
 /// Payload that unwinds the controller thread of an abandoned stage.
 struct Abandoned;
@@ -395,7 +396,8 @@ impl stage::Host for StageHost<'_> {
         };
         let request = FormRequest {
             backend,
-            form_deadline: FORMING,
+            form_deadline: LONGEST,
+            deadline: LONGEST,
             aborter: self.control.enter(formation.epoch),
             ..FormRequest::new(
                 self.lease.to_string(),
