@@ -40,7 +40,7 @@ mod view;
 mod worker;
 
 pub use census::Census;
-pub use explain::{Ahead, Free, Needs, Slow, Why};
+pub use explain::{Ahead, Free, Needs, OtherClass, Slow, Why};
 pub use fact::{FACT_VERSION, Fact};
 pub use machine::{Policy, Scheduler, Standing};
 pub use merit::Chosen;
