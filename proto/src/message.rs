@@ -96,6 +96,9 @@ pub enum WorkerMessage {
     Prepared(LeaseId),
     /// The group of this epoch failed for it; with the reason.
     Broken(LeaseId, u64, String),
+    /// In the group of this epoch, after this update, it computes nothing and has waited for the others for longer than
+    /// any message takes; said with each heartbeat while that lasts.
+    Waits(LeaseId, u64, u64),
     /// What the attempt has cost so far.
     Spent(LeaseId, Usage),
 }
@@ -248,6 +251,7 @@ impl TryFrom<v1::WorkerMessage> for WorkerEnvelope {
             Message::Holds(m) => WorkerMessage::Holds(holdings(m)?),
             Message::Prepared(m) => WorkerMessage::Prepared(LeaseId(m.lease)),
             Message::Broken(m) => WorkerMessage::Broken(LeaseId(m.lease), m.epoch, m.reason),
+            Message::Waits(m) => WorkerMessage::Waits(LeaseId(m.lease), m.epoch, m.step),
             Message::Spent(m) => WorkerMessage::Spent(LeaseId(m.lease), from_document("spent.usage", &m.usage)?),
         };
         Ok(Self { term: Term(wire.term), trace: wire.trace, message })
@@ -327,6 +331,7 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
             WorkerMessage::Spent(lease, usage) => {
                 Message::Spent(v1::Spent { lease: lease.0, usage: to_document(&usage) })
             }
+            WorkerMessage::Waits(lease, epoch, step) => Message::Waits(v1::Waits { lease: lease.0, epoch, step }),
             WorkerMessage::Prepared(lease) => Message::Prepared(v1::Prepared { lease: lease.0 }),
             WorkerMessage::Broken(lease, epoch, reason) => {
                 Message::Broken(v1::Broken { lease: lease.0, epoch, reason })

@@ -136,6 +136,12 @@ impl Cluster {
         stop(self.workers.remove(position)).context("a worker")
     }
 
+    /// Waits until a worker ends by itself; gives how it ended.
+    pub fn wait_for_worker(&mut self, pid: u32) -> Result<ExitStatus> {
+        let position = self.workers.iter().position(|worker| worker.id() == pid).context("no such worker")?;
+        ended(self.workers.remove(position)).context("a worker")
+    }
+
     /// SIGTERM to the coordinator; gives how it ended.
     pub fn stop_coordinator(&mut self) -> Result<ExitStatus> {
         stop(self.coordinator.take().context("no coordinator runs")?).context("the coordinator")
@@ -212,18 +218,23 @@ impl Drop for Cluster {
 }
 
 /// SIGTERM, and the end that comes of it.
-fn stop(mut process: Child) -> Result<ExitStatus> {
+fn stop(process: Child) -> Result<ExitStatus> {
     let pid = process.id();
-    let sent = Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
-    let until = Instant::now() + Duration::from_mins(1);
-    while sent.success() && Instant::now() < until {
+    ensure!(Command::new("kill").args(["-TERM", &pid.to_string()]).status()?.success(), "cannot send SIGTERM to {pid}");
+    ended(process)
+}
+
+/// The end that comes within a minute.
+fn ended(mut process: Child) -> Result<ExitStatus> {
+    let (pid, until) = (process.id(), Instant::now() + Duration::from_mins(1));
+    while Instant::now() < until {
         if let Some(status) = process.try_wait()? {
             return Ok(status);
         }
         thread::sleep(Duration::from_millis(20));
     }
     end(process);
-    bail!("process {pid} was told to end and did not within a minute")
+    bail!("process {pid} was to end and did not within a minute")
 }
 
 /// One that has ended already is reaped all the same.

@@ -272,6 +272,8 @@ impl Hosts {
             "--cache",
             &format!("cache-{host}"),
         ]);
+        // Every update is told, so that one that is made twice is seen.
+        command.args(["--report-every", "0"]);
         command.args(["--private-network", "--group-address", &format!("10.77.0.{host}")]);
         let log = File::options().create(true).append(true).open(self.path().join(format!("worker-{host}.log")))?;
         let worker = command.stderr(log).spawn()?;

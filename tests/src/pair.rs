@@ -70,7 +70,8 @@ impl Pair {
     pub fn start_worker(&mut self) -> Result<()> {
         let mut command = Command::new(program());
         command.current_dir(self.path()).args(["worker", "--coordinator", &self.addresses(), "--threads", "2"]);
-        command.args(["--cache", "worker-cache"]).stdin(Stdio::null()).stderr(Stdio::null());
+        // Every update is told, so that one that is made twice is seen.
+        command.args(["--report-every", "0", "--cache", "worker-cache"]).stdin(Stdio::null()).stderr(Stdio::null());
         self.worker = Some(command.spawn()?);
         Ok(())
     }

@@ -23,6 +23,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// Longer than a silence after which a worker is given up, and than a member's grace.
 const LONG: Duration = Duration::from_secs(14);
 
+/// Members that wait for each other in vain are parted within this time.
+const PARTED: Duration = Duration::from_mins(1);
+
 /// A job that ends not within this time is stuck.
 const MOST: Duration = Duration::from_mins(5);
 
@@ -209,12 +212,27 @@ fn a_worker_is_cut_off_from_all(run: &mut UnderWay) -> Result<()> {
 fn two_members_cannot_reach_each_other(run: &mut UnderWay) -> Result<()> {
     let ((_, one), (_, other)) = (run.member(0)?, run.member(1)?);
     let cut = both_ways([(one, other)]);
-    let ([began, ended], toll) = run.weather_for(LONG, &Weather { cut: cut.clone(), ..Weather::default() })?;
+    let (stage, epoch, began) = (run.stage.clone(), run.group.epoch, Instant::now());
+    let pair = [run.group.members[0], run.group.members[1]];
+    run.hosts.weather(&Weather { cut: cut.clone(), ..Weather::default() })?;
+    // While they are cut off from each other, and not once that is over.
+    let goes_on = run.until(&format!("{stage} is trained on by one of {pair:?}"), |run, event| {
+        let formed = &run.story.formed[&stage];
+        let parted = formed.epoch > epoch && !pair.iter().all(|member| formed.members.contains(member));
+        let of_stage = event.stage.as_ref().is_some_and(|of| of.as_str() == stage);
+        of_stage && parted && matches!(&event.kind, EventKind::Step(report) if report.group == formed.epoch)
+    })?;
+    let waited = began.elapsed();
+    println!("{stage} goes on after {waited:?}: {:?}", run.told[goes_on]);
+    ensure!(waited < PARTED, "it stood still for {waited:?}");
+    sleep(LONG.saturating_sub(began.elapsed()));
+    let toll = run.hosts.weather(&Weather::default())?;
     ensure!(cut_frames(&toll, &cut) > 0, "the members sent each other nothing: {toll:?}");
-    let steps = run.steps_together([began + ON_ITS_WAY_MS, ended]);
-    let (first, second) = (run.group.members[0], run.group.members[1]);
-    let still_both = run.story.formed[&run.stage].members.starts_with(&[first, second]);
-    ensure!(steps.is_empty() || !still_both, "they trained on together: {steps:?}");
+    ensure!(
+        run.story.left.is_disjoint(&pair.into()) && run.story.failures == 0,
+        "they were lost: {:?}",
+        run.story.left
+    );
     Ok(())
 }
 

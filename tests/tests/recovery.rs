@@ -1,5 +1,5 @@
-//! How long training stands still after a kill -9, with the default settings over a local socket: measured, and held to
-//! what is promised.
+//! How long training stands still after a kill -9, over a Unix socket and with the default settings, but that workers
+//! report every update so that the next one is seen at once: measured, and held to what is promised.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,11 @@
 //! Work goes on under its lease while its coordinator is killed and started again: nothing is handed out a second time,
 //! and every published file has the bytes of the undisturbed run.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
 use graftwork_shared::{
@@ -44,5 +48,32 @@ fn no_work_is_handed_out_twice_when_coordinators_are_killed() -> Result<()> {
     let undisturbed = train(&world, &mut cluster, 0)?;
     let disturbed = train(&world, &mut cluster, 4)?;
     ensure!(undisturbed == disturbed, "other bytes: {undisturbed:?}\n{disturbed:?}");
+    Ok(())
+}
+
+/// It is away for longer than the worker is patient, and for a checkpoint at least.
+#[test]
+fn a_worker_outlives_its_patience_with_a_lost_coordinator_while_it_trains_and_only_then() -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+    let hub = cluster.path().join("hub").display().to_string();
+    world.long_job("job.toml", &hub, "[resources]\nworkers_per_task = 1\n")?;
+    let (job, _) = cluster.ask(&world, &["submit", "job.toml"], 0)?;
+    let worker = cluster.start_worker_with(&cluster.address(), &["--patience", "2"])?;
+    let mut watch = Run::watch(&cluster.address(), &job)?;
+    watch.wait_for("a checkpoint", |event| matches!(event.kind, EventKind::Checkpointed { .. }))?;
+    cluster.kill_coordinator();
+    sleep(4 * PATIENCE);
+    cluster.start_coordinator()?;
+    Run::watch(&cluster.address(), &job)?.finish(0)?;
+    let (explained, _) = cluster.ask(&world, &["explain", &job, "--output", "json"], 0)?;
+    let explained: serde_json::Value = serde_json::from_str(&explained)?;
+    for stage in explained["stages"].as_array().into_iter().flatten() {
+        ensure!(stage["attempts"] == 1 && stage["failures"] == serde_json::json!([]), "handed out again: {stage}");
+    }
+    cluster.kill_coordinator();
+    let began = Instant::now();
+    let status = cluster.wait_for_worker(worker)?;
+    ensure!(status.code() == Some(2) && began.elapsed() >= PATIENCE, "{status} after {:?}", began.elapsed());
     Ok(())
 }

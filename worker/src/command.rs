@@ -194,7 +194,8 @@ pub(crate) struct SessionArguments {
     /// Never give up looking for a lost coordinator. Of this and --patience the one that stands last counts.
     #[arg(long, overrides_with = "patience")]
     persist: bool,
-    /// Seconds for which a lost coordinator is looked for.
+    /// Seconds for which a lost coordinator is looked for by a worker that trains nothing; one that trains goes on under its
+    /// lease, and they begin with its stage's end.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u64,
 }

@@ -44,6 +44,7 @@ use crate::{
     session::StageEvent,
     stage::{self, StageEnd},
     trunks::{self, Trunks},
+    waiting::Waiting,
 };
 
 /// What all stages of a process share.
@@ -80,6 +81,7 @@ pub(crate) struct Control {
     accepted: watch::Sender<Option<u64>>,
     formation: watch::Sender<Formation>,
     group: Arc<Mutex<Entered>>,
+    waiting: Waiting,
     /// What is done for the stage stands below this.
     trace: TraceContext,
 }
@@ -106,6 +108,7 @@ impl Control {
             accepted: watch::Sender::new(None),
             formation: watch::Sender::new(Formation::ALONE),
             group: Arc::default(),
+            waiting: Waiting::default(),
         }
     }
 
@@ -152,6 +155,11 @@ impl Control {
         self.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The epoch and the updates done of a stage that computes nothing, and has waited for its fellows for too long.
+    pub(crate) fn waits(&self) -> Option<(u64, u64)> {
+        self.waiting.too_long(Instant::now())
+    }
+
     /// Drops the stage's work at once.
     pub(crate) fn abandon(&self) {
         self.abandoned.cancel();
@@ -164,9 +172,10 @@ impl Control {
     }
 }
 
-/// Members finish an update, or the scoring of a split, before they come. One that is lost ends the wait much earlier:
-/// the coordinator then tells of the next formation.
-const FORMING: Duration = Duration::from_mins(10);
+/// Members finish an update, or the scoring of a split, before they come, and compute as long as they need within an
+/// operation: waiting for them is never a fault. This bounds what nobody looks at any more. One that is lost, and members
+/// that wait for each other in vain, end the wait much earlier: the coordinator then tells of the next formation.
+const LONGEST: Duration = Duration::from_hours(24);
 
 /// Payload that unwinds the controller thread of an abandoned stage.
 struct Abandoned;
@@ -395,7 +404,8 @@ impl stage::Host for StageHost<'_> {
         };
         let request = FormRequest {
             backend,
-            form_deadline: FORMING,
+            form_deadline: LONGEST,
+            deadline: LONGEST,
             aborter: self.control.enter(formation.epoch),
             ..FormRequest::new(
                 self.lease.to_string(),
@@ -409,6 +419,10 @@ impl stage::Host for StageHost<'_> {
         self.control.group().forms = false;
         self.leave_if_abandoned();
         formed
+    }
+
+    fn waiting(&self) -> Waiting {
+        self.control.waiting.clone()
     }
 
     fn on_prepared(&self) {

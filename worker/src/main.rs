@@ -21,6 +21,7 @@ mod session;
 mod stage;
 mod trunks;
 mod verbs;
+mod waiting;
 
 use std::{os::unix::process::CommandExt, process::ExitCode};
 

@@ -5,6 +5,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpListener,
+    path::Path,
     process::{Command, Output},
     sync::mpsc,
     thread,
@@ -50,6 +51,19 @@ fn the_doctor_finds_every_part_or_says_why_not() {
     assert_eq!(nccl["version"].is_null(), nccl["library"].is_null(), "what is loaded tells its version: {nccl:?}");
     let lines = text(&worker(&["doctor"]).stdout);
     assert!(lines.lines().any(|line| line.starts_with("numeric class")), "{lines}");
+    // `make test` fetches the library.
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.graftwork/libtorch/nvidia/nccl/lib/libnccl.so.2");
+    if !fetched.exists() && nccl["library"].is_null() {
+        return eprintln!("skipped: NCCL is not here; `make nccl` fetches it");
+    }
+    assert!(!nccl["library"].is_null(), "{} is not found: {nccl:?}", fetched.display());
+    assert_eq!(nccl["unique_id"], true, "{nccl:?}");
+    if !cuda.contains_key("available") {
+        let (version, refusal) = (nccl["version"].as_str().unwrap(), nccl["refusal"].as_str().unwrap());
+        assert!(refusal.contains("CUDA driver version is insufficient"), "{refusal}");
+        let shown = format!("version {version} is loaded, but cannot be used: {refusal}");
+        assert!(lines.lines().any(|line| line.starts_with("NCCL") && line.ends_with(&shown)), "{lines}");
+    }
 }
 
 #[test]

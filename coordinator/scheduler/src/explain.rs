@@ -24,6 +24,9 @@ use crate::{
 /// Stages ahead that are named; their number is whole.
 const NAMED_AHEAD: usize = 5;
 
+/// Idle workers that are named.
+const NAMED_IDLE: usize = 5;
+
 /// Of the time of an update, what must be waiting before that is why it is slow.
 const MUCH_WAITING: f64 = 0.25;
 
@@ -58,6 +61,9 @@ pub struct Why {
     /// A stage of its job that gets helpers before it starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub helped_first: Option<HelpedFirst>,
+    /// Idle workers that may not help it, as they compute other bytes: the first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_class: Vec<OtherClass>,
     /// Why it is slower than it could be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slow: Vec<Slow>,
@@ -98,6 +104,24 @@ pub struct Ahead {
     pub stages: usize,
     /// The first of them, in their order.
     pub first: Vec<(JobId, Name)>,
+}
+
+/// An idle worker that a running stage is refused, since a stage is trained in one numeric class.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherClass {
+    /// Which.
+    pub worker: WorkerId,
+    /// Its numeric class.
+    pub class: String,
+    /// That of the stage.
+    pub needs: String,
+}
+
+impl fmt::Display for OtherClass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { worker, class, needs } = self;
+        write!(f, "{worker} is idle and may not help: it computes on {class}, and equal bytes need {needs}")
+    }
 }
 
 /// Why training is slower than it could be.
@@ -156,6 +180,7 @@ impl fmt::Display for Why {
         words.extend(self.here.as_ref().map(ToString::to_string));
         words.extend(self.holds_up.map(|holds_up| format!("it has helpers, as it {holds_up}")));
         words.extend(self.helped_first.as_ref().map(ToString::to_string));
+        words.extend(self.other_class.iter().map(ToString::to_string));
         words.extend(self.slow.iter().map(|slow| format!("slow: {slow}")));
         f.write_str(&words.join("; "))
     }
@@ -189,10 +214,30 @@ impl Scheduler {
                 let here = self.groups.get(&grant.lease).and_then(|group| group.chosen.clone());
                 let holds_up = self.holds_up(grant.lease);
                 let slow = self.slow(job, position, grant);
-                Why { needs: Some(needs(job, position)), here, holds_up, slow, ..why }
+                let other_class = self.other_class(job, position, grant);
+                Why { needs: Some(needs(job, position)), here, holds_up, other_class, slow, ..why }
             }
             _ => why,
         }
+    }
+
+    /// Idle workers of the job's device that a group with room for them does not get.
+    fn other_class(&self, job: &JobState, position: usize, grant: &Grant) -> Vec<OtherClass> {
+        let members = u32::try_from(grant.others.len() + 1).unwrap_or(u32::MAX);
+        if members >= job.most_workers(position) {
+            return Vec::new();
+        }
+        let idle = self.workers.iter().filter(|(_, worker)| {
+            let class = &worker.info.class;
+            let suits = (class.device == "cpu") == job.is_for_cpu() && *class != grant.class;
+            suits && worker.takes_work() && worker.leases.is_empty()
+        });
+        let other = |(worker, known): (&WorkerId, &Worker)| OtherClass {
+            worker: *worker,
+            class: known.info.class.to_string(),
+            needs: grant.class.to_string(),
+        };
+        idle.take(NAMED_IDLE).map(other).collect()
     }
 
     fn free_for(&self, job: &JobState, position: usize) -> Option<Free> {

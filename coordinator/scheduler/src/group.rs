@@ -22,6 +22,7 @@ use crate::{
     pace::Paces,
     phase::{Grant, Phase},
     preempt::Giving,
+    stall::Waiting,
     state::{State, grows, not_live},
     tail::HoldsUp,
 };
@@ -52,6 +53,8 @@ pub(crate) struct Group {
     pub(crate) broken: u32,
     /// The group of now broke.
     breaking: Option<Breaking>,
+    /// Who waits in it.
+    pub(crate) waiting: Waiting,
     /// Who failed in it.
     barred: BTreeMap<WorkerId, Bar>,
     /// Why the lease began where it did.
@@ -82,10 +85,10 @@ struct Bar {
 }
 
 /// A group to form.
-struct Forming {
-    members: Vec<WorkerId>,
-    at_once: bool,
-    reason: String,
+pub(crate) struct Forming {
+    pub(crate) members: Vec<WorkerId>,
+    pub(crate) at_once: bool,
+    pub(crate) reason: String,
 }
 
 impl Group {
@@ -359,8 +362,9 @@ impl Scheduler {
         self.out.commands.push(Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed, shares });
     }
 
-    fn form(&mut self, key: &StageKey, lease: LeaseId, forming: Forming) {
+    pub(crate) fn form(&mut self, key: &StageKey, lease: LeaseId, forming: Forming) {
         let Forming { members, at_once, reason } = forming;
+        let before = self.state.grant(lease).map(Grant::members).unwrap_or_default();
         let epoch = self.state.grant(lease).map_or(0, |grant| grant.epoch) + 1;
         let shape = self.shape(lease, &members);
         let (shares, at_ms) = (shape.shares.clone(), self.now_ms);
@@ -368,6 +372,7 @@ impl Scheduler {
         self.shaped(lease, &members, &shape);
         self.edit_group(lease, |group| {
             group.breaking = None;
+            group.waiting.on_formed((epoch, at_once), &members, &before);
             let joiners = &group.joiners;
             let holds = |worker: &WorkerId| members.contains(worker) || joiners.contains_key(worker);
             group.asked_back.retain(holds);
@@ -415,6 +420,6 @@ impl Scheduler {
     }
 }
 
-fn names(workers: &[WorkerId]) -> String {
+pub(crate) fn names(workers: &[WorkerId]) -> String {
     workers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -31,6 +31,7 @@ mod reopen;
 mod serve;
 mod settle;
 mod share;
+mod stall;
 mod state;
 mod sweep;
 mod tail;
@@ -39,7 +40,7 @@ mod view;
 mod worker;
 
 pub use census::Census;
-pub use explain::{Ahead, Free, Needs, Slow, Why};
+pub use explain::{Ahead, Free, Needs, OtherClass, Slow, Why};
 pub use fact::{FACT_VERSION, Fact};
 pub use machine::{Policy, Scheduler, Standing};
 pub use merit::Chosen;

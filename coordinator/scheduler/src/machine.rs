@@ -283,6 +283,7 @@ impl Scheduler {
             }
             Event::Prepared { worker, lease } => self.on_prepared(worker, lease),
             Event::Broken { worker, lease, epoch, reason } => self.on_broken((worker, lease), epoch, &reason),
+            Event::Waits { worker, lease, epoch, step } => self.on_waits((worker, lease), epoch, step),
             Event::DrainWorker { worker, reason } => self.drain(worker, &reason),
             Event::Leaving { worker } => self.on_leaving(worker),
             Event::Holds { worker, holdings } => self.on_holds(worker, holdings),

@@ -243,6 +243,18 @@ pub enum Event {
         /// What it saw.
         reason: String,
     },
+    /// A member of a lease's group computes nothing, and has waited for the others for longer than any message takes. It
+    /// says so again with each heartbeat while that lasts.
+    Waits {
+        /// The member.
+        worker: WorkerId,
+        /// The lease.
+        lease: LeaseId,
+        /// Of the group.
+        epoch: u64,
+        /// The updates that it has done.
+        step: u64,
+    },
     /// A worker shall finish its steps, checkpoint and leave.
     DrainWorker {
         /// The worker.

@@ -90,8 +90,11 @@ impl Scheduler {
     /// A holder told how training goes.
     pub(crate) fn on_stepped(&mut self, (worker, lease): (WorkerId, LeaseId), report: &StepReport) {
         let Some(key) = self.on_lease_message(worker, lease) else { return };
-        let paces = &mut self.groups.entry(lease).or_default().paces;
-        paces.reports.insert(worker, *report);
+        let group = self.groups.entry(lease).or_default();
+        group.paces.reports.insert(worker, *report);
+        if self.state.grant(lease).is_some_and(|grant| grant.epoch == report.group) {
+            group.waiting.on_update();
+        }
         if self.state.grant(lease).is_some_and(|grant| grant.others.is_empty()) {
             self.measure_speed((worker, &key), report);
         } else {

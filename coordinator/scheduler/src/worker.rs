@@ -248,6 +248,7 @@ impl Scheduler {
             if self.holds(worker, *lease).is_none() {
                 self.out.commands.push(Command::Fence { worker, lease: *lease });
             }
+            self.groups.get_mut(lease).into_iter().for_each(|group| group.waiting.on_heartbeat(worker));
         }
     }
 

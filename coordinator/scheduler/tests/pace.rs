@@ -7,12 +7,13 @@ mod group;
 
 use std::time::Duration;
 
-use fixture::{Machine, assigned, grouped, info, invited, name, plan, result, stage};
-use graftwork_scheduler::{Command, Event, Slow, StageExplanation, WorkerInfo};
+use fixture::{Machine, assigned, class, grouped, info, invited, name, plan, result, stage};
+use graftwork_scheduler::{Command, Event, OtherClass, Slow, StageExplanation, WorkerInfo};
 use graftwork_shared::{
     assignment::Holdings,
     event::StepReport,
     id::{JobId, LeaseId, WorkerId},
+    recipe::NumericClass,
 };
 use group::{World, keyed, places, reasons, released};
 
@@ -245,4 +246,32 @@ fn explain_says_that_a_stage_waits_for_rows_or_for_the_other_workers() {
     let words =
         "slow: it waits for rows 50 % of the time; slow: exchanges with the other workers take 40 % of the time";
     assert!(text.ends_with(words), "{text}");
+}
+
+#[test]
+fn an_idle_worker_of_another_class_is_named_where_it_could_have_helped() {
+    let mut world = World::of(&grouped(2, 1_000), 1);
+    let other_class = |world: &World| explained(&world.machine, &world.job, "a").why.other_class;
+    assert!(other_class(&world).is_empty());
+    let (other, commands) = world.machine.join(WorkerInfo { class: class("avx512"), ..keyed(1) });
+    assert!(invited(&commands).is_empty());
+    let [own, needs] = ["avx512", "avx2"].map(|instructions| class(instructions).to_string());
+    let expected = OtherClass { worker: other, class: own.clone(), needs: needs.clone() };
+    assert_eq!(other_class(&world), [expected]);
+    let sentence = world.machine.scheduler.explain(&world.job).unwrap().to_string();
+    let words = format!("{other} is idle and may not help: it computes on {own}, and equal bytes need {needs}");
+    assert!(sentence.contains(&words), "{sentence}");
+    // One of another device, and one with work of its own, are none.
+    let gpu = WorkerInfo { class: NumericClass { device: "cuda:H100".to_owned(), ..class("avx512") }, ..keyed(2) };
+    world.machine.join(gpu);
+    assert_eq!(other_class(&world).len(), 1);
+    let plan = Box::new(plan("another", vec![stage("b", &[], 100)]));
+    let commands = world.machine.apply(Event::Submitted { plan, gone: Vec::new() });
+    world.machine.nothing_to_reuse(commands);
+    assert!(other_class(&world).is_empty(), "it has work of its own");
+    // A group that is whole needs nobody.
+    let (second, _) = world.machine.join(keyed(3));
+    world.machine.apply(Event::Prepared { worker: second, lease: world.lease });
+    world.machine.join(WorkerInfo { class: class("avx512"), ..keyed(4) });
+    assert_eq!((world.now().len(), other_class(&world)), (2, Vec::new()));
 }

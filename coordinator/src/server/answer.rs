@@ -182,6 +182,7 @@ impl Driver {
             WorkerMessage::Holds(holdings) => Event::Holds { worker, holdings },
             WorkerMessage::Spent(lease, usage) => Event::Spent { worker, lease, usage },
             WorkerMessage::Prepared(lease) => Event::Prepared { worker, lease },
+            WorkerMessage::Waits(lease, epoch, step) => Event::Waits { worker, lease, epoch, step },
             WorkerMessage::Broken(lease, epoch, reason) => Event::Broken { worker, lease, epoch, reason },
         };
         self.core.on_worker(self.clock.now_ms(), (worker, session), event);

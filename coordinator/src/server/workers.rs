@@ -161,7 +161,8 @@ impl Workers {
             | WorkerMessage::Holds(_)
             | WorkerMessage::Spent(..)
             | WorkerMessage::Prepared(_)
-            | WorkerMessage::Broken(..) => Ok(()),
+            | WorkerMessage::Broken(..)
+            | WorkerMessage::Waits(..) => Ok(()),
         }
     }
 

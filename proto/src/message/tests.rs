@@ -40,6 +40,7 @@ fn messages_survive_the_wire() {
         WorkerMessage::Holds(Holdings { base_models: [Digest::of(b"m")].into(), rows: [Digest::of(b"r")].into() }),
         WorkerMessage::Prepared(LeaseId(3)),
         WorkerMessage::Broken(LeaseId(3), 2, "rank 1 is gone".to_owned()),
+        WorkerMessage::Waits(LeaseId(3), 2, 50),
         WorkerMessage::Spent(LeaseId(3), Usage { core_seconds: 1.5, tokens: 7, ..Usage::default() }),
     ];
     for message in messages {

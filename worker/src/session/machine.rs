@@ -15,6 +15,7 @@
 //! | Finishing       | Accepted(≥ step) | (none)          |                                                  |
 //! | Training, Ch.   | Form             | the same        | Form                                             |
 //! | Training, Ch.   | Prepared, Broken | the same        | it is said, and again on new links until Form    |
+//! | Training, Ch.   | Waits            | the same        | it is said, while there is a link                |
 //! | Training, Ch.   | Release, Drain   | the same        | Interrupt                                        |
 //! | Training, Ch.   | Ended(stopped)   | (none)          | Released is said; Parting while there is no link |
 //! | Training, Ch.   | Ended(failure)   | (none)          | Failed is said; Parting while there is no link   |
@@ -69,6 +70,8 @@ pub(crate) enum StageEvent {
     Prepared,
     /// The group of this epoch failed for this worker, for this reason.
     Broken(u64, String),
+    /// In the group of this epoch, after this update, it has waited for the others for too long.
+    Waits(u64, u64),
     /// The stage ended with its result.
     Finished(Box<StageResult>),
     /// A trial paused with these validation scores; whether its training is over.
@@ -222,6 +225,11 @@ impl Machine {
     /// Leases held, in order.
     pub(crate) fn leases(&self) -> Vec<LeaseId> {
         self.leases.keys().copied().collect()
+    }
+
+    /// Whether a stage is under way.
+    pub(crate) fn trains(&self) -> bool {
+        self.leases.values().any(|lease| lease.state.runs())
     }
 
     /// Takes one event; the commands are to be performed in order.
@@ -424,7 +432,11 @@ impl Machine {
         // A fenced stage may still talk for a moment; its words must not reach anybody.
         let Some(lease) = self.leases.get_mut(&id).filter(|lease| lease.state.runs()) else { return Vec::new() };
         let trace = lease.trace.clone();
-        if !matches!(event, StageEvent::Stepped(_) | StageEvent::Evaluated(_) | StageEvent::Spent(_)) {
+        let passes = matches!(
+            event,
+            StageEvent::Stepped(_) | StageEvent::Evaluated(_) | StageEvent::Spent(_) | StageEvent::Waits(..)
+        );
+        if !passes {
             lease.unheard = self.link == Link::Down;
         }
         let message = match event {
@@ -440,6 +452,7 @@ impl Machine {
             }
             StageEvent::Prepared => WorkerMessage::Prepared(id),
             StageEvent::Broken(epoch, reason) => WorkerMessage::Broken(id, epoch, reason),
+            StageEvent::Waits(epoch, step) => WorkerMessage::Waits(id, epoch, step),
             StageEvent::Finished(result) => {
                 let step = result.steps;
                 lease.finish(WorkerMessage::Finished(id, *result), step)

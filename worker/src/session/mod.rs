@@ -8,6 +8,7 @@ mod link;
 mod machine;
 mod parent;
 mod round_trip;
+mod signals;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +34,6 @@ use graftwork_shared::{
 };
 use tokio::{
     runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
     sync::mpsc,
     time::{Interval, MissedTickBehavior, Sleep, interval_at, sleep},
 };
@@ -52,14 +52,16 @@ use crate::{
 use link::{DialError, Link, LinkEvent};
 use machine::{Command, Event, Exit, Machine};
 use round_trip::RoundTrip;
+use signals::Signals;
 
 pub(crate) use machine::StageEvent;
 
 /// A coordinator that took the connection greets within this time.
 const GREETING: Duration = Duration::from_secs(20);
 
-/// Two signals closer together than this are one wish: a terminal's Ctrl-C and a parent's SIGTERM come together.
-const SECOND_SIGNAL: Duration = Duration::from_secs(1);
+/// How long a stage waits for a coordinator that is away, to put or get what it needs. It goes on under its lease
+/// however long that is; this bounds what nobody comes back for.
+const BLOB_PATIENCE: Duration = Duration::from_hours(24);
 
 /// Stage events that may wait for the loop.
 const EVENTS: usize = 256;
@@ -79,7 +81,7 @@ pub(crate) struct Options {
     pub(crate) device: Device,
     /// Where fetched base models are kept.
     pub(crate) cache_folder: PathBuf,
-    /// How long a lost coordinator is looked for; `None`: for ever.
+    /// How long a lost coordinator is looked for without work; `None`: for ever.
     pub(crate) patience: Option<Duration>,
     /// End when the parent process ends: the process of this id, or for 0 whoever that is now.
     pub(crate) parent: Option<i32>,
@@ -125,10 +127,8 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
     let threads = usize::try_from(options.threads).context("too many threads")?;
     let pool = Pool::start(threads, graftwork_engine::use_one_thread).context("device threads cannot be started")?;
     let (sender, events) = mpsc::channel(EVENTS);
-    // A blob that waits for ever would keep an abandoned session's work alive, so even a persistent worker gives up.
-    let blob_patience = options.patience.unwrap_or(Duration::from_hours(1));
     let hello = hello(&options).context("no random numbers")?;
-    let blobs = Blobs::new(options.coordinators.lazy(), options.token.clone().with_key(&hello.key), blob_patience);
+    let blobs = Blobs::new(options.coordinators.lazy(), options.token.clone().with_key(&hello.key), BLOB_PATIENCE);
     let shared = Shared {
         pool: Arc::new(pool),
         trunks: Arc::new(Trunks::new(options.device, options.cache_folder.clone(), blobs.clone())),
@@ -280,11 +280,10 @@ impl Session {
     /// The link is gone: looks for the coordinator again, or gives up.
     fn on_lost(&mut self, problem: &str) -> Result<Event, SessionError> {
         if self.machine.is_welcome() {
-            self.apart_since = Instant::now();
             self.options.meters.broke();
             tracing::warn!(coordinator = %self.options.coordinators.current().address(), problem, "the session broke; work goes on");
         }
-        let apart = self.apart_since.elapsed();
+        let apart = self.apart();
         if self.options.patience.is_some_and(|patience| apart >= patience) && !self.machine.is_leaving() {
             return Err(SessionError::Unreachable {
                 address: self.options.coordinators.to_string(),
@@ -298,6 +297,15 @@ impl Session {
         }
         self.dial_next();
         Ok(Event::Lost)
+    }
+
+    /// How long this worker has had neither a coordinator nor work. Whoever trains goes on under its lease, and patience
+    /// begins with its stage's end; this is asked at least with every try to find a coordinator.
+    fn apart(&mut self) -> Duration {
+        if self.machine.is_welcome() || self.machine.trains() {
+            self.apart_since = Instant::now();
+        }
+        self.apart_since.elapsed()
     }
 
     /// Turns to the next coordinator; waits only once each had its turn.
@@ -323,7 +331,8 @@ impl Session {
         let beats = matches!(event, Event::Beat);
         let holds = if beats { self.shared.holdings().map(Event::Holds) } else { None };
         let probe = if beats { self.probe() } else { None };
-        let mut events: VecDeque<Event> = holds.into_iter().chain([event]).chain(probe).collect();
+        let waits: Vec<Event> = if beats { self.stages.iter().filter_map(waits).collect() } else { Vec::new() };
+        let mut events: VecDeque<Event> = holds.into_iter().chain([event]).chain(waits).chain(probe).collect();
         while let Some(event) = events.pop_front() {
             for command in self.machine.apply(event) {
                 match command {
@@ -402,10 +411,8 @@ impl Session {
 
     fn hang_up(&mut self, reason: &str) -> Event {
         tracing::warn!(coordinator = %self.options.coordinators.current().address(), reason, "hanging up");
-        if self.machine.is_welcome() {
-            self.apart_since = Instant::now();
-        }
-        if self.options.patience.is_some_and(|patience| self.apart_since.elapsed() >= patience) {
+        let apart = self.apart();
+        if self.options.patience.is_some_and(|patience| apart >= patience) {
             return Event::Stop(format!("no coordinator took this worker any more: {reason}"));
         }
         self.dial_next();
@@ -443,6 +450,12 @@ impl Session {
     }
 }
 
+/// What a stage tells with a heartbeat that has waited for its fellows for too long.
+fn waits((lease, control): (&LeaseId, &Control)) -> Option<Event> {
+    let (epoch, step) = control.waits()?;
+    Some(Event::Stage(*lease, StageEvent::Waits(epoch, step)))
+}
+
 async fn tick(beat: Option<&mut Interval>) {
     match beat {
         Some(beat) => drop(beat.tick().await),
@@ -454,38 +467,5 @@ async fn elapse(deadline: Option<&mut Pin<Box<Sleep>>>) {
     match deadline {
         Some(deadline) => deadline.await,
         None => std::future::pending().await,
-    }
-}
-
-/// SIGTERM and SIGINT: the first one asks, the second one does not.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    first: Option<Instant>,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Self> {
-        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(Self { terminate, interrupt, first: None })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-
-    /// Whether this signal is the first wish; a second one ends the process at once.
-    fn is_first(&mut self) -> bool {
-        match self.first {
-            None => {
-                self.first = Some(Instant::now());
-                true
-            }
-            Some(first) if first.elapsed() < SECOND_SIGNAL => false,
-            Some(_) => std::process::exit(130),
-        }
     }
 }

@@ -166,6 +166,21 @@ fn the_scores_of_a_paused_trial_are_held_until_they_are_accepted() {
 }
 
 #[test]
+fn a_worker_trains_until_its_stages_end_whoever_can_hear_it() {
+    let mut machine = working(2);
+    machine.apply(assign(3, 2));
+    machine.apply(Event::Lost);
+    machine.apply(Event::Stage(LeaseId(1), StageEvent::Finished(result(90))));
+    assert!(machine.trains(), "the other one goes on");
+    machine.apply(uploaded(2, 50));
+    assert!(machine.trains(), "a checkpoint is not its end");
+    let failure = Failure { blame: Blame::Machine, message: "broken".to_owned() };
+    machine.apply(Event::Stage(LeaseId(2), StageEvent::Failed(failure)));
+    assert!(!machine.trains());
+    assert_eq!(machine.leases(), [LeaseId(1), LeaseId(2)], "what nobody heard is still to be said");
+}
+
+#[test]
 fn fenced_work_is_dropped_and_never_spoken_of_again() {
     let mut machine = working(1);
     machine.apply(uploaded(1, 50));
@@ -335,6 +350,19 @@ fn a_refused_worker_ends_and_one_that_holds_work_trains_on_and_asks_again() {
     assert_eq!(machine.leases(), [LeaseId(1)]);
     let mut idle = Machine::new(1, "trace".to_owned());
     assert_eq!(idle.apply(refused()), [Command::Exit(Exit::Refused("version 2".to_owned()))]);
+}
+
+#[test]
+fn whoever_waits_for_its_fellows_says_so_while_there_is_a_link_and_keeps_nothing_of_it() {
+    let mut machine = working(1);
+    let waits = || Event::Stage(LeaseId(1), StageEvent::Waits(2, 30));
+    assert_eq!(split(machine.apply(waits())), (vec![(3, WorkerMessage::Waits(LeaseId(1), 2, 30))], vec![]));
+    machine.apply(Event::Lost);
+    assert_eq!(machine.apply(waits()), []);
+    machine.apply(welcome(3));
+    assert_eq!(split(machine.apply(Event::Beat)).0, [(3, WorkerMessage::Heartbeat(vec![LeaseId(1)]))]);
+    machine.apply(fenced(3, 1));
+    assert_eq!(machine.apply(waits()), []);
 }
 
 #[test]

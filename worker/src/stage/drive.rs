@@ -128,6 +128,7 @@ impl<H: Host> Driver<'_, H> {
                 self.checkpoint()?;
             }
             self.membership.check(self.host)?;
+            self.membership.waiting().after(self.trainer().progress().step);
             self.update()?;
         }
         let late = self.state.input.take().map_or(0, |input| input.late());
@@ -146,12 +147,12 @@ impl<H: Host> Driver<'_, H> {
         let Some(formation) = self.membership.assemble(self.host, shape.lanes * shape.accumulation)? else {
             return Ok(());
         };
-        let standing = self.standing()?;
+        let (standing, state_bytes) = self.standing()?;
         let recipe = self.recipe_digest;
         let trainer = self.trainer.as_ref().expect("it is back from the device thread");
         let state = || trainer.checkpoint(recipe).map_err(failure::of_checkpoint);
         // A member that was alone before knows the scores of the weights it keeps, another one does not.
-        let adopted = self.membership.adopt(&standing, state)?;
+        let adopted = self.membership.adopt((&standing, state_bytes), state)?;
         self.state.kept = None;
         self.state.checkpointed = formation.checkpointed.max(if led { self.state.checkpointed } else { 0 });
         let copied = matches!(adopted, Adopted::State(_));
@@ -185,8 +186,8 @@ impl<H: Host> Driver<'_, H> {
             let trained = [progress.examples, progress.tokens];
             self.meter.go_on_from(trained);
         }
-        let digest = self.standing()?.digest;
-        self.membership.confirm(&digest)
+        let (standing, _) = self.standing()?;
+        self.membership.confirm(&standing.digest)
     }
 
     /// Reading goes on from the trainer's place with the next update.
@@ -196,12 +197,14 @@ impl<H: Host> Driver<'_, H> {
         self.meter.add_input(std::mem::take(&mut self.state.input_cost));
     }
 
-    fn standing(&self) -> Result<Standing, Failure> {
+    /// How far this member is, and how many bytes that are.
+    fn standing(&self) -> Result<(Standing, usize), Failure> {
         let trainer = self.trainer();
         let bytes = trainer.checkpoint(self.recipe_digest).map_err(failure::of_checkpoint)?;
         let progress = trainer.progress();
         let digest = Digest::of(&bytes).to_string();
-        Ok(Standing { step: progress.step, evaluations: progress.evaluations.len(), digest })
+        let standing = Standing { step: progress.step, evaluations: progress.evaluations.len(), digest };
+        Ok((standing, bytes.len()))
     }
 
     /// Whether the validation rows give the kept weights the very score that is on record. `None` when the host

@@ -30,7 +30,7 @@ use super::{
     membership::{Halt, Membership},
     meter::{TaskCost, measured},
 };
-use crate::pool::Turn;
+use crate::{pool::Turn, waiting::Waiting};
 
 /// How gradients are cut and sent. Changes no byte, but must be the same for all members.
 #[derive(Clone, Copy, Debug)]
@@ -75,7 +75,8 @@ impl<H: Host> Driver<'_, H> {
         let (first, present) = (own.first, own.present());
         // The tasks alone hold the other end, so whoever waits for parts hears when no lane is left to give any.
         let (give, given) = channel();
-        let tasks = self.tasks(own, options, give);
+        let tasks = self.tasks(own, options, give).into_iter().map(|task| waited_for(task, self.membership.waiting()));
+        let tasks: Vec<Task> = tasks.collect();
         let mut exchange = Exchange {
             small_numbers: self.host.cuts().small_numbers,
             waits: Vec::new(),
@@ -124,6 +125,15 @@ impl<H: Host> Driver<'_, H> {
         };
         lanes.map(task).collect()
     }
+}
+
+/// As long as the task is not done, this member computes.
+fn waited_for(task: Task, waiting: &Waiting) -> Task {
+    let computes = waiting.compute();
+    Box::new(move || {
+        let _computes = computes;
+        task()
+    })
 }
 
 fn lane_task(

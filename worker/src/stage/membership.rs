@@ -21,6 +21,7 @@ use graftwork_shared::assignment::Failure;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Host, failure, meter::Waits};
+use crate::waiting::{For, Waiting};
 
 /// Why a stage's loop leaves what it is doing.
 #[derive(Debug)]
@@ -57,6 +58,7 @@ pub(super) struct Membership {
     new: bool,
     place: Place,
     waits: Waits,
+    waiting: Waiting,
 }
 
 enum Place {
@@ -106,7 +108,15 @@ pub(super) enum Adopted {
 impl Membership {
     /// Whoever begins a stage.
     pub(super) fn alone() -> Self {
-        Self { epoch: 0, rank: 0, ranks: 1, new: false, place: Place::Alone, waits: Waits::default() }
+        Self {
+            epoch: 0,
+            rank: 0,
+            ranks: 1,
+            new: false,
+            place: Place::Alone,
+            waits: Waits::default(),
+            waiting: Waiting::default(),
+        }
     }
 
     /// Whoever joins a stage that others train: it waits to be formed.
@@ -153,6 +163,11 @@ impl Membership {
         }
     }
 
+    /// Where it is kept whether this member waits for the others.
+    pub(super) fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
     /// What exchanges have cost this member, and how long it has waited for rows.
     pub(super) fn waits(&self, rows: Duration) -> Waits {
         Waits { rows, ..self.waits }
@@ -180,6 +195,7 @@ impl Membership {
         partials: Vec<Partial>,
         (length, way): (usize, Way),
     ) -> Result<Option<Vec<f32>>, Halt> {
+        let _waits = self.waiting.wait(self.epoch, For::Bytes(length * size_of::<f32>()));
         let formed = self.formed()?;
         let reduced = reduce_lanes(formed.group.as_mut(), &formed.plan, partials, length, way)?;
         self.waits.sent_bytes += reduced.sent_bytes;
@@ -198,6 +214,7 @@ impl Membership {
             losses: losses.into_iter().map(|loss| loss.map(f64::to_bits)).collect(),
         };
         let epoch = self.epoch;
+        let _waits = self.waiting.wait(epoch, For::Words);
         let formed = self.formed()?;
         let words: Vec<Word> = gather(formed.group.as_mut(), &word)?;
         formed.changes = words.iter().any(|word| word.leaving || word.epoch > epoch);
@@ -215,6 +232,7 @@ impl Membership {
         let Place::Formed(formed) = &mut self.place else {
             return if leaving { Err(Halt::Stopped) } else { Ok(vec![own]) };
         };
+        let _waits = self.waiting.wait(self.epoch, For::Words);
         let said: Vec<(bool, T)> = gather(formed.group.as_mut(), &(leaving, own))?;
         if said.iter().any(|(leaves, _)| *leaves) {
             return Err(if leaving { Halt::Stopped } else { Halt::Regroup });
@@ -226,6 +244,7 @@ impl Membership {
     pub(super) fn dissolve(&mut self, broken: Option<String>) {
         let orderly = broken.is_none();
         let place = std::mem::replace(&mut self.place, Place::Waiting(broken));
+        let _waits = self.waiting.wait(self.epoch, For::Words);
         if let (Place::Formed(formed), true) = (place, orderly)
             && let Err(error) = formed.group.leave()
         {
@@ -240,12 +259,17 @@ impl Membership {
         if let Some(reason) = broken.take().filter(|_| host.formation().epoch <= self.epoch) {
             host.on_broken(self.epoch, reason);
         }
-        let Some(formation) = host.next_formation(self.epoch) else { return Err(Halt::Stopped) };
+        self.waiting = host.waiting();
+        let waits = self.waiting.wait(self.epoch, For::Words);
+        let told = host.next_formation(self.epoch);
+        drop(waits);
+        let Some(formation) = told else { return Err(Halt::Stopped) };
         self.epoch = formation.epoch;
         (self.rank, self.ranks) = (formation.rank as usize, formation.ranks as usize);
         self.place = if self.ranks == 1 {
             Place::Alone
         } else {
+            let _waits = self.waiting.wait(self.epoch, For::Group);
             let group = host.form(formation.clone())?;
             let plan = match formation.shares.as_slice() {
                 [] => ExchangePlan::new(lanes, self.ranks),
@@ -259,15 +283,18 @@ impl Membership {
         Ok(Some(formation))
     }
 
-    /// Compares states with the other members; a member that is behind gets that of the first one that is furthest.
+    /// Compares states, of so many bytes, with the other members; a member that is behind gets that of the first one that is
+    /// furthest.
     pub(super) fn adopt(
         &mut self,
-        own: &Standing,
+        (own, state_bytes): (&Standing, usize),
         state: impl FnOnce() -> Result<Vec<u8>, Failure>,
     ) -> Result<Adopted, Halt> {
         let rank = self.rank;
         let Place::Formed(formed) = &mut self.place else { return Ok(Adopted::Nothing) };
+        let waits = self.waiting.wait(self.epoch, For::Words);
         let standings: Vec<Standing> = gather(formed.group.as_mut(), own)?;
+        drop(waits);
         let Some(furthest) = standings.iter().max_by_key(|standing| (standing.step, standing.evaluations)) else {
             return Ok(Adopted::Nothing);
         };
@@ -285,6 +312,7 @@ impl Membership {
             return Ok(Adopted::Nothing);
         }
         let mut bytes = if rank == source { state()? } else { Vec::new() };
+        let _waits = self.waiting.wait(self.epoch, For::Bytes(state_bytes));
         formed.group.broadcast_bytes(&mut bytes, source)?;
         Ok(if *own == standings[source] { Adopted::Nothing } else { Adopted::State(bytes) })
     }
@@ -298,6 +326,7 @@ impl Membership {
             return Ok(());
         };
         let source = formed.source;
+        let _waits = self.waiting.wait(self.epoch, For::Words);
         let digests: Vec<String> = gather(formed.group.as_mut(), &digest.to_owned())?;
         match digests.iter().position(|other| *other != digests[source]) {
             None => {

@@ -37,7 +37,7 @@ use graftwork_shared::{
 };
 use graftwork_store::Fetched;
 
-use crate::{computer::numeric_class, meters::Update as Counted, pool::Turn};
+use crate::{computer::numeric_class, meters::Update as Counted, pool::Turn, waiting::Waiting};
 use drive::{Driver, DriverState};
 use membership::Membership;
 use meter::Meter;
@@ -110,6 +110,11 @@ pub(crate) trait Host {
 
     /// Forms the group; it can be aborted from then on.
     fn form(&self, formation: Formation) -> Result<Box<dyn Group>, CollectiveError>;
+
+    /// Where it is kept whether this stage waits for its fellows.
+    fn waiting(&self) -> Waiting {
+        Waiting::default()
+    }
 
     /// Tells that everything is loaded and the next formation may hold this stage; never blocks for long.
     fn on_prepared(&self);

@@ -63,6 +63,11 @@ impl World {
                 cut.troubled_until = self.now + wait;
                 self.after(wait, Deed::Heal(process));
             }),
+            Fault::Part => process.into_iter().for_each(|process| {
+                let wait = self.dice.between(5_000, 60_000);
+                self.processes.get_mut(&process).unwrap().alone_since.get_or_insert(self.now);
+                self.after(wait, Deed::Rejoin(process));
+            }),
             Fault::FailStage => process.into_iter().for_each(|process| self.fail_stage(process)),
             Fault::Lie => process.into_iter().for_each(|process| self.lie(process)),
             Fault::Drain => process.into_iter().for_each(|process| {
@@ -109,10 +114,11 @@ impl World {
         }
         let result = fixture::result(key.stage.as_str(), 1, 0.9);
         let failure = Failure { blame: Blame::Machine, message: "not mine".to_owned() };
-        let word = match self.dice.below(6) {
+        let word = match self.dice.below(7) {
             0 => Word::Failed(lease, failure),
             1 => Word::Released(lease),
             2 => Word::Broken(lease, self.dice.below(4)),
+            6 => Word::Waits(lease, self.dice.below(4), 1),
             3 => Word::Checkpoint(lease, self.dice.between(1, 10), result.weights),
             _ => Word::Finished(lease, Box::new(result)),
         };

@@ -23,6 +23,9 @@ pub(crate) struct Faults {
     pub(crate) freeze: u64,
     pub(crate) break_link: u64,
     pub(crate) partition: u64,
+    pub(crate) part: u64,
+    /// Whoever is cut off from the others when all else heals stays so.
+    pub(crate) stays_apart: bool,
     pub(crate) fail: u64,
     pub(crate) lie: u64,
     pub(crate) drain: u64,
@@ -54,6 +57,8 @@ impl Faults {
             freeze: 0,
             break_link: 0,
             partition: 0,
+            part: 0,
+            stays_apart: false,
             fail: 0,
             lie: 0,
             drain: 0,
@@ -94,6 +99,8 @@ impl Faults {
         faults.twice = [0, 0, 20, 200][usize::try_from(dice.below(4)).unwrap()];
         faults.hub = [0, 0, 100, 400][usize::try_from(dice.below(4)).unwrap()];
         faults.sends_home = dice.chance(300);
+        let mean = dice.between(2_000, 10_000);
+        faults.part = if dice.chance(100) { mean } else { 0 };
         faults.unread = if dice.chance(150) { 4 } else { 256 };
         faults
     }
@@ -110,6 +117,7 @@ impl Faults {
             (Fault::Freeze, self.freeze),
             (Fault::BreakLink, self.break_link),
             (Fault::Partition, self.partition),
+            (Fault::Part, self.part),
             (Fault::FailStage, self.fail),
             (Fault::Lie, self.lie),
             (Fault::Drain, self.drain),
@@ -141,6 +149,8 @@ pub(crate) enum Fault {
     BreakLink,
     /// Nothing passes to a worker, from it, or both, for a while.
     Partition,
+    /// A worker and the others do not reach each other, though all of them reach the coordinator, for a while.
+    Part,
     /// An attempt fails.
     FailStage,
     /// A worker speaks under whatever lease is live.

@@ -51,7 +51,8 @@ fn speaker(event: &Event) -> Option<(WorkerId, LeaseId)> {
         | Event::Released { worker, lease }
         | Event::Spent { worker, lease, .. }
         | Event::Prepared { worker, lease }
-        | Event::Broken { worker, lease, .. } => Some((*worker, *lease)),
+        | Event::Broken { worker, lease, .. }
+        | Event::Waits { worker, lease, .. } => Some((*worker, *lease)),
         _ => None,
     }
 }

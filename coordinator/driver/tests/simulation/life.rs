@@ -6,9 +6,12 @@ use graftwork_shared::{digest::Digest, id::LeaseId};
 use crate::{
     fixture,
     network::{Link, UP},
-    worker::{Doing, Process, Trained, Word, checkpoint_of},
+    worker::{Doing, Process, Trained, Word, Work, checkpoint_of},
     world::{Deed, World},
 };
+
+/// A member that has waited for so long says so.
+const TOO_LONG_MS: u64 = 10_000;
 
 impl World {
     /// Whoever was just taken into a group copies the state of the member that is furthest. Where nobody has it any more, and
@@ -125,6 +128,7 @@ impl World {
         if !frozen && process.welcome.is_some() {
             let mut words = process.beat();
             words.extend(process.probe(self.now));
+            words.extend(self.waits(index));
             self.say(index, words);
         }
         if self.processes[&index].is_done() {
@@ -151,7 +155,25 @@ impl World {
         self.go_on(index);
     }
 
-    /// A group moves on together, and only when all of it is there.
+    /// What a member says that has waited for the others for too long: all of its group's members are there, and one of them
+    /// is cut off from the rest.
+    fn waits(&self, index: usize) -> Vec<Word> {
+        let process = &self.processes[&index];
+        let waits = |(lease, work): (&LeaseId, &Work)| {
+            let waits = work.ranks > 1 && matches!(work.doing, Doing::Training) && work.is_member(work.epoch);
+            let parted = self.parted_since(*lease, work.epoch).is_some_and(|since| since + TOO_LONG_MS <= self.now);
+            (waits && parted).then_some(Word::Waits(*lease, work.epoch, work.trained.step))
+        };
+        process.leases.iter().filter_map(waits).collect()
+    }
+
+    /// Since when a member of this group is cut off from the others.
+    fn parted_since(&self, lease: LeaseId, epoch: u64) -> Option<u64> {
+        let holds = |process: &&Process| process.leases.get(&lease).is_some_and(|work| work.is_member(epoch));
+        self.processes.values().filter(holds).filter_map(|process| process.alone_since).max()
+    }
+
+    /// A group moves on together, and only when all of it is there and reaches each other.
     fn train_one(&mut self, index: usize, lease: LeaseId) {
         let (epoch, ranks) = {
             let work = &self.processes[&index].leases[&lease];
@@ -169,6 +191,9 @@ impl World {
                 let words = self.processes.get_mut(&index).unwrap().keep(lease, Word::Broken(lease, epoch));
                 self.say(index, words);
             }
+            return;
+        }
+        if ranks > 1 && self.parted_since(lease, epoch).is_some() {
             return;
         }
         let steps = self.dice.between(1, 8);

@@ -70,22 +70,25 @@ fn worlds_of_all_seeds_keep_every_invariant_and_end_every_job() {
         return World::new(seed, None).live();
     }
     let (count, begun) = (number("GRAFTWORK_SIMULATION_SEEDS").unwrap_or(SEEDS), Instant::now());
-    let [turns, echoes, helped] = [const { AtomicU64::new(0) }; 3];
+    let [turns, echoes, helped, stood] = [const { AtomicU64::new(0) }; 4];
     let failed = run_all(count, |seed| {
         let mut world = World::new(seed, None);
         world.live();
         turns.fetch_add(world.turns, Ordering::Relaxed);
         echoes.fetch_add(world.echoes, Ordering::Relaxed);
         helped.fetch_add(u64::from(world.helped_first() > 0), Ordering::Relaxed);
+        stood.fetch_add(u64::from(world.stood_still() > 0), Ordering::Relaxed);
     });
-    let [turns, echoes, helped] = [turns, echoes, helped].map(AtomicU64::into_inner);
+    let [turns, echoes, helped, stood] = [turns, echoes, helped, stood].map(AtomicU64::into_inner);
     let passed = begun.elapsed();
     println!(
-        "{count} seeds, {turns} things that happened, {echoes} echoes, in {helped} a stage was helped first, in {passed:?}"
+        "{count} seeds, {turns} things that happened, {echoes} echoes, in {helped} a stage was helped first, in {stood} a \
+         group stood still, in {passed:?}"
     );
     assert!(failed.is_empty(), "{} of {count} seeds failed: {failed:?}", failed.len());
     // Worlds in which these never happened would show nothing about them.
-    assert!(count < SEEDS || (echoes > 20 * count && helped > count / 500), "{echoes} echoes, {helped} helped first");
+    let shown = echoes > 20 * count && helped > count / 500 && stood > count / 200;
+    assert!(count < SEEDS || shown, "{echoes} echoes, {helped} helped first, {stood} stood still");
     let most = Duration::from_mins(2);
     assert!(
         count > SEEDS || begun.elapsed() < most,
@@ -107,6 +110,18 @@ fn a_coordinator_that_dies_at_any_write_before_or_after_the_commit_loses_nothing
         World::new(7, Some(Faults { crash_at, ..Faults::none() })).live();
     });
     assert!(failed.is_empty(), "dying at these of {writes} writes, before and after the commit: {failed:?}");
+}
+
+#[test]
+fn a_worker_that_reaches_no_other_one_any_more_holds_up_no_job() {
+    let stood = AtomicU64::new(0);
+    let failed = run_all(20, |seed| {
+        let mut world = World::new(seed, Some(Faults { part: 3_000, stays_apart: true, ..Faults::none() }));
+        world.live();
+        stood.fetch_add(world.stood_still() as u64, Ordering::Relaxed);
+    });
+    let stood = stood.into_inner();
+    assert!(failed.is_empty() && stood > 0, "{failed:?} failed, and groups stood still {stood} times");
 }
 
 #[test]

@@ -107,6 +107,7 @@ pub(crate) enum Word {
     Holds(Holdings),
     Prepared(LeaseId),
     Broken(LeaseId, u64),
+    Waits(LeaseId, u64, u64),
 }
 
 impl Word {
@@ -123,6 +124,7 @@ impl Word {
             Self::Leaving => Event::Leaving { worker },
             Self::Holds(holdings) => Event::Holds { worker, holdings },
             Self::Prepared(lease) => Event::Prepared { worker, lease },
+            Self::Waits(lease, epoch, step) => Event::Waits { worker, lease, epoch, step },
             Self::Broken(lease, epoch) => Event::Broken { worker, lease, epoch, reason: "peer closed".to_owned() },
         })
     }
@@ -153,6 +155,8 @@ pub(crate) struct Process {
     pub(crate) leaving: bool,
     /// Nothing passes: to it, from it.
     pub(crate) partition: [bool; 2],
+    /// Since when it reaches no other worker.
+    pub(crate) alone_since: Option<u64>,
     /// How long its words take over the connection of now, as the real session measures it, and how often it beats by that.
     round_trip: RoundTrip,
     pub(crate) beat_every: Duration,
@@ -170,6 +174,7 @@ impl Process {
             troubled_until: 0,
             leaving: false,
             partition: [false; 2],
+            alone_since: None,
             round_trip: RoundTrip::default(),
             beat_every: BEAT,
         }

@@ -52,6 +52,7 @@ pub(crate) enum Deed {
     Connect(usize),
     Thaw(usize),
     Heal(usize),
+    Rejoin(usize),
     /// The coordinator's own.
     Start,
     Written(u64),
@@ -217,6 +218,15 @@ impl World {
         self.told.iter().filter(of_need).count()
     }
 
+    /// Groups whose members waited for each other in vain.
+    pub(crate) fn stood_still(&self) -> usize {
+        let parted = |told: &&Told| match &told.kind {
+            EventKind::GroupFormed { reason, .. } => reason.contains("some cannot reach each other"),
+            _ => false,
+        };
+        self.told.iter().filter(parted).count()
+    }
+
     fn is_done(&self) -> bool {
         let Some(coordinator) = &self.coordinator else { return false };
         let ended = |plan: &Plan| coordinator.core.machine().standing(&plan.id()) == Standing::Ended;
@@ -285,6 +295,10 @@ impl World {
                 self.processes.get_mut(&process).into_iter().for_each(|process| process.partition = [false; 2]);
                 self.release_held(process);
             }
+            Deed::Rejoin(process) if !(self.calm && self.faults.stays_apart) => {
+                self.processes.get_mut(&process).into_iter().for_each(|process| process.alone_since = None);
+            }
+            Deed::Rejoin(_) => {}
             Deed::Join(class) => self.join(class),
             Deed::Fault(fault, mean) if !self.calm => {
                 let wait = self.dice.below(2 * mean);

@@ -60,6 +60,7 @@ fn sender(event: &Event) -> Option<WorkerId> {
         | Event::Failed { worker, .. }
         | Event::Prepared { worker, .. }
         | Event::Broken { worker, .. }
+        | Event::Waits { worker, .. }
         | Event::Released { worker, .. } => Some(*worker),
         _ => None,
     }
@@ -267,11 +268,12 @@ impl World {
         }
     }
 
-    /// A worker's groups break, or it says so of older ones.
+    /// A worker's groups break, or stand still for it, or it says so of older ones.
     pub(crate) fn quarrel(&mut self, worker: WorkerId, late: bool) {
         let Some(peer) = self.peers.get(&worker) else { return };
         for (lease, work) in &peer.work {
             let (lease, epoch) = (*lease, work.epoch.saturating_sub(u64::from(late)));
+            self.late.push_back(Event::Waits { worker, lease, epoch, step: work.step });
             self.late.push_back(Event::Broken { worker, lease, epoch, reason: "peer closed".to_owned() });
         }
     }

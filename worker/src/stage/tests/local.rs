@@ -30,7 +30,10 @@ use super::{
     super::*,
     together::{Said, Seat},
 };
-use crate::pool::{Pool, Turn};
+use crate::{
+    pool::{Pool, Turn},
+    waiting::Waiting,
+};
 
 type Blobs = Arc<Mutex<BTreeMap<Digest, Vec<u8>>>>;
 
@@ -47,6 +50,7 @@ pub(super) struct LocalHost {
     seat: Option<Seat>,
     shelves: Option<Arc<Shelves>>,
     together: bool,
+    waiting: Waiting,
 }
 
 impl LocalHost {
@@ -64,6 +68,7 @@ impl LocalHost {
             seat: None,
             shelves: None,
             together: false,
+            waiting: Waiting::default(),
         }
     }
 
@@ -190,6 +195,10 @@ impl Host for LocalHost {
 
     fn form(&self, formation: Formation) -> Result<Box<dyn Group>, CollectiveError> {
         self.seat.as_ref().expect("only members form").form(formation)
+    }
+
+    fn waiting(&self) -> Waiting {
+        self.waiting.clone()
     }
 
     fn on_prepared(&self) {

@@ -11,6 +11,7 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use graftwork_collective::{Aborter, Backend, FormRequest, MemoryRendezvous, form};
@@ -402,7 +403,7 @@ fn confirmed(digests: [&'static str; 3]) -> Vec<Result<(), Halt>> {
                 // Rank 1 is furthest.
                 let (step, digest_before) = if number == 1 { (5, "copied") } else { (0, "untrained") };
                 let standing = Standing { step, evaluations: 0, digest: digest_before.to_owned() };
-                let adopted = membership.adopt(&standing, || Ok(vec![7])).unwrap();
+                let adopted = membership.adopt((&standing, 1), || Ok(vec![7])).unwrap();
                 assert_eq!(matches!(adopted, Adopted::State(bytes) if bytes == [7]), number != 1);
                 // The group stays until all have answered.
                 (membership.confirm(digest), membership)
@@ -412,6 +413,42 @@ fn confirmed(digests: [&'static str; 3]) -> Vec<Result<(), Halt>> {
         let ended: Vec<_> = threads.into_iter().map(|thread| thread.join().unwrap()).collect();
         ended.into_iter().map(|(confirmed, _)| confirmed).collect()
     })
+}
+
+/// The other member came, and says no word of an update.
+#[test]
+fn a_member_that_waits_for_another_ones_word_tells_it_until_the_word_comes() {
+    let circle = Arc::new(Circle::default());
+    circle.state().members = vec![0, 1];
+    circle.state().form(false);
+    let blobs = LocalHost::new(1);
+    let [one, other] = [0, 1].map(|number| {
+        let seat = Seat { circle: Arc::clone(&circle), member: number, questions: AtomicU32::new(0), fate: None };
+        LocalHost::seated(&blobs, seat)
+    });
+    let in_seconds = |seconds| Instant::now() + Duration::from_secs(seconds);
+    let waiting = one.waiting();
+    thread::scope(|scope| {
+        let member = |host: LocalHost| {
+            let mut membership = Membership::joining();
+            membership.assemble(&host, 4).unwrap();
+            membership.waiting().after(5);
+            (membership, host)
+        };
+        let first = scope.spawn(move || {
+            let (mut membership, host) = member(one);
+            // The group stays until both have heard.
+            membership.end_exchange(&host, vec![None]).map(|_| membership)
+        });
+        let (mut second, other) = member(other);
+        while waiting.too_long(in_seconds(60)) != Some((1, 5)) {
+            thread::yield_now();
+        }
+        assert_eq!(waiting.too_long(in_seconds(3)), None, "not at once");
+        second.end_exchange(&other, vec![None]).unwrap();
+        first.join().unwrap().unwrap();
+        assert_eq!(waiting.too_long(in_seconds(86_400)), None);
+    });
 }
 
 #[test]
