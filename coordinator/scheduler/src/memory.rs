@@ -127,7 +127,7 @@ impl State {
 
     /// What was planned of a stage, and measured over its base model.
     pub(crate) fn corrected(&self, job: &JobState, position: usize) -> Option<Corrected> {
-        let kinds = self.kinds(job.plan.base_model_digest, job.class(position));
+        let kinds = self.kinds(job.plan.base_model_digest, job.class(position)).filter(|_| job.is_for_cpu());
         let highest = kinds.flat_map(|kind| &kind.peaks).max_by_key(|peak| peak.thousandths())?;
         Some(Corrected {
             planned_bytes: job.plan.stages[position].memory_bytes,
