@@ -83,6 +83,18 @@ pub struct StageResult {
     pub numeric_class: NumericClass,
     /// What the attempt that gave it cost.
     pub usage: Usage,
+    /// The most memory that the worker's process ever took, if that was while the stage ran and no stage told of it before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak: Option<MemoryPeak>,
+}
+
+/// The most memory that a worker's process ever took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPeak {
+    /// Resident memory.
+    pub bytes: u64,
+    /// All stages that it trained at that time.
+    pub stages: Vec<(JobId, Name)>,
 }
 
 /// What work cost.

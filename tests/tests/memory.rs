@@ -89,6 +89,8 @@ fn measure(point: Point) -> Result<Measured> {
     let report: Value = serde_json::from_slice(&fs::read(state.path().join("report.json"))?)?;
     let stages = report["stages"].as_array().or_else(|| report["job"]["stages"].as_array()).context("stages")?;
     let peak = stages.iter().filter_map(|stage| stage["usage"]["peak_memory_bytes"].as_f64()).max_by(f64::total_cmp);
+    let told = stages.iter().filter_map(|stage| stage.pointer("/result/peak/bytes")?.as_f64()).max_by(f64::total_cmp);
+    ensure!(told > peak.map(|peak| 0.95 * peak), "{peak:?} was not told as a peak, but {told:?}");
     let predicted = |part: &str| plan["estimate"][part].as_f64().with_context(|| format!("the estimate's {part}"));
     Ok(Measured {
         base_model: predicted("base_model_bytes")?,

@@ -40,6 +40,7 @@ use crate::{
     computer::peak_memory_bytes,
     meeting::{Meeting, Place},
     meters::{Meters, Update},
+    peak::Stages,
     pool::{Pool, Turn, failure_of, panic_message, thread_cpu_time},
     session::StageEvent,
     stage::{self, StageEnd},
@@ -63,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) report_every: Duration,
     /// Training rows that were read, by the footer of their first file.
     pub(crate) rows_read: Arc<Mutex<BTreeSet<Digest>>>,
+    pub(crate) stages: Stages,
 }
 
 impl Shared {
@@ -197,6 +199,10 @@ struct StageHost<'a> {
 
 /// Runs a stage to its end on the calling thread and tells the session how it ended; an abandoned one ends in silence.
 pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment: &Assignment, joining: bool) {
+    // Whoever joins others has fewer lanes than were planned, and what a GPU's worker takes of the host nobody predicts.
+    let as_planned = !joining && shared.device == Device::Cpu;
+    let stage = (assignment.job.clone(), assignment.stage.clone());
+    let running = shared.stages.begin(stage, assignment.recipe.base_model, as_planned);
     let host = StageHost {
         shared: shared.clone(),
         control: control.clone(),
@@ -215,6 +221,7 @@ pub(crate) fn run(shared: &Shared, control: &Control, lease: LeaseId, assignment
         Ok(Ok(StageEnd::Finished(mut result))) => {
             host.cost.set(result.usage);
             result.usage = host.spent();
+            result.peak = running.peak();
             StageEvent::Finished(Box::new(result))
         }
         Ok(Ok(StageEnd::Paused { scores, finished })) => StageEvent::Paused(Box::new(scores), finished),

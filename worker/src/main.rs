@@ -14,6 +14,7 @@ mod host;
 mod logs;
 mod meeting;
 mod meters;
+mod peak;
 mod pool;
 mod predict;
 mod reference;

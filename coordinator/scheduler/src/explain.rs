@@ -67,6 +67,9 @@ pub struct Why {
     /// Why it is slower than it could be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slow: Vec<Slow>,
+    /// For a stage with a result: what its worker took of memory, if that was measured then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took: Option<Took>,
 }
 
 /// What a stage asks of a worker.
@@ -76,12 +79,37 @@ pub struct Needs {
     pub device: String,
     /// Bytes that it is expected to need beside the base model.
     pub memory_bytes: u64,
+    /// What was planned and measured, as far as anything was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub corrected: Option<Corrected>,
     /// The numeric class of its checkpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
     /// Workers that it starts on at once, where those are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gang: Option<u32>,
+}
+
+/// What the memory that a stage is expected to need follows from, once workers took memory over its base model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Corrected {
+    /// Bytes that were planned for it.
+    pub planned_bytes: u64,
+    /// Of the peaks that count the one that is highest beside what was predicted: bytes that were predicted of the process.
+    pub predicted_bytes: u64,
+    /// And that it took.
+    pub measured_bytes: u64,
+}
+
+/// The most that a worker's process took while it trained a stage, and what was expected of it then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Took {
+    /// Stages that it trained at that time.
+    pub stages: usize,
+    /// Expected, as those were planned.
+    pub predicted_bytes: u64,
+    /// Measured.
+    pub measured_bytes: u64,
 }
 
 /// What there is of what a stage needs.
@@ -163,18 +191,44 @@ impl fmt::Display for Slow {
     }
 }
 
+fn mebibytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+impl fmt::Display for Corrected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [planned, measured, predicted] =
+            [self.planned_bytes, self.measured_bytes, self.predicted_bytes].map(mebibytes);
+        write!(
+            f,
+            "{planned} MiB were planned for it, but a worker took {measured} MiB where {predicted} MiB were predicted"
+        )
+    }
+}
+
+impl fmt::Display for Took {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (measured, predicted) = (mebibytes(self.measured_bytes), mebibytes(self.predicted_bytes));
+        write!(f, "its worker took {measured} MiB with {} in training, and {predicted} MiB were predicted", self.stages)
+    }
+}
+
 impl fmt::Display for Why {
     /// What is worth saying behind the stage's sentence, `; ` between; nothing for most stages.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut words = Vec::new();
         if let (Some(needs), Some(free)) = (&self.needs, &self.free) {
-            let mebibytes = needs.memory_bytes.div_ceil(1 << 20);
             let each = needs.gang.map(|gang| format!(" on each of {gang} workers")).unwrap_or_default();
             words.push(format!(
-                "it needs {} and {mebibytes} MiB{each}, and {} of {} places are free",
-                needs.device, free.free_places, free.places
+                "it needs {} and {} MiB{each}, and {} of {} places are free",
+                needs.device,
+                mebibytes(needs.memory_bytes),
+                free.free_places,
+                free.places
             ));
         }
+        let corrected = |needs: &Needs| needs.corrected.filter(|of| of.planned_bytes != needs.memory_bytes);
+        words.extend(self.needs.as_ref().and_then(corrected).map(|corrected| corrected.to_string()));
         words.extend(self.earliest_in_ms.map(|ms| format!("it may start in {} s", ms.div_ceil(1000))));
         words.extend(self.preempted.as_ref().map(ToString::to_string));
         words.extend(self.here.as_ref().map(ToString::to_string));
@@ -182,6 +236,7 @@ impl fmt::Display for Why {
         words.extend(self.helped_first.as_ref().map(ToString::to_string));
         words.extend(self.other_class.iter().map(ToString::to_string));
         words.extend(self.slow.iter().map(|slow| format!("slow: {slow}")));
+        words.extend(self.took.as_ref().map(ToString::to_string));
         f.write_str(&words.join("; "))
     }
 }
@@ -190,7 +245,7 @@ impl Scheduler {
     /// What stands behind a stage's sentence.
     pub(crate) fn why(&self, job: &JobState, position: usize, line: &Served<'_>) -> Why {
         let (stage, record) = (&job.plan.stages[position], &job.stages[position]);
-        let why = Why { preempted: record.preempted.clone(), ..Why::default() };
+        let why = Why { preempted: record.preempted.clone(), took: self.state.took(job, position), ..Why::default() };
         match &record.phase {
             Phase::Pending if job.waits_for(position).is_empty() => {
                 let key = StageKey { job: job.plan.id(), stage: stage.name.clone() };
@@ -198,7 +253,7 @@ impl Scheduler {
                 let until_ms = record.retry_at_ms.filter(|at| *at > self.now_ms);
                 let earliest_ms = until_ms.or_else(|| self.earliest(job, position, ahead.len()));
                 Why {
-                    needs: Some(needs(job, position)),
+                    needs: Some(self.needs(job, position)),
                     free: self.free_for(job, position),
                     helped_first: self.helped_first(job),
                     earliest_in_ms: earliest_ms.map(|at| at.saturating_sub(self.now_ms)),
@@ -215,7 +270,7 @@ impl Scheduler {
                 let holds_up = self.holds_up(grant.lease);
                 let slow = self.slow(job, position, grant);
                 let other_class = self.other_class(job, position, grant);
-                Why { needs: Some(needs(job, position)), here, holds_up, other_class, slow, ..why }
+                Why { needs: Some(self.needs(job, position)), here, holds_up, other_class, slow, ..why }
             }
             _ => why,
         }
@@ -296,17 +351,18 @@ impl Scheduler {
         }
         slow
     }
-}
 
-fn needs(job: &JobState, position: usize) -> Needs {
-    let device = match job.plan.job.resources.device {
-        Device::Cpu => "cpu",
-        Device::Cuda => "cuda",
-    };
-    Needs {
-        device: device.to_owned(),
-        memory_bytes: job.plan.stages[position].memory_bytes,
-        class: job.stages[position].checkpoint.as_ref().map(|checkpoint| checkpoint.class.to_string()),
-        gang: Some(job.gang(position)).filter(|gang| *gang > 1),
+    fn needs(&self, job: &JobState, position: usize) -> Needs {
+        let device = match job.plan.job.resources.device {
+            Device::Cpu => "cpu",
+            Device::Cuda => "cuda",
+        };
+        Needs {
+            device: device.to_owned(),
+            memory_bytes: self.state.needed_bytes(job, position),
+            corrected: self.state.corrected(job, position),
+            class: job.stages[position].checkpoint.as_ref().map(|checkpoint| checkpoint.class.to_string()),
+            gang: Some(job.gang(position)).filter(|gang| *gang > 1),
+        }
     }
 }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{message::WorkerInfo, plan::Plan};
 
 /// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
-pub const FACT_VERSION: u32 = 5;
+pub const FACT_VERSION: u32 = 6;
 
 /// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,6 +150,21 @@ pub enum Fact {
         lease: LeaseId,
         /// The cost.
         usage: Usage,
+    },
+    /// A worker's process took more memory than ever before while it trained stages over one base model.
+    MemoryMeasured {
+        /// The job of the stage that told of it.
+        job: JobId,
+        /// That stage.
+        stage: Name,
+        /// Digest of the base model.
+        base_model: Digest,
+        /// The worker's numeric class.
+        class: NumericClass,
+        /// What its process was expected to take with these stages, as they were planned.
+        predicted_bytes: u64,
+        /// What it took at most.
+        measured_bytes: u64,
     },
     /// A lease ended without result and without blame.
     LeaseReleased {
@@ -323,6 +338,7 @@ impl Fact {
             Self::CheckpointLost { .. } => "checkpoint_lost",
             Self::ResultLost { .. } => "result_lost",
             Self::AttemptCost { .. } => "attempt_cost",
+            Self::MemoryMeasured { .. } => "memory_measured",
             Self::LeaseReleased { .. } => "lease_released",
             Self::StagePreempted { .. } => "stage_preempted",
             Self::AttemptFailed { .. } => "attempt_failed",

@@ -308,7 +308,7 @@ impl Scheduler {
         let together = self.board.fleet.berths.get(&berth)?;
         let group = self.groups.get(&lease);
         let mut looked_at = 0;
-        let able = together.roomy(stage.memory_bytes).filter(|worker| {
+        let able = together.roomy(self.state.needed_bytes(job, at)).filter(|worker| {
             looked_at += 1;
             let holds = self.workers.get(worker).is_none_or(|known| known.leases.contains_key(&lease));
             !holds && !group.is_some_and(|group| group.bars(*worker, self.now_ms))
@@ -365,7 +365,7 @@ impl Scheduler {
     fn lack(&self, lease: LeaseId) -> Option<Lack> {
         let key = self.state.live().get(&lease)?.clone();
         let (job, at) = self.state.record(&key)?;
-        let (memory_bytes, priority) = (job.plan.stages[at].memory_bytes, job.plan.job.priority);
+        let (memory_bytes, priority) = (self.state.needed_bytes(job, at), job.plan.job.priority);
         let berth = self.board.fleet.seats.get(&self.state.grant(lease)?.worker)?.berth();
         let served = !self.is_over_quota(&job.plan.job.owner, 1);
         served.then_some(Lack { lease, key, berth, memory_bytes, priority })

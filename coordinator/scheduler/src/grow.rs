@@ -123,7 +123,7 @@ impl Scheduler {
         assignment.attempt = assignment.attempt.saturating_sub(1);
         // It takes up the state of the members, and the checkpoint of now may be gone by the time it would read it.
         assignment.resume = None;
-        let memory_bytes = job.plan.stages[position].memory_bytes;
+        let memory_bytes = self.state.needed_bytes(job, position);
         if let Some(known) = self.workers.get_mut(&worker) {
             known.take_in(&job.plan.stages[position]);
             known.leases.insert(lease, memory_bytes);
@@ -269,7 +269,7 @@ impl Scheduler {
                 }
                 Ok(_) | Err(_) => continue,
             };
-            let (memory_bytes, priority) = (job.plan.stages[position].memory_bytes, job.plan.job.priority);
+            let (memory_bytes, priority) = (self.state.needed_bytes(job, position), job.plan.job.priority);
             let suited = self.suited(job, position).unwrap_or_default();
             let fit = |helper: WorkerId, lease: LeaseId| {
                 let of_another = owner.as_ref().is_some_and(|owner| self.owner_of(lease) != Some(owner));

@@ -185,6 +185,7 @@ impl<'a> Reader<'a> {
             Fact::PublishFailed { .. }
             | Fact::ResourcesChanged { .. }
             | Fact::AttemptCost { .. }
+            | Fact::MemoryMeasured { .. }
             | Fact::RungDecided { .. } => {}
             Fact::StageCancelled { job, stage, .. } => self.finish(key(job, stage), "cancelled"),
             Fact::JobCancelled { job, .. } => self.on_cancelled(job),

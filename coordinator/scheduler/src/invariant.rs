@@ -239,7 +239,7 @@ fn helpers_go_first(before: &Scheduler, after: &Scheduler) -> Result<(), Violati
         let safe = after.state.record(key).is_some_and(|(job, at)| job.stages[at].is_safe());
         ensure(!safe, Invariant::RefusalIsValue, || format!("{key} was asked for its place again, for {by}"))?;
         let Some((job, at)) = after.state.record(by) else { continue };
-        let (memory_bytes, priority) = (job.plan.stages[at].memory_bytes, job.plan.job.priority);
+        let (memory_bytes, priority) = (after.state.needed_bytes(job, at), job.plan.job.priority);
         let gangs = after.gangs_before(by);
         for (id, worker) in after.suited(job, at).unwrap_or_default() {
             let kept = gangs.iter().any(|gang| gang.keeps(&worker.info.arithmetic()));

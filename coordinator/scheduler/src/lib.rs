@@ -20,6 +20,7 @@ mod job;
 mod limit;
 mod loss;
 mod machine;
+mod memory;
 mod merit;
 mod message;
 mod pace;
@@ -40,7 +41,7 @@ mod view;
 mod worker;
 
 pub use census::Census;
-pub use explain::{Ahead, Free, Needs, OtherClass, Slow, Why};
+pub use explain::{Ahead, Corrected, Free, Needs, OtherClass, Slow, Took, Why};
 pub use fact::{FACT_VERSION, Fact};
 pub use machine::{Policy, Scheduler, Standing};
 pub use merit::Chosen;

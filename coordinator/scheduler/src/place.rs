@@ -195,8 +195,9 @@ impl Scheduler {
         if let Some(gang) = gangs.iter().find(|gang| demand.is_some_and(|demand| gang.holds_up(demand))) {
             return Err(gang.refusal.clone());
         }
+        let needs_bytes = self.state.needed_bytes(job, position);
         let keeper = |worker: &Worker| gangs.iter().find(|gang| gang.keeps(&worker.info.arithmetic()));
-        let roomy = suited.iter().filter(|(_, worker)| worker.has_room(stage.memory_bytes));
+        let roomy = suited.iter().filter(|(_, worker)| worker.has_room(needs_bytes));
         let (kept, free): (Vec<_>, Vec<_>) = roomy.partition(|(_, worker)| keeper(worker).is_some());
         if free.is_empty()
             && let Some(gang) = kept.first().and_then(|(_, worker)| keeper(worker))
@@ -229,9 +230,10 @@ impl Scheduler {
             return Err(Refusal::Device { needs: needs.to_owned(), have });
         }
         let largest_bytes = workers.iter().map(|(_, worker)| worker.info.memory_bytes).max().unwrap_or(0);
-        workers.retain(|(_, worker)| worker.could_hold(stage.memory_bytes));
+        let needs_bytes = self.state.needed_bytes(job, position);
+        workers.retain(|(_, worker)| worker.could_hold(needs_bytes));
         if workers.is_empty() {
-            return Err(Refusal::Memory { needs_bytes: stage.memory_bytes, largest_bytes });
+            return Err(Refusal::Memory { needs_bytes, largest_bytes });
         }
         let needs = stage.recipe.numerics_version;
         let have = distinct(workers.iter().map(|(_, worker)| worker.info.numerics_version));
@@ -259,12 +261,11 @@ impl Scheduler {
         let from_step = record.checkpoint_step();
         let started =
             EventKind::StageStarted { worker, from_step, total_steps: stage.total_steps, attempt: record.attempts };
-        let memory_bytes = stage.memory_bytes;
         let lease = self.state.next_lease();
         let known = self.workers.get_mut(&worker).expect("a worker is chosen among those there are");
-        known.leases.insert(lease, memory_bytes);
-        known.take_in(stage);
         let class = known.info.class.clone();
+        known.leases.insert(lease, self.state.needed_bytes_in(job, position, Some(&class)));
+        known.take_in(stage);
         self.seat(worker);
         let (job, stage, at_ms) = (key.job.clone(), key.stage.clone(), self.now_ms);
         self.record(Fact::StageLeased { job, stage, lease, worker, class, at_ms });

@@ -27,6 +27,10 @@ pub struct Plan {
     pub base_model_digest: Digest,
     /// Stages: tasks in the job file's order, then fusions. A stage needs only stages of this list, without cycles.
     pub stages: Vec<PlannedStage>,
+    /// Memory that a worker is expected to take before any stage: its process and the base model. 0: it was planned by a
+    /// version that did not say.
+    #[serde(default)]
+    pub beside_bytes: u64,
     /// Everything uploaded that the job reads: rows, lists of folders, and the files of those. Kept with the job.
     #[serde(default)]
     pub uploads: Vec<Digest>,

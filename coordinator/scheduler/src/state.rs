@@ -15,6 +15,7 @@ use crate::{
     fact::Fact,
     index::{StateIndex, Touched},
     job::{JobState, StageRecord},
+    memory::{Measured, Peak},
     message::StageKey,
     phase::{Change, Grant, Phase},
     plan::Plan,
@@ -47,6 +48,8 @@ pub struct State {
     pub(crate) holders: BTreeMap<WorkerId, Holder>,
     /// What owners have had.
     pub(crate) accounts: BTreeMap<String, Account>,
+    /// What workers took of memory; what was measured last stands last.
+    pub(crate) memory: Vec<Measured>,
     /// What is looked up of the jobs.
     #[serde(skip)]
     pub(crate) index: StateIndex,
@@ -68,14 +71,16 @@ struct StoredState {
     holders: BTreeMap<WorkerId, Holder>,
     #[serde(default)]
     accounts: BTreeMap<String, Account>,
+    #[serde(default)]
+    memory: Vec<Measured>,
 }
 
 impl From<StoredState> for State {
     fn from(stored: StoredState) -> Self {
-        let StoredState { term, last_worker, last_lease, submissions, jobs, live, holders, accounts } = stored;
+        let StoredState { term, last_worker, last_lease, submissions, jobs, live, holders, accounts, memory } = stored;
         let (index, touched) = (StateIndex::default(), Touched::default());
         let mut state =
-            Self { term, last_worker, last_lease, submissions, jobs, live, holders, accounts, index, touched };
+            Self { term, last_worker, last_lease, submissions, jobs, live, holders, accounts, memory, index, touched };
         state.rebuild();
         state
     }
@@ -92,6 +97,7 @@ impl Default for State {
             live: BTreeMap::new(),
             holders: BTreeMap::new(),
             accounts: BTreeMap::new(),
+            memory: Vec::new(),
             index: StateIndex::default(),
             touched: Touched::default(),
         }
@@ -208,6 +214,10 @@ impl State {
                 Ok(())
             }
             Fact::AttemptCost { lease, usage } => self.fold_cost(*lease, *usage),
+            Fact::MemoryMeasured { base_model, class, predicted_bytes, measured_bytes, .. } => {
+                let peak = Peak { predicted_bytes: *predicted_bytes, measured_bytes: *measured_bytes };
+                self.fold_memory((*base_model, class), peak)
+            }
             Fact::LeaseReleased { lease, at_ms, .. } => self.end_lease(*lease, *at_ms, Change::GiveBack).map(drop),
             Fact::StagePreempted { lease, by_job, by_stage, at_ms } => {
                 let by = StageKey { job: by_job.clone(), stage: by_stage.clone() };

@@ -83,7 +83,7 @@ impl Scheduler {
             let members = job.stages[position].phase.grant().map(Grant::members).unwrap_or_default();
             for member in members {
                 if let Some(worker) = self.workers.get_mut(&member) {
-                    worker.leases.insert(*lease, job.plan.stages[position].memory_bytes);
+                    worker.leases.insert(*lease, self.state.needed_bytes(job, position));
                 }
             }
         }

@@ -109,7 +109,9 @@ pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result
     let (Some(base), Some(estimate)) = (base, estimate) else { return Err(problems.into_list()) };
     let digest = job.digest();
     let uploads = planning.uploads.as_ref().map(|blobs| uploads::needed(&job, blobs)).unwrap_or_default();
-    let plan = Plan { job, digest, base_model_digest: base.digest, stages, uploads, trace: String::new() };
+    let beside_bytes = memory::process() + memory::trunk(&base.model.description);
+    let (base_model_digest, trace) = (base.digest, String::new());
+    let plan = Plan { job, digest, base_model_digest, stages, beside_bytes, uploads, trace };
     let mut said = problems.into_list();
     if said.iter().any(|problem| problem.severity == Severity::Error) {
         return Err(said);

@@ -75,6 +75,7 @@ fn result(
         numeric_class: record.numeric_class,
         // Nothing was spent this time.
         usage: Usage::default(),
+        peak: None,
     }
 }
 

@@ -95,6 +95,7 @@ async fn trained() -> Trained {
                 trained_parameters: stage.trained_parameters,
                 numeric_class: class(),
                 usage: Usage { core_seconds: 3.0, ..Usage::default() },
+                peak: None,
             },
         );
     }

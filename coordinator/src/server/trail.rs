@@ -95,6 +95,9 @@ impl Trail {
             | Fact::TrialScored { lease: Some(lease), at_ms, .. } => {
                 self.end_lease(*lease, machine, *at_ms, None);
             }
+            Fact::MemoryMeasured { job, stage, predicted_bytes, measured_bytes, .. } => {
+                tracing::info!(%job, %stage, predicted_bytes, measured_bytes, trace = trace(machine, job), "memory measured");
+            }
             Fact::LeaseReleased { lease, reason, at_ms } => {
                 self.end_lease(*lease, machine, *at_ms, Some(format!("released: {reason}")));
             }

@@ -67,6 +67,7 @@ fn stage(name: &str, kind: StageKind, metric: Metric, score: f64, expect: f64) -
             peak_memory_bytes: 400 << 20,
             ..Usage::default()
         },
+        peak: None,
     };
     StageView {
         name: name.parse().expect("a name"),

@@ -46,6 +46,7 @@ use crate::{
     host::{self, Control, Shared},
     meeting::Place,
     meters::{Meters, Standing},
+    peak::Stages,
     pool::Pool,
     trunks::Trunks,
 };
@@ -139,6 +140,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         rows: options.rows.clone(),
         device: options.device,
         rows_read: Arc::default(),
+        stages: Stages::of(computer::peak_memory_bytes),
         place: Place::new(options.coordinators.lazy(), options.token.clone(), options.group_address),
         meters: options.meters.clone(),
         report_every: options.report_every,

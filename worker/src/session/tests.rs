@@ -70,6 +70,7 @@ fn result(steps: u64) -> Box<StageResult> {
             vendor: text("y"),
         },
         usage: Usage::default(),
+        peak: None,
     })
 }
 

@@ -440,6 +440,7 @@ impl<H: Host> Driver<'_, H> {
             trained_parameters: trainer.parameters().len() as u64,
             numeric_class: self.numeric_class.clone(),
             usage: self.cost(),
+            peak: None,
         }))
     }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use graftwork_scheduler::{Command, Event, WorkerInfo};
 use graftwork_shared::{
-    assignment::{Assignment, Blame, Failure, Holdings, StageResult, Usage},
+    assignment::{Assignment, Blame, Failure, Holdings, MemoryPeak, StageResult, Usage},
     digest::Digest,
     id::{LeaseId, Name, Term, WorkerId},
 };
@@ -410,7 +410,9 @@ impl Work {
         let then = if until == self.total {
             let (numeric_class, epochs) = (info.class.clone(), vec![self.trained.rows]);
             let result = fixture::result(self.assignment.stage.as_str(), self.total, 0.9);
-            Word::Finished(lease, Box::new(StageResult { numeric_class, usage, epochs, ..result }))
+            let stages = vec![(self.assignment.job.clone(), self.assignment.stage.clone())];
+            let peak = Some(MemoryPeak { bytes: self.total % 5 << 20, stages });
+            Word::Finished(lease, Box::new(StageResult { numeric_class, usage, epochs, peak, ..result }))
         } else if until == due {
             Word::Checkpoint(lease, until, checkpoint_of(&self.assignment, until))
         } else {

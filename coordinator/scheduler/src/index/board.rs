@@ -10,7 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use graftwork_shared::id::{JobId, LeaseId, WorkerId};
+use graftwork_shared::{
+    digest::Digest,
+    id::{JobId, LeaseId, WorkerId},
+};
 
 use super::{
     fleet::{Fleet, Seat},
@@ -127,6 +130,40 @@ impl Scheduler {
         workers.extend(groups.flat_map(|group| group.joiners.keys()));
         workers.into_iter().for_each(|worker| self.seat(worker));
         touched.leases.into_iter().for_each(|lease| self.weigh(lease));
+        touched.needs.into_iter().for_each(|base_model| self.weigh_again(base_model));
+    }
+
+    /// What stages over a base model are expected to need is another number from now on, for those that run too.
+    fn weigh_again(&mut self, base_model: Digest) {
+        self.count(self.state.index.active.len());
+        for id in self.state.index.active.clone() {
+            let Some(job) = self.state.jobs().get(&id).filter(|job| job.plan.base_model_digest == base_model) else {
+                continue;
+            };
+            let marks: Vec<_> = job.index.marks.iter().map(|mark| (mark.stand, mark.lease)).enumerate().collect();
+            for (at, (stand, lease)) in marks {
+                match lease {
+                    Some(lease) => self.load_again((&id, at), lease),
+                    None if stand == Stand::Pending => self.requeue((id.clone(), at)),
+                    None => {}
+                }
+            }
+            self.board.unsure.insert(id);
+        }
+    }
+
+    /// The holders of a lease have as much less room now as its stage is expected to need.
+    fn load_again(&mut self, (id, at): (&JobId, usize), lease: LeaseId) {
+        let Some(job) = self.state.jobs().get(id) else { return };
+        let needs_bytes = self.state.needed_bytes(job, at);
+        let joiners = self.groups.get(&lease).into_iter().flat_map(|group| group.joiners.keys().copied());
+        let holders: Vec<WorkerId> = job.index.marks[at].holders.iter().copied().chain(joiners).collect();
+        for holder in holders {
+            self.edit_worker(holder, |worker| {
+                worker.leases.entry(lease).and_modify(|bytes| *bytes = needs_bytes);
+            });
+        }
+        self.weigh(lease);
     }
 
     /// What waited for a time between the one before and now is due.
@@ -292,7 +329,7 @@ impl Scheduler {
         } else {
             Arc::new(Arithmetic { class: grant.class.clone(), ..*leader.arithmetic })
         };
-        all.then(|| ((arithmetic, Arc::clone(&leader.reached_on)), rank, stage.memory_bytes))
+        all.then(|| ((arithmetic, Arc::clone(&leader.reached_on)), rank, self.state.needed_bytes(job, at)))
     }
 
     /// Follows whether a stage is ready, and what it waits for.
@@ -327,7 +364,7 @@ impl Scheduler {
             line: (Reverse(job.index.shape.priority), job.index.shape.owner.clone()),
             rank: (job.order, Reverse(job.index.chain(at)), at),
             demand: Demand::new(job.is_for_cpu(), stage.recipe.numerics_version, class, job.gang(at)),
-            memory_bytes: stage.memory_bytes,
+            memory_bytes: self.state.needed_bytes(job, at),
             wait,
         })
     }

@@ -147,6 +147,13 @@ impl Scheduler {
                     return Err(format!("the room of {id} for {bytes} bytes is not as it should be"));
                 }
             }
+            let loads = worker.leases.iter().filter(|(lease, _)| self.holds(*id, **lease).is_some());
+            for (lease, bytes) in loads {
+                let of = self.state.live().get(lease).and_then(|key| self.state.record(key));
+                if of.is_none_or(|(job, at)| self.state.needed_bytes(job, at) != *bytes) {
+                    return Err(format!("what {lease} takes of the room of {id} is not as it should be"));
+                }
+            }
             if seat.helping.len() != self.helps_in(*id) {
                 return Err(format!("how often {id} helps is not as it should be"));
             }
@@ -167,7 +174,7 @@ impl Scheduler {
                 let kept: BTreeSet<LeaseId> = open.into_iter().flat_map(Ranked::iter).map(|rank| rank.3).collect();
                 let bytes = |lease: LeaseId| {
                     let (job, at) = self.state.record(self.state.live().get(&lease)?)?;
-                    Some((job.plan.stages[at].memory_bytes, job))
+                    Some((self.state.needed_bytes(job, at), job))
                 };
                 for lease in self.state.live().keys() {
                     let barred = self.groups.get(lease).is_some_and(|group| group.bars(*worker, self.now_ms));
@@ -210,7 +217,7 @@ impl Scheduler {
                 == self.workers.get(&grant.worker).map_or(known.info.numerics_version, |of| of.info.numerics_version)
             && grant.members().into_iter().all(reaches)
             && (grant.class.device == "cpu") == (resources.device == graftwork_shared::job::Device::Cpu)
-            && known.has_room(stage.memory_bytes);
+            && known.has_room(self.state.needed_bytes(job, position));
         let left = job.pause_step(position).unwrap_or(stage.total_steps).saturating_sub(record.checkpoint_step());
         quiet
             && steady

@@ -55,6 +55,8 @@ pub(crate) struct Touched {
     /// Leases that began, ended, or have other holders, and those who held or hold them.
     pub(crate) leases: BTreeSet<LeaseId>,
     pub(crate) workers: BTreeSet<WorkerId>,
+    /// Base models whose stages are expected to need another amount of memory.
+    pub(crate) needs: BTreeSet<Digest>,
     /// Stages, jobs and needs that were looked at.
     pub(crate) work: u64,
 }

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 
 use graftwork_scheduler::{Command, Event, Fact, Plan, PlannedStage, WorkerInfo};
 use graftwork_shared::{
-    assignment::{Blame, Failure},
+    assignment::{Blame, Failure, MemoryPeak},
     digest::Digest,
     event::StepReport,
-    id::{JobId, LeaseId, WorkerId},
+    id::{JobId, LeaseId, Name, WorkerId},
     recipe::NumericClass,
 };
 
@@ -26,6 +26,7 @@ pub(crate) struct Peer {
 /// What a worker does under a lease.
 #[derive(Clone)]
 struct Work {
+    job: JobId,
     step: u64,
     total: u64,
     stage: String,
@@ -117,7 +118,8 @@ impl World {
                     let from = if assignment.resume.is_some() { self.step_of(&assignment.job, lease) } else { 0 };
                     let peer = self.peers.get_mut(&worker).expect("work goes to workers that are there");
                     let stage = assignment.stage.to_string();
-                    peer.work.insert(lease, Work { step: from, total, stage, epoch: 0, rank: 0, joining });
+                    let job = assignment.job.clone();
+                    peer.work.insert(lease, Work { job, step: from, total, stage, epoch: 0, rank: 0, joining });
                 }
                 Command::Fence { worker, lease } => {
                     if let Some(peer) = self.peers.get_mut(&worker) {
@@ -171,7 +173,8 @@ impl World {
 
     pub(crate) fn join(&mut self, slots: u32, class: NumericClass) {
         self.joined += 1;
-        let info = WorkerInfo { class, key: format!("process {}", self.joined), ..info(slots) };
+        // What stages are found to need may be more than it has room for at a time.
+        let info = WorkerInfo { class, key: format!("process {}", self.joined), memory_bytes: 4 << 20, ..info(slots) };
         self.connect(Peer { info, work: BTreeMap::new(), frozen: false, leaving: false });
     }
 
@@ -215,6 +218,8 @@ impl World {
         let Some(peer) = self.peers.get_mut(&worker).filter(|peer| !peer.frozen) else { return };
         self.late.push_back(Event::Heartbeat { worker, leases: peer.work.keys().copied().collect() });
         let mut done = Vec::new();
+        let stages: Vec<(JobId, Name)> =
+            peer.work.values().map(|work| (work.job.clone(), work.stage.parse().unwrap())).collect();
         for (lease, work) in &mut peer.work {
             if work.joining {
                 self.late.push_back(Event::Prepared { worker, lease: *lease });
@@ -234,6 +239,7 @@ impl World {
             if *step >= *total {
                 let result = Box::new(graftwork_shared::assignment::StageResult {
                     numeric_class: peer.info.class.clone(),
+                    peak: Some(MemoryPeak { bytes: (worker.0 + *total) % 6 << 20, stages: stages.clone() }),
                     ..result(stage, *total, 0.9)
                 });
                 self.late.push_back(Event::Finished { worker, lease: *lease, result });

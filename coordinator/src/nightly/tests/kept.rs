@@ -64,6 +64,7 @@ fn published(releases: &Path, name: &Name) -> StageView {
             trained_parameters: 1,
             numeric_class: measured.numeric_class,
             usage: measured.usage,
+            peak: None,
         }),
         preempted: None,
         release: Some(release.display().to_string()),
