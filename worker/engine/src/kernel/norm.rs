@@ -1,11 +1,14 @@
 //! Layer norm over each row, forward and backward, with the additions that stand in front of it.
 
-use std::{array::from_fn, ops::Range};
+use std::array::from_fn;
 
 use super::vectorised;
 
 /// Sums that run side by side over a row, whatever the width of the machine's vectors.
 const SIDE_BY_SIDE: usize = 16;
+
+/// Rows whose sums run at the same time.
+const ROWS: usize = 4;
 
 /// A frozen layer norm.
 #[derive(Clone, Copy, Debug)]
@@ -63,15 +66,18 @@ pub(crate) fn normalise_backward(
 vectorised! {
     fn forward(terms: [&[f32]; 3], norm: Norm, out: &mut [f32], normal: &mut [f32], rstd: &mut [f32]) {
         let width = norm.weight.len();
-        for (row, rstd) in rstd.iter_mut().enumerate() {
-            let range = row * width..(row + 1) * width;
-            let normal = &mut normal[range.clone()];
-            let scale = centre(terms, range.clone(), norm.eps, normal);
-            *rstd = scale;
-            let constants = norm.weight.iter().zip(norm.bias);
-            for ((normal, out), (weight, bias)) in normal.iter_mut().zip(&mut out[range]).zip(constants) {
-                *normal *= scale;
-                *out = *normal * weight + bias;
+        let rows = rstd.chunks_mut(ROWS).zip(out.chunks_mut(ROWS * width).zip(normal.chunks_mut(ROWS * width)));
+        for (block, (rstd, (out, normal))) in rows.enumerate() {
+            let scales = centred(terms, block * ROWS * width, norm, normal);
+            for ((out, normal), (rstd, scale)) in
+                out.chunks_exact_mut(width).zip(normal.chunks_exact_mut(width)).zip(rstd.iter_mut().zip(scales))
+            {
+                *rstd = scale;
+                let constants = norm.weight.iter().zip(norm.bias);
+                for ((normal, out), (weight, bias)) in normal.iter_mut().zip(out).zip(constants) {
+                    *normal *= scale;
+                    *out = *normal * weight + bias;
+                }
             }
         }
     }
@@ -80,31 +86,115 @@ vectorised! {
 vectorised! {
     fn forward_alone(terms: [&[f32]; 3], norm: Norm, out: &mut [f32]) {
         let width = norm.weight.len();
-        for (row, out) in out.chunks_exact_mut(width).enumerate() {
-            let scale = centre(terms, row * width..(row + 1) * width, norm.eps, out);
-            for (out, (weight, bias)) in out.iter_mut().zip(norm.weight.iter().zip(norm.bias)) {
-                *out = *out * scale * weight + bias;
+        for (block, out) in out.chunks_mut(ROWS * width).enumerate() {
+            let scales = centred(terms, block * ROWS * width, norm, out);
+            for (out, scale) in out.chunks_exact_mut(width).zip(scales) {
+                for (out, (weight, bias)) in out.iter_mut().zip(norm.weight.iter().zip(norm.bias)) {
+                    *out = *out * scale * weight + bias;
+                }
             }
         }
     }
 }
 
-/// Puts the sum of the terms' rows, less its mean, into `row`; gives 1 / deviation.
+/// Puts the sums of the terms' rows from value `first` on, less their means, into up to [`ROWS`] rows; gives 1 / deviation
+/// of each.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
-fn centre([first, second, third]: [&[f32]; 3], range: Range<usize>, eps: f64, row: &mut [f32]) -> f32 {
-    row.copy_from_slice(&first[range.clone()]);
-    for term in [second, third] {
-        if let Some(term) = term.get(range.clone()) {
-            row.iter_mut().zip(term).for_each(|(sum, term)| *sum += term);
+fn centred(terms: [&[f32]; 3], first: usize, norm: Norm, rows: &mut [f32]) -> [f32; ROWS] {
+    let width = norm.weight.len();
+    let terms = terms.map(|term| term.get(first..first + rows.len()).unwrap_or(&[]));
+    if rows.len() == ROWS * width {
+        return centre(terms, width, norm.eps, rows);
+    }
+    let mut scales = [0.0; ROWS];
+    for (row, scale) in scales[..rows.len() / width].iter_mut().enumerate() {
+        let range = row * width..(row + 1) * width;
+        let terms = terms.map(|term| term.get(range.clone()).unwrap_or(&[]));
+        [*scale] = centre(terms, width, norm.eps, &mut rows[range]);
+    }
+    scales
+}
+
+/// The same for just so many rows, whose sums run side by side: one alone would wait for its adder.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
+fn centre<const COUNT: usize>(
+    [first, second, third]: [&[f32]; 3],
+    width: usize,
+    eps: f64,
+    rows: &mut [f32],
+) -> [f32; COUNT] {
+    if third.is_empty() {
+        if second.is_empty() {
+            return centre_sums([first], width, eps, rows);
+        }
+        return centre_sums([first, second], width, eps, rows);
+    }
+    centre_sums([first, second, third], width, eps, rows)
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
+fn centre_sums<const TERMS: usize, const COUNT: usize>(
+    terms: [&[f32]; TERMS],
+    width: usize,
+    eps: f64,
+    rows: &mut [f32],
+) -> [f32; COUNT] {
+    let mut sums = [[0.0; SIDE_BY_SIDE]; COUNT];
+    let whole = width - width % SIDE_BY_SIDE;
+    assert!(rows.len() == COUNT * width && terms.iter().all(|term| term.len() == rows.len()));
+    for column in (0..whole).step_by(SIDE_BY_SIDE) {
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let at = row * width + column;
+            let mut values = chunk(terms[0], at);
+            for term in &terms[1..] {
+                values.iter_mut().zip(chunk(term, at)).for_each(|(value, term)| *value += term);
+            }
+            rows[at..at + SIDE_BY_SIDE].copy_from_slice(&values);
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
         }
     }
-    let mean = sum(row, |x| x) / row.len() as f32;
-    row.iter_mut().for_each(|x| *x -= mean);
-    let variance = sum(row, |x| x * x) / row.len() as f32;
-    #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
-    let scale = (1.0 / (f64::from(variance) + eps).sqrt()) as f32;
-    scale
+    for (row, sums) in sums.iter_mut().enumerate() {
+        for (column, sum) in (whole..width).zip(sums) {
+            let at = row * width + column;
+            rows[at] = terms[1..].iter().fold(terms[0][at], |value, term| value + term[at]);
+            *sum += rows[at];
+        }
+    }
+    let means = sums.map(|sums| together(sums, |a, b| a + b) / width as f32);
+    let mut sums = [[0.0; SIDE_BY_SIDE]; COUNT];
+    for column in (0..whole).step_by(SIDE_BY_SIDE) {
+        for ((row, sums), mean) in sums.iter_mut().enumerate().zip(means) {
+            let at = row * width + column;
+            let values = chunk(rows, at).map(|value| value - mean);
+            rows[at..at + SIDE_BY_SIDE].copy_from_slice(&values);
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value * value);
+        }
+    }
+    for ((row, sums), mean) in sums.iter_mut().enumerate().zip(means) {
+        for (column, sum) in (whole..width).zip(sums) {
+            let value = &mut rows[row * width + column];
+            *value -= mean;
+            *sum += *value * *value;
+        }
+    }
+    sums.map(|sums| {
+        let variance = together(sums, |a, b| a + b) / width as f32;
+        #[expect(clippy::cast_possible_truncation, reason = "activations are f32")]
+        let scale = (1.0 / (f64::from(variance) + eps).sqrt()) as f32;
+        scale
+    })
+}
+
+/// Values of a row from a place on.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
+fn chunk(values: &[f32], at: usize) -> [f32; SIDE_BY_SIDE] {
+    let mut chunk = [0.0; SIDE_BY_SIDE];
+    chunk.copy_from_slice(&values[at..at + SIDE_BY_SIDE]);
+    chunk
 }
 
 vectorised! {
