@@ -13,7 +13,7 @@ use graftwork_shared::{
     view::Refusal,
 };
 
-use super::{JobIndex, board::Board, ranked::Ranked};
+use super::{JobIndex, ranked::Ranked};
 use crate::{
     group::Role,
     job::JobState,
@@ -39,8 +39,9 @@ fn same(same: bool, what: &str) -> Result<(), String> {
 }
 
 impl Scheduler {
-    /// What is wrong with what is kept. Where nothing that is kept has changed in a turn, the deadlines alone are looked at.
-    pub(crate) fn check_indexes(&self, before: &Self) -> Result<(), String> {
+    /// What is wrong with what is kept; `again` is a copy, to make it anew. Where nothing that is kept has changed in a turn,
+    /// the deadlines alone are looked at.
+    pub(crate) fn check_indexes(&self, before: &Self, mut again: Self) -> Result<(), String> {
         same(self.next_deadline() == self.deadline_by_all(), "the next deadline")?;
         if !self.board.has_changed_since(&before.board) {
             return Ok(());
@@ -50,7 +51,8 @@ impl Scheduler {
             self.check_job(job)?;
         }
         same(self.state.index == self.state.index_anew(), "the index of the state")?;
-        let board = self.made_anew();
+        again.remake();
+        let board = again.board;
         same(board.queue == self.board.queue, "the queue")?;
         same(board.leases == self.board.leases, "what is looked up of leases")?;
         let mut fleet = board.fleet;
@@ -59,12 +61,6 @@ impl Scheduler {
         same(self.ready() == self.ready_by_all(), "the order in which stages are served")?;
         self.check_workers()?;
         self.check_joining()
-    }
-
-    fn made_anew(&self) -> Board {
-        let mut again = self.clone();
-        again.remake();
-        again.board
     }
 
     fn check_job(&self, job: &JobState) -> Result<(), String> {
