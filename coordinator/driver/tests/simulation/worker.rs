@@ -411,7 +411,7 @@ impl Work {
             let (numeric_class, epochs) = (info.class.clone(), vec![self.trained.rows]);
             let result = fixture::result(self.assignment.stage.as_str(), self.total, 0.9);
             let stages = vec![(self.assignment.job.clone(), self.assignment.stage.clone())];
-            let peak = Some(MemoryPeak { bytes: self.total % 5 << 20, stages });
+            let peak = Some(MemoryPeak { bytes: (self.total % 5) << 20, stages });
             Word::Finished(lease, Box::new(StageResult { numeric_class, usage, epochs, peak, ..result }))
         } else if until == due {
             Word::Checkpoint(lease, until, checkpoint_of(&self.assignment, until))

@@ -239,7 +239,7 @@ impl World {
             if *step >= *total {
                 let result = Box::new(graftwork_shared::assignment::StageResult {
                     numeric_class: peer.info.class.clone(),
-                    peak: Some(MemoryPeak { bytes: (worker.0 + *total) % 6 << 20, stages: stages.clone() }),
+                    peak: Some(MemoryPeak { bytes: ((worker.0 + *total) % 6) << 20, stages: stages.clone() }),
                     ..result(stage, *total, 0.9)
                 });
                 self.late.push_back(Event::Finished { worker, lease: *lease, result });
