@@ -67,30 +67,11 @@ macro_rules! bend {
 
 bend!(relu, relu_alone, |x: f32| if x > 0.0 { (x, 1.0) } else { (if x.is_nan() { x } else { 0.0 }, 0.0) });
 bend!(leaky_relu, leaky_relu_alone, |x: f32| if x > 0.0 { (x, 1.0) } else { (0.01 * x, 0.01) });
-vectorised! {
-    fn gelu(values: &mut [f32], slope: &mut [f32]) {
-        let mut parts = GeluParts::new();
-        for (values, slope) in values.chunks_mut(AT_ONCE).zip(slope.chunks_mut(AT_ONCE)) {
-            let tails = parts.filled(values);
-            for ((value, slope), (below, density)) in values.iter_mut().zip(slope).zip(tails) {
-                let x = *value;
-                let below = if x > 0.0 { 1.0 - below } else { below };
-                (*value, *slope) = (x * below, below + x * density * FACTOR_OF_DENSITY);
-            }
-        }
-    }
-}
-vectorised! {
-    fn gelu_alone(values: &mut [f32]) {
-        let mut parts = GeluParts::new();
-        for values in values.chunks_mut(AT_ONCE) {
-            let tails = parts.filled(values);
-            for (value, (below, _)) in values.iter_mut().zip(tails) {
-                *value *= if *value > 0.0 { 1.0 - below } else { below };
-            }
-        }
-    }
-}
+bend!(gelu, gelu_alone, |x: f32| {
+    let density = exponential(-0.5 * x * x);
+    let below = lower_tail(x, density);
+    (x * below, below + x * density * FACTOR_OF_DENSITY)
+});
 bend!(gelu_new, gelu_new_alone, |x: f32| {
     let gate = sigmoid(TWICE_ROOT * x * (1.0 + CUBE * x * x));
     (x * gate, gate + x * gate * (1.0 - gate) * TWICE_ROOT * (1.0 + 3.0 * CUBE * x * x))
@@ -114,52 +95,16 @@ const FACTOR_OF_DENSITY: f32 = 0.398_942_3;
 const TWICE_ROOT: f32 = 1.595_769;
 const CUBE: f32 = 0.044_715;
 
-/// Values that go through the passes of GELU together; what stands between the passes stays in the nearest cache.
-const AT_ONCE: usize = 256;
-
-/// What stands between the passes of GELU. In one pass an element is a chain of some fifty operations, and a processor sees
-/// too few elements ahead to keep its multipliers busy.
-struct GeluParts {
-    /// t, see [`tail`].
-    near: [f32; AT_ONCE],
-    /// The two parts of an exponential.
-    rest: [f32; AT_ONCE],
-    power: [f32; AT_ONCE],
-}
-
-impl GeluParts {
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
-    fn new() -> Self {
-        Self { near: [0.0; AT_ONCE], rest: [0.0; AT_ONCE], power: [0.0; AT_ONCE] }
-    }
-
-    /// For each value the upper tail at |x|, and e^(−x²/2).
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
-    fn filled<'a>(&'a mut self, values: &[f32]) -> impl Iterator<Item = (f32, f32)> + use<'a> {
-        /// 0.3275911 / √2.
-        const NEAR: f32 = 0.231_641_89;
-        let parts = self.near.iter_mut().zip(self.rest.iter_mut().zip(&mut self.power));
-        for (x, (near, (rest, power))) in values.iter().zip(parts) {
-            *near = 1.0 / (1.0 + NEAR * x.abs());
-            (*rest, *power) = reduced(-0.5 * x * x);
-        }
-        let count = values.len();
-        for (rest, power) in self.rest[..count].iter().zip(&mut self.power) {
-            *power *= near_one(*rest);
-        }
-        self.near[..count].iter().zip(&self.power).map(|(near, density)| (tail(*near, *density), *density))
-    }
-}
-
-/// Share of a standard normal distribution above |x|, within 1e-7; `density` is e^(−x²/2).
+/// Share of a standard normal distribution below `x`, within 1e-7; `density` is e^(−x²/2).
 ///
-/// It is t P(t) e^(−x²/2) with t = 1 / (1 + 0.3275911 |x| / √2), the form of Abramowitz and Stegun 7.1.26; P of degree 7
-/// was fitted by Chebyshev interpolation over |x| ≤ 9.9 and is off by at most 3.2e-8.
+/// The upper tail at |x| is t P(t) e^(−x²/2) with t = 1 / (1 + 0.3275911 |x| / √2), the form of Abramowitz and Stegun
+/// 7.1.26; P of degree 7 was fitted by Chebyshev interpolation over |x| ≤ 9.9 and is off by at most 3.2e-8.
 #[inline(always)]
-#[expect(clippy::excessive_precision, clippy::inline_always, reason = "the constants as they were fitted")]
-fn tail(t: f32, density: f32) -> f32 {
+#[expect(clippy::excessive_precision, reason = "the constants as they were fitted")]
+fn lower_tail(x: f32, density: f32) -> f32 {
+    /// 0.3275911 / √2.
+    const NEAR: f32 = 0.231_641_89;
+    let t = 1.0 / (1.0 + NEAR * x.abs());
     let p = ((((((-0.072_910_967_94 * t + 0.258_633_818_5) * t - 0.221_798_780_3) * t + 0.245_288_144_8) * t
         + 0.001_929_227_916)
         * t
@@ -168,7 +113,8 @@ fn tail(t: f32, density: f32) -> f32 {
         + 0.089_705_796_91)
         * t
         + 0.092_576_203_3;
-    t * p * density
+    let tail = t * p * density;
+    if x > 0.0 { 1.0 - tail } else { tail }
 }
 
 /// 1 / (1 + e^−x).
@@ -183,36 +129,20 @@ fn sigmoid(x: f32) -> f32 {
 /// eˣ for x ≤ 0 within 2 units in the last place (Cephes' polynomial on ±½ ln 2), without branches, so that it
 /// vectorises. Below −87 it stays at e⁻⁸⁷; NaN stays NaN.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
-pub(crate) fn exponential(x: f32) -> f32 {
-    let (rest, power) = reduced(x);
-    near_one(rest) * power
-}
-
-/// r of at most ½ ln 2 and 2ⁿ, whose product eʳ 2ⁿ is eˣ.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
 #[expect(clippy::excessive_precision, clippy::unreadable_literal, reason = "the constants as Cephes has them")]
-fn reduced(x: f32) -> (f32, f32) {
+pub(crate) fn exponential(x: f32) -> f32 {
     /// 1.5 · 2²³: adding it rounds to a whole number that stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -87.0 { -87.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let whole = shifted - ROUND;
     let r = x - whole * 0.693359375 + whole * 2.12194440e-4;
-    (r, f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23))
-}
-
-/// eʳ for |r| ≤ ½ ln 2.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
-#[expect(clippy::excessive_precision, clippy::unreadable_literal, reason = "the constants as Cephes has them")]
-fn near_one(r: f32) -> f32 {
     let p = ((((1.9875691500e-4 * r + 1.3981999507e-3) * r + 8.3334519073e-3) * r + 4.1665795894e-2) * r
         + 1.6666665459e-1)
         * r
         + 5.0000001201e-1;
-    p * r * r + r + 1.0
+    let power = f32::from_bits(shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23);
+    (p * r * r + r + 1.0) * power
 }
 
 #[cfg(test)]
