@@ -298,14 +298,13 @@ impl World {
             Deed::Rejoin(process) if !(self.calm && self.faults.stays_apart) => {
                 self.processes.get_mut(&process).into_iter().for_each(|process| process.alone_since = None);
             }
-            Deed::Rejoin(_) => {}
             Deed::Join(class) => self.join(class),
             Deed::Fault(fault, mean) if !self.calm => {
                 let wait = self.dice.below(2 * mean);
                 self.after(wait, Deed::Fault(fault, mean));
                 self.strike(fault);
             }
-            Deed::Fault(..) => {}
+            Deed::Rejoin(_) | Deed::Fault(..) => {}
             Deed::Submit(job) if self.taken[job] => {}
             Deed::FreeDisk => self.disk.full = false,
             deed => self.reach_coordinator(deed),
