@@ -195,7 +195,7 @@ pub(crate) struct SessionArguments {
     #[arg(long, overrides_with = "patience")]
     persist: bool,
     /// Seconds for which a lost coordinator is looked for by a worker that trains nothing; one that trains goes on under its
-    /// lease, and they begin with its stage's end.
+    /// lease until it has something to tell, waits with that for a day, and is patient then.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     patience: u64,
 }

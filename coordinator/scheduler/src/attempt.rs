@@ -84,7 +84,7 @@ impl Scheduler {
             return;
         }
         let (step, at_ms) = (result.steps, self.now_ms);
-        self.measure_memory(key, &result);
+        self.measure_memory(worker, key, &mut result);
         self.add_costs_of_others((worker, lease), &mut result.usage);
         let (job, stage) = (key.job.clone(), key.stage.clone());
         self.dismiss(lease, Some(worker));

@@ -12,6 +12,7 @@
 use graftwork_shared::{
     assignment::{MemoryPeak, StageResult},
     digest::Digest,
+    id::WorkerId,
     recipe::NumericClass,
 };
 use serde::{Deserialize, Serialize};
@@ -175,15 +176,22 @@ impl State {
 }
 
 impl Scheduler {
-    /// Keeps what a worker took, as it says with a result.
-    pub(crate) fn measure_memory(&mut self, key: &StageKey, result: &StageResult) {
+    /// Keeps what a worker took, as it says with a result; what says nothing is taken out of the result.
+    ///
+    /// A process keeps what is freed, so a stage that needs less than an earlier one lifts the peak by little, and is not
+    /// what the peak is made of.
+    pub(crate) fn measure_memory(&mut self, worker: WorkerId, key: &StageKey, result: &mut StageResult) {
+        let Some(peak) = result.peak.take().filter(|_| result.numeric_class.device == "cpu") else { return };
         let Some((job, _)) = self.state.record(key) else { return };
-        let Some(peak) = result.peak.as_ref().filter(|_| result.numeric_class.device == "cpu") else { return };
-        if let Some(predicted_bytes) = self.state.predicted_of(job, peak) {
-            let (base_model, class) = (job.plan.base_model_digest, result.numeric_class.clone());
-            let StageKey { job, stage } = key.clone();
-            let measured_bytes = peak.bytes;
-            self.record(Fact::MemoryMeasured { job, stage, base_model, class, predicted_bytes, measured_bytes });
-        }
+        let Some(predicted_bytes) = self.state.predicted_of(job, &peak) else { return };
+        let base_model = job.plan.base_model_digest;
+        let Some(known) = self.workers.get_mut(&worker).filter(|known| known.predicted_bytes <= predicted_bytes) else {
+            return;
+        };
+        known.predicted_bytes = predicted_bytes;
+        let (StageKey { job, stage }, class) = (key.clone(), result.numeric_class.clone());
+        let measured_bytes = peak.bytes;
+        self.record(Fact::MemoryMeasured { job, stage, base_model, class, predicted_bytes, measured_bytes });
+        result.peak = Some(peak);
     }
 }

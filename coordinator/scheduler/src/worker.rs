@@ -38,6 +38,8 @@ pub(crate) struct Worker {
     pub(crate) trunks: BTreeSet<Digest>,
     pub(crate) data: BTreeSet<Digest>,
     pub(crate) lateness: Lateness,
+    /// The most that was predicted of its process when it told of a peak.
+    pub(crate) predicted_bytes: u64,
     /// Its connection broke.
     pub(crate) apart: Option<Apart>,
 }
@@ -127,6 +129,7 @@ impl Worker {
             trunks,
             data,
             lateness: Lateness::default(),
+            predicted_bytes: 0,
             apart: None,
         }
     }

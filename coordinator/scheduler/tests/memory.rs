@@ -80,6 +80,23 @@ fn a_worker_that_took_more_than_was_predicted_gets_less_at_a_time() {
 }
 
 #[test]
+fn a_stage_that_needs_less_than_an_earlier_one_is_not_what_a_peak_is_made_of() {
+    let (mut machine, job, worker, lease) = two_of_three();
+    machine.finish((worker, lease), with_peak("a", 3 * MIB, &[(&job, "a"), (&job, "b")]));
+    let lease = machine.facts.iter().find_map(|fact| match fact {
+        Fact::StageLeased { stage, lease, .. } if *stage == name("b") => Some(*lease),
+        _ => None,
+    });
+    // The process kept what both took, and one of them lifts it by a little.
+    machine.finish((worker, lease.unwrap()), with_peak("b", 3 * MIB + 9, &[(&job, "b")]));
+    assert_eq!(measured(&machine.facts), [(3 * MIB, 3 * MIB)]);
+    assert_eq!(needs_bytes(&machine, &job, "c"), MIB);
+    let explained = machine.scheduler.explain(&job).unwrap();
+    let took: Vec<bool> = explained.stages.iter().map(|stage| stage.why.took.is_some()).collect();
+    assert_eq!(took, [true, false, false]);
+}
+
+#[test]
 fn a_worker_that_says_nothing_changes_nothing() {
     let (mut machine, job, worker, lease) = two_of_three();
     // As a worker of an earlier version writes it.
@@ -213,6 +230,7 @@ fn what_says_nothing_of_the_prediction_is_left_out() {
     let result = StageResult { steps: 100, ..with_peak("a", 4 * MIB, &[(&job, "a")]) };
     world.finish((first, lease), result);
     assert!(matches!(world.state_of(&job, "a"), StageState::Trained { .. }) && measured(&world.facts).is_empty());
+    assert!(world.scheduler.explain(&job).unwrap().stages[0].why.took.is_none());
 }
 
 #[test]

@@ -60,9 +60,8 @@ pub(crate) use machine::StageEvent;
 /// A coordinator that took the connection greets within this time.
 const GREETING: Duration = Duration::from_secs(20);
 
-/// How long a stage waits for a coordinator that is away, to put or get what it needs. It goes on under its lease
-/// however long that is; this bounds what nobody comes back for.
-const BLOB_PATIENCE: Duration = Duration::from_hours(24);
+/// How long a worker that trains waits for a coordinator that is away, and its stages to put or get what they need.
+const TRAINING_PATIENCE: Duration = Duration::from_hours(24);
 
 /// Stage events that may wait for the loop.
 const EVENTS: usize = 256;
@@ -129,7 +128,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
     let pool = Pool::start(threads, graftwork_engine::use_one_thread).context("device threads cannot be started")?;
     let (sender, events) = mpsc::channel(EVENTS);
     let hello = hello(&options).context("no random numbers")?;
-    let blobs = Blobs::new(options.coordinators.lazy(), options.token.clone().with_key(&hello.key), BLOB_PATIENCE);
+    let blobs = Blobs::new(options.coordinators.lazy(), options.token.clone().with_key(&hello.key), TRAINING_PATIENCE);
     let shared = Shared {
         pool: Arc::new(pool),
         trunks: Arc::new(Trunks::new(options.device, options.cache_folder.clone(), blobs.clone())),
@@ -161,6 +160,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         greeting: None,
         signals,
         began: Instant::now(),
+        lost_since: Instant::now(),
         apart_since: Instant::now(),
         backoff: Backoff::new(),
         lost_because: "not tried yet".to_owned(),
@@ -213,6 +213,8 @@ struct Session {
     greeting: Option<Pin<Box<Sleep>>>,
     signals: Signals,
     began: Instant,
+    /// The last moment with a coordinator, and the last one with a coordinator or work.
+    lost_since: Instant,
     apart_since: Instant,
     backoff: Backoff,
     lost_because: String,
@@ -301,11 +303,15 @@ impl Session {
         Ok(Event::Lost)
     }
 
-    /// How long this worker has had neither a coordinator nor work. Whoever trains goes on under its lease, and patience
-    /// begins with its stage's end; this is asked at least with every try to find a coordinator.
+    /// How long this worker has had neither a coordinator nor work. Whoever trains goes on under its lease until it has
+    /// something to tell, waits with that for a day, and is patient only then; this is asked at least with every try to find
+    /// a coordinator.
     fn apart(&mut self) -> Duration {
-        if self.machine.is_welcome() || self.machine.trains() {
-            self.apart_since = Instant::now();
+        let now = Instant::now();
+        if self.machine.is_welcome() {
+            (self.lost_since, self.apart_since) = (now, now);
+        } else if self.machine.trains() && self.lost_since.elapsed() < TRAINING_PATIENCE {
+            self.apart_since = now;
         }
         self.apart_since.elapsed()
     }

@@ -272,7 +272,8 @@ mod tests {
 
     #[test]
     fn the_sum_of_terms_is_normalised_row_by_row() {
-        for (rows, width) in [(1, 3), (4, 16), (3, 50), (2, 384)] {
+        // Rows go four at a time, so that there are blocks behind the first one, and rows behind the last one.
+        for (rows, width) in [(1, 3), (4, 16), (3, 50), (2, 384), (4, 50), (9, 50), (6, 384)] {
             let terms = [wave(rows * width, 0.7), wave(rows * width, 0.31), wave(rows * width, 1.7)];
             let (weight, bias) = (wave(width, 0.9), wave(width, 1.1));
             for count in 1..=3 {
@@ -285,6 +286,11 @@ mod tests {
                 normalise_alone(&terms, norm, &mut alone);
                 assert_eq!(alone, out);
                 for row in 0..rows {
+                    let own = row * width..(row + 1) * width;
+                    let its_terms: Vec<&[f32]> = terms.iter().map(|term| &term[own.clone()]).collect();
+                    let mut by_itself = vec![9.0; width];
+                    normalise_alone(&its_terms, norm, &mut by_itself);
+                    assert_eq!(by_itself, out[own], "a row's bytes depend on no other row");
                     let at =
                         |column: usize| terms.iter().map(|term| f64::from(term[row * width + column])).sum::<f64>();
                     let mean = (0..width).map(at).sum::<f64>() / width as f64;
