@@ -39,13 +39,15 @@ fn same(same: bool, what: &str) -> Result<(), String> {
 }
 
 impl Scheduler {
-    /// What is wrong with what is kept; `again` is a copy, to make it anew. Where nothing that is kept has changed in a turn,
-    /// the deadlines alone are looked at.
-    pub(crate) fn check_indexes(&self, before: &Self, mut again: Self) -> Result<(), String> {
+    /// Whether a turn changed anything that is kept.
+    pub(crate) fn has_changed_since(&self, before: &Self) -> bool {
+        self.board.has_changed_since(&before.board)
+    }
+
+    /// What is wrong with what is kept; `again` is a copy, to make it anew. Without one the deadlines alone are looked at.
+    pub(crate) fn check_indexes(&self, again: Option<Self>) -> Result<(), String> {
         same(self.next_deadline() == self.deadline_by_all(), "the next deadline")?;
-        if !self.board.has_changed_since(&before.board) {
-            return Ok(());
-        }
+        let Some(mut again) = again else { return Ok(()) };
         for job in self.state.jobs().values() {
             same(job.index == JobIndex::of(job), "the index of a job")?;
             self.check_job(job)?;

@@ -376,7 +376,7 @@ impl Run {
         self.curve.events += 1;
         self.curve.work += work;
         if let Some((before, event)) = before {
-            invariant::check(&before, (self.now_ms, &event), &self.scheduler, &decision).unwrap();
+            invariant::check(before, (self.now_ms, &event), &self.scheduler, &decision).unwrap();
         }
         let told = decision.commands.iter().filter(|command| matches!(command, Command::Tell { stage: None, .. }));
         let work = work - if tells { work.min(told.count() as u64) } else { 0 };
