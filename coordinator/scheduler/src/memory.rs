@@ -178,17 +178,16 @@ impl State {
 impl Scheduler {
     /// Keeps what a worker took, as it says with a result; what says nothing is taken out of the result.
     ///
-    /// A process keeps what is freed, so a stage that needs less than an earlier one lifts the peak by little, and is not
-    /// what the peak is made of.
+    /// A process keeps what is freed, so a stage that needs less than an earlier one stands on what that one left: the most
+    /// that was ever predicted of the process is what its peak is held against.
     pub(crate) fn measure_memory(&mut self, worker: WorkerId, key: &StageKey, result: &mut StageResult) {
         let Some(peak) = result.peak.take().filter(|_| result.numeric_class.device == "cpu") else { return };
         let Some((job, _)) = self.state.record(key) else { return };
         let Some(predicted_bytes) = self.state.predicted_of(job, &peak) else { return };
         let base_model = job.plan.base_model_digest;
-        let Some(known) = self.workers.get_mut(&worker).filter(|known| known.predicted_bytes <= predicted_bytes) else {
-            return;
-        };
-        known.predicted_bytes = predicted_bytes;
+        let Some(known) = self.workers.get_mut(&worker) else { return };
+        known.predicted_bytes = predicted_bytes.max(known.predicted_bytes);
+        let predicted_bytes = known.predicted_bytes;
         let (StageKey { job, stage }, class) = (key.clone(), result.numeric_class.clone());
         let measured_bytes = peak.bytes;
         self.record(Fact::MemoryMeasured { job, stage, base_model, class, predicted_bytes, measured_bytes });
