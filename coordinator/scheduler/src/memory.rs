@@ -42,7 +42,7 @@ const STEP: u64 = 20;
 /// a tenth of a small process, and the next one may have to pack them.
 const LEAST: u64 = 900;
 
-/// No more than this counts, whatever a worker says: a job that nobody could take would wait for ever.
+/// No more than this counts, whatever a worker says: that is what one that is wrong can cost.
 const MOST: u64 = 2_000;
 
 /// The most that one worker's process took, in bytes.

@@ -441,7 +441,9 @@ fn a_member_that_waits_for_another_ones_word_tells_it_until_the_word_comes() {
             membership.end_exchange(&host, vec![None]).map(|_| membership)
         });
         let (mut second, other) = member(other);
+        let began = Instant::now();
         while waiting.too_long(in_seconds(60)) != Some((1, 5)) {
+            assert!(began.elapsed() < Duration::from_secs(30), "it waits, and does not say so");
             thread::yield_now();
         }
         assert_eq!(waiting.too_long(in_seconds(3)), None, "not at once");
