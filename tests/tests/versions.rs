@@ -242,13 +242,14 @@ fn make_nightly_names_the_commit_of_the_checkout() -> Result<()> {
         make.arg("-f")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Makefile"))
             .current_dir(repository.world.path());
-        make.args(["nightly", "-o", "build", "-o", "data", "-o", "night-data", "GRAFTWORK=printenv GRAFTWORK_CODE; :"]);
+        make.args(["--no-print-directory", "nightly", "-o", "build", "-o", "data", "-o", "night-data"]);
+        make.arg("GRAFTWORK=printenv GRAFTWORK_CODE; :");
         make.env_remove("MAKEFLAGS").env_remove("GRAFTWORK_CODE");
         let Output { status, stdout, stderr } = make.envs(set.map(|code| ("GRAFTWORK_CODE", code))).output()?;
         ensure!(status.success(), "{}", String::from_utf8_lossy(&stderr));
         Ok(String::from_utf8(stdout)?.trim().to_owned())
     };
-    ensure!(code(None)?.is_empty(), "nothing is committed yet");
+    ensure!(code(None)?.is_empty(), "nothing is committed yet: {}", code(None)?);
     let commit = repository.commit("All of it")?;
     ensure!(code(None)? == commit, "{}", code(None)?);
     ensure!(code(Some("Tuesday's"))? == "Tuesday's", "what the user says counts");
