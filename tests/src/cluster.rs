@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, BufRead as _, BufReader},
-    net::Shutdown,
+    net::{Shutdown, TcpListener},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
@@ -19,12 +19,17 @@ use graftwork_shared::digest::Digest;
 
 use crate::{Run, Servers, World, history, program, servers_run, tensor_digests};
 
+/// What a cluster on loopback asks of its workers.
+const TOKEN: &str = "of-the-clusters-workers";
+
 /// The processes of a cluster on one machine; all are killed with the value.
 pub struct Cluster {
     folder: tempfile::TempDir,
     /// Where the state lies, with the name of the database; `None`: in the folder.
     servers: Option<(Servers, String)>,
     options: Vec<String>,
+    /// `IP:PORT` where workers reach the coordinator, with [`TOKEN`]; `None`: all use the socket.
+    loopback: Option<String>,
     coordinator: Option<Child>,
     workers: Vec<Child>,
 }
@@ -60,14 +65,27 @@ impl Cluster {
 
     fn over(servers: Option<(Servers, String)>, options: &[&str]) -> Result<Self> {
         let (folder, options) = (tempfile::tempdir()?, options.iter().map(|option| (*option).to_owned()).collect());
-        let mut cluster = Self { folder, servers, options, coordinator: None, workers: Vec::new() };
+        let mut cluster = Self { folder, servers, options, loopback: None, coordinator: None, workers: Vec::new() };
         cluster.start_coordinator()?;
         Ok(cluster)
     }
 
-    /// Whether state and blobs lie in the folder `state`.
-    pub fn is_in_a_folder(&self) -> bool {
-        self.servers.is_none()
+    /// The same cluster, whose workers reach the coordinator over TCP from its next start on.
+    pub fn over_loopback(mut self) -> Result<Self> {
+        self.kill();
+        // Free now; each start of the coordinator takes it again.
+        self.loopback = Some(TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string());
+        self.start_coordinator()?;
+        Ok(self)
+    }
+
+    /// Names to `graftwork verify` where the uploads of this cluster lie.
+    pub fn name_uploads<'a>(&self, verify: &'a mut Command) -> &'a mut Command {
+        match &self.servers {
+            None => drop(verify.arg("--uploads").arg(self.path().join("state"))),
+            Some((servers, database)) => servers.name_blobs(verify, "--uploads", database),
+        }
+        verify
     }
 
     /// Starts the coordinator, over the state that it left.
@@ -82,6 +100,9 @@ impl Cluster {
             }
         }
         command.args(&self.options);
+        if let Some(loopback) = &self.loopback {
+            command.args(["--listen", loopback, "--token-env", "CLUSTER_TOKEN"]).env("CLUSTER_TOKEN", TOKEN);
+        }
         command.env("XDG_CACHE_HOME", self.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut coordinator = command.spawn()?;
         let lines = BufReader::new(coordinator.stderr.take().context("stderr is piped")?).lines();
@@ -95,7 +116,10 @@ impl Cluster {
 
     /// Starts a worker of two threads; gives its process id.
     pub fn start_worker(&mut self) -> Result<u32> {
-        self.start_worker_through(&self.address())
+        match self.loopback.clone() {
+            None => self.start_worker_through(&self.address()),
+            Some(loopback) => self.start_worker_in(&[("GRAFTWORK_TOKEN", TOKEN)], &loopback, &[]),
+        }
     }
 
     /// The same, over another address, as that of a [`Link`].

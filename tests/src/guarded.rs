@@ -1,4 +1,5 @@
-//! A cluster behind TLS and tokens, set up by the commands that a user types.
+//! A cluster behind TLS and tokens, set up by the commands that a user types. Beside the servers of `scripts/servers.py` its
+//! state lies in them.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{World, program};
+use crate::{Servers, World, program, servers_run};
 
 /// Name and role of each token that is made.
 const TOKENS: [(&str, &str); 5] =
@@ -21,6 +22,8 @@ const TOKENS: [(&str, &str); 5] =
 /// A coordinator on a TLS port, and its workers; all are killed with the value.
 pub struct Guarded {
     folder: tempfile::TempDir,
+    /// Where the state lies if not in the folder.
+    servers: Option<Servers>,
     coordinator: Child,
     workers: Vec<Child>,
     address: String,
@@ -39,7 +42,12 @@ impl Guarded {
             tokens.insert(name.to_owned(), token);
         }
         let mut start = command(folder.path());
-        start.args(["coordinator", "--state", "state", "--listen", "https://127.0.0.1:0"]);
+        start.args(["coordinator", "--listen", "https://127.0.0.1:0"]);
+        let servers = servers_run().then(Servers::find).transpose()?;
+        match &servers {
+            None => drop(start.args(["--state", "state"])),
+            Some(servers) => servers.name(start.args(["--folder", "state"]), &servers.new_database()?, servers.port()),
+        }
         start.args(["--tls", "tls", "--tokens", "tokens.toml", "--hub-root", "hub"]).env("GRAFTWORK_LOG", log);
         start.env("XDG_CACHE_HOME", folder.path().join("cache"));
         let mut coordinator = start.stdin(Stdio::null()).stderr(Stdio::piped()).spawn()?;
@@ -48,7 +56,7 @@ impl Guarded {
         let address = listening(&mut lines, &said)?;
         let all = Arc::clone(&said);
         thread::spawn(move || lines.map_while(Result::ok).for_each(|line| keep(&all, &line)));
-        Ok(Self { folder, coordinator, workers: Vec::new(), address, tokens, said })
+        Ok(Self { folder, servers, coordinator, workers: Vec::new(), address, tokens, said })
     }
 
     /// A worker that shows a token, with its log in a file of that name.
@@ -108,7 +116,7 @@ impl Guarded {
         Ok(text)
     }
 
-    /// The secrets: tokens without the words before them, and bodies of keys.
+    /// The secrets: tokens without the words before them, bodies of keys, and what the servers ask for.
     pub fn secrets(&self) -> Result<Vec<String>> {
         let mut secrets: Vec<String> =
             self.tokens.values().filter_map(|token| token.rsplit('-').next()).map(str::to_owned).collect();
@@ -116,6 +124,7 @@ impl Guarded {
             let text = fs::read_to_string(self.path().join(key))?;
             secrets.push(text.lines().nth(1).context("a line of the key")?.to_owned());
         }
+        secrets.extend(self.servers.iter().flat_map(Servers::secrets).map(str::to_owned));
         Ok(secrets)
     }
 

@@ -62,10 +62,20 @@ impl Servers {
     /// The same with a prefix of another name.
     pub fn name_both(&self, command: &mut Command, database: &str, prefix: &str, port: u16) {
         let state = format!("postgres://{}@127.0.0.1:{port}/{database}", self.user);
-        command.args(["--state", &state, "--blobs", &format!("s3://graftwork/{prefix}")]);
-        command.args(["--database-password-env", "DATABASE_PASSWORD", "--blobs-credentials-env", "STORE_KEYS"]);
-        command.env("DATABASE_PASSWORD", &self.password).env("STORE_KEYS", &self.keys);
-        command.env("AWS_ENDPOINT_URL_S3", &self.endpoint);
+        command.args(["--state", &state, "--database-password-env", "DATABASE_PASSWORD"]);
+        command.env("DATABASE_PASSWORD", &self.password);
+        self.name_blobs(command, "--blobs", prefix);
+    }
+
+    /// Names the prefix in the object store by this option, and its keys.
+    pub(crate) fn name_blobs(&self, command: &mut Command, option: &str, prefix: &str) {
+        command.args([option, &format!("s3://graftwork/{prefix}"), "--blobs-credentials-env", "STORE_KEYS"]);
+        command.env("STORE_KEYS", &self.keys).env("AWS_ENDPOINT_URL_S3", &self.endpoint);
+    }
+
+    /// What no log may hold.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = &str> {
+        [&*self.password].into_iter().chain(self.keys.split(':').skip(1))
     }
 
     pub(crate) fn config(&self, name: &str) -> tokio_postgres::Config {

@@ -50,10 +50,9 @@ fn of_fusion(event: &Event, story: &Story) -> Option<Vec<WorkerId>> {
 
 /// A release that four workers made is trained again by one, from its record, to the same SHA-256.
 fn verify_alone(cluster: &Cluster) -> Result<()> {
-    let (release, state) = (cluster.path().join("hub/tests/mood_fused"), cluster.path().join("state"));
     let mut verify = Command::new(program());
-    verify.current_dir(cluster.path()).args(["verify", "--retrain"]).arg(release).arg("--uploads").arg(state);
-    let Output { status, stdout, stderr } = verify.output()?;
+    verify.current_dir(cluster.path()).args(["verify", "--retrain", "hub/tests/mood_fused"]);
+    let Output { status, stdout, stderr } = cluster.name_uploads(&mut verify).output()?;
     let said = String::from_utf8([stdout, stderr].concat())?;
     ensure!(status.success() && said.contains("model_adapter_fusion.safetensors"), "{said}");
     Ok(())
@@ -73,10 +72,7 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
     let (four, story) = run(&world, &mut cluster, 4, |_, _, _| Ok(()))?;
     ensure!(story.largest.get("mood_fused") == Some(&4), "the last stage takes every worker: {:?}", story.largest);
     assert_eq!(four, alone, "four workers");
-    // `verify --uploads` reads the blobs of a folder, not those of an object store.
-    if cluster.is_in_a_folder() {
-        verify_alone(&cluster)?;
-    }
+    verify_alone(&cluster)?;
 
     // Two workers, a third and a fourth while the fusion trains, then the leader is killed, then two more.
     // Each at the first update that the group of then reports, so that everyone in it has the state.

@@ -1,8 +1,13 @@
 //! Training over TLS with a token for each part, by the commands that a user types; and who is sent away.
 
-use std::{fs, path::Path, process::Output, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    process::Output,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use graftwork_tests::{Guarded, World};
 
 /// A job of the user that publishes into the cluster's folder.
@@ -14,9 +19,10 @@ fn job(world: &World, cluster: &Guarded) -> Result<()> {
 fn a_job_trains_over_tls_with_a_token_for_each_part() -> Result<()> {
     let (world, mut cluster) = (World::new()?, Guarded::new("debug")?);
     job(&world, &cluster)?;
-    cluster.start_worker("worker")?;
     let (id, said) = cluster.ask(&world, "ann", &["submit", "job.toml"], 0)?;
     ensure!(said.contains("uploaded 13 files"), "{said}");
+    the_log_says_what_explain_says(&world, &cluster, &id)?;
+    cluster.start_worker("worker")?;
     cluster.ask(&world, "reader", &["watch", &id], 0)?;
     let (status, _) = cluster.ask(&world, "reader", &["status", "--output", "json"], 0)?;
     ensure!(status.contains("\"owner\": \"ann\""), "{status}");
@@ -30,6 +36,31 @@ fn a_job_trains_over_tls_with_a_token_for_each_part() -> Result<()> {
         "{said}"
     );
     nothing_secret(&cluster, &[&said])
+}
+
+/// Why the stages of a job wait: the log has the sentences of `explain`.
+fn the_log_says_what_explain_says(world: &World, cluster: &Guarded, job: &str) -> Result<()> {
+    let (explained, _) = cluster.ask(world, "reader", &["explain", job, "--output", "json"], 0)?;
+    let explained: serde_json::Value = serde_json::from_str(&explained)?;
+    let stages = explained["stages"].as_array().context("stages")?;
+    let ready = stages.iter().filter(|stage| stage["data"]["state"] == "ready");
+    let ready: Vec<_> =
+        ready.filter_map(|stage| Some((stage["stage"].as_str()?, stage["sentence"].as_str()?))).collect();
+    ensure!(!ready.is_empty(), "{explained}");
+    let until = Instant::now() + Duration::from_secs(30);
+    loop {
+        let logs = cluster.logs()?;
+        let told = |(stage, sentence): &(&str, &str)| {
+            logs.lines().any(|line| {
+                line.contains("stage explained") && line.contains(&format!("stage={stage}")) && line.contains(sentence)
+            })
+        };
+        if ready.iter().all(told) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "{ready:?} is not in the log: {logs}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
-//! How long training stands still after a kill -9, over a Unix socket and with the default settings, but that workers
-//! report every update so that the next one is seen at once: measured, and held to what is promised.
+//! How long training stands still after a kill -9, over a Unix socket and over TCP on loopback, and with the default
+//! settings, but that workers report every update so that the next one is seen at once: measured, and held to what is
+//! promised.
 
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,20 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// How workers reach the coordinator.
+#[derive(Clone, Copy, Debug)]
+enum Over {
+    Socket,
+    Loopback,
+}
+
 /// A cluster with a worker that trains a long job, each stage on one worker at most.
-fn training() -> Result<(World, Cluster, String, u32)> {
-    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+fn training(over: Over) -> Result<(World, Cluster, String, u32)> {
+    let (world, cluster) = (World::new()?, Cluster::new()?);
+    let mut cluster = match over {
+        Over::Socket => cluster,
+        Over::Loopback => cluster.over_loopback()?,
+    };
     let hub = cluster.path().join("hub").display().to_string();
     world.long_job("job.toml", &hub, "[resources]\nworkers_per_task = 1\n")?;
     let (job, _) = cluster.ask(&world, &["submit", "job.toml"], 0)?;
@@ -35,9 +47,13 @@ fn is_step(event: &Event) -> bool {
 
 #[test]
 fn a_killed_workers_stage_trains_again_within_three_seconds() -> Result<()> {
+    [Over::Socket, Over::Loopback].into_iter().try_for_each(kill_a_worker)
+}
+
+fn kill_a_worker(over: Over) -> Result<()> {
     let mut times = Vec::new();
     for _ in 0..3 {
-        let (_world, mut cluster, job, first) = training()?;
+        let (_world, mut cluster, job, first) = training(over)?;
         let mut watch = Run::watch(&cluster.address(), &job)?;
         watch.wait_for_checkpoint("topic", 50)?;
         cluster.start_worker()?;
@@ -49,16 +65,20 @@ fn a_killed_workers_stage_trains_again_within_three_seconds() -> Result<()> {
         watch.wait_for("training again", |event| event.stage == failed.stage && is_step(event))?;
         times.push(killed.elapsed());
     }
-    println!("from kill -9 of a worker to its stage's next update: {times:?}");
-    ensure!(median(times.clone()) < AFTER_WORKER, "{times:?}");
+    println!("{over:?}: from kill -9 of a worker to its stage's next update: {times:?}");
+    ensure!(median(times.clone()) < AFTER_WORKER, "{over:?}: {times:?}");
     Ok(())
 }
 
 #[test]
 fn a_restarted_coordinator_trains_on_within_two_seconds() -> Result<()> {
+    [Over::Socket, Over::Loopback].into_iter().try_for_each(kill_the_coordinator)
+}
+
+fn kill_the_coordinator(over: Over) -> Result<()> {
     let mut times = Vec::new();
     for _ in 0..3 {
-        let (_world, mut cluster, job, _) = training()?;
+        let (_world, mut cluster, job, _) = training(over)?;
         let mut watch = Run::watch(&cluster.address(), &job)?;
         watch.wait_for_checkpoint("mood", 50)?;
         cluster.kill_coordinator();
@@ -68,8 +88,8 @@ fn a_restarted_coordinator_trains_on_within_two_seconds() -> Result<()> {
         again.wait_for("training again", is_step)?;
         times.push(killed.elapsed());
     }
-    println!("from kill -9 of the coordinator to the next update under the next one: {times:?}");
+    println!("{over:?}: from kill -9 of the coordinator to the next update under the next one: {times:?}");
     let most = AFTER_COORDINATOR + if servers_run() { OF_ITS_ROW } else { Duration::ZERO };
-    ensure!(median(times.clone()) < most, "{times:?}");
+    ensure!(median(times.clone()) < most, "{over:?}: {times:?}");
     Ok(())
 }

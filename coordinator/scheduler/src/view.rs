@@ -2,7 +2,7 @@
 //!
 //! Nothing here decides. Curves and validation scores of running stages are not durable and are added by the shell.
 
-use std::{cell::OnceCell, collections::BTreeMap, fmt};
+use std::{cell::OnceCell, collections::BTreeMap, fmt, ops::Bound};
 
 use graftwork_shared::{
     assignment::{Failure, Usage},
@@ -93,6 +93,12 @@ impl Scheduler {
         let mut jobs: Vec<(&JobId, &JobState)> = self.state.jobs().iter().collect();
         jobs.sort_by_key(|(_, job)| std::cmp::Reverse(job.order));
         jobs.into_iter().map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Ids of the jobs after this one in their order, and whether they have not ended.
+    pub fn jobs_after(&self, id: Option<&JobId>) -> impl Iterator<Item = (&JobId, bool)> {
+        let from = id.map_or(Bound::Unbounded, Bound::Excluded);
+        self.state.jobs().range((from, Bound::Unbounded)).map(|(id, job)| (id, job.ended.is_none()))
     }
 
     /// Workers with a session.

@@ -13,13 +13,13 @@ use graftwork_shared::{
 };
 use graftwork_store::Hub;
 
-use super::{DONE, Failure, INPUT, INTERRUPTED, cache_folder, print, show_problems};
+use super::{DONE, Failure, INPUT, INTERRUPTED, cache_folder, print, secret, show_problems};
 use crate::{
     planner::{Planning, plan_with_spans},
     progress::Mode,
     publish::{changed_rows, job_of_stage},
     run::{self, End, Training},
-    server::BlobStore,
+    server::{BlobStore, Bucket},
 };
 
 #[derive(Debug, clap::Args)]
@@ -29,9 +29,14 @@ pub(crate) struct Arguments {
     /// Train it again from its record alone, in a temporary state, and compare the SHA-256 of every tensor file.
     #[arg(long)]
     retrain: bool,
-    /// State folder of the coordinator that trained it, where uploaded rows and models lie.
-    #[arg(long, value_name = "FOLDER")]
-    uploads: Option<PathBuf>,
+    /// Where uploaded rows and models lie: the state folder of the coordinator that trained it, or its --blobs,
+    /// s3://BUCKET/PREFIX.
+    #[arg(long, value_name = "FOLDER|URL")]
+    uploads: Option<String>,
+    /// Environment variable that holds the object store's keys, ACCESS_KEY:SECRET_KEY or
+    /// ACCESS_KEY:SECRET_KEY:SESSION_TOKEN.
+    #[arg(long, value_name = "NAME", requires = "uploads")]
+    blobs_credentials_env: Option<String>,
     /// Trainer threads.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_THREADS)))]
     threads: Option<u32>,
@@ -48,7 +53,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     }
     let folder = tempfile::Builder::new().prefix("graftwork-verify-").tempdir()?;
     let mut job = job_of_stage(&record.job, &record.stage);
-    find_uploads(&mut job, arguments.uploads.as_deref(), &folder.path().join("cache")).await?;
+    find_uploads(&mut job, &arguments, folder.path()).await?;
     job.publish.hub = folder.path().join("hub").display().to_string();
     check_plan(&job, &record).await?;
     let training = Training {
@@ -78,15 +83,27 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     compare(&record, Path::new(&again), &record.stage)
 }
 
-/// Puts local paths in the place of everything uploaded.
-async fn find_uploads(job: &mut Job, state: Option<&Path>, cache: &Path) -> Result<(), Failure> {
+/// Puts local paths in the place of everything uploaded; what has to be fetched lies below `folder`.
+async fn find_uploads(job: &mut Job, arguments: &Arguments, folder: &Path) -> Result<(), Failure> {
     let Some(place) = job.places().find(|place| upload::digest(place).is_some()) else { return Ok(()) };
-    let Some(state) = state else {
+    let Some(uploads) = &arguments.uploads else {
         return Err(Failure::input(anyhow!(
-            "{place} was uploaded to the coordinator that trained this release; name its state folder with --uploads"
+            "{place} was uploaded to the coordinator that trained this release; name its state folder, or its --blobs, with \
+             --uploads"
         )));
     };
-    let blobs = BlobStore::of_another(&std::path::absolute(state)?);
+    let blobs = if uploads.contains("://") {
+        let keys = secret(arguments.blobs_credentials_env.as_deref())?;
+        let bucket = Bucket::open(uploads, keys.as_deref()).map_err(Failure::input)?;
+        BlobStore::of_anothers_bucket(bucket, Some(folder)).map_err(Failure::input)?
+    } else if arguments.blobs_credentials_env.is_some() {
+        return Err(Failure::input(anyhow!(
+            "--blobs-credentials-env is for an object store, but --uploads is a folder"
+        )));
+    } else {
+        BlobStore::of_another(&std::path::absolute(uploads)?)
+    };
+    let cache = &folder.join("cache");
     let base = &mut job.base_model.location;
     if upload::digest(base).is_some() {
         let found = graftwork_store::fetch_base_model(base, None, cache, &blobs).await.map_err(Failure::input)?;

@@ -311,7 +311,7 @@ fn blobs_of(home: &Home) -> Result<BlobStore, BlobError> {
     match home {
         Home::Folder { folder, bucket: None } => Ok(BlobStore::of_another(folder)),
         Home::Folder { bucket: Some(bucket), .. } | Home::Servers { bucket, .. } => {
-            BlobStore::of_anothers_bucket(bucket.clone())
+            BlobStore::of_anothers_bucket(bucket.clone(), None)
         }
     }
 }

@@ -154,11 +154,17 @@ impl BlobStore {
         Ok(store)
     }
 
-    /// The blobs in the bucket of a coordinator that may be running, as they are now, for reading piece by piece alone.
-    pub(super) fn of_anothers_bucket(bucket: Bucket) -> Result<Self, BlobError> {
-        // Neither copies nor blobs on their way are made.
-        let objects = Objects::open(bucket, PathBuf::new(), Term(0))?;
-        Ok(Self::over(Place::Objects(objects), PathBuf::new(), None))
+    /// The blobs in the bucket of a coordinator that may be running, as they are now, for reading alone: piece by piece,
+    /// and, with a folder of the reader's own, as files below it ([`BlobStore::local`]).
+    pub(crate) fn of_anothers_bucket(bucket: Bucket, own_folder: Option<&Path>) -> Result<Self, BlobError> {
+        let (mut incoming, mut copies) = (PathBuf::new(), PathBuf::new());
+        if let Some(folder) = own_folder {
+            (incoming, copies) = (folder.join("blobs/incoming"), folder.join("blobs/copies"));
+            emptied(&incoming)?;
+            emptied(&copies)?;
+        }
+        let objects = Objects::open(bucket, copies, Term(0))?;
+        Ok(Self::over(Place::Objects(objects), incoming, None))
     }
 
     /// The blobs of a coordinator that may be running, for reading alone.

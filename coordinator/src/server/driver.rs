@@ -20,6 +20,7 @@ use super::{
     input::{Input, Join, Outgoing},
     journal::{Journal, JournalError},
     meet::Epochs,
+    reasons::{EVERY_MS, Reasons},
     story::Story,
     trail::Trail,
 };
@@ -76,6 +77,8 @@ pub(super) struct Driver {
     pub(super) meetings: watch::Sender<Epochs>,
     /// What is told of facts.
     pub(super) trail: Trail,
+    /// What is told of reasons.
+    pub(super) reasons: Reasons,
     /// Why the object store is used no more.
     pub(super) unfit: Option<BlobError>,
     /// When all facts were last on disk.
@@ -94,6 +97,7 @@ impl Driver {
     async fn lead(&mut self, inputs: &mut mpsc::Receiver<Input>) -> Result<(), ServerError> {
         loop {
             self.act()?;
+            self.reasons.look(self.core.machine(), self.clock.now_ms());
             if let Some(unfit) = self.unfit.take() {
                 return Err(unfit.into());
             }
@@ -102,7 +106,8 @@ impl Driver {
                 return Ok(());
             }
             let deadline_ms = self.core.next_deadline();
-            let wait = Duration::from_millis(deadline_ms.map_or(3_600_000, |at| at.saturating_sub(now_ms)));
+            let wait =
+                Duration::from_millis(deadline_ms.map_or(EVERY_MS, |at| at.saturating_sub(now_ms).min(EVERY_MS)));
             let has_room = self.core.has_room();
             tokio::select! {
                 biased;

@@ -11,6 +11,7 @@
 //!   driver                          loop { event = select().await; core.apply(event) } around `graftwork-driver`
 //!   listen · tls · accept           sockets, certificates, connections
 //!   traced · trail · gauges         spans of requests and facts, counts, health
+//!   reasons                         what `explain` says, in the log
 //!   access                          what every request passes: tokens, roles, rates
 //!   jobs · workers · transfer       gRPC services; each turns wire into events
 //!   meet                            the fourth, beside the driver: where members of a group find each other
@@ -33,6 +34,7 @@ mod lock;
 mod meet;
 mod perform;
 mod pins;
+mod reasons;
 mod story;
 #[cfg(test)]
 mod tests;
@@ -315,6 +317,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         plans: HashMap::new(),
         meetings,
         trail: trail::Trail::default(),
+        reasons: reasons::Reasons::default(),
         unfit: None,
         caught_up_ms: clock.now_ms(),
     };

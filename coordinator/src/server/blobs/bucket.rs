@@ -60,7 +60,8 @@ impl Bucket {
     /// The same at this address.
     pub(crate) fn open_at(url: &str, keys: Option<&str>, endpoint: Option<&str>) -> Result<Self, BlobError> {
         // Whatever cannot be read may hold keys, so it is not repeated.
-        let wrong = |problem: &str| BlobError::Store { place: "--blobs".to_owned(), problem: problem.to_owned() };
+        let wrong =
+            |problem: &str| BlobError::Store { place: "the object store".to_owned(), problem: problem.to_owned() };
         let path = url.strip_prefix("s3://").ok_or_else(|| wrong("write s3://BUCKET/PREFIX"))?;
         if path.contains(['@', '?', '#']) {
             return Err(wrong("a place holds no keys and no query: name a variable with --blobs-credentials-env"));
