@@ -98,10 +98,10 @@ test-gpu: build $(NCCL)
 
 test-all: test test-servers test-deploy
 	@scripts/peer.sh
-	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test memory --test scale
+	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test scale
 
 fit-memory: $(LIBTORCH) $(BASE) data
-	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test memory -- --nocapture
+	cargo test --release --locked --workspace --test memory -- --nocapture
 
 check: $(LIBTORCH)
 	cargo fmt --all -- --check

@@ -157,3 +157,32 @@ fn a_gang_starts_with_its_second_worker_and_publishes_the_same_bytes() -> Result
     assert_eq!(published, alone, "a gang of two");
     Ok(())
 }
+
+/// The transport's own all-reduce trains too; that its bytes are outside the promise is in the record and on the card.
+#[test]
+fn a_fast_reduction_over_two_workers_is_recorded_and_told_on_the_card() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+    let fast = "[fusions.mood_fused.training]\nreduction = \"fast\"\n";
+    world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), fast)?;
+    let (job, _) = cluster.ask(&world, &["submit", "job.toml"], 0)?;
+    let mut watch = Run::watch(&cluster.address(), &job)?;
+    cluster.start_worker()?;
+    cluster.start_worker()?;
+    let (mut story, mut together) = (Story::default(), 0);
+    while let Some(event) = watch.next_event()? {
+        story.note(&event)?;
+        together += u32::from(of_fusion(&event, &story).is_some_and(|members| members.len() == 2));
+    }
+    watch.finish(0)?;
+    ensure!(together > 10, "two workers made {together} updates of the fusion: {:?}", story.largest);
+    let told = |name: &str| -> Result<(bool, bool)> {
+        let release = cluster.path().join("hub/tests").join(name);
+        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(release.join("graftwork.json"))?)?;
+        let card = std::fs::read_to_string(release.join("README.md"))?;
+        let recorded = record["recipe"]["training"]["reduction"] == "fast";
+        Ok((recorded, card.contains("added by the transport's own all-reduce")))
+    };
+    assert_eq!(told("mood_fused")?, (true, true));
+    assert_eq!(told("mood")?, (false, false), "the others are within it");
+    Ok(())
+}
