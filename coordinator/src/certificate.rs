@@ -1,7 +1,7 @@
-//! A CA and a coordinator's certificate for a cluster that has none.
+//! A CA, a coordinator's certificate and one for workers, for a cluster that has none.
 //!
 //! Keys are P-256, drawn here and written to files that only this user reads. Nothing is ever overwritten but the
-//! coordinator's own pair, and that only when it is to be renewed.
+//! pairs of coordinator and workers, and these only when they are to be renewed.
 
 use std::{
     fs::{self, OpenOptions},
@@ -28,6 +28,14 @@ pub(crate) const COORDINATOR: &str = "coordinator.pem";
 /// The coordinator's key.
 pub(crate) const COORDINATOR_KEY: &str = "coordinator.key";
 
+/// The certificate that workers show each other.
+pub(crate) const WORKER: &str = "worker.pem";
+/// Its key.
+pub(crate) const WORKER_KEY: &str = "worker.key";
+
+/// The name that workers want in each other's certificates (`graftwork-collective`, which looks at no host).
+const WORKER_NAME: &str = "graftwork-worker";
+
 /// The CA's own name, by which certificates name it.
 const CA_NAME: &str = "Graftwork cluster CA";
 
@@ -42,8 +50,8 @@ const BEFORE: Duration = Duration::hours(1);
 pub(crate) enum CertError {
     /// Something is there already.
     #[error(
-        "{} is there already, and nothing is overwritten: name another folder, or renew the coordinator's certificate \
-         with --renew", .0.display()
+        "{} is there already, and nothing is overwritten: name another folder, or renew the certificates with --renew",
+        .0.display()
     )]
     There(PathBuf),
     /// A file that cannot be read or written.
@@ -112,14 +120,16 @@ pub(crate) struct Made {
     pub(crate) ca_until: Option<OffsetDateTime>,
     /// The coordinator's.
     pub(crate) coordinator: Facts,
+    /// The workers'.
+    pub(crate) worker: Facts,
 }
 
-/// Makes a CA and the coordinator's certificate in a folder, which is made if missing.
+/// Makes a CA and the certificates of coordinator and workers in a folder, which is made if missing.
 pub(crate) fn make(folder: &Path, hosts: &[String], days: u32) -> Result<Made, CertError> {
     if hosts.is_empty() {
         return Err(CertError::NoHost);
     }
-    let paths = [CA, CA_KEY, COORDINATOR, COORDINATOR_KEY].map(|name| folder.join(name));
+    let paths = [CA, CA_KEY, COORDINATOR, COORDINATOR_KEY, WORKER, WORKER_KEY].map(|name| folder.join(name));
     if let Some(there) = paths.iter().find(|path| path.symlink_metadata().is_ok()) {
         return Err(CertError::There(there.clone()));
     }
@@ -129,17 +139,22 @@ pub(crate) fn make(folder: &Path, hosts: &[String], days: u32) -> Result<Made, C
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let ca = params.self_signed(&key).map_err(|error| CertError::Made(error.to_string()))?;
     let (ca_until, ca_key) = (params.not_after, key.serialize_pem());
-    let pair = coordinator(&Issuer::new(params, key), hosts, (now, i64::from(days)))?;
+    let issuer = Issuer::new(params, key);
+    let pair = coordinator(&issuer, hosts, (now, i64::from(days)))?;
+    let worker = worker(&issuer, (now, i64::from(days)))?;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|error| CertError::File { path: folder.to_owned(), error })?;
     write_new(&paths[1], &ca_key, 0o600)?;
     write_new(&paths[0], &ca.pem(), 0o644)?;
     write_new(&paths[3], &pair.key, 0o600)?;
     write_new(&paths[2], &pair.certificate, 0o644)?;
-    Ok(Made { ca_until: Some(ca_until), coordinator: pair.facts })
+    write_new(&paths[5], &worker.key, 0o600)?;
+    write_new(&paths[4], &worker.certificate, 0o644)?;
+    Ok(Made { ca_until: Some(ca_until), coordinator: pair.facts, worker: worker.facts })
 }
 
-/// Makes the coordinator's certificate and key anew with the CA in the folder; without hosts, for those that it has.
+/// Makes the certificates and keys of coordinator and workers anew with the CA in the folder; without hosts, the
+/// coordinator's for those that it has.
 pub(crate) fn renew(folder: &Path, hosts: &[String], days: u32) -> Result<Made, CertError> {
     let [ca, ca_key, own, own_key] = [CA, CA_KEY, COORDINATOR, COORDINATOR_KEY].map(|name| folder.join(name));
     let hosts = if hosts.is_empty() { read_facts(&own)?.names } else { hosts.to_vec() };
@@ -164,10 +179,13 @@ pub(crate) fn renew(folder: &Path, hosts: &[String], days: u32) -> Result<Made, 
     let mut params = params(CA_NAME, of_ca.from, 0);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     // Nothing outlives its CA.
-    let pair = coordinator(&Issuer::new(params, key), &hosts, (now, i64::from(days).min(left)))?;
+    let (issuer, time) = (Issuer::new(params, key), (now, i64::from(days).min(left)));
+    let (pair, worker) = (coordinator(&issuer, &hosts, time)?, worker(&issuer, time)?);
     replace(&own_key, &pair.key, 0o600)?;
     replace(&own, &pair.certificate, 0o644)?;
-    Ok(Made { ca_until: None, coordinator: pair.facts })
+    replace(&folder.join(WORKER_KEY), &worker.key, 0o600)?;
+    replace(&folder.join(WORKER), &worker.certificate, 0o644)?;
+    Ok(Made { ca_until: None, coordinator: pair.facts, worker: worker.facts })
 }
 
 struct Pair {
@@ -176,12 +194,12 @@ struct Pair {
     facts: Facts,
 }
 
+/// The coordinator is asked; it asks nobody.
 fn coordinator(
     issuer: &Issuer<'_, KeyPair>,
     hosts: &[String],
     (now, days): (OffsetDateTime, i64),
 ) -> Result<Pair, CertError> {
-    let made = |error: rcgen::Error| CertError::Made(error.to_string());
     let mut params = params("Graftwork coordinator", now, days);
     for host in hosts {
         let fits = host.parse::<IpAddr>().is_ok()
@@ -190,10 +208,25 @@ fn coordinator(
         let alternative = alternative.ok_or_else(|| CertError::Host(host.clone()))?;
         params.subject_alt_names.extend(alternative.subject_alt_names);
     }
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    signed(issuer, params)
+}
+
+/// Workers call each other: one pair, which all of them show, for both ends.
+fn worker(issuer: &Issuer<'_, KeyPair>, (now, days): (OffsetDateTime, i64)) -> Result<Pair, CertError> {
+    let mut params = params("Graftwork worker", now, days);
+    let name =
+        CertificateParams::new(vec![WORKER_NAME.to_owned()]).map_err(|error| CertError::Made(error.to_string()))?;
+    params.subject_alt_names = name.subject_alt_names;
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    signed(issuer, params)
+}
+
+fn signed(issuer: &Issuer<'_, KeyPair>, mut params: CertificateParams) -> Result<Pair, CertError> {
+    let made = |error: rcgen::Error| CertError::Made(error.to_string());
     params.use_authority_key_identifier_extension = true;
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let key = new_key()?;
     let certificate = params.signed_by(&key, issuer).map_err(made)?;
     let facts = facts(certificate.der()).map_err(CertError::Made)?;
@@ -285,8 +318,10 @@ pub(crate) mod tests {
             (0o700, 0o600, 0o600)
         );
         assert_eq!((mode(&folder.join(CA)), mode(&folder.join(COORDINATOR))), (0o644, 0o644));
+        assert_eq!((mode(&folder.join(WORKER)), mode(&folder.join(WORKER_KEY))), (0o644, 0o600));
+        assert_eq!(made.worker.names, [WORKER_NAME]);
         let before = read(&folder.join(CA_KEY)).unwrap();
-        for name in [CA, CA_KEY, COORDINATOR, COORDINATOR_KEY] {
+        for name in [CA, CA_KEY, COORDINATOR, COORDINATOR_KEY, WORKER, WORKER_KEY] {
             assert!(matches!(make(&folder, &hosts(&["x"]), 1), Err(CertError::There(_))), "{name}");
             if name != CA_KEY {
                 fs::remove_file(folder.join(name)).unwrap();
@@ -299,13 +334,20 @@ pub(crate) mod tests {
     fn a_renewed_certificate_keeps_its_names_and_its_ca() {
         let folder = tempfile::tempdir().unwrap();
         make(folder.path(), &hosts(&["one.example", "10.0.0.7"]), 1).unwrap();
-        let [ca, key] = [CA, COORDINATOR_KEY].map(|name| read(&folder.path().join(name)).unwrap());
+        let [ca, key, worker] = [CA, COORDINATOR_KEY, WORKER].map(|name| read(&folder.path().join(name)).unwrap());
+        // As a folder is in which there was none yet.
+        fs::remove_file(folder.path().join(WORKER_KEY)).unwrap();
         let renewed = renew(folder.path(), &[], 400).unwrap();
         assert!(renewed.ca_until.is_none());
         assert_eq!(renewed.coordinator.names, ["one.example", "10.0.0.7"]);
         assert_eq!(read(&folder.path().join(CA)).unwrap(), ca);
         assert_ne!(read(&folder.path().join(COORDINATOR_KEY)).unwrap(), key);
         assert_eq!(mode(&folder.path().join(COORDINATOR_KEY)), 0o600);
+        assert_ne!(read(&folder.path().join(WORKER)).unwrap(), worker);
+        assert_eq!(
+            (renewed.worker.names.as_slice(), mode(&folder.path().join(WORKER_KEY))),
+            (&[WORKER_NAME.to_owned()][..], 0o600)
+        );
         assert_eq!(renew(folder.path(), &hosts(&["two.example"]), 1).unwrap().coordinator.names, ["two.example"]);
         let most = renew(folder.path(), &[], 100_000).unwrap().coordinator.until;
         assert!(most <= read_facts(&folder.path().join(CA)).unwrap().until, "nothing outlives its CA");

@@ -52,7 +52,7 @@ pub struct Hello {
     pub key: String,
     /// Leases that it holds; not empty only when it comes back.
     pub leases: Vec<LeaseId>,
-    /// The host on which alone other members of a group reach it; empty: they do from anywhere.
+    /// What members of a group must say alike: the host, if they are reached on it alone, and whether over TLS.
     pub reached_on: String,
     /// The numerics version that it computes; 0: it does not say.
     pub numerics_version: u32,

@@ -58,6 +58,8 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("torch-sys", &[]),
     ("tonic", &["graftwork-proto", "graftwork-telemetry", "graftwork", "graftwork-worker"]),
     ("tokio-rustls", &["graftwork-proto", "graftwork-telemetry", "graftwork"]),
+    ("rustls", &["graftwork-collective"]),
+    ("mio", &["graftwork-collective"]),
     ("hyper", &["graftwork-telemetry"]),
     ("rcgen", &["graftwork"]),
     ("rusqlite", &["graftwork", "graftwork-tests"]),

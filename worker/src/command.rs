@@ -8,6 +8,8 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use graftwork_collective::tls::{Identity, IdentityError};
+use graftwork_engine::Device;
 use graftwork_proto::{CA_VARIABLE, DialError, Token};
 use graftwork_shared::{address::Address, credentials, digest::Digest, job::MOST_THREADS};
 use graftwork_telemetry::{Check, Guard, ListenError};
@@ -18,6 +20,7 @@ use crate::{
     coordinators::Coordinators,
     doctor,
     logs::LogFormat,
+    meeting::Reached,
     meters::Meters,
     predict::{self, PredictError},
     reference,
@@ -62,7 +65,7 @@ macro_rules! user_errors {
         })+
     };
 }
-user_errors!(DialError, NoCuda, ListenError);
+user_errors!(DialError, IdentityError, NoCuda, ListenError);
 
 /// The program's version stands last: `graftwork` reads it there.
 fn version() -> &'static str {
@@ -164,11 +167,17 @@ pub(crate) struct SessionArguments {
     /// End when the process that started this one ends; with its id, even if it has ended already.
     #[arg(long, value_name = "PID", num_args = 0..=1, require_equals = true, default_missing_value = "0")]
     die_with_parent: Option<i32>,
-    /// Address of this machine that other workers reach: members of a group exchange gradients over it. That traffic is
-    /// plain TCP without tokens, so one beyond this machine needs --private-network too.
+    /// Address of this machine that other workers reach: members of a group exchange gradients over it. One beyond this
+    /// machine needs --group-tls, or --private-network.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     group_address: IpAddr,
-    /// The network of --group-address is ours alone: nobody else reads or changes what passes on it.
+    /// Folder with `ca.pem`, `worker.pem` and `worker.key`, as `graftwork cert` makes them: members of a group then
+    /// exchange over TLS, show each other that certificate, and want one of that CA. Workers form groups with those alone
+    /// that do so too. GPUs exchange over NCCL, which has no TLS.
+    #[arg(long, value_name = "FOLDER")]
+    group_tls: Option<PathBuf>,
+    /// The network of --group-address is ours alone: nobody else reads or changes what passes on it, so that members of a
+    /// group may exchange in plain text.
     #[arg(long)]
     private_network: bool,
     /// Where metrics, health and readiness are told over HTTP: 127.0.0.1:PORT, or https://IP:PORT, which wants
@@ -241,20 +250,7 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
     // Decoding a large page holds a thread for as long as it takes: heartbeats and blobs must not wait behind it.
     let (rows, messages) = (runtime()?, runtime()?);
     let _inside = messages.enter();
-    if !arguments.group_address.is_loopback() {
-        if !arguments.private_network {
-            let cause = anyhow::anyhow!(
-                "--group-address {} is reached from other machines, and what members of a group exchange is plain TCP \
-                 without tokens; if that network is yours alone, say so with --private-network",
-                arguments.group_address
-            );
-            return Err(CommandError { cause, code: USER });
-        }
-        tracing::warn!(
-            address = %arguments.group_address,
-            "what members of a group exchange is not encrypted: this network must be yours alone"
-        );
-    }
+    let reached = arguments.reached(device)?;
     let serves_others = arguments.coordinator.iter().any(|address| !matches!(address, Address::Unix(_)));
     if serves_others || !arguments.job_credentials.is_empty() {
         credentials::allow_only(arguments.job_credentials);
@@ -270,7 +266,7 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
         cache_folder: arguments.cache.unwrap_or_else(trunks::default_cache),
         patience: (!arguments.persist).then(|| Duration::from_secs(arguments.patience)),
         parent: arguments.die_with_parent,
-        group_address: arguments.group_address,
+        reached,
         report_every: Duration::from_millis(arguments.report_every),
         rows: rows.handle().clone(),
     };
@@ -291,6 +287,28 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
 const TOKEN_BYTES: usize = 16;
 
 impl SessionArguments {
+    /// How members of a group reach this worker; refused where others could read or change what they exchange.
+    fn reached(&self, device: Device) -> Result<Reached, CommandError> {
+        let identity = self.group_tls.as_deref().map(Identity::read).transpose()?;
+        let plain = match (&identity, device) {
+            (_, Device::Cuda(_)) => Some("NCCL, which GPUs exchange over, has no TLS"),
+            (None, _) => Some("without --group-tls members of a group exchange in plain text"),
+            (Some(_), _) => None,
+        };
+        let address = self.group_address;
+        if let (false, Some(plain)) = (address.is_loopback(), plain) {
+            if !self.private_network {
+                let cause = anyhow::anyhow!(
+                    "--group-address {address} is reached from other machines, and {plain}; if that network is yours \
+                     alone, say so with --private-network"
+                );
+                return Err(CommandError { cause, code: USER });
+            }
+            tracing::warn!(%address, "{plain}: this network must be yours alone");
+        }
+        Ok(Reached { address, identity })
+    }
+
     /// Where metrics are told, and to whom.
     fn watched(&self) -> Result<Option<(Address, Guard)>, CommandError> {
         let Some(address) = self.metrics.clone() else { return Ok(None) };

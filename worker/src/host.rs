@@ -407,7 +407,7 @@ impl stage::Host for StageHost<'_> {
         self.leave_if_abandoned();
         let backend = match self.shared.device {
             Device::Cuda(device) => Backend::Nccl { device: u32::try_from(device).unwrap_or(0), library: None },
-            _ => Backend::Gloo { address: self.shared.place.address },
+            _ => self.shared.place.backend(),
         };
         let request = FormRequest {
             backend,

@@ -4,7 +4,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use graftwork_collective::{Rendezvous, RendezvousError};
+use graftwork_collective::{Backend, Rendezvous, RendezvousError, tls::Identity};
 use graftwork_proto::{
     Token, pushback,
     v1::{MeetReply, MeetRequest, groups_client::GroupsClient, meet_request::What},
@@ -23,14 +23,48 @@ pub(crate) struct Place {
     /// The coordinators.
     channels: Channels,
     token: Token,
-    /// Address of this machine that the others reach.
+    reached: Reached,
+}
+
+/// How other members of a group reach this worker.
+#[derive(Clone, Debug)]
+pub(crate) struct Reached {
+    /// Address of this machine that they reach.
     pub(crate) address: IpAddr,
+    /// What is shown to them where exchanges are encrypted.
+    pub(crate) identity: Option<Identity>,
+}
+
+impl Reached {
+    /// What carries a group of processors.
+    pub(crate) fn backend(&self) -> Backend {
+        let address = self.address;
+        match self.identity.clone() {
+            None => Backend::Gloo { address },
+            Some(identity) => Backend::Tls { address, identity },
+        }
+    }
+
+    /// Workers of which this is not the same cannot form a group: where they are, if no other host reaches them, and
+    /// how they speak.
+    pub(crate) fn among(&self, host: &str) -> String {
+        let host = if self.address.is_loopback() { host } else { "" };
+        match self.identity {
+            None => host.to_owned(),
+            Some(_) => format!("{host} over TLS").trim_start().to_owned(),
+        }
+    }
 }
 
 impl Place {
-    /// Meets over these channels, and is reached at this address.
-    pub(crate) fn new(channels: impl Into<Channels>, token: Token, address: IpAddr) -> Self {
-        Self { channels: channels.into(), token, address }
+    /// Meets over these channels, and is reached so.
+    pub(crate) fn new(channels: impl Into<Channels>, token: Token, reached: Reached) -> Self {
+        Self { channels: channels.into(), token, reached }
+    }
+
+    /// What carries a group of processors.
+    pub(crate) fn backend(&self) -> Backend {
+        self.reached.backend()
     }
 }
 
@@ -88,5 +122,19 @@ impl Rendezvous for Meeting {
 
     fn add(&self, key: &str, amount: i64) -> Result<i64, RendezvousError> {
         self.ask(key, What::Add(amount), Duration::ZERO).map(|reply| reply.sum)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_workers_meet_as_before() {
+        let among = |address: &str| Reached { address: address.parse().unwrap(), identity: None }.among("here");
+        assert_eq!(
+            (among("127.0.0.1"), among("::1"), among("10.0.0.8")),
+            ("here".into(), "here".into(), String::new())
+        );
     }
 }

@@ -83,7 +83,12 @@ fn what_cannot_be_predicted_is_refused_with_its_mend() {
     refused(&["worker", "--coordinator", "http://10.0.0.1:1"], "plain text beyond loopback would show tokens");
     refused(
         &["worker", "--coordinator", "https://x:1", "--group-address", "10.0.0.8"],
-        "if that network is yours alone, say so with --private-network",
+        "without --group-tls members of a group exchange in plain text; if that network is yours alone, say so with \
+         --private-network",
+    );
+    refused(
+        &["worker", "--coordinator", "https://x:1", "--group-address", "10.0.0.8", "--group-tls", "/nowhere"],
+        "/nowhere/ca.pem: No such file or directory (os error 2); `graftwork cert FOLDER --host NAME` makes ca.pem",
     );
     refused(&["worker", "--coordinator", "nowhere"], "write unix:///path/to/socket");
     refused(

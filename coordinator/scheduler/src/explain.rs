@@ -64,6 +64,9 @@ pub struct Why {
     /// Idle workers that may not help it, as they compute other bytes: the first of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_class: Vec<OtherClass>,
+    /// Idle workers that may not help it, as its members and they do not reach each other: the first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub out_of_reach: Vec<OutOfReach>,
     /// Why it is slower than it could be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slow: Vec<Slow>,
@@ -152,6 +155,30 @@ impl fmt::Display for OtherClass {
     }
 }
 
+/// An idle worker that a running stage is refused, since members of a group could not exchange with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutOfReach {
+    /// Which.
+    pub worker: WorkerId,
+    /// How others reach it: `WorkerInfo::reached_on`.
+    pub reached_on: String,
+    /// How they reach the stage's members.
+    pub needs: String,
+}
+
+impl fmt::Display for OutOfReach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = |reached_on: &str| match reached_on {
+            "" => "in plain text".to_owned(),
+            "over TLS" => "over TLS".to_owned(),
+            host => format!("on {host} alone"),
+        };
+        let Self { worker, reached_on, needs } = self;
+        let (found, needs) = (way(reached_on), way(needs));
+        write!(f, "{worker} is idle and may not help: other members reach it {found}, and the stage's {needs}")
+    }
+}
+
 /// Why training is slower than it could be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "slow", rename_all = "snake_case")]
@@ -235,6 +262,7 @@ impl fmt::Display for Why {
         words.extend(self.holds_up.map(|holds_up| format!("it has helpers, as it {holds_up}")));
         words.extend(self.helped_first.as_ref().map(ToString::to_string));
         words.extend(self.other_class.iter().map(ToString::to_string));
+        words.extend(self.out_of_reach.iter().map(ToString::to_string));
         words.extend(self.slow.iter().map(|slow| format!("slow: {slow}")));
         words.extend(self.took.as_ref().map(ToString::to_string));
         f.write_str(&words.join("; "))
@@ -269,30 +297,43 @@ impl Scheduler {
                 let here = self.groups.get(&grant.lease).and_then(|group| group.chosen.clone());
                 let holds_up = self.holds_up(grant.lease);
                 let slow = self.slow(job, position, grant);
-                let other_class = self.other_class(job, position, grant);
-                Why { needs: Some(self.needs(job, position)), here, holds_up, other_class, slow, ..why }
+                let needs = Some(self.needs(job, position));
+                let (other_class, out_of_reach) = self.refused_help(job, position, grant);
+                Why { needs, here, holds_up, other_class, out_of_reach, slow, ..why }
             }
             _ => why,
         }
     }
 
-    /// Idle workers of the job's device that a group with room for them does not get.
-    fn other_class(&self, job: &JobState, position: usize, grant: &Grant) -> Vec<OtherClass> {
+    /// Idle workers of the job's device that a group with room for them does not get: those of another class, and those
+    /// that its members do not reach.
+    fn refused_help(&self, job: &JobState, position: usize, grant: &Grant) -> (Vec<OtherClass>, Vec<OutOfReach>) {
         let members = u32::try_from(grant.others.len() + 1).unwrap_or(u32::MAX);
         if members >= job.most_workers(position) {
-            return Vec::new();
+            return (Vec::new(), Vec::new());
         }
-        let idle = self.workers.iter().filter(|(_, worker)| {
-            let class = &worker.info.class;
-            let suits = (class.device == "cpu") == job.is_for_cpu() && *class != grant.class;
-            suits && worker.takes_work() && worker.leases.is_empty()
-        });
+        let idle = || {
+            self.workers.iter().filter(|(_, worker)| {
+                (worker.info.class.device == "cpu") == job.is_for_cpu()
+                    && worker.takes_work()
+                    && worker.leases.is_empty()
+            })
+        };
         let other = |(worker, known): (&WorkerId, &Worker)| OtherClass {
             worker: *worker,
             class: known.info.class.to_string(),
             needs: grant.class.to_string(),
         };
-        idle.take(NAMED_IDLE).map(other).collect()
+        let other_class = idle().filter(|(_, worker)| worker.info.class != grant.class).take(NAMED_IDLE).map(other);
+        let needs = self.workers.get(&grant.worker).map_or("", |leader| leader.info.reached_on.as_str());
+        let apart = |(worker, known): (&WorkerId, &Worker)| OutOfReach {
+            worker: *worker,
+            reached_on: known.info.reached_on.clone(),
+            needs: needs.to_owned(),
+        };
+        let of_class = |worker: &Worker| worker.info.class == grant.class && worker.info.reached_on != needs;
+        let out_of_reach = idle().filter(|(_, worker)| of_class(worker)).take(NAMED_IDLE).map(apart);
+        (other_class.collect(), out_of_reach.collect())
     }
 
     fn free_for(&self, job: &JobState, position: usize) -> Option<Free> {

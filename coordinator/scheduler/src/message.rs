@@ -38,7 +38,7 @@ pub struct WorkerInfo {
     pub slots: u32,
     /// Memory of its machine; 0 if unknown.
     pub memory_bytes: u64,
-    /// The host on which alone other members of a group reach it; empty: they do from anywhere.
+    /// What members of a group must say alike: the host, if they are reached on it alone, and whether over TLS.
     #[serde(default)]
     pub reached_on: String,
     /// Its numeric class.

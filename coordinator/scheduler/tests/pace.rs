@@ -275,3 +275,14 @@ fn an_idle_worker_of_another_class_is_named_where_it_could_have_helped() {
     world.machine.join(WorkerInfo { class: class("avx512"), ..keyed(4) });
     assert_eq!((world.now().len(), other_class(&world)), (2, Vec::new()));
 }
+
+#[test]
+fn an_idle_worker_that_the_members_do_not_reach_is_named_where_it_could_have_helped() {
+    let mut world = World::of(&grouped(2, 1_000), 1);
+    let (other, commands) = world.machine.join(WorkerInfo { reached_on: "over TLS".to_owned(), ..keyed(1) });
+    assert!(invited(&commands).is_empty());
+    let sentence = world.machine.scheduler.explain(&world.job).unwrap().to_string();
+    let words =
+        format!("{other} is idle and may not help: other members reach it over TLS, and the stage's in plain text");
+    assert!(sentence.contains(&words), "{sentence}");
+}

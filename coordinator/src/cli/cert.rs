@@ -3,21 +3,22 @@
 use std::path::PathBuf;
 
 use super::{DONE, Failure, OURS};
-use crate::certificate::{self, CA, CA_KEY, COORDINATOR, COORDINATOR_KEY, CertError};
+use crate::certificate::{self, CA, CA_KEY, COORDINATOR, COORDINATOR_KEY, CertError, WORKER, WORKER_KEY};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
-    /// Folder for `ca.pem`, `ca.key`, `coordinator.pem` and `coordinator.key`; made if missing. Nothing in it is
-    /// overwritten.
+    /// Folder for `ca.pem`, `ca.key`, and `coordinator` and `worker` with `.pem` and `.key`; made if missing. Nothing in it
+    /// is overwritten.
     folder: PathBuf,
     /// A host name or IP address by which workers and people reach the coordinator; may be given again. With --renew,
     /// the names that it has, if none is given.
     #[arg(long = "host", value_name = "NAME")]
     hosts: Vec<String>,
-    /// Days for which the coordinator's certificate counts.
+    /// Days for which the certificates of coordinator and workers count.
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3_650))]
     days: u32,
-    /// Make the coordinator's certificate and key anew, with the CA in the folder: who trusts that CA goes on.
+    /// Make the certificates and keys of coordinator and workers anew, with the CA in the folder: who trusts that CA goes
+    /// on.
     #[arg(long)]
     renew: bool,
 }
@@ -43,8 +44,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<u8, Failure> {
     eprintln!("{} is valid until {date}, for {names}", path(COORDINATOR));
     let key = path(COORDINATOR_KEY);
     eprintln!("{key} is its key: the coordinator needs these two alone, with `--tls {}`", folder.display());
+    let (worker, key, until) = (path(WORKER), path(WORKER_KEY), made.worker.until.date());
+    eprintln!("{worker} is valid until {until}, and {key} is its key: with these two and {CA} in a folder,");
+    eprintln!("workers encrypt what they exchange: `--group-tls FOLDER`");
     if *renew {
-        eprintln!("start the coordinator again: work goes on meanwhile");
+        eprintln!("start the coordinator again, and workers when it suits: work goes on meanwhile");
     }
     Ok(DONE)
 }

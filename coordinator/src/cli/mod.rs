@@ -102,7 +102,7 @@ enum Command {
     Backup(backup::Backup),
     /// Bring a coordinator's state back from a backup.
     Restore(backup::Restore),
-    /// Make the certificates of a cluster that has none, or renew its coordinator's.
+    /// Make the certificates of a cluster that has none, or renew all but its CA's.
     Cert(cert::Arguments),
     /// Make a token with a role, for a worker or a person.
     Token(token::Arguments),

@@ -1,16 +1,18 @@
-//! How long one exchange of gradients takes: Gloo on loopback, ranks as threads, one subtree each.
+//! How long one exchange of gradients takes: Gloo on loopback, or TLS, ranks as threads, one subtree each.
 //!
-//! `cargo run --release -p graftwork-collective --example exchange` prints a line for every number of ranks and size of
+//! `cargo run --release -p graftwork-collective --example exchange`, with `-- FOLDER` for TLS with that worker's pair, prints a line for every number of ranks and size of
 //! bucket: milliseconds for an exchange (median of several), and megabytes that one rank sends, small and sliced.
 
 use std::{
+    net::Ipv4Addr,
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use graftwork_collective::{
-    CollectiveError, ExchangePlan, FormRequest, MemoryRendezvous, Way, form, partial_sums, reduce_lanes,
+    Backend, CollectiveError, ExchangePlan, FormRequest, MemoryRendezvous, Way, form, partial_sums, reduce_lanes,
+    tls::Identity,
 };
 
 /// From an adapter with few parameters to a fusion of a base-sized trunk, in bytes.
@@ -20,8 +22,16 @@ const MEMORY_BYTES: usize = 6 << 30;
 
 type Timed = (Duration, u64);
 
-fn member(rank: usize, ranks: usize, table: MemoryRendezvous) -> Result<Vec<Vec<Option<Timed>>>, CollectiveError> {
-    let mut group = form(FormRequest::new("exchange", ranks as u64, rank, ranks), Arc::new(table))?;
+fn member(
+    (rank, ranks): (usize, usize),
+    table: MemoryRendezvous,
+    identity: Option<Identity>,
+) -> Result<Vec<Vec<Option<Timed>>>, CollectiveError> {
+    let mut request = FormRequest::new("exchange", ranks as u64, rank, ranks);
+    if let Some(identity) = identity {
+        request.backend = Backend::Tls { address: Ipv4Addr::LOCALHOST.into(), identity };
+    }
+    let mut group = form(request, Arc::new(table))?;
     let plan = ExchangePlan::new(ranks, ranks);
     let mut lines = Vec::new();
     for bytes in BUCKETS {
@@ -58,15 +68,16 @@ fn show(timed: Option<Timed>) -> String {
     )
 }
 
-fn main() -> Result<(), CollectiveError> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let identity = std::env::args_os().nth(1).map(|folder| Identity::read(folder.as_ref())).transpose()?;
     println!("| ranks | bucket MB |  small ms |   sent MB | sliced ms |   sent MB |");
     println!("|---|---|---|---|---|---|");
     for ranks in 2..=8 {
         let table = MemoryRendezvous::new();
         let lines = thread::scope(|scope| {
             let member = |rank| {
-                let table = table.clone();
-                scope.spawn(move || member(rank, ranks, table))
+                let (table, identity) = (table.clone(), identity.clone());
+                scope.spawn(move || member((rank, ranks), table, identity))
             };
             let members: Vec<_> = (0..ranks).map(member).collect();
             let mut results = members.into_iter().filter_map(|member| member.join().ok());

@@ -20,7 +20,8 @@ use crate::{
     Aborter, CollectiveError, Group, Rendezvous, RendezvousError,
     member::{Member, Place},
     rendezvous::whole_ms,
-    transport::{gloo, in_process, left, nccl},
+    tls::Identity,
+    transport::{gloo, in_process, left, nccl, tls},
 };
 
 /// What members say to each other in an update, and in which order. Raise it with any change of that: a member of another
@@ -39,6 +40,13 @@ pub enum Backend {
     Gloo {
         /// Address of the interface to listen on; the others must reach it.
         address: IpAddr,
+    },
+    /// TCP with TLS, both sides of which show certificates of workers.
+    Tls {
+        /// As Gloo's.
+        address: IpAddr,
+        /// This member's certificate, and the CA by which it knows others.
+        identity: Identity,
     },
     /// NCCL between GPUs; buffers are staged through device memory. Loaded at run time.
     Nccl {
@@ -94,6 +102,7 @@ impl FormRequest {
         let backend = match self.backend {
             Backend::InProcess => "in-process",
             Backend::Gloo { .. } => "gloo",
+            Backend::Tls { .. } => "TLS",
             Backend::Nccl { .. } => "nccl",
         };
         format!("{} ranks over {backend}, exchange {EXCHANGE}", self.size)
@@ -118,6 +127,7 @@ pub(crate) fn form_member(request: FormRequest, rendezvous: Arc<dyn Rendezvous>)
     let transport = match &request.backend {
         Backend::InProcess => in_process::connect(&meeting)?,
         Backend::Gloo { address } => gloo::connect(&meeting, *address)?,
+        Backend::Tls { address, identity } => tls::connect(&meeting, *address, identity)?,
         Backend::Nccl { device, library } => nccl::connect(&meeting, *device, library.as_deref())?,
     };
     let mut member = Member::new(Place { request, rendezvous, token }, transport);
@@ -204,6 +214,11 @@ impl Meeting {
             return Err(self.late());
         }
         Ok(())
+    }
+
+    /// The name that all members of this group and epoch share, and nobody else.
+    pub(crate) fn name(&self) -> &str {
+        &self.prefix
     }
 
     pub(crate) fn late(&self) -> CollectiveError {

@@ -10,7 +10,7 @@
 //! over a group. [`combine`] is the same inside one process.
 //!
 //! **Groups.** [`form()`] meets the other members through a [`Rendezvous`] and gives a [`Group`]: flat host buffers of
-//! `f32` or bytes, moved over Gloo, NCCL or threads ([`Backend`]). A group lives for one epoch. Whatever ends it is an
+//! `f32` or bytes, moved over Gloo, TLS, NCCL or threads ([`Backend`]). A group lives for one epoch. Whatever ends it is an
 //! error that says by its [`Remedy`] whether to form the next epoch or to give up; an [`Aborter`] ends a wait from
 //! another thread. Every message is announced, so ranks that do not match are an error and never a wrong number.
 //!
@@ -57,4 +57,9 @@ pub use tree::{Node, Tree};
 /// What NCCL says of itself on this machine.
 pub mod nccl {
     pub use crate::transport::nccl::{Report, probe};
+}
+
+/// Groups over TLS.
+pub mod tls {
+    pub use crate::transport::tls::{Identity, IdentityError, NAME};
 }

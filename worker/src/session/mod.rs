@@ -16,7 +16,6 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs::File,
     io::Read as _,
-    net::IpAddr,
     path::PathBuf,
     pin::Pin,
     sync::Arc,
@@ -44,7 +43,7 @@ use crate::{
     computer,
     coordinators::Coordinators,
     host::{self, Control, Shared},
-    meeting::Place,
+    meeting::{Place, Reached},
     meters::{Meters, Standing},
     peak::Stages,
     pool::Pool,
@@ -85,8 +84,8 @@ pub(crate) struct Options {
     pub(crate) patience: Option<Duration>,
     /// End when the parent process ends: the process of this id, or for 0 whoever that is now.
     pub(crate) parent: Option<i32>,
-    /// Address at which members of a group reach this worker.
-    pub(crate) group_address: IpAddr,
+    /// How members of a group reach this worker.
+    pub(crate) reached: Reached,
     /// How far apart two reports of a stage are at least.
     pub(crate) report_every: Duration,
     /// What this process counts.
@@ -140,7 +139,7 @@ pub(crate) async fn serve(options: Options) -> anyhow::Result<()> {
         device: options.device,
         rows_read: Arc::default(),
         stages: Stages::of(computer::peak_memory_bytes),
-        place: Place::new(options.coordinators.lazy(), options.token.clone(), options.group_address),
+        place: Place::new(options.coordinators.lazy(), options.token.clone(), options.reached.clone()),
         meters: options.meters.clone(),
         report_every: options.report_every,
     };
@@ -179,7 +178,7 @@ fn hello(options: &Options) -> std::io::Result<Hello> {
         threads: options.threads,
         slots: options.slots,
         memory_bytes: computer::Memory::read().total_bytes,
-        reached_on: if options.group_address.is_loopback() { computer::host_name() } else { String::new() },
+        reached_on: options.reached.among(&computer::host_name()),
         numeric_class: computer::numeric_class(options.device),
         numerics_version: graftwork_shared::NUMERICS_VERSION,
         key: Digest::of(&random).to_string(),

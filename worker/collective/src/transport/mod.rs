@@ -7,6 +7,7 @@
 pub(crate) mod gloo;
 pub(crate) mod in_process;
 pub(crate) mod nccl;
+pub(crate) mod tls;
 
 use std::time::{Duration, Instant};
 

@@ -6,6 +6,8 @@ use graftwork_collective::{
     Backend, CollectiveError, FormRequest, Group, MemoryRendezvous, Rendezvous, form, nccl::probe,
 };
 
+use crate::authority::Authority;
+
 /// A backend under test.
 #[derive(Clone)]
 pub(crate) struct Bench {
@@ -31,6 +33,13 @@ pub(crate) fn in_process() -> Bench {
 
 pub(crate) fn gloo() -> Bench {
     Bench { backend: Arc::new(|_| Backend::Gloo { address: Ipv4Addr::LOCALHOST.into() }), most: 8, place: None }
+}
+
+/// Ranks that show each other one certificate.
+pub(crate) fn tls() -> Bench {
+    let identity = Authority::new().identity();
+    let address = Ipv4Addr::LOCALHOST.into();
+    Bench { backend: Arc::new(move |_| Backend::Tls { address, identity: identity.clone() }), most: 8, place: None }
 }
 
 /// Why no rank of NCCL can be here; `None` where one can.

@@ -1,15 +1,17 @@
-//! One set of behaviours for every backend: threads, Gloo on loopback, and NCCL where there are GPUs; and processes over
-//! Gloo, and over NCCL where there is a GPU. What a machine cannot run is ignored and says why, never passed.
+//! One set of behaviours for every backend: threads, Gloo and TLS on loopback, and NCCL where there are GPUs; and
+//! processes over Gloo and TLS, and over NCCL where there is a GPU. What a machine cannot run is ignored and says why, never passed.
 
 #![allow(clippy::float_cmp, reason = "sums of a few small whole numbers are exact")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
 
+mod authority;
 mod bench;
 mod failures;
 mod forming;
 mod moves;
 mod nccl;
 mod processes;
+mod tls;
 
 use std::process::ExitCode;
 
@@ -54,9 +56,15 @@ fn main() -> ExitCode {
         return code;
     }
     let gpus = bench::nccl().map_err(|reason| eprintln!("skipped: {reason}")).ok();
-    let backends = [("in_process", Some(bench::in_process())), ("gloo", Some(bench::gloo())), ("gpu", gpus)];
-    let trials = backends.into_iter().flat_map(|(name, bench)| on(name, bench)).chain(nccl::trials());
-    let of_processes = [("gloo", true), ("gpu", bench::no_nccl().is_none())];
+    let backends = [
+        ("in_process", Some(bench::in_process())),
+        ("gloo", Some(bench::gloo())),
+        ("tls", Some(bench::tls())),
+        ("gpu", gpus),
+    ];
+    let trials =
+        backends.into_iter().flat_map(|(name, bench)| on(name, bench)).chain(nccl::trials()).chain(tls::trials());
+    let of_processes = [("gloo", true), ("tls", true), ("gpu", bench::no_nccl().is_none())];
     let of_processes = of_processes.into_iter().flat_map(|(backend, there)| processes::trials(backend, there));
     let trials = trials.chain(of_processes);
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()

@@ -1,4 +1,4 @@
-//! Groups of real processes, over Gloo and over NCCL: one is killed or frozen inside an all-reduce, and the others go on
+//! Groups of real processes, over Gloo, TLS and NCCL: one is killed or frozen inside an all-reduce, and the others go on
 //! without it.
 //!
 //! The children are this test binary itself, running [`child`]. They meet in a folder, tell what happened to them in files
@@ -16,11 +16,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use graftwork_collective::{Aborter, Backend, CollectiveError, FormRequest, Group, Rendezvous, RendezvousError, form};
+use graftwork_collective::{
+    Aborter, Backend, CollectiveError, FormRequest, Group, Rendezvous, RendezvousError, form, tls::Identity,
+};
 use libtest_mimic::Trial;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
+    authority::Authority,
     bench::{Bench, Place},
     moves,
 };
@@ -30,6 +33,9 @@ const BACKEND: &str = "GRAFTWORK_TEST_BACKEND";
 const ACT: &str = "GRAFTWORK_TEST_ACT";
 const FOLDER: &str = "GRAFTWORK_TEST_FOLDER";
 const RANK: &str = "GRAFTWORK_TEST_RANK";
+
+/// Where the children's certificate lies in that folder.
+const TLS: &str = "tls";
 
 /// How many processes there are.
 const SIZE: usize = 3;
@@ -77,6 +83,10 @@ pub(crate) fn child() -> Option<ExitCode> {
 fn backend() -> Backend {
     match env::var(BACKEND).unwrap().as_str() {
         "gpu" => Backend::Nccl { device: 0, library: None },
+        "tls" => {
+            let folder = PathBuf::from(env::var_os(FOLDER).unwrap()).join(TLS);
+            Backend::Tls { address: Ipv4Addr::LOCALHOST.into(), identity: Identity::read(&folder).unwrap() }
+        }
         _ => Backend::Gloo { address: Ipv4Addr::LOCALHOST.into() },
     }
 }
@@ -189,6 +199,7 @@ impl Members {
 
     fn start(backend: &str, act: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        Authority::new().write(&folder.path().join(TLS));
         let member = |rank: usize| {
             Command::new(env::current_exe().unwrap())
                 .env(BACKEND, backend)
