@@ -59,10 +59,15 @@ impl Guarded {
         Ok(Self { folder, servers, coordinator, workers: Vec::new(), address, tokens, said })
     }
 
-    /// A worker that shows a token, with its log in a file of that name.
+    /// A worker that shows a token, with its log in a file of that name, and exchanges over TLS.
     pub fn start_worker(&mut self, name: &str) -> Result<()> {
-        let log = File::create(self.log_of(name))?;
-        let worker = self.worker(name)?.stderr(log).spawn()?;
+        self.start_worker_with(name, &["--group-tls", "tls"])
+    }
+
+    /// The same with these options instead.
+    pub fn start_worker_with(&mut self, name: &str, options: &[&str]) -> Result<()> {
+        let log = File::options().create(true).append(true).open(self.log_of(name))?;
+        let worker = self.worker(name)?.args(options).stderr(log).spawn()?;
         self.workers.push(worker);
         Ok(())
     }
@@ -120,7 +125,7 @@ impl Guarded {
     pub fn secrets(&self) -> Result<Vec<String>> {
         let mut secrets: Vec<String> =
             self.tokens.values().filter_map(|token| token.rsplit('-').next()).map(str::to_owned).collect();
-        for key in ["tls/ca.key", "tls/coordinator.key"] {
+        for key in ["tls/ca.key", "tls/coordinator.key", "tls/worker.key"] {
             let text = fs::read_to_string(self.path().join(key))?;
             secrets.push(text.lines().nth(1).context("a line of the key")?.to_owned());
         }

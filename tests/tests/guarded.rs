@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use graftwork_tests::{Guarded, World};
+use graftwork_tests::{Cluster, Guarded, Run, Story, World, tensor_digests};
 
 /// A job of the user that publishes into the cluster's folder.
 fn job(world: &World, cluster: &Guarded) -> Result<()> {
@@ -93,6 +93,58 @@ fn whoever_is_not_let_in_learns_why_and_ends_at_once() -> Result<()> {
     said.push(text);
     ensure!(began.elapsed().as_secs() < 30, "nobody waits for what does not change: {:?}", began.elapsed());
     nothing_secret(&cluster, &said.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// Watches a job to its end as a reader, who sees all of it.
+fn watched(cluster: &Guarded, job: &str, mut at: impl FnMut() -> Result<()>) -> Result<Story> {
+    let mut command = cluster.with("reader")?;
+    command.args(["watch", job, "--progress", "json", "--coordinator", cluster.address()]);
+    let (mut watch, mut story) = (Run::watching(command, cluster.path().join("state"))?, Story::default());
+    while let Some(event) = watch.next_event()? {
+        story.note(&event)?;
+        at()?;
+    }
+    watch.finish(0)?;
+    Ok(story)
+}
+
+#[test]
+fn members_that_exchange_over_tls_publish_the_same_bytes() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Guarded::new("info")?);
+    let alone = Cluster::undisturbed(&world)?;
+    let hub = cluster.path().join("hub");
+    world.long_job("job.toml", &hub.display().to_string(), "[resources]\ngang = 2\n")?;
+    let (id, _) = cluster.ask(&world, "ann", &["submit", "job.toml"], 0)?;
+    for _ in 0..2 {
+        cluster.start_worker("worker")?;
+    }
+    let story = watched(&cluster, &id, || Ok(()))?;
+    ensure!(story.largest.get("mood_fused") == Some(&2), "both train every stage: {:?}", story.largest);
+    assert_eq!(tensor_digests(&hub)?, alone);
+    let logs = cluster.logs()?;
+    ensure!(logs.matches("members of a group exchange over TLS").count() == 2, "{logs}");
+    nothing_secret(&cluster, &[])
+}
+
+/// One of two workers exchanges over TLS: each trains alone, and whoever asks learns why.
+#[test]
+fn workers_of_which_one_exchanges_plainly_train_alone_and_say_why() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Guarded::new("info")?);
+    world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "")?;
+    let (id, _) = cluster.ask(&world, "ann", &["submit", "job.toml"], 0)?;
+    cluster.start_worker("worker")?;
+    cluster.start_worker_with("worker", &[])?;
+    let mut told = false;
+    let story = watched(&cluster, &id, || {
+        if !told {
+            let (explained, _) = cluster.ask(&world, "reader", &["explain", &id], 0)?;
+            told = explained.contains("is idle and may not help: other members reach it on");
+        }
+        Ok(())
+    })?;
+    ensure!(told, "the fusion is trained by one, while the other is idle");
+    ensure!(story.largest.is_empty() && story.failures == 0, "{:?} {}", story.largest, story.failures);
+    Ok(())
 }
 
 /// No token and no key stands in any log, in what commands said, or in the state folder.

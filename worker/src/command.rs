@@ -295,6 +295,9 @@ impl SessionArguments {
             (None, _) => Some("without --group-tls members of a group exchange in plain text"),
             (Some(_), _) => None,
         };
+        if plain.is_none() {
+            tracing::info!("members of a group exchange over TLS");
+        }
         let address = self.group_address;
         if let (false, Some(plain)) = (address.is_loopback(), plain) {
             if !self.private_network {
