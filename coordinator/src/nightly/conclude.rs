@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use graftwork_shared::{cause::told, job::Nightly};
-use graftwork_verdict::Finding;
+use graftwork_verdict::{CostFinding, Finding};
 use graftwork_web::{Curves, NightOutcome, NightlyView, Problem, nightly_page};
 
 use super::{

@@ -69,11 +69,7 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
     }
     if !view.commits.is_empty() {
         text.push_str("\ncommits between the two nights:\n");
-        view.commits.iter().take(MOST_COMMITS).for_each(|commit| text.push_str(&format!("  {commit}\n")));
-        let more = view.commits.len().saturating_sub(MOST_COMMITS);
-        if more > 0 {
-            text.push_str(&format!("  and {more} more\n"));
-        }
+        listed(&view.commits, String::clone).for_each(|commit| text.push_str(&format!("  {commit}\n")));
     }
     for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
         text.push_str(&format!("\n{}: {}\n", cost.change.name, cost.sentence()));
@@ -88,6 +84,11 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
     let wall = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
     text.push_str(&format!(
         "\n{:.1} core-seconds, {} examples, {}\n",
+        text.push_str(&format!("  measure it once more: {}\n", cost.repeat));
+        if !cost.commits.is_empty() {
+            text.push_str(&format!("  commits between {}:\n", nights_around(cost)));
+            listed(&cost.commits, String::clone).for_each(|commit| text.push_str(&format!("    {commit}\n")));
+        }
         view.usage.core_seconds,
         view.usage.examples,
         duration(wall)
@@ -105,6 +106,19 @@ fn alone(view: &NightlyView, color: bool) -> Table {
     }
     table
 }
+/// Commits in lines, no more than people read.
+fn listed(commits: &[String], line: fn(&String) -> String) -> impl Iterator<Item = String> {
+    let more = commits.len().saturating_sub(MOST_COMMITS);
+    let rest = (more > 0).then(|| format!("and {more} more"));
+    commits.iter().take(MOST_COMMITS).map(line).chain(rest)
+}
+
+/// Between which nights a cost grew.
+fn nights_around(cost: &Cost) -> String {
+    let before = cost.last_before().map_or_else(String::new, |before| format!("night {before} and "));
+    format!("{before}night {}", cost.since)
+}
+
 
 fn table(view: &NightlyView, color: bool) -> Table {
     let mut table = new_table(&["score", "before", "now", "change", "±", "", "would be found"], color);
@@ -186,7 +200,9 @@ pub(super) fn markdown(view: &NightlyView) -> String {
         }
     }
     for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
-        text.push_str(&format!("\n{}: {}.\n", plain(&cost.change.name), cost.sentence()));
+        let (name, sentence) = (plain(&cost.change.name), cost.sentence());
+        text.push_str(&format!("\n{name}: {sentence}. Measure it once more with `{}`.\n", cost.repeat));
+        text.push_str(&commits(&cost.commits, &nights_around(cost)));
     }
     let steady = view.scores.iter().filter(|row| !moved(row)).count();
     if !view.scores.is_empty() {
@@ -197,20 +213,24 @@ pub(super) fn markdown(view: &NightlyView) -> String {
 }
 
 /// JUnit's XML: each score, cost and problem is a test case.
+    text.push_str(&commits(&view.commits, "the two nights"));
 pub(super) fn junit(view: &NightlyView) -> String {
     let mut cases = Vec::new();
     for problem in &view.problems {
         cases.push(("measured", problem.name.clone(), problem.fails.then(|| problem.message.clone())));
     }
     for row in &view.scores {
-        let failure = row.fails().then(|| format!("{}\nrepeat it: {}", row.sentence(), row.repeat));
+        let bisect = row.bisect.as_ref().map_or_else(String::new, |bisect| format!("\nfind its commit: {bisect}"));
+        let said = || format!("{}\nrepeat it: {}{bisect}{}", row.sentence(), row.repeat, below(&view.commits));
+        let failure = row.fails().then(said);
         cases.push(("scores", row.verdict.name.clone(), failure));
     }
     for score in &view.alone {
         cases.push(("scores", format!("{} {}", score.task, score.metric), None));
     }
     for cost in &view.costs {
-        cases.push(("costs", cost.change.name.clone(), cost.fails().then(|| cost.sentence())));
+        let said = || format!("{}\nmeasure it once more: {}{}", cost.sentence(), cost.repeat, below(&cost.commits));
+        cases.push(("costs", cost.change.name.clone(), cost.fails().then(said)));
     }
     let failures = cases.iter().filter(|(_, _, failure)| failure.is_some()).count();
     let seconds = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
@@ -263,3 +283,8 @@ mod tests {
         assert_eq!(escaped("a<b> & \"c\"\u{1}\n"), "a&lt;b&gt; &amp; &quot;c&quot; \n");
     }
 }
+/// Commits below a sentence.
+fn below(commits: &[String]) -> String {
+    listed(commits, |commit| format!("commit: {commit}")).map(|line| format!("\n{line}")).collect()
+}
+

@@ -65,6 +65,8 @@ fn view() -> NightlyView {
         since: 2,
         expected: None,
         values: (2..).zip(values.clone()).collect(),
+        repeat: "graftwork nightly job.toml --repeat 8:mail".to_owned(),
+        commits: Vec::new(),
     });
     let past = |number| Past {
         head: head(number),

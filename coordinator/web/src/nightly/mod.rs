@@ -93,17 +93,25 @@ fn regressions(view: &NightlyView) -> Markup {
                 h3 { (cost.change.name) " " (badge(cost.fails(), cost.expected.as_deref())) }
                 p { (cost.sentence()) "." }
             }
+                p.muted { "Measure it once more: " code { (cost.repeat) } }
+                @if let Some(before) = cost.last_before() {
+                    (commits(&cost.commits, &format!("night {before} and night {}", cost.since)))
+                }
         }
-        @if !view.commits.is_empty() {
-            details open[view.commits.len() <= OPEN_COMMITS] {
-                summary { (view.commits.len()) " commit" @if view.commits.len() > 1 { "s" } " between the two nights" }
-                ul { @for commit in &view.commits { li { code { (commit) } } } }
-            }
-        }
+        (commits(&view.commits, "the two nights"))
     }
 }
 
 fn badge(fails: bool, expected: Option<&str>) -> Markup {
+fn commits(commits: &[String], between: &str) -> Markup {
+    html! { @if !commits.is_empty() {
+        details open[commits.len() <= OPEN_COMMITS] {
+            summary { (commits.len()) " commit" @if commits.len() > 1 { "s" } " between " (between) }
+            ul { @for commit in commits { li { code { (commit) } } } }
+        }
+    } }
+}
+
     match expected {
         _ if fails => html! { span.badge.bad { "regression" } },
         Some(reason) => html! { span.badge.warn { "expected" } " " span.muted { (reason) } },
