@@ -83,18 +83,15 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
     }
     let wall = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
     text.push_str(&format!(
-        "\n{:.1} core-seconds, {} examples, {}\n",
-        text.push_str(&format!("  measure it once more: {}\n", cost.repeat));
-        if !cost.commits.is_empty() {
-            text.push_str(&format!("  commits between {}:\n", nights_around(cost)));
-            listed(&cost.commits, String::clone).for_each(|commit| text.push_str(&format!("    {commit}\n")));
-        }
+        "\n{:.1} core-seconds, {gpu}{} examples, {}\n",
         view.usage.core_seconds,
         view.usage.examples,
         duration(wall)
     ));
     text
 }
+    let gpu = view.usage.gpu_seconds;
+    let gpu = if gpu > 0.0 { format!("{gpu:.1} GPU-seconds, ") } else { String::new() };
 
 fn alone(view: &NightlyView, color: bool) -> Table {
     let mut table = new_table(&["score", "seeds", "mean", "lowest", "highest"], color);

@@ -147,6 +147,23 @@ fn what_compares_with_nothing_is_on_the_leaderboard_by_itself() {
 }
 
 #[test]
+#[test]
+fn the_leaderboard_has_the_scores_that_count_first_and_the_highest_of_them_above() {
+    let mut view = view();
+    // Regressions are named in their own section; here the better task is above, and a second score below both.
+    let mut second = view.scores[1].clone();
+    (second.main, second.task, second.verdict.means[1]) = (false, "mail, once more".to_owned(), 0.999);
+    view.scores.insert(0, second);
+    view.usage.gpu_seconds = 90.0;
+    let page = nightly_page(&view, &Curves::default());
+    let board = &page[page.find("id=\"leaderboard\"").unwrap()..page.find("id=\"history\"").unwrap()];
+    let places = ["<th scope=\"row\">mail ", "&lt;films&gt;", "mail, once more"].map(|text| board.find(text));
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?} in {board}");
+    assert!(page.contains("<dt>GPU time</dt>"), "{page}");
+    view.usage.gpu_seconds = 0.0;
+    assert!(!nightly_page(&view, &Curves::default()).contains("GPU time"));
+}
+
 fn the_history_has_an_interval_of_each_night() {
     let mut view = view();
     let history = |view: &NightlyView| {

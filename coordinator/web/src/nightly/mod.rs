@@ -58,6 +58,7 @@ fn header(view: &NightlyView) -> Markup {
             } } }
             div { dt { "wall time" } dd { (number::duration(wall)) } }
             div { dt { "core time" } dd { (number::duration(view.usage.core_seconds)) } }
+            @if view.usage.gpu_seconds > 0.0 { div { dt { "GPU time" } dd { (number::duration(view.usage.gpu_seconds)) } } }
             div { dt { "examples trained" } dd { (number::count(view.usage.examples)) } }
             @if view.night.resumed > 0 { div { dt { "went on after interruptions" } dd { (view.night.resumed) } } }
         }
@@ -133,9 +134,20 @@ fn leaderboard(view: &NightlyView) -> Markup {
                 th { "task" } th { "method" } th { "score" } th.n { "rows" } th.n { "seeds" } th.n { "before" } th.n { "now" }
                 th.n { "change, 95 %" } th { "verdict" } th.n { "would be found" }
             } }
-            tbody { @for row in &view.scores { (line(row)) } }
+            tbody { @for row in ranked(&view.scores) { (line(row)) } }
         } } }
     }
+}
+
+/// The scores that count, of each measure the highest first; behind them what else was compared of the same tasks.
+fn ranked(scores: &[Row]) -> Vec<&Row> {
+    let mut rows: Vec<&Row> = scores.iter().collect();
+    let now = |row: &Row| row.verdict.means[1];
+    rows.sort_by(|one, other| {
+        let kind = |row: &Row| (!row.main, row.verdict.measure);
+        kind(one).cmp(&kind(other)).then(now(other).total_cmp(&now(one)))
+    });
+    rows
 }
 
 fn alone(scores: &[Alone]) -> Markup {
