@@ -276,13 +276,31 @@ fn look_again(world: &World) -> Result<()> {
     let said = expect(&nightly(world, &["--repeat", "2:tropic"], "")?, 1);
     assert!(said.contains("did not measure tropic: it has topic, mood, strength, mood_fused"), "{said}");
     let said = expect(&nightly(world, &["--against", "7"], "")?, 1);
+    assert!(said.contains("core-seconds for 1,000 examples (night 2: "), "{said}");
     assert!(said.contains("night 7 is not kept") && said.contains("there are 1, 2"), "{said}");
 
     expect(&nightly(world, &["--export", "export"], "")?, 0);
     let export = world.path().join("export");
     assert_eq!(rows(&export.join("nights.parquet"))?, 2);
     // Two nights of four measurements with three seeds.
-    assert_eq!(rows(&export.join("answers.parquet"))?, 2 * 4 * 3 * i64::try_from(TESTED)?);
+    let answered = 2 * 4 * 3 * usize::try_from(TESTED)?;
+    assert_eq!(rows(&export.join("answers.parquet"))?, i64::try_from(answered)?);
+    let lines = read(&export.join("answers.jsonl"))?;
+    let first: Value = serde_json::from_str(lines.lines().next().context("a line")?)?;
+    assert_eq!(
+        (lines.lines().count(), &first["night"], &first["task"]),
+        (answered, &1.into(), &"mood".into()),
+        "{first}"
+    );
+    let curves: Value = serde_json::from_str(&read(&export.join("curves.json"))?)?;
+    let points = |line: &str| {
+        let of = |curve: &Value| curve[line].as_array().map_or(0, Vec::len);
+        let nights = curves.as_array().into_iter().flatten();
+        nights.flat_map(|night| night["curves"].as_array().into_iter().flatten()).map(of).sum::<usize>()
+    };
+    let all = ["scores", "loss", "validation"].map(points);
+    assert!(all.iter().all(|points| *points > 0), "{all:?}");
+    assert_eq!(rows(&export.join("curves.parquet"))?, i64::try_from(all.iter().sum::<usize>())?);
     let history: Value = serde_json::from_str(&read(&export.join("history.json"))?)?;
     ensure!(history.as_array().is_some_and(|nights| nights.len() == 2), "two nights are kept");
     let scores: usize = history
@@ -294,6 +312,19 @@ fn look_again(world: &World) -> Result<()> {
         .filter_map(|measured| measured["scores"].as_object())
         .map(serde_json::Map::len)
         .sum();
-    assert_eq!(rows(&export.join("measurements.parquet"))?, i64::try_from(scores)?);
+    let measurements = export.join("measurements.parquet");
+    assert_eq!(rows(&measurements)?, i64::try_from(scores)?);
+    let read = SerializedFileReader::new(File::open(&measurements)?)?;
+    let row = read.get_row_iter(None)?.next().context("a row")??;
+    let column =
+        |name: &str| row.get_column_iter().find(|(column, _)| *column == name).map(|(_, field)| field.to_string());
+    let stored = &history[0]["measurements"][0];
+    let usage = &stored["usage"];
+    for (name, kept) in
+        [("rows_digest", &stored["data"]), ("split", &stored["split"]), ("bytes_read", &usage["bytes_read"])]
+    {
+        assert_eq!(column(name), Some(kept.to_string()), "{name}: {row}");
+    }
+    assert!(column("gpu_seconds").is_some(), "{row}");
     Ok(())
 }
