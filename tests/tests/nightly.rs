@@ -138,6 +138,11 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     assert_eq!((named(&report)?, report["night"]["resumed"].as_u64()), (vec!["topic".to_owned()], Some(1)));
     let recovered = report["night"]["recoveries"][0].as_str().unwrap_or_default();
     assert!(recovered.contains("after the next coordinator began"), "{report}");
+    // Each row that is listed has the beginning of its text.
+    let flipped = report["scores"][0]["flipped"].as_array().context("rows that got worse")?;
+    let text = flipped[0]["text"].as_str().context("its text")?;
+    ensure!(flipped.iter().all(|flip| flip["text"].is_string()), "{flipped:?}");
+    ensure!(said.contains(&format!("  row {}: {text}\n", flipped[0]["row"])), "{text} {said}");
     let same = report["scores"].as_array().context("scores")?.iter().filter(|row| row["verdict"]["finding"] == "same");
     assert_eq!(same.count(), 6, "two scores of each of the others are the same answers: {report}");
     let page = read(&folder.join("000002/nightly.html"))?;
@@ -149,6 +154,7 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     let junit = read(&folder.join("000002/junit.xml"))?;
     assert!(junit.contains("failures=\"2\"") && junit.contains("name=\"topic accuracy\">\n    <failure"), "{junit}");
     assert!(read(&folder.join("000002/nightly.md"))?.contains("| topic accuracy |"));
+    assert!(read(&folder.join("000002/nightly.md"))?.contains(&format!("- row {}: `{text}`;", flipped[0]["row"])));
     let posted = heard.join().expect("the listener ends")?;
     assert_eq!(
         (&posted["outcome"], &posted["regressions"][0]["task"]),
@@ -270,13 +276,13 @@ fn look_again(world: &World) -> Result<()> {
     // The printed command repeats exactly that measurement.
     let said = expect(&nightly(world, &["--repeat", "2:topic"], "")?, 0);
     assert_eq!(said.matches("the same tensors and answers").count(), 3, "{said}");
+    assert!(said.contains("core-seconds for 1,000 examples (night 2: "), "{said}");
     // Its rows are spoiled now, so the first night cannot be repeated, and that is said.
     let said = expect(&nightly(world, &["--repeat", "1:topic"], "")?, 1);
     assert!(said.contains("✗ topic, seed 1: other answers"), "{said}");
     let said = expect(&nightly(world, &["--repeat", "2:tropic"], "")?, 1);
     assert!(said.contains("did not measure tropic: it has topic, mood, strength, mood_fused"), "{said}");
     let said = expect(&nightly(world, &["--against", "7"], "")?, 1);
-    assert!(said.contains("core-seconds for 1,000 examples (night 2: "), "{said}");
     assert!(said.contains("night 7 is not kept") && said.contains("there are 1, 2"), "{said}");
 
     expect(&nightly(world, &["--export", "export"], "")?, 0);

@@ -1,5 +1,6 @@
 //! Nights that never were, compared: what is named, what is excused, what is left out.
 
+mod asked;
 mod kept;
 mod stored;
 
@@ -288,12 +289,12 @@ fn lasting_growth_of_time_is_named_since_its_night_and_may_be_expected() {
     let cost = &named.view.costs[0];
     assert_eq!((cost.task.as_deref(), cost.change.finding, cost.since), (Some("a"), CostFinding::Regressed, 16));
     assert_eq!(cost.values.len(), 19, "the interrupted night is left out");
-    assert_eq!(named.view.outcome, NightOutcome::Regressed);
     assert_eq!((cost.repeat.as_str(), cost.last_before()), ("graftwork nightly job.toml --repeat 2:a", Some(15)));
     let written = [output::terminal(&named.view, false), output::markdown(&named.view), output::junit(&named.view)];
     for text in written {
         assert!(text.contains("easure it once more") && text.contains(&cost.repeat), "{text}");
     }
+    assert_eq!(named.view.outcome, NightOutcome::Regressed);
     assert!(output::headline(&named.view).contains("a: core-seconds for 1,000 examples"));
     assert!(named.view.costs[1..].iter().all(|cost| !cost.fails()), "{:?}", named.view.costs);
     for cost in &named.view.costs {
@@ -303,4 +304,39 @@ fn lasting_growth_of_time_is_named_since_its_night_and_may_be_expected() {
     let excused = slower(true);
     assert_eq!(excused.view.outcome, NightOutcome::Expected);
     assert_eq!(excused.judged.cost_since.get("a: core-seconds for 1,000 examples"), Some(&16));
+}
+
+#[test]
+fn lasting_growth_of_memory_is_named_since_its_night() {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size in memory")]
+    let grow = |night: &mut Night, factor: f64| {
+        night.usage.peak_memory_bytes = (night.usage.peak_memory_bytes as f64 * factor) as u64;
+    };
+    let named = grown(&nights_that_grow(grow), &Nightly::default()).view;
+    let cost = &named.costs[0];
+    assert_eq!((cost.change.name.as_str(), cost.since), ("the night: peak memory, MiB", 16));
+    assert!(cost.task.is_none() && cost.repeat == named.again, "the whole night measures it: {cost:?}");
+    assert_eq!((named.outcome, named.costs.iter().filter(|cost| cost.fails()).count()), (NightOutcome::Regressed, 1));
+    assert!(
+        output::headline(&named).ends_with("REGRESSED: the night: peak memory, MiB"),
+        "{}",
+        output::headline(&named)
+    );
+}
+
+#[test]
+fn a_slower_accelerator_is_named_by_its_own_seconds() {
+    let on_gpu = |night: &mut Night, factor: f64| {
+        for measured in &mut night.measurements {
+            let factor = if measured.task.as_str() == "b" { factor } else { 1.0 };
+            measured.usage.gpu_seconds = 4.0 * measured.usage.core_seconds * factor;
+        }
+    };
+    let named = grown(&nights_that_grow(on_gpu), &Nightly::default()).view;
+    let failing: Vec<&str> =
+        named.costs.iter().filter(|cost| cost.fails()).map(|cost| cost.change.name.as_str()).collect();
+    assert_eq!(failing, ["b: GPU-seconds for 1,000 examples"]);
+    // Without one there is nothing to name.
+    let without = grown(&nights_that_grow(slower_a), &Nightly::default()).view;
+    assert!(!without.costs.iter().any(|cost| cost.change.name.contains("GPU")), "{:?}", without.costs);
 }

@@ -36,8 +36,10 @@ async fn concluded(history: &History, number: u64, keep: u32) -> Concluded {
     conclude(history, wanted, &nightly, &commands()).await.unwrap()
 }
 
+/// What is told of a night but for texts of rows, which lie nowhere here.
 fn told(concluded: &Concluded) -> Vec<String> {
-    concluded.view.problems.iter().map(|problem| format!("{} {}", problem.name, problem.message)).collect()
+    let told = concluded.view.problems.iter().filter(|problem| !problem.message.contains("without their texts"));
+    told.map(|problem| format!("{} {}", problem.name, problem.message)).collect()
 }
 
 #[tokio::test]

@@ -93,17 +93,16 @@ fn regressions(view: &NightlyView) -> Markup {
             article.card.named {
                 h3 { (cost.change.name) " " (badge(cost.fails(), cost.expected.as_deref())) }
                 p { (cost.sentence()) "." }
-            }
                 p.muted { "Measure it once more: " code { (cost.repeat) } }
                 @if let Some(before) = cost.last_before() {
                     (commits(&cost.commits, &format!("night {before} and night {}", cost.since)))
                 }
+            }
         }
         (commits(&view.commits, "the two nights"))
     }
 }
 
-fn badge(fails: bool, expected: Option<&str>) -> Markup {
 fn commits(commits: &[String], between: &str) -> Markup {
     html! { @if !commits.is_empty() {
         details open[commits.len() <= OPEN_COMMITS] {
@@ -113,6 +112,7 @@ fn commits(commits: &[String], between: &str) -> Markup {
     } }
 }
 
+fn badge(fails: bool, expected: Option<&str>) -> Markup {
     match expected {
         _ if fails => html! { span.badge.bad { "regression" } },
         Some(reason) => html! { span.badge.warn { "expected" } " " span.muted { (reason) } },
@@ -201,9 +201,10 @@ fn flipped(view: &NightlyView) -> Markup {
             details open[row.verdict.finding == Finding::Regressed] {
                 summary { (row.task) ": " (row.verdict.moved[0]) " answers worse, " (row.verdict.moved[1]) " better" }
                 div.scroll { table {
-                    thead { tr { th.n { "row" } th { "right" } th { "before, by seed" } th { "now, by seed" } th.n { "seeds worse" } } }
+                    @let texts = row.flipped.iter().any(|flip| flip.text.is_some());
+                    thead { tr { th.n { "row" } @if texts { th { "text" } } th { "right" } th { "before, by seed" } th { "now, by seed" } th.n { "seeds worse" } } }
                     tbody { @for flip in &row.flipped { tr {
-                        td.n { (flip.row) } td { (flip.label) } td { (flip.before.join(", ")) } td { (flip.after.join(", ")) }
+                        td.n { (flip.row) } @if texts { td { (flip.text.as_deref().unwrap_or("–")) } } td { (flip.label) } td { (flip.before.join(", ")) } td { (flip.after.join(", ")) }
                         td.n { (flip.worse) }
                     } } }
                 } }
