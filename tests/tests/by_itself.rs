@@ -165,3 +165,23 @@ fn a_job_without_a_cron_line_is_refused_at_the_start() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn nights_beside_a_database_are_refused_until_they_have_a_place_that_is_named() -> Result<()> {
+    let world = World::new()?;
+    let job = write_job(&world, "0 2 * * *", 1)?.display().to_string();
+    // Nobody listens there: the refusal comes first.
+    let refused = |more: &[&str]| -> Result<String> {
+        let mut command = Command::new(program());
+        command.current_dir(world.path()).args(["coordinator", "--state", "postgres://nobody@127.0.0.1:9/none"]);
+        let output = command.args(["--nightly", &job]).args(more).output()?;
+        ensure!(output.status.code() == Some(1), "{}", output.status);
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let said = refused(&[])?;
+    ensure!(said.contains("name a folder that all of them see with --nightly-history"), "{said}");
+    ensure!(!world.path().join("nightly").exists(), "nothing was begun");
+    let said = refused(&["--nightly-history", "nights"])?;
+    ensure!(!said.contains("--nightly-history"), "it goes on to the database: {said}");
+    Ok(())
+}

@@ -138,6 +138,11 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     assert_eq!((named(&report)?, report["night"]["resumed"].as_u64()), (vec!["topic".to_owned()], Some(1)));
     let recovered = report["night"]["recoveries"][0].as_str().unwrap_or_default();
     assert!(recovered.contains("after the next coordinator began"), "{report}");
+    // Each row that is listed has the beginning of its text.
+    let flipped = report["scores"][0]["flipped"].as_array().context("rows that got worse")?;
+    let text = flipped[0]["text"].as_str().context("its text")?;
+    ensure!(flipped.iter().all(|flip| flip["text"].is_string()), "{flipped:?}");
+    ensure!(said.contains(&format!("  row {}: {text}\n", flipped[0]["row"])), "{text} {said}");
     let same = report["scores"].as_array().context("scores")?.iter().filter(|row| row["verdict"]["finding"] == "same");
     assert_eq!(same.count(), 6, "two scores of each of the others are the same answers: {report}");
     let page = read(&folder.join("000002/nightly.html"))?;
@@ -149,6 +154,7 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     let junit = read(&folder.join("000002/junit.xml"))?;
     assert!(junit.contains("failures=\"2\"") && junit.contains("name=\"topic accuracy\">\n    <failure"), "{junit}");
     assert!(read(&folder.join("000002/nightly.md"))?.contains("| topic accuracy |"));
+    assert!(read(&folder.join("000002/nightly.md"))?.contains(&format!("- row {}: `{text}`;", flipped[0]["row"])));
     let posted = heard.join().expect("the listener ends")?;
     assert_eq!(
         (&posted["outcome"], &posted["regressions"][0]["task"]),
@@ -270,6 +276,7 @@ fn look_again(world: &World) -> Result<()> {
     // The printed command repeats exactly that measurement.
     let said = expect(&nightly(world, &["--repeat", "2:topic"], "")?, 0);
     assert_eq!(said.matches("the same tensors and answers").count(), 3, "{said}");
+    assert!(said.contains("core-seconds for 1,000 examples (night 2: "), "{said}");
     // Its rows are spoiled now, so the first night cannot be repeated, and that is said.
     let said = expect(&nightly(world, &["--repeat", "1:topic"], "")?, 1);
     assert!(said.contains("✗ topic, seed 1: other answers"), "{said}");
@@ -282,7 +289,24 @@ fn look_again(world: &World) -> Result<()> {
     let export = world.path().join("export");
     assert_eq!(rows(&export.join("nights.parquet"))?, 2);
     // Two nights of four measurements with three seeds.
-    assert_eq!(rows(&export.join("answers.parquet"))?, 2 * 4 * 3 * i64::try_from(TESTED)?);
+    let answered = 2 * 4 * 3 * usize::try_from(TESTED)?;
+    assert_eq!(rows(&export.join("answers.parquet"))?, i64::try_from(answered)?);
+    let lines = read(&export.join("answers.jsonl"))?;
+    let first: Value = serde_json::from_str(lines.lines().next().context("a line")?)?;
+    assert_eq!(
+        (lines.lines().count(), &first["night"], &first["task"]),
+        (answered, &1.into(), &"mood".into()),
+        "{first}"
+    );
+    let curves: Value = serde_json::from_str(&read(&export.join("curves.json"))?)?;
+    let points = |line: &str| {
+        let of = |curve: &Value| curve[line].as_array().map_or(0, Vec::len);
+        let nights = curves.as_array().into_iter().flatten();
+        nights.flat_map(|night| night["curves"].as_array().into_iter().flatten()).map(of).sum::<usize>()
+    };
+    let all = ["scores", "loss", "validation"].map(points);
+    assert!(all.iter().all(|points| *points > 0), "{all:?}");
+    assert_eq!(rows(&export.join("curves.parquet"))?, i64::try_from(all.iter().sum::<usize>())?);
     let history: Value = serde_json::from_str(&read(&export.join("history.json"))?)?;
     ensure!(history.as_array().is_some_and(|nights| nights.len() == 2), "two nights are kept");
     let scores: usize = history
@@ -294,6 +318,19 @@ fn look_again(world: &World) -> Result<()> {
         .filter_map(|measured| measured["scores"].as_object())
         .map(serde_json::Map::len)
         .sum();
-    assert_eq!(rows(&export.join("measurements.parquet"))?, i64::try_from(scores)?);
+    let measurements = export.join("measurements.parquet");
+    assert_eq!(rows(&measurements)?, i64::try_from(scores)?);
+    let read = SerializedFileReader::new(File::open(&measurements)?)?;
+    let row = read.get_row_iter(None)?.next().context("a row")??;
+    let column =
+        |name: &str| row.get_column_iter().find(|(column, _)| *column == name).map(|(_, field)| field.to_string());
+    let stored = &history[0]["measurements"][0];
+    let usage = &stored["usage"];
+    for (name, kept) in
+        [("rows_digest", &stored["data"]), ("split", &stored["split"]), ("bytes_read", &usage["bytes_read"])]
+    {
+        assert_eq!(column(name), Some(kept.to_string()), "{name}: {row}");
+    }
+    assert!(column("gpu_seconds").is_some(), "{row}");
     Ok(())
 }

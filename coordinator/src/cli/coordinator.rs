@@ -90,7 +90,8 @@ pub(crate) struct Arguments {
     /// at a time; a time that passed while none could run is made up for once.
     #[arg(long, value_name = "JOB")]
     nightly: Vec<PathBuf>,
-    /// Folder in which each of them has its history; by default `nightly` in the state folder, which backups take along.
+    /// Folder in which each of them has its history; by default `nightly` in the state folder, which backups take along. With
+    /// a state in a database it must be named: a folder that every coordinator of that database sees.
     #[arg(long, value_name = "FOLDER", requires = "nightly")]
     nightly_history: Option<PathBuf>,
     /// What to call the code that such nights measure, such as a commit; by default a digest of this program.
@@ -209,6 +210,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     options.auth = arguments.auth()?;
     let _metrics = arguments.listen_for_metrics(options.gauges.clone()).await?;
     options.listen = arguments.listen;
+    if options.leadership.is_some() && arguments.nightly_history.is_none() && !arguments.nightly.is_empty() {
+        let words = "--nightly with a state in a database: histories of nights are files, and whichever coordinator leads goes \
+                     on with them, so name a folder that all of them see with --nightly-history FOLDER (a disk of this machine \
+                     where there is only one)";
+        return Err(Failure::input(anyhow!(words)));
+    }
     let histories = arguments.nightly_history.unwrap_or_else(|| folder.join(NIGHTS));
     let by_itself = ByItself { files: arguments.nightly, histories, code: arguments.nightly_code };
     by_itself.check()?;

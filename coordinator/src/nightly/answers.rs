@@ -171,6 +171,30 @@ impl Writer {
     }
 }
 
+/// Writes the answers of a night as JSON lines; what is no number has no other word there than `null`.
+pub(super) fn write_lines(
+    to: &mut impl std::io::Write,
+    night: u64,
+    book: &Book,
+    labels: &dyn Fn(&Name) -> Vec<String>,
+) -> anyhow::Result<()> {
+    for ((task, seed), asked) in &book.0 {
+        let names = labels(task);
+        let value = |answers: &Answers, row: usize| match answers {
+            Answers::Classes(_) => serde_json::Value::from(shown(answers, row, &names)),
+            Answers::Numbers(numbers) => serde_json::Value::from(numbers[row]),
+        };
+        for (at, row) in asked.rows.iter().enumerate() {
+            let (right, answer) = (value(&asked.right, at), value(&asked.given, at));
+            let line = serde_json::json!({
+                "night": night, "task": task, "seed": seed, "row": row, "right": right, "answer": answer,
+            });
+            writeln!(to, "{line}")?;
+        }
+    }
+    Ok(())
+}
+
 /// Reads the answers of a night back; an error names the file.
 pub(super) fn read(path: &Path, labels: &dyn Fn(&Name) -> Vec<String>) -> anyhow::Result<Book> {
     read_all(path, labels).with_context(|| format!("the answers in {} cannot be read", path.display()))
@@ -223,6 +247,23 @@ mod tests {
         let mut writer = Writer::create(&path).unwrap();
         writer.add(7, &book, &of).unwrap();
         writer.finish().unwrap();
+        let mut lines = Vec::new();
+        write_lines(&mut lines, 7, &book, &of).unwrap();
+        let lines: Vec<serde_json::Value> = lines
+            .split(|b| *b == b'\n')
+            .filter(|l| !l.is_empty())
+            .map(|l| serde_json::from_slice(l).unwrap())
+            .collect();
+        let line = |task, seed, row, right: serde_json::Value, answer: serde_json::Value| serde_json::json!({ "night": 7, "task": task, "seed": seed, "row": row, "right": right, "answer": answer });
+        let null = serde_json::Value::Null;
+        assert_eq!(
+            lines[..2],
+            [line("mail", 2, 3, "spam".into(), "ham".into()), line("mail", 2, 5, "ham".into(), "ham".into())]
+        );
+        assert_eq!(
+            lines[2..],
+            [line("warmth", 1, 0, 1.5.into(), 1.25.into()), line("warmth", 1, 1, (-2.0).into(), null)]
+        );
         let again = read(&path, &of).unwrap();
         assert_eq!(again.0[&("mail".parse().unwrap(), 2)], book.0[&("mail".parse().unwrap(), 2)]);
         let Answers::Numbers(given) = &again.0[&("warmth".parse().unwrap(), 1)].given else { panic!("numbers") };

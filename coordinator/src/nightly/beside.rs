@@ -20,6 +20,7 @@ use super::{
     history::{History, keep_in, remove},
     say,
     scores::Opened,
+    texts,
     versions::{Built, Measured, Parts, Repository, Side, Version, job_text, measure},
 };
 use crate::{
@@ -54,7 +55,7 @@ pub(super) async fn beside(
         }
     }
     let [before, after] = sides.try_into().map_err(|_| anyhow!("two versions were measured"))?;
-    let concluded = conclude_both(history, [&before, &after], &file.job.nightly, &commands(other, arguments))?;
+    let concluded = conclude_both(history, [&before, &after], &file.job.nightly, &commands(other, arguments)).await?;
     say(&concluded, arguments.output)?;
     Ok(concluded.code())
 }
@@ -135,14 +136,15 @@ fn commands(other: &str, arguments: &Arguments) -> Commands {
 }
 
 /// Compares both, and writes it all; what was trained is removed.
-fn conclude_both(
+async fn conclude_both(
     history: &History,
     [before, after]: [&Measured; 2],
     nightly: &Nightly,
     commands: &Commands,
 ) -> Result<Concluded, Failure> {
     let opened = [before, after].map(|side| Opened { night: &side.night, book: &side.book });
-    let view = compare::beside(opened, &history.known()?, nightly, commands);
+    let mut view = compare::beside(opened, &history.known()?, nightly, commands);
+    texts::show(&mut view, &after.night).await;
     let curves = Curves { now: curves::of(&after.view), before: curves::of(&before.view) };
     let folder = history.beside_folder();
     for ((side, name), page) in [before, after].into_iter().zip(NAMES).zip(["before.html", "job.html"]) {

@@ -78,7 +78,7 @@ pub(super) fn compare(
     let (mut rows, mut problems) = scored(night, baseline, nights, &mut marks, commands);
     problems.extend_from_slice(notes);
     let mut cost_since = carried.cost_since;
-    let costs = count_costs(nights, &settings(nightly), &mut marks, &mut cost_since);
+    let costs = count_costs(nights, commands, &mut marks, &mut cost_since);
     rows.sort_by_key(|row| (rank(row.verdict.finding), row.expected.is_some()));
     let (outcome, fails) = outcome(&rows, &costs, &problems, baseline.is_none());
     // A reason counts for the night that becomes the next baseline; the history of a cost begins anew in any case.
@@ -221,14 +221,14 @@ impl Marks<'_> {
 
 fn count_costs(
     nights: &[Night],
-    settings: &Settings,
+    commands: &Commands,
     marks: &mut Marks<'_>,
     since: &mut BTreeMap<String, u64>,
 ) -> Vec<Cost> {
     let counted = costs::count(nights, since);
     let series: Vec<_> = counted.iter().map(|counted| counted.series.clone()).collect();
     let mut costs = Vec::new();
-    for (counted, change) in counted.iter().zip(changes(&series, settings)) {
+    for (counted, change) in counted.iter().zip(changes(&series, &settings(marks.nightly))) {
         let from = counted.nights.get(change.at).copied().unwrap_or_default();
         let regressed = change.finding == CostFinding::Regressed;
         let task = counted.task.as_ref().map(ToString::to_string);
@@ -249,7 +249,9 @@ fn count_costs(
             since.insert(change.name.clone(), from);
         }
         let values = counted.nights.iter().copied().zip(counted.series.values.iter().copied()).collect();
-        costs.push(Cost { change, task, since: from, expected, values });
+        // The whole night is measured by another one.
+        let repeat = task.as_ref().map_or_else(|| commands.again.clone(), |task| format!("{}{task}", commands.repeat));
+        costs.push(Cost { change, task, since: from, expected, repeat, commits: Vec::new(), values });
     }
     costs.sort_by_key(|cost| cost.change.finding != CostFinding::Regressed);
     costs

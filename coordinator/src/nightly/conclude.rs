@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use graftwork_shared::{cause::told, job::Nightly};
-use graftwork_verdict::Finding;
+use graftwork_verdict::{CostFinding, Finding};
 use graftwork_web::{Curves, NightOutcome, NightlyView, Problem, nightly_page};
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     night::Night,
     output,
     scores::Opened,
+    texts,
     versions::Repository,
     webhook,
 };
@@ -82,6 +83,13 @@ pub(super) async fn conclude(
     {
         view.commits = commits(&commands.file, before, &night);
     }
+    for cost in view.costs.iter_mut().filter(|cost| cost.change.finding == CostFinding::Regressed) {
+        let known = |number: u64| nights.iter().find(|night| night.number == number);
+        if let Some((before, after)) = cost.last_before().and_then(known).zip(known(cost.since)) {
+            cost.commits = commits(&commands.file, before, after);
+        }
+    }
+    texts::show(&mut view, &night).await;
     let curves = Curves {
         now: curves_of(history, number),
         before: before.as_ref().map(|(night, _)| curves_of(history, night.number)).unwrap_or_default(),

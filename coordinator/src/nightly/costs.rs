@@ -22,10 +22,18 @@ pub(super) struct Counted {
 type Number = fn(&Night) -> f64;
 
 /// What is measured of a whole night.
-const WHOLE: [(&str, Number); 3] = [
+const WHOLE: [(&str, Number); 4] = [
     ("the night: wall seconds", |night| night.ended_ms.saturating_sub(night.began_ms) as f64 / 1000.0),
     ("the night: core-seconds", |night| night.usage.core_seconds),
+    ("the night: GPU-seconds", |night| night.usage.gpu_seconds),
     ("the night: peak memory, MiB", |night| night.usage.peak_memory_bytes as f64 / f64::from(1 << 20)),
+];
+
+/// What is measured of each task, over all its seeds. Peaks of memory are no part of it: a stage's is that of its whole
+/// process so far, so the largest task's would stand for all that come after it.
+const OF_TASK: [(&str, fn(&Measurement) -> f64); 2] = [
+    ("core-seconds for 1,000 examples", |measured| measured.usage.core_seconds),
+    ("GPU-seconds for 1,000 examples", |measured| measured.usage.gpu_seconds),
 ];
 
 /// The series that end with the newest night; `since` says where some begin anew.
@@ -42,10 +50,13 @@ pub(super) fn count(nights: &[Night], since: &BTreeMap<String, u64>) -> Vec<Coun
         counted.extend(of(name.to_owned(), None, whole.map(|night| (night.number, value(night))).collect()));
     }
     for task in tasks(last) {
-        let name = format!("{task}: core-seconds for 1,000 examples");
-        let nights = alike.iter().filter(|night| from(&name, night));
-        let values = nights.filter_map(|night| Some((night.number, per_thousand(&seeds(night, &task))?))).collect();
-        counted.extend(of(name, Some(task), values));
+        for (what, seconds) in OF_TASK {
+            let name = format!("{task}: {what}");
+            let nights = alike.iter().filter(|night| from(&name, night));
+            let value = |night: &&Night| Some((night.number, per_thousand(&seeds(night, &task), seconds)?));
+            let values = nights.filter_map(value).collect();
+            counted.extend(of(name, Some(task.clone()), values));
+        }
     }
     counted
 }
@@ -55,9 +66,10 @@ pub(super) fn pair(before: &Night, after: &Night) -> Vec<PairedCost> {
     let whole = WHOLE
         .iter()
         .map(|(name, value)| (name.replace("the night", "the run"), Some(value(before)), Some(value(after))));
-    let each = tasks(after).into_iter().map(|task| {
-        let of = |night| per_thousand(&seeds(night, &task));
-        (format!("{task}: core-seconds for 1,000 examples"), of(before), of(after))
+    let each = tasks(after).into_iter().flat_map(|task| {
+        let [before, after] = [before, after].map(|night| of_task(&seeds(night, &task)));
+        let both = before.into_iter().zip(after);
+        both.map(move |((what, before), (_, after))| (format!("{task}: {what}"), before, after))
     });
     let told = |(name, before, after): (String, Option<f64>, Option<f64>)| {
         let (before, after) = (before?, after?);
@@ -73,11 +85,16 @@ fn of(name: String, task: Option<Name>, values: Vec<(u64, f64)>) -> Option<Count
     (!nights.is_empty()).then_some(Counted { series, task, nights })
 }
 
+/// What one task cost.
+pub(super) fn of_task(measured: &[&Measurement]) -> [(&'static str, Option<f64>); 2] {
+    OF_TASK.map(|(what, seconds)| (what, per_thousand(measured, seconds)))
+}
+
 /// Over all seeds; evaluation is counted, and its rows are not.
-fn per_thousand(measured: &[&Measurement]) -> Option<f64> {
+fn per_thousand(measured: &[&Measurement], seconds: fn(&Measurement) -> f64) -> Option<f64> {
     let sum = |of: fn(&Measurement) -> f64| measured.iter().map(|measured| of(measured)).sum::<f64>();
     let examples = sum(|measured| measured.usage.examples as f64);
-    (examples > 0.0).then(|| 1000.0 * sum(|measured| measured.usage.core_seconds) / examples)
+    (examples > 0.0).then(|| 1000.0 * sum(seconds) / examples)
 }
 
 fn class(night: &Night) -> Option<&NumericClass> {

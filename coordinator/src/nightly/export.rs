@@ -1,16 +1,19 @@
 //! The whole history as JSON and Parquet, for whoever wants to look at it with other tools.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{fs::File, io::BufWriter, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use arrow_array::{
     ArrayRef, BooleanArray, Float64Array, RecordBatch, StringArray, UInt64Array,
     builder::{Float64Builder, ListBuilder, StringBuilder},
 };
+use graftwork_shared::id::Name;
+use graftwork_web::Curve;
 use parquet::arrow::ArrowWriter;
+use serde::Serialize;
 
 use super::{
-    answers,
+    answers, curves,
     history::{History, labels},
     night::{Measurement, Night},
 };
@@ -27,8 +30,8 @@ struct Line<'n> {
     score: f64,
 }
 
-/// Writes `history.json`, `nights.parquet`, `measurements.parquet` and `answers.parquet` into a folder; gives the nights. Of
-/// nights that are no longer kept there are numbers alone; answers that cannot be read are told and left out.
+/// Writes the history into a folder, all of it as JSON and as Parquet; gives the nights. Of nights that are no longer kept
+/// there are numbers alone; answers and curves that cannot be read are told and left out.
 pub(super) fn export(history: &History, folder: &Path) -> Result<usize, Failure> {
     let nights = history.known()?;
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
@@ -37,17 +40,72 @@ pub(super) fn export(history: &History, folder: &Path) -> Result<usize, Failure>
     write(&folder.join("nights.parquet"), &whole_nights(&nights)?)?;
     write(&folder.join("measurements.parquet"), &measurements(&nights)?)?;
     let mut writer = answers::Writer::create(&folder.join("answers.parquet"))?;
+    let path = folder.join("answers.jsonl");
+    let mut lines = BufWriter::new(File::create(&path).with_context(|| path.display().to_string())?);
+    let mut trained = Vec::new();
     for night in &history.nights()? {
+        let number = night.number;
+        let labels = |task: &Name| labels(night, task);
         match history.book(night) {
-            Ok(book) => writer.add(night.number, &book, &|task| labels(night, task))?,
+            Ok(book) => {
+                writer.add(number, &book, &labels)?;
+                answers::write_lines(&mut lines, number, &book, &labels).with_context(|| path.display().to_string())?;
+            }
             Err(error) => {
                 let words = graftwork_shared::cause::told(error.as_ref());
-                history.tell(&format!("night {} is exported without its answers: {words}", night.number));
+                history.tell(&format!("night {number} is exported without its answers: {words}"));
+            }
+        }
+        match curves::read(&history.folder_of(number)) {
+            Ok(curves) => trained.push(Trained { night: number, curves }),
+            Err(failure) => {
+                let words = graftwork_shared::cause::told(failure.error.as_ref());
+                history.tell(&format!("night {number} is exported without its learning curves: {words}"));
             }
         }
     }
     writer.finish()?;
+    lines.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    graftwork_store::write_atomically(&folder.join("curves.json"), &serde_json::to_vec(&trained)?)?;
+    write(&folder.join("curves.parquet"), &points(&trained)?)?;
     Ok(nights.len())
+}
+
+/// How a night was trained.
+#[derive(Serialize)]
+struct Trained {
+    night: u64,
+    curves: Vec<Curve>,
+}
+
+/// A row a point of each curve.
+fn points(trained: &[Trained]) -> anyhow::Result<RecordBatch> {
+    let mut points = Vec::new();
+    for Trained { night, curves } in trained {
+        for curve in curves {
+            let lines = [("score", &curve.scores), ("loss", &curve.loss), ("validation_loss", &curve.validation)];
+            for (line, all) in lines {
+                points.extend(all.iter().map(|(step, value)| (*night, curve, line, *step, *value)));
+            }
+        }
+    }
+    let night: UInt64Array = points.iter().map(|(night, ..)| *night).collect();
+    let task: StringArray = points.iter().map(|(_, curve, ..)| Some(curve.task.as_str())).collect();
+    let seed: UInt64Array = points.iter().map(|(_, curve, ..)| curve.seed).collect();
+    let metric: StringArray = points.iter().map(|(_, curve, ..)| Some(curve.metric.as_str())).collect();
+    let line: StringArray = points.iter().map(|(_, _, line, ..)| Some(*line)).collect();
+    let step: UInt64Array = points.iter().map(|(_, _, _, step, _)| *step).collect();
+    let value: Float64Array = points.iter().map(|(.., value)| *value).collect();
+    let columns: [(&str, ArrayRef); 7] = [
+        ("night", Arc::new(night)),
+        ("task", Arc::new(task)),
+        ("seed", Arc::new(seed)),
+        ("metric", Arc::new(metric)),
+        ("line", Arc::new(line)),
+        ("step", Arc::new(step)),
+        ("value", Arc::new(value)),
+    ];
+    Ok(RecordBatch::try_from_iter(columns)?)
 }
 
 /// A row a night: what all of it used, and each loss with the seconds until training went on, in lists beside each other.
@@ -114,6 +172,7 @@ fn measurements(nights: &[Night]) -> anyhow::Result<RecordBatch> {
     let text = |of: fn(&Line<'_>) -> String| -> ArrayRef {
         Arc::new(lines.iter().map(|line| Some(of(line))).collect::<StringArray>())
     };
+    let digest = |line: &Line<'_>| line.measured.data.map(|digest| digest.to_string());
     let batch = RecordBatch::try_from_iter([
         ("night", whole(|line| line.night.number)),
         ("began_ms", whole(|line| line.night.began_ms)),
@@ -126,8 +185,12 @@ fn measurements(nights: &[Night]) -> anyhow::Result<RecordBatch> {
         ("method", text(|line| line.measured.method.clone())),
         ("metric", text(|line| line.metric.clone())),
         ("score", number(|line| line.score)),
+        ("split", text(|line| line.measured.split.to_string())),
+        ("rows_digest", Arc::new(lines.iter().map(digest).collect::<StringArray>())),
         ("core_seconds", number(|line| line.measured.usage.core_seconds)),
+        ("gpu_seconds", number(|line| line.measured.usage.gpu_seconds)),
         ("wall_seconds", number(|line| line.measured.usage.wall_seconds)),
+        ("bytes_read", whole(|line| line.measured.usage.bytes_read)),
         ("examples", whole(|line| line.measured.usage.examples)),
         ("tokens", whole(|line| line.measured.usage.tokens)),
         ("peak_memory_bytes", whole(|line| line.measured.usage.peak_memory_bytes)),

@@ -9,6 +9,7 @@
 //! expand · tonight · night · curves    what is trained, and what is kept of it
 //! history · pruned · aside             where it is kept, for how long, and how it is put aside
 //! scores · costs · compare             verdicts of the crate graftwork-verdict over what is kept
+//! texts                                what was asked in rows whose answers got worse
 //! conclude · output · webhook · export what is said
 //! due · by_itself · passing            a coordinator runs nights when they are due, and what it tries once more
 //! repeat                               one measurement of a night once more
@@ -36,6 +37,7 @@ mod repeat;
 mod scores;
 #[cfg(test)]
 mod tests;
+mod texts;
 mod tonight;
 mod versions;
 mod webhook;

@@ -2,12 +2,15 @@
 
 use comfy_table::{Cell, CellAlignment, Table};
 use graftwork_verdict::{CostFinding, Finding};
-use graftwork_web::{NightOutcome, NightlyView, Row};
+use graftwork_web::{Cost, Flip, NightOutcome, NightlyView, Row};
 
 use crate::{progress::duration, report::new_table};
 
 /// Commits that a terminal lists at most.
 const MOST_COMMITS: usize = 20;
+
+/// Rows that got worse of which a terminal and a Markdown summary tell.
+const MOST_FLIPS: usize = 3;
 
 /// The view itself.
 pub(super) fn json(view: &NightlyView) -> anyhow::Result<String> {
@@ -62,6 +65,11 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
         if let Some(reason) = &row.expected {
             text.push_str(&format!("  expected: {reason}\n"));
         }
+        for Flip { row, label, before, after, text: asked, .. } in row.flipped.iter().take(MOST_FLIPS) {
+            let asked = asked.as_deref().unwrap_or("its text is not at hand");
+            let (before, after) = (before.join(" "), after.join(" "));
+            text.push_str(&format!("  row {row}: {asked}\n    right {label}, before {before}, now {after}\n"));
+        }
         text.push_str(&format!("  repeat it: {}\n", row.repeat));
         if let Some(bisect) = &row.bisect {
             text.push_str(&format!("  find its commit: {bisect}\n"));
@@ -69,16 +77,17 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
     }
     if !view.commits.is_empty() {
         text.push_str("\ncommits between the two nights:\n");
-        view.commits.iter().take(MOST_COMMITS).for_each(|commit| text.push_str(&format!("  {commit}\n")));
-        let more = view.commits.len().saturating_sub(MOST_COMMITS);
-        if more > 0 {
-            text.push_str(&format!("  and {more} more\n"));
-        }
+        listed(&view.commits, String::clone).for_each(|commit| text.push_str(&format!("  {commit}\n")));
     }
     for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
         text.push_str(&format!("\n{}: {}\n", cost.change.name, cost.sentence()));
         if let Some(reason) = &cost.expected {
             text.push_str(&format!("  expected: {reason}\n"));
+        }
+        text.push_str(&format!("  measure it once more: {}\n", cost.repeat));
+        if !cost.commits.is_empty() {
+            text.push_str(&format!("  commits between {}:\n", nights_around(cost)));
+            listed(&cost.commits, String::clone).for_each(|commit| text.push_str(&format!("    {commit}\n")));
         }
     }
     if !view.pairs.is_empty() {
@@ -86,13 +95,28 @@ pub(super) fn terminal(view: &NightlyView, color: bool) -> String {
         view.pairs.iter().for_each(|pair| text.push_str(&format!("  {}: {}\n", pair.name, pair.sentence())));
     }
     let wall = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
+    let gpu = view.usage.gpu_seconds;
+    let gpu = if gpu > 0.0 { format!("{gpu:.1} GPU-seconds, ") } else { String::new() };
     text.push_str(&format!(
-        "\n{:.1} core-seconds, {} examples, {}\n",
+        "\n{:.1} core-seconds, {gpu}{} examples, {}\n",
         view.usage.core_seconds,
         view.usage.examples,
         duration(wall)
     ));
     text
+}
+
+/// Commits in lines, no more than people read.
+fn listed(commits: &[String], line: fn(&String) -> String) -> impl Iterator<Item = String> {
+    let more = commits.len().saturating_sub(MOST_COMMITS);
+    let rest = (more > 0).then(|| format!("and {more} more"));
+    commits.iter().take(MOST_COMMITS).map(line).chain(rest)
+}
+
+/// Between which nights a cost grew.
+fn nights_around(cost: &Cost) -> String {
+    let before = cost.last_before().map_or_else(String::new, |before| format!("night {before} and "));
+    format!("{before}night {}", cost.since)
 }
 
 fn alone(view: &NightlyView, color: bool) -> Table {
@@ -177,8 +201,17 @@ pub(super) fn markdown(view: &NightlyView) -> String {
         }
     }
     for row in view.scores.iter().filter(|row| row.fails()) {
-        text.push_str(&format!("\n{}: {}. Repeat it with `{}`.\n", row.verdict.name, row.sentence(), row.repeat));
+        let bisect =
+            row.bisect.as_ref().map_or_else(String::new, |bisect| format!(" Find its commit with `{bisect}`."));
+        text.push_str(&format!(
+            "\n{}: {}. Repeat it with `{}`.{bisect}\n",
+            plain(&row.verdict.name),
+            row.sentence(),
+            row.repeat
+        ));
+        text.push_str(&flips(row));
     }
+    text.push_str(&commits(&view.commits, "the two nights"));
     if !view.pairs.is_empty() {
         text.push_str("\n| time and memory, one run of each | before → now |\n|---|---|\n");
         for pair in &view.pairs {
@@ -186,7 +219,9 @@ pub(super) fn markdown(view: &NightlyView) -> String {
         }
     }
     for cost in view.costs.iter().filter(|cost| cost.change.finding == CostFinding::Regressed) {
-        text.push_str(&format!("\n{}: {}.\n", plain(&cost.change.name), cost.sentence()));
+        let (name, sentence) = (plain(&cost.change.name), cost.sentence());
+        text.push_str(&format!("\n{name}: {sentence}. Measure it once more with `{}`.\n", cost.repeat));
+        text.push_str(&commits(&cost.commits, &nights_around(cost)));
     }
     let steady = view.scores.iter().filter(|row| !moved(row)).count();
     if !view.scores.is_empty() {
@@ -196,6 +231,32 @@ pub(super) fn markdown(view: &NightlyView) -> String {
     text
 }
 
+/// The first rows that got worse as a list of Markdown.
+fn flips(row: &Row) -> String {
+    let one = |flip: &Flip| {
+        let Flip { row, label, before, after, text, .. } = flip;
+        let text = text.as_ref().map_or_else(String::new, |text| format!(": {}", code(text)));
+        let answers = [label, &before.join(" "), &after.join(" ")].map(|words| code(words));
+        format!("- row {row}{text}; right {}, before {}, now {}\n", answers[0], answers[1], answers[2])
+    };
+    let lines: String = row.flipped.iter().take(MOST_FLIPS).map(one).collect();
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
+}
+
+/// Words of others in code, so that they mention nobody and are no Markdown.
+fn code(words: &str) -> String {
+    format!("`{}`", words.replace('`', "'"))
+}
+
+/// Commits as a list of Markdown.
+fn commits(commits: &[String], between: &str) -> String {
+    if commits.is_empty() {
+        return String::new();
+    }
+    let lines: String = listed(commits, |commit| code(commit)).map(|line| format!("- {line}\n")).collect();
+    format!("\nCommits between {between}:\n\n{lines}")
+}
+
 /// JUnit's XML: each score, cost and problem is a test case.
 pub(super) fn junit(view: &NightlyView) -> String {
     let mut cases = Vec::new();
@@ -203,14 +264,17 @@ pub(super) fn junit(view: &NightlyView) -> String {
         cases.push(("measured", problem.name.clone(), problem.fails.then(|| problem.message.clone())));
     }
     for row in &view.scores {
-        let failure = row.fails().then(|| format!("{}\nrepeat it: {}", row.sentence(), row.repeat));
+        let bisect = row.bisect.as_ref().map_or_else(String::new, |bisect| format!("\nfind its commit: {bisect}"));
+        let said = || format!("{}\nrepeat it: {}{bisect}{}", row.sentence(), row.repeat, below(&view.commits));
+        let failure = row.fails().then(said);
         cases.push(("scores", row.verdict.name.clone(), failure));
     }
     for score in &view.alone {
         cases.push(("scores", format!("{} {}", score.task, score.metric), None));
     }
     for cost in &view.costs {
-        cases.push(("costs", cost.change.name.clone(), cost.fails().then(|| cost.sentence())));
+        let said = || format!("{}\nmeasure it once more: {}{}", cost.sentence(), cost.repeat, below(&cost.commits));
+        cases.push(("costs", cost.change.name.clone(), cost.fails().then(said)));
     }
     let failures = cases.iter().filter(|(_, _, failure)| failure.is_some()).count();
     let seconds = view.night.ended_ms.saturating_sub(view.night.began_ms) as f64 / 1000.0;
@@ -236,6 +300,11 @@ pub(super) fn junit(view: &NightlyView) -> String {
         }
     }
     text + "</testsuite>\n"
+}
+
+/// Commits below a sentence.
+fn below(commits: &[String]) -> String {
+    listed(commits, |commit| format!("commit: {commit}")).map(|line| format!("\n{line}")).collect()
 }
 
 fn escaped(text: &str) -> String {

@@ -4,7 +4,7 @@ use anyhow::anyhow;
 use graftwork_shared::{job::Spans, view::StageView};
 
 use super::{
-    Arguments,
+    Arguments, costs,
     expand::{measured, seeded},
     history::History,
     night::{Night, gather},
@@ -78,6 +78,13 @@ pub(super) async fn repeat(history: &History, night: Night, task: &str, argument
             score(new),
             night.number
         ));
+    }
+    // Once more is no verdict on what is noisy, but shows whether anything is left of it.
+    let [now, before] = [again.iter().collect(), stored].map(|measured: Vec<_>| costs::of_task(&measured));
+    for ((what, now), (_, before)) in now.into_iter().zip(before) {
+        if let Some((now, before)) = now.zip(before).filter(|(now, before)| *now > 0.0 && *before > 0.0) {
+            text.push_str(&format!("{task}: {now:.2} {what} (night {}: {before:.2})\n", night.number));
+        }
     }
     print(&text);
     Ok(if different == 0 { DONE } else { INPUT })

@@ -227,6 +227,7 @@ impl Paired {
             before: all(|run| &run.before, row),
             after: all(|run| &run.after, row),
             worse: seeds,
+            text: None,
         };
         rows.into_iter().map(flip).collect()
     }

@@ -1,5 +1,6 @@
 //! Nights that never were, compared: what is named, what is excused, what is left out.
 
+mod asked;
 mod kept;
 mod stored;
 
@@ -149,10 +150,17 @@ fn a_drop_is_named_with_its_rows_and_the_command_that_repeats_it() {
         row.flipped.iter().all(|flip| flip.before.len() == 3 && flip.after.iter().any(|answer| *answer != flip.label))
     );
     let mut told = worse.view.clone();
-    told.commits = (1..=25).map(|number| format!("commit {number}")).collect();
+    told.commits = (1..=25).map(|number| format!("commit {number} by `@b`")).collect();
+    told.scores[0].bisect = Some("graftwork nightly job.toml --bisect 2:b".to_owned());
     let text = output::terminal(&told, false);
-    let listed = "\ncommits between the two nights:\n  commit 1\n  commit 2\n";
-    assert!(text.contains(listed) && text.contains("  commit 20\n  and 5 more\n"), "{text}");
+    let listed = "\ncommits between the two nights:\n  commit 1 by `@b`\n  commit 2 by `@b`\n";
+    assert!(text.contains(listed) && text.contains("  commit 20 by `@b`\n  and 5 more\n"), "{text}");
+    let text = output::markdown(&told);
+    let listed = "\nCommits between the two nights:\n\n- `commit 1 by '@b'`\n- `commit 2 by '@b'`\n";
+    assert!(text.contains(listed) && text.contains("- `commit 20 by '@b'`\n- and 5 more\n"), "{text}");
+    assert!(text.contains("Find its commit with `graftwork nightly job.toml --bisect 2:b`."), "{text}");
+    let text = output::junit(&told);
+    assert!(text.contains("find its commit: graftwork nightly") && text.contains("\ncommit: commit 2 by"), "{text}");
     for text in [output::terminal(&worse.view, false), output::markdown(&worse.view), output::headline(&worse.view)] {
         assert!(text.contains("REGRESSED: b"), "{text}");
     }
@@ -237,29 +245,42 @@ fn the_baseline_is_the_last_good_night_before() {
     assert_eq!((alone.view.outcome, alone.judged.good), (NightOutcome::First, true));
 }
 
-/// Twenty nights, the last five a third slower for `a`.
+/// Twenty nights, in the last five of which something takes so many times as much.
+fn nights_that_grow(grow: fn(&mut Night, f64)) -> Vec<Night> {
+    let night = |number| {
+        let mut night = night(number, &[("a", 0.9), ("b", 0.9)]).0;
+        let noise = 1.0 + 0.01 * (number % 3) as f64;
+        night.measurements.iter_mut().for_each(|measured| measured.usage.core_seconds *= noise);
+        night.usage.peak_memory_bytes += (number % 3) << 22;
+        grow(&mut night, if number > 15 { 1.35 } else { 1.0 });
+        judged(night, true, &[])
+    };
+    (1..=20).map(night).collect()
+}
+
+/// Those of `a` are slower.
+fn slower_a(night: &mut Night, factor: f64) {
+    let of_a = night.measurements.iter_mut().filter(|measured| measured.task.as_str() == "a");
+    of_a.for_each(|measured| measured.usage.core_seconds *= factor);
+}
+
+fn grown(nights: &[Night], nightly: &Nightly) -> compare::Compared {
+    let book = night(20, &[("a", 0.9), ("b", 0.9)]).1;
+    let (first, last) = (Opened { night: &nights[18], book: &book }, Opened { night: &nights[19], book: &book });
+    compare::compare(last, Some(first), known(nights), nightly, &commands())
+}
+
 fn slower(reason: bool) -> compare::Compared {
-    let mut nights: Vec<Night> = (1..=20)
-        .map(|number| {
-            let mut night = night(number, &[("a", 0.9), ("b", 0.9)]).0;
-            for measured in &mut night.measurements {
-                let slow = if number > 15 && measured.task.as_str() == "a" { 1.35 } else { 1.0 };
-                measured.usage.core_seconds *= slow * (1.0 + 0.01 * (number % 3) as f64);
-            }
-            judged(night, true, &[])
-        })
-        .collect();
+    let mut nights = nights_that_grow(slower_a);
     // A night that was interrupted, and was far slower for it, is no part of the history.
     nights[9].resumed = 1;
     nights[9].measurements[0].usage.core_seconds *= 30.0;
-    let book = night(20, &[("a", 0.9), ("b", 0.9)]).1;
     let mut nightly = Nightly::default();
     if reason {
         let cost = Some("rows are longer".to_owned());
         nightly.expected.insert("a".parse().unwrap(), Expected { score: None, cost });
     }
-    let (first, last) = (Opened { night: &nights[18], book: &book }, Opened { night: &nights[19], book: &book });
-    compare::compare(last, Some(first), known(&nights), &nightly, &commands())
+    grown(&nights, &nightly)
 }
 
 #[test]
@@ -268,6 +289,11 @@ fn lasting_growth_of_time_is_named_since_its_night_and_may_be_expected() {
     let cost = &named.view.costs[0];
     assert_eq!((cost.task.as_deref(), cost.change.finding, cost.since), (Some("a"), CostFinding::Regressed, 16));
     assert_eq!(cost.values.len(), 19, "the interrupted night is left out");
+    assert_eq!((cost.repeat.as_str(), cost.last_before()), ("graftwork nightly job.toml --repeat 2:a", Some(15)));
+    let written = [output::terminal(&named.view, false), output::markdown(&named.view), output::junit(&named.view)];
+    for text in written {
+        assert!(text.contains("easure it once more") && text.contains(&cost.repeat), "{text}");
+    }
     assert_eq!(named.view.outcome, NightOutcome::Regressed);
     assert!(output::headline(&named.view).contains("a: core-seconds for 1,000 examples"));
     assert!(named.view.costs[1..].iter().all(|cost| !cost.fails()), "{:?}", named.view.costs);
@@ -278,4 +304,39 @@ fn lasting_growth_of_time_is_named_since_its_night_and_may_be_expected() {
     let excused = slower(true);
     assert_eq!(excused.view.outcome, NightOutcome::Expected);
     assert_eq!(excused.judged.cost_since.get("a: core-seconds for 1,000 examples"), Some(&16));
+}
+
+#[test]
+fn lasting_growth_of_memory_is_named_since_its_night() {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size in memory")]
+    let grow = |night: &mut Night, factor: f64| {
+        night.usage.peak_memory_bytes = (night.usage.peak_memory_bytes as f64 * factor) as u64;
+    };
+    let named = grown(&nights_that_grow(grow), &Nightly::default()).view;
+    let cost = &named.costs[0];
+    assert_eq!((cost.change.name.as_str(), cost.since), ("the night: peak memory, MiB", 16));
+    assert!(cost.task.is_none() && cost.repeat == named.again, "the whole night measures it: {cost:?}");
+    assert_eq!((named.outcome, named.costs.iter().filter(|cost| cost.fails()).count()), (NightOutcome::Regressed, 1));
+    assert!(
+        output::headline(&named).ends_with("REGRESSED: the night: peak memory, MiB"),
+        "{}",
+        output::headline(&named)
+    );
+}
+
+#[test]
+fn a_slower_accelerator_is_named_by_its_own_seconds() {
+    let on_gpu = |night: &mut Night, factor: f64| {
+        for measured in &mut night.measurements {
+            let factor = if measured.task.as_str() == "b" { factor } else { 1.0 };
+            measured.usage.gpu_seconds = 4.0 * measured.usage.core_seconds * factor;
+        }
+    };
+    let named = grown(&nights_that_grow(on_gpu), &Nightly::default()).view;
+    let failing: Vec<&str> =
+        named.costs.iter().filter(|cost| cost.fails()).map(|cost| cost.change.name.as_str()).collect();
+    assert_eq!(failing, ["b: GPU-seconds for 1,000 examples"]);
+    // Without one there is nothing to name.
+    let without = grown(&nights_that_grow(slower_a), &Nightly::default()).view;
+    assert!(!without.costs.iter().any(|cost| cost.change.name.contains("GPU")), "{:?}", without.costs);
 }

@@ -27,9 +27,17 @@ async fn send(address: &str, view: &NightlyView) -> Result<(), String> {
         .scores
         .iter()
         .filter(|row| row.fails())
-        .map(|row| json!({ "name": row.verdict.name, "task": row.task, "verdict": row.sentence(), "repeat": row.repeat }))
+        .map(|row| {
+            json!({
+                "name": row.verdict.name, "task": row.task, "verdict": row.sentence(),
+                "repeat": row.repeat, "bisect": row.bisect, "commits": view.commits,
+            })
+        })
         .chain(view.costs.iter().filter(|cost| cost.fails()).map(|cost| {
-            json!({ "name": cost.change.name, "task": cost.task, "verdict": cost.sentence() })
+            json!({
+                "name": cost.change.name, "task": cost.task, "verdict": cost.sentence(),
+                "repeat": cost.repeat, "bisect": null, "commits": cost.commits,
+            })
         }))
         .collect();
     let body = json!({

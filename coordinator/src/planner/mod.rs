@@ -5,6 +5,7 @@
 //! same job over the same files gives the same plan (invariant 6), and names of places never enter a recipe
 //! (invariant 5).
 
+mod asked;
 mod door;
 mod draft;
 mod estimate;
@@ -23,6 +24,7 @@ mod uploads;
 
 use std::path::Path;
 
+pub(crate) use asked::read_texts;
 pub(crate) use door::{PlannerDoor, plan_with_spans};
 pub(crate) use draft::check_draft;
 pub(crate) use estimate::{Estimate, Machine, OPERATIONS_PER_SECOND};

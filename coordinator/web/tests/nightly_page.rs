@@ -47,6 +47,7 @@ fn view() -> NightlyView {
             before: vec!["good".to_owned()],
             after: vec!["bad".to_owned()],
             worse: 3,
+            text: Some("a <dull> film".to_owned()),
         }],
         task: task.to_owned(),
         fusion: task == "mail",
@@ -64,6 +65,8 @@ fn view() -> NightlyView {
         task: Some("mail".to_owned()),
         since: 2,
         expected: None,
+        repeat: "graftwork nightly job.toml --repeat 8:mail".to_owned(),
+        commits: Vec::new(),
         values: (2..).zip(values.clone()).collect(),
     });
     let past = |number| Past {
@@ -145,6 +148,23 @@ fn what_compares_with_nothing_is_on_the_leaderboard_by_itself() {
 }
 
 #[test]
+fn the_leaderboard_has_the_scores_that_count_first_and_the_highest_of_them_above() {
+    let mut view = view();
+    // Regressions are named in their own section; here the better task is above, and a second score below both.
+    let mut second = view.scores[1].clone();
+    (second.main, second.task, second.verdict.means[1]) = (false, "mail, once more".to_owned(), 0.999);
+    view.scores.insert(0, second);
+    view.usage.gpu_seconds = 90.0;
+    let page = nightly_page(&view, &Curves::default());
+    let board = &page[page.find("id=\"leaderboard\"").unwrap()..page.find("id=\"history\"").unwrap()];
+    let places = ["<th scope=\"row\">mail ", "&lt;films&gt;", "mail, once more"].map(|text| board.find(text));
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?} in {board}");
+    assert!(page.contains("<dt>GPU time</dt>"), "{page}");
+    view.usage.gpu_seconds = 0.0;
+    assert!(!nightly_page(&view, &Curves::default()).contains("GPU time"));
+}
+
+#[test]
 fn the_history_has_an_interval_of_each_night() {
     let mut view = view();
     let history = |view: &NightlyView| {
@@ -194,6 +214,7 @@ fn regressions_come_first_with_their_error_and_how_to_repeat_them() {
     );
     assert!(regressions.contains("2 commits between the two nights"), "{regressions}");
     assert!(regressions.contains("<code>9be1c07a55 &lt;b&gt; &amp; others</code>"), "{regressions}");
+    assert!(page[sections[3]..sections[4]].contains("<td>a &lt;dull&gt; film</td>"));
     assert!(page.contains("1 regression") && page.contains("night 7") && page.contains("good &amp; bad"));
     assert!(page.contains("mail went on 0.8 s after the next coordinator began"));
     assert!(page.contains("commit-8") && page.contains("went on after interruptions"));

@@ -36,8 +36,10 @@ async fn concluded(history: &History, number: u64, keep: u32) -> Concluded {
     conclude(history, wanted, &nightly, &commands()).await.unwrap()
 }
 
+/// What is told of a night but for texts of rows, which lie nowhere here.
 fn told(concluded: &Concluded) -> Vec<String> {
-    concluded.view.problems.iter().map(|problem| format!("{} {}", problem.name, problem.message)).collect()
+    let told = concluded.view.problems.iter().filter(|problem| !problem.message.contains("without their texts"));
+    told.map(|problem| format!("{} {}", problem.name, problem.message)).collect()
 }
 
 #[tokio::test]
@@ -182,6 +184,53 @@ async fn looking_again_changes_nothing_that_was_said() {
     let again = conclude(&history, wanted, &nightly, &commands()).await.unwrap();
     assert!(again.page.starts_with(history.compared_folder()), "{}", again.page.display());
     assert_eq!((fs::read(&three.page).unwrap(), history.night(3).unwrap()), (said, before));
+}
+
+/// A repository with a job file, and its commits, the oldest first.
+fn repository(folder: &std::path::Path, commits: usize) -> Vec<String> {
+    let git = |words: &[&str]| {
+        let mut command = std::process::Command::new("git");
+        for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
+            command.env_remove(variable);
+        }
+        let said =
+            command.arg("-C").arg(folder).args(["-c", "user.name=t", "-c", "user.email=t@t"]).args(words).output();
+        let said = said.unwrap();
+        assert!(said.status.success(), "{words:?}: {said:?}");
+        String::from_utf8(said.stdout).unwrap()
+    };
+    git(&["init", "--quiet"]);
+    fs::write(folder.join("job.toml"), "").unwrap();
+    for number in 1..=commits {
+        git(&["commit", "--quiet", "--allow-empty", "-m", &format!("Change {number}")]);
+    }
+    git(&["rev-list", "--reverse", "HEAD"]).lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn commits_between_which_a_cost_grew_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let commits = repository(folder.path(), 40);
+    let history = History::open(folder.path().join("history"), ignore).unwrap();
+    let book = night(20, &[("a", 0.9), ("b", 0.9)]).1;
+    for mut night in nights_that_grow(slower_a) {
+        // Two commits a day.
+        night.code.name.clone_from(&commits[2 * usize::try_from(night.number).unwrap() - 1]);
+        night.judged = night.judged.filter(|_| night.number < 20);
+        history.keep(&night, &book).unwrap();
+    }
+    let commands = Commands::of_night(&folder.path().join("job.toml"), "graftwork nightly job.toml", 20);
+    let wanted = Wanted { number: 20, against: None, again: false };
+    let view = conclude(&history, wanted, &Nightly::default(), &commands).await.unwrap().view;
+    let cost = &view.costs[0];
+    assert!(cost.fails() && view.commits.is_empty(), "{:?}", view.costs);
+    let told = [30, 31].map(|at: usize| format!("{} Change {}", &commits[at][..10], at + 1));
+    assert_eq!(cost.commits, told, "after those of night 15, up to those of night 16");
+    assert!(view.costs[1..].iter().all(|cost| cost.commits.is_empty()), "{:?}", view.costs);
+    let listed = format!("  commits between night 15 and night 16:\n    {}\n    {}\n", told[0], told[1]);
+    assert!(output::terminal(&view, false).contains(&listed), "{}", output::terminal(&view, false));
+    let page = fs::read_to_string(history.folder_of(20).join("nightly.html")).unwrap();
+    assert!(page.contains("2 commits between night 15 and night 16") && page.contains("--repeat 20:a"), "{page}");
 }
 
 #[test]

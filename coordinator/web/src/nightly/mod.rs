@@ -58,6 +58,7 @@ fn header(view: &NightlyView) -> Markup {
             } } }
             div { dt { "wall time" } dd { (number::duration(wall)) } }
             div { dt { "core time" } dd { (number::duration(view.usage.core_seconds)) } }
+            @if view.usage.gpu_seconds > 0.0 { div { dt { "GPU time" } dd { (number::duration(view.usage.gpu_seconds)) } } }
             div { dt { "examples trained" } dd { (number::count(view.usage.examples)) } }
             @if view.night.resumed > 0 { div { dt { "went on after interruptions" } dd { (view.night.resumed) } } }
         }
@@ -92,15 +93,23 @@ fn regressions(view: &NightlyView) -> Markup {
             article.card.named {
                 h3 { (cost.change.name) " " (badge(cost.fails(), cost.expected.as_deref())) }
                 p { (cost.sentence()) "." }
+                p.muted { "Measure it once more: " code { (cost.repeat) } }
+                @if let Some(before) = cost.last_before() {
+                    (commits(&cost.commits, &format!("night {before} and night {}", cost.since)))
+                }
             }
         }
-        @if !view.commits.is_empty() {
-            details open[view.commits.len() <= OPEN_COMMITS] {
-                summary { (view.commits.len()) " commit" @if view.commits.len() > 1 { "s" } " between the two nights" }
-                ul { @for commit in &view.commits { li { code { (commit) } } } }
-            }
-        }
+        (commits(&view.commits, "the two nights"))
     }
+}
+
+fn commits(commits: &[String], between: &str) -> Markup {
+    html! { @if !commits.is_empty() {
+        details open[commits.len() <= OPEN_COMMITS] {
+            summary { (commits.len()) " commit" @if commits.len() > 1 { "s" } " between " (between) }
+            ul { @for commit in commits { li { code { (commit) } } } }
+        }
+    } }
 }
 
 fn badge(fails: bool, expected: Option<&str>) -> Markup {
@@ -125,9 +134,20 @@ fn leaderboard(view: &NightlyView) -> Markup {
                 th { "task" } th { "method" } th { "score" } th.n { "rows" } th.n { "seeds" } th.n { "before" } th.n { "now" }
                 th.n { "change, 95 %" } th { "verdict" } th.n { "would be found" }
             } }
-            tbody { @for row in &view.scores { (line(row)) } }
+            tbody { @for row in ranked(&view.scores) { (line(row)) } }
         } } }
     }
+}
+
+/// The scores that count, of each measure the highest first; behind them what else was compared of the same tasks.
+fn ranked(scores: &[Row]) -> Vec<&Row> {
+    let mut rows: Vec<&Row> = scores.iter().collect();
+    let now = |row: &Row| row.verdict.means[1];
+    rows.sort_by(|one, other| {
+        let kind = |row: &Row| (!row.main, row.verdict.measure);
+        kind(one).cmp(&kind(other)).then(now(other).total_cmp(&now(one)))
+    });
+    rows
 }
 
 fn alone(scores: &[Alone]) -> Markup {
@@ -181,9 +201,10 @@ fn flipped(view: &NightlyView) -> Markup {
             details open[row.verdict.finding == Finding::Regressed] {
                 summary { (row.task) ": " (row.verdict.moved[0]) " answers worse, " (row.verdict.moved[1]) " better" }
                 div.scroll { table {
-                    thead { tr { th.n { "row" } th { "right" } th { "before, by seed" } th { "now, by seed" } th.n { "seeds worse" } } }
+                    @let texts = row.flipped.iter().any(|flip| flip.text.is_some());
+                    thead { tr { th.n { "row" } @if texts { th { "text" } } th { "right" } th { "before, by seed" } th { "now, by seed" } th.n { "seeds worse" } } }
                     tbody { @for flip in &row.flipped { tr {
-                        td.n { (flip.row) } td { (flip.label) } td { (flip.before.join(", ")) } td { (flip.after.join(", ")) }
+                        td.n { (flip.row) } @if texts { td { (flip.text.as_deref().unwrap_or("–")) } } td { (flip.label) } td { (flip.before.join(", ")) } td { (flip.after.join(", ")) }
                         td.n { (flip.worse) }
                     } } }
                 } }

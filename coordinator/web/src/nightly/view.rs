@@ -154,6 +154,9 @@ pub struct Flip {
     pub after: Vec<String>,
     /// Seeds that got worse.
     pub worse: u32,
+    /// The beginning of its text, where it could be read once more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 /// One cost over the nights.
@@ -167,6 +170,11 @@ pub struct Cost {
     pub since: u64,
     /// Why growth was expected, where it was.
     pub expected: Option<String>,
+    /// Command that measures it once more.
+    pub repeat: String,
+    /// Where it grew: commits after those of the last night before, up to those of the first one since, as in [`NightlyView`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commits: Vec<String>,
     /// Night by night.
     pub values: Vec<(u64, f64)>,
 }
@@ -265,6 +273,11 @@ impl Row {
 }
 
 impl Cost {
+    /// The last night before the change of those that count.
+    pub fn last_before(&self) -> Option<u64> {
+        self.values.iter().map(|(night, _)| *night).filter(|night| *night < self.since).max()
+    }
+
     /// Whether it fails the night.
     pub fn fails(&self) -> bool {
         self.change.finding == graftwork_verdict::CostFinding::Regressed && self.expected.is_none()
