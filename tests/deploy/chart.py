@@ -49,8 +49,10 @@ RULES = table("externalRules", externalRules={"type": "array", "minItems": 1, "i
 
 def rendered(helm, chart, settings):
     command = [helm, "template", "check", chart, *settings]
-    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return [document for document in yaml.safe_load_all(text) if document]
+    output = subprocess.run(command, capture_output=True, text=True)
+    if output.returncode:
+        sys.exit(f"helm does not render it: {output.stderr.strip()}")
+    return [document for document in yaml.safe_load_all(output.stdout) if document]
 
 
 def name(document):
@@ -198,6 +200,24 @@ def night_problems(documents):
     return problems, nights
 
 
+def device_problems(documents, chart):
+    """Pools that run on GPUs ask for them, and have an image with the CUDA part of libtorch."""
+    with open(f"{chart}/values.yaml") as file:
+        processors = yaml.safe_load(file)["image"]["worker"]
+    of_processors, on_gpus = f"{processors['repository']}:{processors['tag']}", 0
+    for document in (document for document in documents if document["kind"] in RUNNERS):
+        for container in document["spec"]["template"]["spec"]["containers"]:
+            where = f"{name(document)}/{container['name']}"
+            wants, has = "--device=cuda" in container.get("args", []), container["resources"]["limits"].get("nvidia.com/gpu")
+            if wants and container["image"] == of_processors:
+                yield f"{where}: it runs on GPUs with {of_processors}, the image for processors"
+            if wants != bool(has):
+                yield f"{where}: {'it runs on GPUs and asks for none' if wants else 'it asks for GPUs and does not run on them'}"
+            on_gpus += wants
+    if not on_gpus:
+        yield "no pool runs on GPUs"
+
+
 def main():
     helm, chart, settings = sys.argv[1], sys.argv[2], sys.argv[3:]
     documents = rendered(helm, chart, settings)
@@ -211,10 +231,7 @@ def main():
     problems += cover_problems(documents)
     of_nights, nights = night_problems(documents)
     problems += of_nights
-    gpus = [container["resources"]["limits"].get("nvidia.com/gpu") for document in documents if document["kind"] in RUNNERS
-            for container in document["spec"]["template"]["spec"]["containers"]]
-    if not any(gpus):
-        problems.append("no pool asks for a GPU")
+    problems += device_problems(documents, chart)
     print("\n".join(problems) or f"{len(documents)} objects are right, and {nights} nights in them")
     sys.exit(bool(problems))
 

@@ -23,7 +23,7 @@ use crate::{
     planner::{PlannerDoor, Planning},
     publish::PublisherDoor,
     run::Signals,
-    server::{self, Auth, Gauges, Identity, Leadership, Listen, NIGHTS, Options, Tokens},
+    server::{self, Auth, Gauges, Identity, Leadership, Listen, NIGHTS, Options, Places, Tokens},
 };
 
 #[derive(Debug, clap::Args)]
@@ -91,7 +91,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "JOB")]
     nightly: Vec<PathBuf>,
     /// Folder in which each of them has its history; by default `nightly` in the state folder, which backups take along. With
-    /// a state in a database it must be named: a folder that every coordinator of that database sees.
+    /// a state in a database it must be named: a folder that every coordinator of that database sees. No job of a token is
+    /// published into it.
     #[arg(long, value_name = "FOLDER", requires = "nightly")]
     nightly_history: Option<PathBuf>,
     /// What to call the code that such nights measure, such as a commit; by default a digest of this program.
@@ -224,7 +225,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     if options.listen.is_empty() || (!private && !by_itself.files.is_empty()) {
         options.listen.push(Listen::Unix(folder.join("door").join("socket")));
     }
-    options.hubs = arguments.hub_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+    let hubs = arguments.hub_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
+    options.places = Places { hubs, histories: vec![std::path::absolute(&by_itself.histories)?] };
     options.keep_ms = arguments.keep_jobs.map(days).transpose()?;
     options.quotas = quotas(arguments.quota, arguments.most_jobs);
     let mut signals = Signals::listen()?;

@@ -2,7 +2,7 @@
 //!
 //! Planning runs here and not in the driver's loop, since it reads files; only a planned job reaches the driver.
 
-use std::{path::PathBuf, pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc};
 
 use futures::{Stream, StreamExt as _};
 use graftwork_proto::{from_document, to_document, trace_context, v1};
@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     BlobStore, Planner, Publisher, StageOfPlan,
-    access::Caller,
+    access::{Caller, Places},
     input::{Input, Released, Submission},
     pins,
     workers::stopped,
@@ -37,8 +37,8 @@ pub(super) struct Jobs {
     planner: Arc<dyn Planner>,
     publisher: Arc<dyn Publisher>,
     planning: Arc<Semaphore>,
-    /// Below which folders submitters may publish.
-    hubs: Arc<[PathBuf]>,
+    /// Where submitters may publish.
+    places: Arc<Places>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -74,10 +74,10 @@ impl Jobs {
         blobs: BlobStore,
         planner: Arc<dyn Planner>,
         publisher: Arc<dyn Publisher>,
-        hubs: Vec<PathBuf>,
+        places: Places,
     ) -> Self {
         let planning = Arc::new(Semaphore::new(PLANNED_AT_A_TIME));
-        Self { inputs, blobs, planner, publisher, planning, hubs: hubs.into() }
+        Self { inputs, blobs, planner, publisher, planning, places: Arc::new(places) }
     }
 
     async fn ask<T>(&self, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, Status> {
@@ -136,7 +136,9 @@ impl v1::jobs_server::Jobs for Jobs {
         let caller = Caller::of(&request)?;
         let v1::SubmitRequest { job, trace, spans } = request.into_inner();
         let job: Job = from_document("job", &job).map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let job = caller.submits(job, &self.hubs)?;
+        let (whose, places) = (caller.clone(), Arc::clone(&self.places));
+        let submitted = tokio::task::spawn_blocking(move || whose.submits(job, &places)).await;
+        let job = submitted.map_err(|error| Status::internal(error.to_string()))??;
         let spans = if spans.is_empty() { Ok(Spans::default()) } else { from_document("spans", &spans) };
         let spans = spans.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let id = JobId::of(&job.digest());

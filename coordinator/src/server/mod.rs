@@ -75,7 +75,7 @@ use self::{
 };
 
 pub(crate) use self::{
-    access::{Limits, NewToken, Role, Tokens},
+    access::{Limits, NewToken, Places, Role, Tokens},
     backup::{BackupError, Home, Manifest, NIGHTS, back_up, restore},
     blobs::{BlobError, BlobStore, Bucket},
     door::{Planner, Publication, Publisher, StageOfPlan},
@@ -114,8 +114,8 @@ pub(crate) struct Options {
     pub(crate) sends_home: bool,
     /// What owners may have at a time; `*` is every owner that is not named. Default: no bounds.
     pub(crate) quotas: BTreeMap<String, Quota>,
-    /// Below which folders whoever has a token of the role submit may publish.
-    pub(crate) hubs: Vec<PathBuf>,
+    /// Where jobs of those who show a token may publish. Default: nowhere for the role submit, anywhere for admins.
+    pub(crate) places: Places,
     /// Jobs that ended longer ago are forgotten, in milliseconds. Default: none is.
     pub(crate) keep_ms: Option<u64>,
     /// Whoever asks for its numbers.
@@ -143,7 +143,7 @@ impl Options {
             stop_ms: 10_000,
             sends_home: false,
             quotas: BTreeMap::new(),
-            hubs: Vec::new(),
+            places: Places::default(),
             keep_ms: None,
             gauges: Gauges::new(),
             planner,
@@ -295,7 +295,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     };
     let (inputs, waiting) = mpsc::channel(INPUTS);
     let (planner, publisher) = (Arc::clone(&options.planner), Arc::clone(&options.publisher));
-    let jobs = jobs::Jobs::new(inputs.clone(), blobs.clone(), planner, publisher, options.hubs);
+    let jobs = jobs::Jobs::new(inputs.clone(), blobs.clone(), planner, publisher, options.places);
     forget_old(options.keep_ms, &inputs);
     prove_again(belief, &inputs);
     options.gauges.lead(inputs.downgrade(), blobs.clone());

@@ -116,7 +116,12 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
     }
     let (path, keda) = (chart.join("values.yaml"), ["--set", "queueMetric.from=keda"]);
     let text = fs::read_to_string(&path)?;
+    let own_image = format!("    image: {{repository: graftwork-worker-cuda, tag: \"{VERSION}\"}}\n");
     for (right, wrong, problem) in [
+        ("repository: graftwork-worker-cuda,", "repository: graftwork-worker,", "the image for processors"),
+        (&own_image, "", "the pool \"gpu\" runs on GPUs and names no image"),
+        ("    gpus: 1\n", "", "it runs on GPUs and asks for none"),
+        ("device: cuda\n", "device: cpu\n", "no pool runs on GPUs"),
         ("prometheus: http://prometheus-server", "prometheus: prometheus-server", "serverAddress"),
         ("stagesEach: 4", "stagesEach: none", "threshold"),
     ] {
@@ -179,15 +184,17 @@ pub(crate) fn the_compose_file_is_right() -> Result<()> {
 }
 
 /// Where deployment files name a version, by what stands before it.
-const VERSIONS: [(&str, &str); 8] = [
+const VERSIONS: [(&str, &str); 10] = [
     ("compose/compose.yaml", "image: graftwork-coordinator:"),
     ("compose/compose.yaml", "image: graftwork-worker:"),
     ("helm/graftwork/Chart.yaml", "\nversion: "),
     ("helm/graftwork/Chart.yaml", "\nappVersion: "),
     ("helm/graftwork/values.yaml", "repository: graftwork-coordinator, tag: \""),
     ("helm/graftwork/values.yaml", "repository: graftwork-worker, tag: \""),
+    ("helm/graftwork/values.yaml", "repository: graftwork-worker-cuda, tag: \""),
     ("container/coordinator.Containerfile", "-t graftwork-coordinator:"),
     ("container/worker.Containerfile", "-t graftwork-worker:"),
+    ("container/worker-cuda.Containerfile", "-t graftwork-worker-cuda:"),
 ];
 
 pub(crate) fn deployment_files_name_this_version() -> Result<()> {

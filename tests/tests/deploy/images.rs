@@ -20,7 +20,7 @@ use crate::{
     release, root,
 };
 
-const FILES: [&str; 2] = ["coordinator", "worker"];
+const FILES: [&str; 3] = ["coordinator", "worker", "worker-cuda"];
 
 /// The user that both images name.
 const USER: u32 = 65_532;
@@ -49,14 +49,21 @@ fn instructions(name: &str) -> Result<Vec<(String, String)>> {
 pub(crate) fn the_container_files_are_right() -> Result<()> {
     for name in FILES {
         let all = instructions(name)?;
-        let of = |wanted: &str| -> Vec<&str> {
-            all.iter().filter(|(word, _)| word == wanted).map(|(_, rest)| rest.as_str()).collect()
-        };
         let known = ["FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "STOPSIGNAL", "ENTRYPOINT", "CMD"];
         let unknown: Vec<_> = all.iter().filter(|(word, _)| !known.contains(&word.as_str())).collect();
         ensure!(unknown.is_empty(), "{name}: {unknown:?}");
-        let tag = |base: &str| base.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest");
-        ensure!(of("FROM").len() == 1 && of("FROM").into_iter().all(tag), "{name}: its base has no version");
+        let bases = all.iter().filter(|(word, _)| word == "FROM");
+        let tag = |base: &str| {
+            let base = base.split(' ').next().unwrap_or_default();
+            base.rsplit_once(':').is_some_and(|(_, tag)| tag != "latest")
+        };
+        ensure!(bases.clone().all(|(_, base)| tag(base)), "{name}: a base has no version: {bases:?}");
+        // What an earlier stage makes is in the image only as far as it is copied.
+        let last = all.iter().rposition(|(word, _)| word == "FROM").with_context(|| format!("{name}: no base"))?;
+        let all = &all[last..];
+        let of = |wanted: &str| -> Vec<&str> {
+            all.iter().filter(|(word, _)| word == wanted).map(|(_, rest)| rest.as_str()).collect()
+        };
         ensure!(of("USER") == [format!("{USER}:{USER}")], "{name}: it runs as {:?}", of("USER"));
         let user = all.iter().position(|(word, _)| word == "USER").context("checked above")?;
         let after = all[user..].iter().filter(|(word, _)| word == "RUN" || word == "COPY").count();
@@ -65,13 +72,36 @@ pub(crate) fn the_container_files_are_right() -> Result<()> {
         let secret = all.iter().any(|(_, rest)| ["TOKEN", "PASSWORD", "SECRET"].iter().any(|word| rest.contains(word)));
         ensure!(!secret, "{name}: it names a secret");
     }
+    gpus_have_the_libtorch_of_the_programs()
+}
+
+/// The image for GPUs fetches the libtorch that the programs are built with, puts it where libtorch looks for NVIDIA's
+/// libraries, and tells the programs where.
+fn gpus_have_the_libtorch_of_the_programs() -> Result<()> {
+    let packages: Value = serde_json::from_str(&fs::read_to_string(root().join("scripts/packages.json"))?)?;
+    let torch = packages.as_array().context("packages")?.iter().find(|package| package["name"] == "torch");
+    let version = torch.and_then(|torch| torch["version"].as_str()).context("torch has a version")?;
+    let all = instructions("worker-cuda")?;
+    let has = |word: &str, text: &str| all.iter().any(|(found, rest)| found == word && rest.contains(text));
+    for (word, text) in [
+        ("RUN", format!("pip install --no-cache-dir --target /torch torch=={version}").as_str()),
+        ("COPY", "--from=torch /torch/torch/lib /opt/torch/torch/lib"),
+        ("COPY", "--from=torch /torch/nvidia /opt/torch/nvidia"),
+        ("ENV", "GRAFTWORK_LIBTORCH=/opt/torch/torch "),
+    ] {
+        ensure!(has(word, text), "worker-cuda: no {word} with {text:?}: {all:?}");
+    }
+    ensure!(!has("COPY", "bin/libtorch"), "worker-cuda: it has a second libtorch, for processors");
     Ok(())
 }
 
-/// All that the container files copy is in an unpacked release.
+/// All that the container files copy of a release is in an unpacked one.
 pub(crate) fn the_sources_are_in(unpacked: &Path) -> Result<()> {
     for name in FILES {
         for (_, paths) in instructions(name)?.iter().filter(|(word, _)| word == "COPY") {
+            if paths.starts_with("--from=") {
+                continue;
+            }
             let mut paths: Vec<&str> = paths.split_whitespace().collect();
             paths.pop().context("COPY has a target")?;
             for path in paths {

@@ -3,6 +3,7 @@
 //! ```text
 //! tokens   the file of tokens: names, roles, owners, digests; never a token itself
 //! role     roles, and which of them each request wants
+//! places   where jobs with a token may publish
 //! limits   every bound on requests, connections and guesses, in one place
 //! rate     buckets that those bounds fill
 //! gate     what every request passes before a service hears of it
@@ -11,14 +12,12 @@
 
 mod gate;
 mod limits;
+mod places;
 mod rate;
 mod role;
 mod tokens;
 
-use std::{
-    path::{Component, Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use graftwork_shared::job::Job;
 use tonic::{Request, Status};
@@ -30,6 +29,7 @@ pub(super) use self::{
 };
 pub(crate) use self::{
     limits::Limits,
+    places::Places,
     role::Role,
     tokens::{NewToken, Tokens},
 };
@@ -90,8 +90,8 @@ impl Caller {
     }
 
     /// The job as this caller submits it: its own where the file names no owner. It goes before nobody's whom it may not
-    /// go before, and is published below one of these folders unless the caller may do everything.
-    pub(super) fn submits(&self, mut job: Job, hubs: &[PathBuf]) -> Result<Job, Status> {
+    /// go before, and is published where the caller may publish. Looks at the disk for that.
+    pub(super) fn submits(&self, mut job: Job, places: &Places) -> Result<Job, Status> {
         if let Some(own) = &self.owner
             && job.owner == NOBODY
         {
@@ -106,19 +106,7 @@ impl Caller {
                 job.priority
             )));
         }
-        if self.role == Some(Role::Submit) && !hubs.iter().any(|root| is_below(Path::new(&job.publish.hub), root)) {
-            let roots: Vec<String> = hubs.iter().map(|root| root.display().to_string()).collect();
-            let may = if roots.is_empty() { "no folder".to_owned() } else { format!("{} alone", roots.join(" or ")) };
-            return Err(Status::permission_denied(format!(
-                "publish.hub: token {name:?} may publish below {may}; whoever runs the coordinator allows a folder with \
-                 --hub-root"
-            )));
-        }
+        places.check(self, &job.publish)?;
         Ok(job)
     }
-}
-
-/// Whether a folder is this one or below it. A name that goes up is not followed.
-fn is_below(folder: &Path, root: &Path) -> bool {
-    !folder.components().any(|part| part == Component::ParentDir) && folder.starts_with(root)
 }

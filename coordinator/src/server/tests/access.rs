@@ -21,7 +21,7 @@ use graftwork_shared::{
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
 
 use super::{
-    super::{Auth, Identity, Limits, Listen, NewToken, Options, Role, Running, Tokens, start},
+    super::{Auth, Identity, Limits, Listen, NewToken, Options, Places, Role, Running, Tokens, start},
     Place,
     fixture::{plan, stage},
     fused_plan,
@@ -66,7 +66,8 @@ impl Guard {
         options.listen = vec![Listen::Tls(([127, 0, 0, 1], 0).into())];
         options.auth = Auth::Tokens(Tokens::read(&self.path("tokens.toml")).unwrap());
         options.tls = Some(Identity::in_folder(&self.path("tls")));
-        options.hubs = vec![PathBuf::from("/hub")];
+        let histories = ["/hub/nightly", "/hub/team/nights"].map(PathBuf::from).into();
+        options.places = Places { hubs: vec![PathBuf::from("/hub")], histories };
     }
 
     async fn start(&self, place: &Place, limits: Limits) -> Running {
@@ -235,6 +236,12 @@ async fn a_submitter_publishes_where_it_may_and_goes_before_nobody_it_may_not() 
         let publish = Publish { hub: hub.to_owned(), ..job().publish };
         let said = refused(Job { publish, ..job() }).await;
         assert!(said.contains("may publish below /hub alone") && said.contains("--hub-root"), "{said}");
+    }
+    for (hub, organisation) in [("/hub/nightly", "ann"), ("/hub/./nightly/x", "ann"), ("/hub", "nightly"), ("/hub", "team")] {
+        let publish = Publish { hub: hub.to_owned(), organisation: organisation.to_owned(), license: None };
+        let said = refused(Job { publish: publish.clone(), ..job() }).await;
+        assert!(said.contains("may not publish into /hub/") && said.contains("--nightly-history"), "{said}");
+        submit(&channel, guard.token("root"), &Job { publish, ..job() }).await.unwrap_err();
     }
     submit(&channel, guard.token("ann"), &Job { priority: -3, ..job() }).await.unwrap();
 }
