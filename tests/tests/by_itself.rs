@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use graftwork_tests::{Cluster, World, program};
+use graftwork_tests::{Cluster, World, program, servers_run};
 use serde_json::Value;
 
 /// How long a night of this test may take on a machine that others use too.
@@ -28,6 +28,12 @@ fn write_job(world: &World, cron: &str, epochs: u32) -> Result<PathBuf> {
     fs::write(path.with_extension("new"), text)?;
     fs::rename(path.with_extension("new"), &path)?;
     Ok(path)
+}
+
+/// Beside a database the folder of the histories must be named.
+fn nightly(job: &str) -> Vec<&str> {
+    let history: &[&str] = if servers_run() { &["--nightly-history", "state/nightly"] } else { &[] };
+    [&["--nightly", job], history].concat()
 }
 
 fn wait_until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
@@ -58,7 +64,7 @@ fn a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_int
     let world = World::new()?;
     // Due each second; a night takes longer, so the next one follows at once.
     let job = write_job(&world, "* * * * * *", 6)?.display().to_string();
-    let mut cluster = Cluster::with_options(&["--nightly", &job])?;
+    let mut cluster = Cluster::with_options(&nightly(&job))?;
     cluster.start_worker()?;
     // In the state folder: a service may write nowhere else.
     let history = cluster.path().join("state/nightly/by-itself");
@@ -110,7 +116,7 @@ fn a_night_of_another_job_or_other_rows_or_with_a_damaged_file_starts_over_and_i
     let world = World::new()?;
     let job = write_job(&world, "* * * * * *", 6)?.display().to_string();
     // Without a worker a night stays under way.
-    let mut cluster = Cluster::with_options(&["--nightly", &job])?;
+    let mut cluster = Cluster::with_options(&nightly(&job))?;
     let history = cluster.path().join("state/nightly/by-itself");
     let tonight = history.join("tonight/night.json");
     let submitted = || Some(json(&tonight).ok()?["submitted"].as_str()?.to_owned());

@@ -2,18 +2,26 @@
 //!
 //! The calls block and come from the stage's own thread, or from a transport's; never from the runtime.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use graftwork_collective::{Backend, Rendezvous, RendezvousError, tls::Identity};
 use graftwork_proto::{
     Token, pushback,
     v1::{MeetReply, MeetRequest, groups_client::GroupsClient, meet_request::What},
 };
-use graftwork_shared::id::LeaseId;
+use graftwork_shared::id::{LeaseId, Term};
 use tokio::runtime::Handle;
 use tonic::{Code, service::interceptor::InterceptedService, transport::Channel};
 
 use crate::coordinators::Channels;
+
 /// A coordinator that takes longer to answer than it was asked to wait, and this on top, is taken for unreachable.
 const SLACK: Duration = Duration::from_secs(5);
 
@@ -24,6 +32,8 @@ pub(crate) struct Place {
     channels: Channels,
     token: Token,
     reached: Reached,
+    /// Of the coordinator that welcomed this worker last.
+    term: Arc<AtomicU64>,
 }
 
 /// How other members of a group reach this worker.
@@ -59,7 +69,12 @@ impl Reached {
 impl Place {
     /// Meets over these channels, and is reached so.
     pub(crate) fn new(channels: impl Into<Channels>, token: Token, reached: Reached) -> Self {
-        Self { channels: channels.into(), token, reached }
+        Self { channels: channels.into(), token, reached, term: Arc::default() }
+    }
+
+    /// A coordinator of this term leads.
+    pub(crate) fn led_by(&self, term: Term) {
+        self.term.store(term.0, Ordering::Relaxed);
     }
 
     /// What carries a group of processors.
@@ -74,17 +89,19 @@ pub(crate) struct Meeting {
     runtime: Handle,
     lease: LeaseId,
     epoch: u64,
+    term: u64,
 }
 
 impl Meeting {
     pub(crate) fn new(place: &Place, runtime: Handle, lease: LeaseId, epoch: u64) -> Self {
         // The coordinator of this epoch; another one would end the group, and open none of its epochs.
         let client = GroupsClient::with_interceptor(place.channels.current(), place.token.clone());
-        Self { client, runtime, lease, epoch }
+        Self { client, runtime, lease, epoch, term: place.term.load(Ordering::Relaxed) }
     }
 
     fn ask(&self, name: &str, what: What, patience: Duration) -> Result<MeetReply, RendezvousError> {
-        let request = MeetRequest { lease: self.lease.0, epoch: self.epoch, name: name.to_owned(), what: Some(what) };
+        let (lease, epoch, term, name) = (self.lease.0, self.epoch, self.term, name.to_owned());
+        let request = MeetRequest { lease, epoch, name: name.clone(), what: Some(what), term };
         let mut client = self.client.clone();
         let unreachable = |problem: String| RendezvousError::Unreachable(format!("the coordinator: {problem}"));
         // Whoever was told to come back was not heard, so asking again adds nothing twice.
@@ -102,7 +119,7 @@ impl Meeting {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) if status.code() == Code::NotFound => {
                 let limit_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-                Err(RendezvousError::Deadline { key: name.to_owned(), limit_ms })
+                Err(RendezvousError::Deadline { key: name, limit_ms })
             }
             Ok(Err(status)) => Err(unreachable(format!("{}: {}", status.code(), status.message()))),
             Err(_) => Err(unreachable(format!("no answer within {} seconds", (patience + SLACK).as_secs()))),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use graftwork_proto::v1::{self, meet_request::What};
-use graftwork_shared::id::LeaseId;
+use graftwork_shared::id::{LeaseId, Term};
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
@@ -46,6 +46,8 @@ type Reply = Result<v1::MeetReply, Status>;
 #[derive(Clone)]
 pub(super) struct Meet {
     asked: mpsc::Sender<Asked>,
+    /// Of this coordinator: who meets in another one's name meets nobody.
+    term: Term,
 }
 
 /// A checked request on its way to the task.
@@ -86,10 +88,10 @@ struct Rooms {
 }
 
 /// Starts the task; it ends with the driver, or with the last service.
-pub(super) fn start(epochs: watch::Receiver<Epochs>) -> Meet {
+pub(super) fn start(epochs: watch::Receiver<Epochs>, term: Term) -> Meet {
     let (asked, waiting) = mpsc::channel(REQUESTS);
     tokio::spawn(Rooms { epochs, rooms: HashMap::new() }.run(waiting));
-    Meet { asked }
+    Meet { asked, term }
 }
 
 fn closed(lease: LeaseId, epoch: u64) -> Status {
@@ -196,7 +198,11 @@ fn check(name: &str, what: Option<What>) -> Result<What, Status> {
 #[tonic::async_trait]
 impl v1::groups_server::Groups for Meet {
     async fn meet(&self, request: Request<v1::MeetRequest>) -> Result<Response<v1::MeetReply>, Status> {
-        let v1::MeetRequest { lease, epoch, name, what } = request.into_inner();
+        let v1::MeetRequest { lease, epoch, name, what, term } = request.into_inner();
+        if ![0, self.term.0].contains(&term) {
+            let refused = format!("a coordinator of {} opened it, and this is one of {}", Term(term), self.term);
+            return Err(Status::failed_precondition(refused));
+        }
         let what = check(&name, what)?;
         let wait_ms = if let What::WaitMs(wait_ms) = what { wait_ms.min(WAIT_MS) } else { 0 };
         let missing = Status::not_found(format!("name: nothing was set as {name:?} within {wait_ms} ms"));

@@ -301,7 +301,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     options.gauges.lead(inputs.downgrade(), blobs.clone());
     let_go(unheard, core.machine().policy().return_ms, &inputs);
     let (meetings, epochs) = watch::channel(meet::Epochs::new());
-    let meet = meet::start(epochs);
+    let meet = meet::start(epochs, term);
     let driver = Driver {
         core,
         journal,

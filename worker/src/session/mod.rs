@@ -341,7 +341,9 @@ impl Session {
         let waits: Vec<Event> = if beats { self.stages.iter().filter_map(waits).collect() } else { Vec::new() };
         let mut events: VecDeque<Event> = holds.into_iter().chain([event]).chain(waits).chain(probe).collect();
         while let Some(event) = events.pop_front() {
-            for command in self.machine.apply(event) {
+            let commands = self.machine.apply(event);
+            self.shared.place.led_by(self.machine.term());
+            for command in commands {
                 match command {
                     Command::Exit(exit) => return Some(exit),
                     command => events.extend(self.perform(command)),

@@ -53,7 +53,7 @@ async fn pair(place: &Place) -> Pair {
 }
 
 async fn meet(channel: &Channel, (lease, epoch): (LeaseId, u64), name: &str, what: What) -> Result<Met, Status> {
-    let request = v1::MeetRequest { lease: lease.0, epoch, name: name.to_owned(), what: Some(what) };
+    let request = v1::MeetRequest { lease: lease.0, epoch, name: name.to_owned(), what: Some(what), term: 0 };
     let reply = GroupsClient::new(channel.clone()).meet(request).await?.into_inner();
     Ok((reply.value, reply.sum))
 }
@@ -174,6 +174,25 @@ async fn nothing_of_an_older_group_is_kept_or_answered() {
 }
 
 #[tokio::test]
+async fn whoever_meets_under_another_term_meets_nobody() {
+    let place = Place::new(grouped(4, 100));
+    let Pair { channel, lease, first, second: _second, running: _running, .. } = pair(&place).await;
+    let under = |term| {
+        let what = Some(What::Add(1));
+        let request = v1::MeetRequest { lease: lease.0, epoch: 1, name: "x".to_owned(), what, term };
+        let mut client = GroupsClient::new(channel.clone());
+        async move { client.meet(request).await.map(|reply| reply.into_inner().sum) }
+    };
+    for other in [first.term.0 - 1, first.term.0 + 1].into_iter().filter(|term| *term > 0) {
+        let refused = under(other).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().contains(&Term(other).to_string()), "{}", refused.message());
+    }
+    assert_eq!(under(first.term.0).await.unwrap(), 1);
+    assert_eq!(under(0).await.unwrap(), 2, "an earlier version says no term");
+}
+
+#[tokio::test]
 async fn what_is_met_over_is_small() {
     let place = Place::new(grouped(4, 100));
     let Pair { channel, lease, first: _first, second: _second, running: _running, .. } = pair(&place).await;
@@ -184,7 +203,7 @@ async fn what_is_met_over_is_small() {
     for name in ["", &"n".repeat(257)] {
         assert_eq!(code(meet(&channel, here, name, What::Add(1)).await), Code::InvalidArgument);
     }
-    let request = v1::MeetRequest { lease: lease.0, epoch: 1, name: "x".to_owned(), what: None };
+    let request = v1::MeetRequest { lease: lease.0, epoch: 1, name: "x".to_owned(), what: None, term: 0 };
     let refused = GroupsClient::new(channel.clone()).meet(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     for number in 0..4_095 {
@@ -205,8 +224,13 @@ async fn a_stranger_without_the_token_meets_nobody() {
         .await;
     let channel = connect(&running).await;
     assert_eq!(code(meet(&channel, (LeaseId(1), 1), "x", What::Add(1)).await), Code::Unauthenticated);
-    let mut request =
-        tonic::Request::new(v1::MeetRequest { lease: 1, epoch: 1, name: "x".to_owned(), what: Some(What::Add(1)) });
+    let mut request = tonic::Request::new(v1::MeetRequest {
+        lease: 1,
+        epoch: 1,
+        name: "x".to_owned(),
+        what: Some(What::Add(1)),
+        term: 0,
+    });
     request.metadata_mut().insert("authorization", "Bearer a secret of some length".parse().unwrap());
     let refused = GroupsClient::new(channel).meet(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "let in, but there is no such lease");
