@@ -83,7 +83,7 @@ pub(crate) fn product_once(
         let halves = (columns - column).div_euclid(HALF).min(2);
         let values = right.values.get(column..).unwrap_or(&[]);
         for (row, height) in instructions.tiles(rows) {
-            let factors = Factors { left: left.below(row), right: values, right_row: right.row, sums };
+            let factors = Factors { left: left.below(row), right: values, right_row: right.row, sums, ahead: &[] };
             tile(
                 instructions,
                 [height, halves],
@@ -127,6 +127,9 @@ fn run(instructions: Instructions, left: Left, rows: usize, right: &Panels, star
 /// Values of the left factor that are read again for each panel: half a megabyte.
 const CHUNK: usize = 1 << 17;
 
+/// Sums from which on panels are long enough to be asked for.
+const LONG: usize = 64;
+
 fn run_panel(
     instructions: Instructions,
     left: Left,
@@ -138,10 +141,18 @@ fn run_panel(
     let (sums, columns) = (right.sums(), right.columns());
     let column = panel * WIDE;
     let width = WIDE.min(columns - column);
+    // Each tile asks for its share of the next panel, so that no tile waits for it.
+    let last = columns.div_ceil(WIDE) - 1;
+    let next = if sums < LONG { &[] } else { right.panel(last.min(panel + 1)) };
     for (row, height) in instructions.tiles(rows.len()) {
+        let ahead = if next.is_empty() {
+            next
+        } else {
+            &next[next.len() * row / rows.len()..next.len() * (row + height) / rows.len()]
+        };
         let row = rows.start + row;
         let at = row * columns + column;
-        let factors = Factors { left: left.below(row), right: right.panel(panel), right_row: WIDE, sums };
+        let factors = Factors { left: left.below(row), right: right.panel(panel), right_row: WIDE, sums, ahead };
         if width == WIDE {
             let from = match start {
                 Start::Zero => From::Here(&ZEROS, 0),
@@ -213,6 +224,8 @@ struct Factors<'a> {
     right: &'a [f32],
     right_row: usize,
     sums: usize,
+    /// What a later tile reads.
+    ahead: &'a [f32],
 }
 
 /// Where a tile's sums begin: rows of a matrix this far apart, or what the result holds.
@@ -229,7 +242,7 @@ fn tile(
     from: From,
     (out, out_row): (&mut [f32], usize),
 ) {
-    let Factors { left, right, right_row, sums } = factors;
+    let Factors { left, right, right_row, sums, ahead } = factors;
     let width = HALF * halves;
     let reach = |stride: usize| (height - 1) * stride + width;
     left.check(height, sums);
@@ -247,7 +260,9 @@ fn tile(
         };
         let (left, row, column) = (left.values.as_ptr(), left.row, left.column);
         let right = right.as_ptr();
-        let tile = Tile { left, row, column, right, right_row, sums, begin, begin_row, out, out_row };
+        let (ahead, ahead_length) = (ahead.as_ptr(), ahead.len());
+        let tile =
+            Tile { left, row, column, right, right_row, sums, begin, begin_row, out, out_row, ahead, ahead_length };
         // SAFETY: the machine has these instructions, and the assertions above hold every element that the tile reads
         // or writes inside its slice.
         unsafe {
@@ -258,7 +273,7 @@ fn tile(
         }
         return;
     }
-    let _ = instructions;
+    let _ = (instructions, ahead);
     for line in 0..height {
         let out = &mut out[line * out_row..][..width];
         if let From::Here(values, row) = from {

@@ -3,10 +3,12 @@
 //! Written with pointers: the compiler keeps sums in registers only where it sees every index.
 
 use std::arch::x86_64::{
-    __m256, _MM_HINT_ET0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_set1_ps,
-    _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    __m256, _MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_permute2f128_ps,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps, _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
+
+use super::panels::WIDE;
 
 /// One tile: `out[r] = begin[r] + Σ left[r · row + k · column] right[k]` for rows of 16 or 32 columns.
 pub(super) struct Tile {
@@ -21,6 +23,10 @@ pub(super) struct Tile {
     pub(super) begin_row: usize,
     pub(super) out: *mut f32,
     pub(super) out_row: usize,
+    /// Values that a later tile reads, and how many: vectors of 8 ask for them between their sums. Vectors of 16 do
+    /// not, the processors that have them were slower for it.
+    pub(super) ahead: *const f32,
+    pub(super) ahead_length: usize,
 }
 
 /// A tile of `16 · halves` columns.
@@ -68,16 +74,33 @@ unsafe fn tall<const HALVES: usize>(height: usize, tile: &Tile) {
 /// As for [`avx512`], with AVX2 and FMA, and `height` 1 to 6.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn avx2(height: usize, halves: usize, tile: &Tile) {
+    // SAFETY: what the caller promises for `height` rows and `halves` times 16 columns; these are the distances.
+    unsafe {
+        if tile.column == 1 && tile.right_row == WIDE && tile.ahead_length > 0 {
+            short::<true>(height, halves, tile);
+        } else {
+            short::<false>(height, halves, tile);
+        }
+    }
+}
+
+/// # Safety
+/// As for [`avx2`]; if `PACKED`, values of a left row lie side by side and right rows are those of a panel.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn short<const PACKED: bool>(height: usize, halves: usize, tile: &Tile) {
     for half in 0..halves {
+        let length = tile.ahead_length / halves;
+        let ahead = (tile.ahead.wrapping_add(half * length), length);
         // SAFETY: what the caller promises for `height` rows; each half has 16 columns.
         unsafe {
             match height {
-                1 => narrow::<1>(tile, 16 * half),
-                2 => narrow::<2>(tile, 16 * half),
-                3 => narrow::<3>(tile, 16 * half),
-                4 => narrow::<4>(tile, 16 * half),
-                5 => narrow::<5>(tile, 16 * half),
-                _ => narrow::<6>(tile, 16 * half),
+                1 => narrow::<1, PACKED>(tile, 16 * half, ahead),
+                2 => narrow::<2, PACKED>(tile, 16 * half, ahead),
+                3 => narrow::<3, PACKED>(tile, 16 * half, ahead),
+                4 => narrow::<4, PACKED>(tile, 16 * half, ahead),
+                5 => narrow::<5, PACKED>(tile, 16 * half, ahead),
+                _ => narrow::<6, PACKED>(tile, 16 * half, ahead),
             }
         }
     }
@@ -88,7 +111,7 @@ pub(super) unsafe fn avx2(height: usize, halves: usize, tile: &Tile) {
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn wide<const ROWS: usize, const HALVES: usize>(tile: &Tile) {
-    let &Tile { mut left, row, column, mut right, right_row, sums, begin, begin_row, out, out_row } = tile;
+    let &Tile { mut left, row, column, mut right, right_row, sums, begin, begin_row, out, out_row, .. } = tile;
     let mut sum = [[_mm512_setzero_ps(); HALVES]; ROWS];
     // SAFETY: every address is one that the caller promises; `left` and `right` are not read behind the last sum.
     unsafe {
@@ -121,28 +144,54 @@ unsafe fn wide<const ROWS: usize, const HALVES: usize>(tile: &Tile) {
     }
 }
 
+/// Terms of a sum between two requests for what comes next.
+const STRIDE: usize = 4;
+
 /// # Safety
-/// As for [`avx2`], for `ROWS` rows of 16 columns from column `first` on.
+/// As for [`short`], for `ROWS` rows of 16 columns from column `first` on.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn narrow<const ROWS: usize>(tile: &Tile, first: usize) {
-    let &Tile { mut left, row, column, right, right_row, sums, begin, begin_row, out, out_row } = tile;
+unsafe fn narrow<const ROWS: usize, const PACKED: bool>(
+    tile: &Tile,
+    first: usize,
+    (mut ahead, length): (*const f32, usize),
+) {
+    let &Tile { mut left, row, column, right, right_row, sums, begin, begin_row, out, out_row, .. } = tile;
+    // Known distances are parts of the instructions.
+    let (column, right_row) = if PACKED { (1, WIDE) } else { (column, right_row) };
     let mut sum = [[_mm256_setzero_ps(); 2]; ROWS];
     // SAFETY: every address is one that the caller promises; `left` and `right` are not read behind the last sum.
+    // What is only asked for may lie anywhere.
     unsafe {
         let mut right = right.wrapping_add(first);
+        let step = if PACKED { length / (sums / STRIDE).max(1) } else { 0 };
         for (line, sum) in sum.iter_mut().enumerate() {
             let begin = begin.add(line * begin_row + first);
             *sum = [_mm256_loadu_ps(begin), _mm256_loadu_ps(begin.add(8))];
             _mm_prefetch::<_MM_HINT_ET0>(out.add(line * out_row + first).cast());
         }
-        for _ in 0..sums {
+        let mut term = |left: *const f32, right: *const f32| {
             let (low, high) = (_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8)));
             for (line, sum) in sum.iter_mut().enumerate() {
                 let factor = _mm256_set1_ps(*left.add(line * row));
                 sum[0] = _mm256_fmadd_ps(factor, low, sum[0]);
                 sum[1] = _mm256_fmadd_ps(factor, high, sum[1]);
             }
+        };
+        let strides = if PACKED { sums / STRIDE } else { 0 };
+        for _ in 0..strides {
+            // Twice, since a line that is asked for while many others are on their way may be forgotten.
+            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(16).cast());
+            ahead = ahead.wrapping_add(step);
+            for _ in 0..STRIDE {
+                term(left, right);
+                left = left.wrapping_add(column);
+                right = right.wrapping_add(right_row);
+            }
+        }
+        for _ in STRIDE * strides..sums {
+            term(left, right);
             left = left.wrapping_add(column);
             right = right.wrapping_add(right_row);
         }
