@@ -1,9 +1,17 @@
 //! A CA of a test, and the certificates that it makes.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use graftwork_collective::tls::{Identity, NAME};
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+
+/// Each has a name of its own.
+static COUNT: AtomicU32 = AtomicU32::new(1);
 
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -19,6 +27,7 @@ pub(crate) struct Pair {
 impl Authority {
     pub(crate) fn new() -> Self {
         let (key, mut params) = (KeyPair::generate().unwrap(), CertificateParams::default());
+        params.distinguished_name.push(DnType::CommonName, format!("CA {}", COUNT.fetch_add(1, Ordering::SeqCst)));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         let pem = params.self_signed(&key).unwrap().pem();
         Self { issuer: Issuer::new(params, key), pem }

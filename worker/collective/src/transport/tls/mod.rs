@@ -99,7 +99,8 @@ impl Transport for Tls {
         incoming: &mut [Incoming<'_>],
         until: Instant,
     ) -> Result<(), Fault> {
-        let mut boxes: Vec<(Outbox<'_>, Inbox<'_>)> = self.links.iter().map(|_| Default::default()).collect();
+        let mut boxes: Vec<(Outbox<'_>, Inbox<'_>)> =
+            self.links.iter().map(|_| (Outbox::default(), Inbox::default())).collect();
         for Outgoing { to, tag, bytes } in outgoing {
             boxes[*to].0.push(*tag, bytes);
         }
