@@ -196,6 +196,12 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let planner = Arc::new(PlannerDoor::new(planning, None));
     let publisher = Arc::new(PublisherDoor { cache, reuse: true, by_owner: arguments.tokens.is_some() });
     let database = arguments.servers.database(&arguments.state)?;
+    if database.is_some() && arguments.nightly_history.is_none() && !arguments.nightly.is_empty() {
+        let words = "--nightly with a state in a database: histories of nights are files, and whichever coordinator leads goes \
+                     on with them, so name a folder that all of them see with --nightly-history FOLDER (a disk of this machine \
+                     where there is only one)";
+        return Err(Failure::input(anyhow!(words)));
+    }
     let bucket = arguments.servers.bucket(database.is_some())?;
     let leadership = database.map(|database| Leadership { database, lease_ms: arguments.lease * 1_000 });
     let folder = match (&arguments.folder, &leadership) {
@@ -211,12 +217,6 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     options.auth = arguments.auth()?;
     let _metrics = arguments.listen_for_metrics(options.gauges.clone()).await?;
     options.listen = arguments.listen;
-    if options.leadership.is_some() && arguments.nightly_history.is_none() && !arguments.nightly.is_empty() {
-        let words = "--nightly with a state in a database: histories of nights are files, and whichever coordinator leads goes \
-                     on with them, so name a folder that all of them see with --nightly-history FOLDER (a disk of this machine \
-                     where there is only one)";
-        return Err(Failure::input(anyhow!(words)));
-    }
     let histories = arguments.nightly_history.unwrap_or_else(|| folder.join(NIGHTS));
     let by_itself = ByItself { files: arguments.nightly, histories, code: arguments.nightly_code };
     by_itself.check()?;

@@ -2,8 +2,8 @@
 
 mod world;
 
-use graftwork_verdict::{CostFinding, Finding, Measure, Random, Settings, changes, judge};
-use world::{World, costs, quiet};
+use graftwork_verdict::{CostFinding, Finding, Random, Settings, changes, judge};
+use world::{CLASSES, F1_MACRO, NUMBERS, World, costs, quiet};
 
 /// Nights of each kind.
 const NIGHTS: u32 = 1_000;
@@ -46,17 +46,31 @@ fn nights_without_a_change_name_anything_at_most_as_often_as_stated() {
 
 #[test]
 fn bootstrapped_measures_keep_to_it_too() {
-    let world = World { threshold: 0.0, measure: Measure::F1Macro, ..World::new(4, 500, 3) };
+    let world = World { threshold: 0.0, scores: &[F1_MACRO], ..World::new(4, 500, 3) };
     let rate = alarms(&world, 400, 4);
     println!("{world:?}: {rate}");
     assert!(rate <= 0.05, "{rate}");
 }
 
+/// Two scores of the same answers, fusions beside their adapters, and a spread of seeds that earlier nights tell too.
+#[test]
+fn nights_as_they_are_keep_to_it_too() {
+    let classes = World { scores: &[CLASSES], earlier: 5, ..World::new(6, 300, 3) };
+    let numbers = World { scores: &[NUMBERS], ..World::new(3, 200, 3) };
+    for (world, nights, seed) in [(classes, 400, 11), (numbers, 300, 12), (World::benchmark(150, 5), 200, 13)] {
+        let rate = alarms(&World { threshold: 0.0, ..world }, nights, seed);
+        println!("{world:?}: {rate}");
+        // They are slow, so few; the example counts more.
+        assert!(rate <= 0.05 + two_errors(0.05, nights), "{world:?}: {rate}");
+    }
+}
+
 /// Drops on 1,000 rows, alone among tasks that did not change; two points among them.
 #[test]
 fn a_drop_on_a_thousand_rows_is_found_at_least_as_often_as_stated() {
-    for (tasks, seeds) in [(1, 3), (12, 3), (12, 5)] {
-        let world = World { threshold: 0.005, ..World::new(tasks, 1_000, seeds) };
+    // The least of two points, which nine seeds find among twelve tasks with the power that nights promise.
+    for (tasks, seeds, least) in [(1, 3, 0.4), (12, 3, 0.1), (12, 5, 0.35), (12, 9, 0.8)] {
+        let world = World::new(tasks, 1_000, seeds);
         for drop in [0.01, 0.02, 0.03] {
             let mut random = Random::new(5 + tasks as u64);
             let (mut found, mut stated) = (0.0, 0.0);
@@ -69,6 +83,7 @@ fn a_drop_on_a_thousand_rows_is_found_at_least_as_often_as_stated() {
             println!("{tasks} tasks, {seeds} seeds, {drop}: stated {stated:.3}, found {found:.3}");
             assert!(found >= stated - two_errors(found, NIGHTS), "{tasks}, {seeds}, {drop}: {stated}, found {found}");
             assert!(found <= stated + 0.3, "{tasks} tasks, {seeds} seeds: stated {stated}, found {found}");
+            assert!(drop != 0.02 || found >= least, "{tasks} tasks, {seeds} seeds: two points are found in {found}");
         }
     }
 }
