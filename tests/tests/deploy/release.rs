@@ -230,8 +230,8 @@ fn the_sbom_tells(path: &Path, unpacked: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the packer tells of the tree is valid CycloneDX, each component is reached from the application, and a document that is
-/// wrong is found out.
+/// What the packer tells of the tree is valid by the published schema, each component is reached from the application, and a
+/// document that is wrong is found out.
 pub(crate) fn the_sbom_is_right() -> Result<()> {
     let python = tool("python").context("python")?;
     let write = "import json, sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True; import release\n\
