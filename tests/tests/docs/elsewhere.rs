@@ -29,7 +29,7 @@ const AGAINST: (&str, &str) = ("versions.rs", "two_versions_are_measured_side_by
 const BY_ITSELF: (&str, &str) =
     ("by_itself.rs", "a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_interrupted");
 
-const LIST: [Elsewhere; 27] = [
+const LIST: [Elsewhere; 28] = [
     Elsewhere { page: "README.md", begins: "make quickstart", test: QUICKSTART, why: "it fetches, builds, and trains" },
     Elsewhere { page: "README.md", begins: "make test", test: TARGETS, why: "it runs these tests" },
     Elsewhere { page: "README.md", begins: "make check", test: TARGETS, why: "it builds everything once more" },
