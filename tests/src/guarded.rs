@@ -84,7 +84,9 @@ impl Guarded {
     pub fn with(&self, name: &str) -> Result<Command> {
         let mut with = command(self.path());
         with.env("GRAFTWORK_CA", self.path().join("tls/ca.pem"));
-        with.env("GRAFTWORK_TOKEN", self.tokens.get(name).context("a token of the cluster")?);
+        // With a line's end, as a secret of Kubernetes has it that was made of a file.
+        let token = self.tokens.get(name).context("a token of the cluster")?;
+        with.env("GRAFTWORK_TOKEN", format!("{}\n", token.trim_end()));
         Ok(with)
     }
 

@@ -326,7 +326,7 @@ impl SessionArguments {
 
 /// Whether the token is the one of this variable. Digests are compared, so that the time tells nothing of it.
 fn metrics_token(variable: &str) -> Result<Check, anyhow::Error> {
-    let token = std::env::var(variable).unwrap_or_default();
+    let token = credentials::of_operator(variable).unwrap_or_default();
     anyhow::ensure!(
         token.len() >= TOKEN_BYTES,
         "the environment variable {variable} of --metrics-token-env must hold a token of at least {TOKEN_BYTES} characters"

@@ -25,7 +25,7 @@ use std::{borrow::Cow, ffi::OsStr, path::PathBuf};
 pub(crate) use beside::Worker;
 use clap::{CommandFactory as _, Parser, Subcommand};
 use graftwork_proto::{Route, Token};
-use graftwork_shared::address::Address;
+use graftwork_shared::{address::Address, credentials};
 use graftwork_telemetry::TraceError;
 pub(crate) use jobs::exit_code;
 pub(crate) use plan::{JobFile, Output, Refused, show_problems};
@@ -278,12 +278,8 @@ pub(crate) fn cache_folder() -> PathBuf {
 /// The value of a variable that an option names.
 pub(crate) fn secret(variable: Option<&str>) -> Result<Option<String>, Failure> {
     let Some(variable) = variable else { return Ok(None) };
-    match std::env::var(variable) {
-        Ok(value) if !value.is_empty() => Ok(Some(value)),
-        _ => {
-            Err(Failure::input(anyhow::anyhow!("the environment variable {variable} that holds the token is not set")))
-        }
-    }
+    let unset = || anyhow::anyhow!("the environment variable {variable} that holds the token is not set");
+    credentials::of_operator(variable).map(Some).ok_or_else(|| Failure::input(unset()))
 }
 
 /// Commands through which jobs go send their spans to the collector that the environment names.

@@ -62,13 +62,13 @@ impl Driver {
             }
             Command::Form { worker, lease, epoch, rank, ranks, at_once, checkpointed, shares } => {
                 let formation = Formation { epoch, rank, ranks, at_once, checkpointed, shares };
-                self.send(worker, String::new(), CoordinatorMessage::Form(lease, formation));
+                self.send(worker, self.trace_of(worker, lease), CoordinatorMessage::Form(lease, formation));
             }
             Command::Release { worker, lease, reason } => {
-                self.send(worker, String::new(), CoordinatorMessage::Release(lease, reason));
+                self.send(worker, self.trace_of(worker, lease), CoordinatorMessage::Release(lease, reason));
             }
             Command::Accept { worker, lease, step } => {
-                self.send(worker, String::new(), CoordinatorMessage::Accepted(lease, step));
+                self.send(worker, self.trace_of(worker, lease), CoordinatorMessage::Accepted(lease, step));
             }
             Command::Fence { worker, lease } => self.fence(worker, lease),
             Command::Drain { worker, reason } => self.send(worker, String::new(), CoordinatorMessage::Drain(reason)),
@@ -89,6 +89,13 @@ impl Driver {
     fn lease_trace(&self, assignment: &Assignment, lease: LeaseId) -> String {
         let plan = self.machine().plan(&assignment.job);
         plan.map(|plan| trail::lease_context(plan, &assignment.stage, lease).to_string()).unwrap_or_default()
+    }
+
+    /// The same of a lease that a worker holds already; nothing where it is not live any more.
+    fn trace_of(&self, worker: WorkerId, lease: LeaseId) -> String {
+        let key = self.machine().holds(worker, lease);
+        let plan = key.and_then(|key| Some((self.machine().plan(&key.job)?, &key.stage)));
+        plan.map(|(plan, stage)| trail::lease_context(plan, stage, lease).to_string()).unwrap_or_default()
     }
 
     fn welcome(&mut self, session: u64, worker: WorkerId) {

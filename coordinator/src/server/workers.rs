@@ -63,10 +63,12 @@ fn refuse(outgoing: &Outgoing, reason: String) {
     let _ = outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope)));
 }
 
-/// How a message about a lease is called in its trace; reports, which are many, and heartbeats have no span.
+/// How a message about a lease is called in its trace; reports of steps and of cost, which are many, and heartbeats have no
+/// span.
 fn told_of(message: &WorkerMessage) -> Option<&'static str> {
     Some(match message {
         WorkerMessage::Checkpoint(..) => "message checkpoint",
+        WorkerMessage::Evaluated(..) => "message evaluated",
         WorkerMessage::Finished(..) => "message finished",
         WorkerMessage::Paused(..) => "message paused",
         WorkerMessage::Failed(..) => "message failed",

@@ -2,14 +2,16 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     path::Path,
     process::{Command, Output},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use graftwork_shared::VERSION;
+use graftwork_tests::program;
 
-use crate::{root, tool};
+use crate::{process::ended, root, tool};
 
 fn check(chart: &Path, settings: &[&str]) -> Result<(bool, String)> {
     let (python, helm) = (tool("python").context("python")?, tool("helm").context("helm")?);
@@ -131,6 +133,19 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
         ensure!(!right && said.contains(problem), "{wrong}: {said}");
     }
     fs::write(&path, text)?;
+    let path = chart.join("templates/workers.yaml");
+    let text = fs::read_to_string(&path)?;
+    for (right, wrong, problem) in [
+        ("maxReplicaCount:", "mostReplicaCount:", "'mostReplicaCount' was unexpected"),
+        ("minReplicaCount: {{ .autoscaling.minReplicas }}", "minReplicaCount: some", "$.spec.minReplicaCount"),
+        ("      metricType: AverageValue\n", "      metricTyp: AverageValue\n", "'metricTyp' was unexpected"),
+    ] {
+        ensure!(text.contains(right), "workers.yaml has no {right:?} any more");
+        fs::write(&path, text.replace(right, wrong))?;
+        let (right, said) = check(&chart, &keda)?;
+        ensure!(!right && said.contains(problem), "{wrong}: {said}");
+    }
+    fs::write(&path, text)?;
     let (right, said) = check(&chart, &["--set", "queueMetric.from=guessed"])?;
     ensure!(!right, "a source that is none is taken: {said}");
     Ok(())
@@ -174,12 +189,81 @@ pub(crate) fn pools_follow_the_queue() -> Result<()> {
     Ok(())
 }
 
+/// What docs/install.md says of Kubernetes, run as it is written: kubectl makes the secrets that it would send, and the chart
+/// wants these, with these keys, and no others.
+pub(crate) fn the_secrets_of_the_page_are_those_of_the_chart() -> Result<()> {
+    let page = fs::read_to_string(root().join("docs/install.md"))?;
+    let block = page.split("```").find(|block| block.contains("kubectl create secret"));
+    let commands = block.context("docs/install.md says no more how secrets are made")?;
+    let folder = tempfile::tempdir()?;
+    let tools = tool("kubectl").and_then(|path| Some(path.parent()?.to_owned())).context("tools")?;
+    let programs = program().parent().context("a folder of programs")?.to_owned();
+    let mut script = String::from("umask 077\n");
+    for (name, text) in [("store.keys", "A:B"), ("database.password", "x"), ("metrics.token", "0123456789abcdef")] {
+        script += &format!("printf %s '{text}' > {name}\n");
+    }
+    for line in commands.trim().lines() {
+        script += &match line.split(' ').next() {
+            Some("kubectl") => format!("{line} --dry-run=client --output=yaml >> made.yaml; echo --- >> made.yaml\n"),
+            Some("helm") => format!("printf '{{}}' > my-values.yaml; {line} --dry-run=client > installed\n"),
+            _ => format!("{line}\n"),
+        };
+    }
+    symlink(fs::canonicalize(root().join("deploy"))?, folder.path().join("deploy"))?;
+    let path = format!("{}:{}:/usr/bin:/bin", tools.display(), programs.display());
+    let mut shell = Command::new("sh");
+    shell.args(["-euc", &script]).current_dir(folder.path()).env_clear().env("PATH", path).env("HOME", folder.path());
+    ended(&mut shell, 0)?;
+    ensure!(
+        fs::read_to_string(folder.path().join("installed"))?.contains("STATUS: pending-install"),
+        "helm refuses it"
+    );
+    let made = folder.path().join("made.yaml");
+    let check = |settings: &[&str], code: i32| {
+        let (python, helm) = (tool("python").context("python")?, tool("helm").context("helm")?);
+        let mut check = Command::new(python);
+        check
+            .arg(root().join("tests/deploy/secrets.py"))
+            .arg(helm)
+            .arg(root().join("deploy/helm/graftwork"))
+            .arg(&made);
+        ended(check.args(settings), code)
+    };
+    let said = check(&[], 0)?;
+    ensure!(said.contains("7 secrets are all"), "{said}");
+    // The check itself.
+    let said = check(&["--set", "secrets.join=ours"], 1)?;
+    ensure!(
+        said.contains("nobody made the secret ours") && said.contains("no pod reads the secret graftwork-join"),
+        "{said}"
+    );
+    let text = fs::read_to_string(&made)?;
+    fs::write(&made, text.replace("  password: ", "  passwort: "))?;
+    let said = check(&[], 1)?;
+    ensure!(said.contains("the secret graftwork-database has no password"), "{said}");
+    Ok(())
+}
+
 pub(crate) fn the_compose_file_is_right() -> Result<()> {
     let python = tool("python").context("python")?;
     let (script, file) = (root().join("tests/deploy/compose.py"), root().join("deploy/compose/compose.yaml"));
-    let output = Command::new(python).arg(script).arg(file).output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success() && said.contains("2 services are right"), "{said}");
+    let said = ended(Command::new(&python).arg(&script).arg(&file), 0)?;
+    ensure!(said.contains("2 services are right"), "{said}");
+    // The check itself.
+    let (folder, text) = (tempfile::tempdir()?, fs::read_to_string(file)?);
+    let path = folder.path().join("compose.yaml");
+    for (right, wrong, problem) in [
+        ("stop_grace_period: 120s", "stop_grace_periods: 120s", "services.worker.stop_grace_periods: Extra inputs"),
+        ("restart: unless-stopped", "restart: [unless-stopped]", "services.worker.restart: Input should be"),
+        ("read_only: true", "read_only: false", "coordinator: not so: cannot write its root"),
+        ("  cache:\n", "", "worker: volume cache is not declared"),
+        ("      - --persist\n", "      - --persist=${TOKEN}\n", "worker: not so: holds no secret"),
+    ] {
+        ensure!(text.contains(right), "the Compose file has no {right:?} any more");
+        fs::write(&path, text.replace(right, wrong))?;
+        let said = ended(Command::new(&python).arg(&script).arg(&path), 1)?;
+        ensure!(said.contains(problem), "{wrong}: {said}");
+    }
     Ok(())
 }
 

@@ -3,21 +3,24 @@
 //! No registry is asked for their base: Debian's own packages make one of the same name here.
 
 use std::{
+    collections::BTreeMap,
     fs,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_shared::VERSION;
-use graftwork_tests::{Run, World, program, tensor_digests};
+use graftwork_tests::{World, tensor_digests};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
     installed,
-    process::{Process, ask, socket},
-    release, root,
+    process::{Process, ended, get, until},
+    release, root, tool,
 };
 
 const FILES: [&str; 3] = ["coordinator", "worker", "worker-cuda"];
@@ -29,7 +32,8 @@ const USER: u32 = 65_532;
 pub(crate) fn lacks() -> Option<&'static str> {
     release::lacks().or_else(|| {
         let tools = ["buildah", "debootstrap"].iter().all(|name| installed(name));
-        (!tools).then_some("buildah or debootstrap is not installed")
+        let read = tool("python").is_some();
+        (!tools || !read).then_some("buildah or debootstrap is not installed, or scripts/deploy-tools.sh was not run")
     })
 }
 
@@ -144,8 +148,8 @@ impl Images {
         Ok(fs::remove_dir_all(system)?)
     }
 
-    /// Builds an image as its file says, and gives the root of a container of it.
-    fn build(&self, name: &str, unpacked: &Path) -> Result<PathBuf> {
+    /// Builds an image as its file says, and mounts a container of it.
+    fn build(&self, name: &str, unpacked: &Path) -> Result<Image> {
         let (file, image) = (format!("deploy/container/{name}.Containerfile"), format!("graftwork-{name}:{VERSION}"));
         let file = unpacked.join(file).display().to_string();
         let context = unpacked.display().to_string();
@@ -166,8 +170,82 @@ impl Images {
         ensure!(config["User"] == format!("{USER}:{USER}"), "{name}: {config}");
         ensure!(config["Entrypoint"] == json!(["graftwork"]) && config["StopSignal"] == "SIGTERM", "{name}: {config}");
         let container = self.buildah(&["from", "--pull-never", &image])?;
-        Ok(PathBuf::from(self.buildah(&["mount", &container])?))
+        let variables = config["Env"].as_array().context("an image has variables")?;
+        Ok(Image {
+            system: PathBuf::from(self.buildah(&["mount", &container])?),
+            environment: variables.iter().filter_map(|pair| pair.as_str().map(str::to_owned)).collect(),
+            folder: config["WorkingDir"].as_str().context("an image has a folder")?.to_owned(),
+        })
     }
+}
+
+/// An image, as the root of a container of it.
+struct Image {
+    system: PathBuf,
+    environment: Vec<String>,
+    folder: String,
+}
+
+/// How the Compose file starts containers of a service.
+#[derive(Debug, Deserialize)]
+struct Service {
+    user: String,
+    command: Vec<String>,
+    environment: BTreeMap<String, String>,
+    volumes: Vec<String>,
+    replicas: usize,
+}
+
+impl Service {
+    fn read(name: &str) -> Result<Self> {
+        let mut asked = Command::new(tool("python").context("python")?);
+        asked.arg(root().join("tests/deploy/compose.py")).arg(root().join("deploy/compose/compose.yaml")).arg(name);
+        Ok(serde_json::from_str(&ended(&mut asked, 0)?)?)
+    }
+
+    /// A program in a container of this service: its user, variables and volumes, and a root that cannot be written. Volumes
+    /// lie below `shared`: a named one is the image's user's from the beginning, and what is mounted of the host stays as it is.
+    fn contained(&self, image: &Image, shared: &Path, words: &[&str]) -> Result<Command> {
+        let system = image.system.display();
+        let mut script = format!("mount --bind '{system}' '{system}'; mount -t proc none '{system}/proc'; ");
+        script += &format!("mount --rbind /dev '{system}/dev'; mount -t tmpfs none '{system}/tmp'; ");
+        for volume in &self.volumes {
+            let mut parts = volume.split(':');
+            let (name, place) = (parts.next().unwrap_or_default(), parts.next().context("a volume has a place")?);
+            let folder = shared.join(name.trim_start_matches("./"));
+            if !folder.exists() && !name.starts_with('.') {
+                made(&folder)?;
+            }
+            // The image need not have the place of a folder of the host.
+            fs::create_dir_all(image.system.join(place.trim_start_matches('/')))?;
+            script += &format!("mount --bind '{}' '{system}{place}'; ", folder.display());
+            if parts.next() == Some("ro") {
+                script += &format!("mount -o remount,bind,ro '{system}{place}'; ");
+            }
+        }
+        script += &format!("mount -o remount,bind,ro '{system}'; exec chroot --userspec={} '{system}' ", self.user);
+        script += &format!("env --ignore-environment --chdir='{}' ", image.folder);
+        let own = self.environment.iter().map(|(name, value)| format!("{name}={value}"));
+        for pair in image.environment.iter().cloned().chain(own) {
+            script += &format!("'{pair}' ");
+        }
+        script += &format!("graftwork {}", words.join(" "));
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-euc", &script]);
+        Ok(command)
+    }
+
+    fn start(&self, image: &Image, shared: &Path) -> Result<Process> {
+        let words: Vec<&str> = self.command.iter().map(String::as_str).collect();
+        Process::start(&mut self.contained(image, shared, &words)?)
+    }
+}
+
+/// A folder that only the images' user can enter.
+fn made(folder: &Path) -> Result<()> {
+    fs::create_dir(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+    Ok(chown(folder, Some(USER), Some(USER))?)
 }
 
 impl Drop for Images {
@@ -178,20 +256,8 @@ impl Drop for Images {
     }
 }
 
-/// Starts a container's program as the Compose file does: its user, a root that cannot be written, and these volumes.
-fn started(system: &Path, volumes: &[(&Path, &str)], words: &str) -> Result<Process> {
-    let system = system.display();
-    let mut script = format!("mount --bind '{system}' '{system}'; mount -t proc none '{system}/proc'; ");
-    script += &format!("mount --rbind /dev '{system}/dev'; mount -t tmpfs none '{system}/tmp'; ");
-    for (folder, place) in volumes {
-        script += &format!("mount --bind '{}' '{system}{place}'; ", folder.display());
-    }
-    script += &format!("mount -o remount,bind,ro '{system}'; exec chroot --userspec={USER}:{USER} '{system}' ");
-    script += &format!("env -i PATH=/opt/graftwork/bin:/usr/bin:/bin XDG_CACHE_HOME=/tmp graftwork {words}");
-    Process::start(Command::new("unshare").args(["--mount", "sh", "-euc", &script]))
-}
-
-/// The images build, and a coordinator and a worker of them run a job over the socket that they share.
+/// The images build, and what the Compose file starts of them runs a job that is submitted as docs/install.md says: a
+/// coordinator and two workers, which share socket and cache.
 pub(crate) fn the_images_build_and_run_a_job() -> Result<()> {
     let images = Images { folder: tempfile::tempdir()? };
     images.base()?;
@@ -201,27 +267,56 @@ pub(crate) fn the_images_build_and_run_a_job() -> Result<()> {
     fs::set_permissions(shared, fs::Permissions::from_mode(0o755))?;
     let unpacked = images.folder.path().join("release");
     release::unpack(&unpacked)?;
-    let volume = |name: &str| -> Result<PathBuf> {
-        let path = shared.join(name);
-        fs::create_dir(&path)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
-        chown(&path, Some(USER), Some(USER))?;
-        Ok(path)
-    };
-    let (state, door, hub, cache) = (volume("state")?, volume("door")?, volume("hub")?, volume("cache")?);
-    let system = images.build("coordinator", &unpacked)?;
-    let words = "coordinator --state=/state --listen=unix:///door/socket --log-format=json";
-    let leader = started(&system, &[(&state, "/state"), (&door, "/door"), (&hub, "/hub")], words)?;
-    leader.wait_for("listens on")?;
-    let system = images.build("worker", &unpacked)?;
-    let words = "worker --coordinator=unix:///door/socket --threads=2 --cache=/cache --persist --log-format=json";
-    let worker = started(&system, &[(&door, "/door"), (&cache, "/cache")], words)?;
+    let commands = as_the_page_says()?;
+    // What the page makes, here without docker.
     world.job("job.toml", "/hub", "")?;
-    let job = ask(&world, shared, &["submit", "job.toml"], &[])?;
-    let mut watch = Command::new(program());
-    watch.args(["watch", &job, "--progress", "json", "--coordinator", &socket(shared)]);
-    let ended = Run::watching(watch, state)?.finish(0);
-    ended.with_context(|| format!("{}\n{}", leader.said().join("\n"), worker.said().join("\n")))?;
-    ensure!(!tensor_digests(&hub)?.is_empty(), "nothing was published");
+    ended(Command::new("sh").current_dir(shared).args(["-euc", &commands[0]]), 0)?;
+    let copy = format!("cp -r '{}'/. data && chmod -R a+rX data", world.path().display());
+    ended(Command::new("sh").current_dir(shared).args(["-euc", &copy]), 0)?;
+    let (service, image) = (Service::read("coordinator")?, images.build("coordinator", &unpacked)?);
+    let leader = service.start(&image, shared)?;
+    leader.wait_for("listens on")?;
+    let (of_workers, image_of_workers) = (Service::read("worker")?, images.build("worker", &unpacked)?);
+    let start = |_| of_workers.start(&image_of_workers, shared);
+    let workers = (0..of_workers.replicas).map(start).collect::<Result<Vec<_>>>()?;
+    ensure!(workers.len() == 2, "the Compose file starts {} workers", workers.len());
+    let said = || {
+        let all = workers.iter().chain([&leader]).map(|running| running.said().join("\n"));
+        all.collect::<Vec<_>>().join("\n\n")
+    };
+    let connected = || {
+        let (_, text) = get("127.0.0.1:9464", "/metrics", "").ok()?;
+        text.contains("graftwork_workers{state=\"connected\"} 2\n").then_some(())
+    };
+    until(Duration::from_mins(1), connected).with_context(|| format!("two workers never came: {}", said()))?;
+    for address in ["127.0.0.1:9465", "127.0.0.1:9466"] {
+        ensure!(get(address, "/readyz", "")?.0 == 200, "no worker is ready at {address}: {}", said());
+    }
+    let run = |words: &str| -> Result<String> {
+        let words: Vec<&str> = words.split(' ').collect();
+        ended(&mut service.contained(&image, shared, &words)?, 0).with_context(said)
+    };
+    let submitted = run(&commands[1])?;
+    let job = submitted.lines().find(|line| line.len() == 16).with_context(|| format!("no job: {submitted}"))?;
+    run(&commands[2].replace("JOB", job))?;
+    ensure!(!tensor_digests(&shared.join("hub"))?.is_empty(), "nothing was published");
+    ensure!(fs::read_dir(shared.join("cache"))?.next().is_some(), "the workers share no cache");
     Ok(())
+}
+
+/// What docs/install.md says of one host: the command that makes the folders, and what is run in the coordinator's container to
+/// submit a job and to watch it.
+fn as_the_page_says() -> Result<[String; 3]> {
+    let page = fs::read_to_string(root().join("docs/install.md"))?;
+    let block = page.split("```").find(|block| block.contains("docker compose up"));
+    let block = block.context("docs/install.md says no more how containers are started")?;
+    let lines: Vec<&str> = block.trim().lines().collect();
+    let within: Vec<&str> =
+        lines.iter().filter_map(|line| line.strip_prefix("docker compose exec coordinator graftwork ")).collect();
+    match (lines.as_slice(), within.as_slice()) {
+        ([first, ..], [submit, watch]) if first.starts_with("mkdir ") => {
+            Ok([(*first).to_owned(), (*submit).to_owned(), (*watch).to_owned()])
+        }
+        _ => bail!("the test cannot run these: {block}"),
+    }
 }

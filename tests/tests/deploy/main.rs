@@ -57,6 +57,11 @@ fn main() -> ExitCode {
     let trials = vec![
         trial("the_chart_is_right", tools, chart::the_chart_is_right),
         trial("a_chart_that_is_wrong_is_found_out", tools, chart::a_chart_that_is_wrong_is_found_out),
+        trial(
+            "the_secrets_of_the_page_are_those_of_the_chart",
+            tools,
+            chart::the_secrets_of_the_page_are_those_of_the_chart,
+        ),
         trial("pools_follow_the_queue", tools.or(prometheus), chart::pools_follow_the_queue),
         trial("the_compose_file_is_right", tools, chart::the_compose_file_is_right),
         trial("deployment_files_name_this_version", None, chart::deployment_files_name_this_version),
@@ -78,6 +83,7 @@ fn main() -> ExitCode {
         trial("the_store_of_this_version_is_written", unasked, stores::the_store_of_this_version_is_written),
         trial("every_released_store_opens", None, stores::every_released_store_opens),
         trial("a_state_moves_to_servers_and_back", moved::lacks(), moved::a_state_moves_to_servers_and_back),
+        trial("the_sbom_is_right", tools, release::the_sbom_is_right),
         trial("a_program_that_names_a_folder_is_found_out", None, release::a_program_that_names_a_folder_is_found_out),
         trial("a_job_runs_from_the_release_without_rust", release::lacks(), release::a_job_runs_without_rust),
         trial("the_container_files_are_right", None, images::the_container_files_are_right),

@@ -137,7 +137,7 @@ fn with_a_token() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let more = ["--metrics", "127.0.0.1:0", "--token-env", "OURS"];
     let token = "a token of more than sixteen";
-    let running = Process::start(coordinator(folder.path(), &more).env("OURS", token))?;
+    let running = Process::start(coordinator(folder.path(), &more).env("OURS", format!("{token}\n")))?;
     let at = running.told("tells metrics on")?;
     ensure!(get(&at, "/metrics", "")?.0 == 401 && get(&at, "/healthz", "")?.0 == 200);
     let (status, text) = get(&at, "/metrics", &format!("authorization: Bearer {token}\r\n"))?;
@@ -209,9 +209,7 @@ pub(crate) fn prometheus_scrapes_both() -> Result<()> {
     ]))?;
     train(&watched)?;
     let seen = |query: &str| -> Option<f64> {
-        let (_, body) = get(&address, &format!("/api/v1/query?query={query}"), "").ok()?;
-        let answer: Value = serde_json::from_str(&body).ok()?;
-        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+        asked(&address, query).ok()?["data"]["result"][0]["value"][1].as_str()?.parse().ok()
     };
     let wait = Duration::from_secs(30);
     let trained = until(wait, || seen("graftwork_stages_published_total").filter(|stages| *stages > 3.5));
@@ -219,6 +217,7 @@ pub(crate) fn prometheus_scrapes_both() -> Result<()> {
     until(wait, || seen("sum(up)").filter(|up| (*up - 2.0).abs() < 1e-9)).context("not both programs are up")?;
     ensure!(seen("graftwork_worker_rows_total").is_some_and(|rows| rows > 100.0), "the worker's rows");
     rules_are_evaluated(&address)?;
+    every_panel_shows_something(&address)?;
     // kill -9: nobody says goodbye.
     watched.worker.kill();
     let gone = until(wait, || {
@@ -228,6 +227,39 @@ pub(crate) fn prometheus_scrapes_both() -> Result<()> {
     });
     let labels = &gone.context("nobody was told that the worker is gone")?["alerts"][0]["labels"];
     ensure!(labels["instance"] == watched.tells[1].as_str() && labels["severity"] == "warning", "{labels}");
+    Ok(())
+}
+
+/// What Prometheus answers to a query of now.
+fn asked(address: &str, query: &str) -> Result<Value> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let encode = |byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    let query: String = query.bytes().map(encode).collect();
+    Ok(serde_json::from_str(&get(address, &format!("/api/v1/query?query={query}"), "")?.1)?)
+}
+
+/// Each query of the dashboard is one that Prometheus takes, and has an answer once a job was trained.
+fn every_panel_shows_something(address: &str) -> Result<()> {
+    let dashboard: Value = serde_json::from_str(&fs::read_to_string(root().join("deploy/grafana/graftwork.json"))?)?;
+    let panels = dashboard["panels"].as_array().context("panels")?;
+    let mut queries = 0;
+    for panel in panels {
+        for target in panel["targets"].as_array().context("a panel has targets")? {
+            let query = target["expr"].as_str().context("a target has a query")?;
+            // Rates want two samples.
+            let shows = || {
+                let answer = asked(address, query).ok()?;
+                (!answer["data"]["result"].as_array()?.is_empty()).then_some(())
+            };
+            let title = &panel["title"];
+            until(Duration::from_secs(20), shows)
+                .with_context(|| format!("panel {title} shows nothing: {query}: {:?}", asked(address, query)))?;
+            queries += 1;
+        }
+    }
+    ensure!(panels.len() >= 16 && queries >= 24, "{} panels with {queries} queries", panels.len());
+    let wrong = asked(address, "sum by place (graftwork_stages)")?;
+    ensure!(wrong["status"] == "error", "a query that is none is taken: {wrong}");
     Ok(())
 }
 

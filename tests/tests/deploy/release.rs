@@ -15,7 +15,7 @@ use graftwork_shared::digest::{Digest, Hasher};
 use graftwork_tests::{World, program, tensor_digests};
 use serde_json::Value;
 
-use crate::{images, installed, root};
+use crate::{images, installed, process::ended, root, tool};
 
 /// Why it cannot be tried here, if so.
 pub(crate) fn lacks() -> Option<&'static str> {
@@ -172,6 +172,7 @@ fn the_contents_are_whole(unpacked: &Path) -> Result<()> {
         "THIRD-PARTY.txt",
         "completions/graftwork.bash",
         "completions/_graftwork",
+        "completions/graftwork.fish",
         "man/man1/graftwork.1",
         "man/man1/graftwork-worker.1",
         "man/man1/graftwork-deploy-slurm.1",
@@ -183,20 +184,84 @@ fn the_contents_are_whole(unpacked: &Path) -> Result<()> {
     }
     let worker = fs::read_to_string(unpacked.join("man/man1/graftwork-worker.1"))?;
     ensure!(worker.contains("group") && worker.contains("metrics"), "the worker's page lacks its options");
-    let sbom: Value = serde_json::from_str(&fs::read_to_string(unpacked.join("sbom.cdx.json"))?)?;
-    let components = sbom["components"].as_array().context("components")?;
-    for name in ["graftwork-worker", "torch", "tonic", "tch", "rustls"] {
-        ensure!(components.iter().any(|component| component["name"] == name), "{name} is not in the SBOM");
+    // That they are true, the script has asked sha256sum.
+    let sums = fs::read_to_string(unpacked.join("SHA256SUMS"))?;
+    for name in ["sbom.cdx.json", "completions/graftwork.fish", "bin/graftwork-worker", "bin/libtorch/lib/libgomp.so.1"]
+    {
+        ensure!(sums.lines().any(|line| line.ends_with(&format!("  {name}"))), "SHA256SUMS does not have {name}");
     }
-    ensure!(!components.iter().any(|component| component["name"] == "insta"), "what only tests use is in the SBOM");
-    let named = components.iter().all(|component| component["licenses"].is_array());
-    ensure!(named, "a component without a licence");
+    the_sbom_tells(&unpacked.join("sbom.cdx.json"), unpacked)?;
     for name in ["graftwork", "graftwork-worker"] {
         let bytes = fs::read(unpacked.join("bin").join(name))?;
         let has = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
         ensure!(!has("/../.graftwork/libtorch"), "{name} looks for libtorch where it was built");
     }
     Ok(())
+}
+
+/// The libraries of the programs and of `bin/libtorch`, with licences, and what each is built of.
+fn the_sbom_tells(path: &Path, unpacked: &Path) -> Result<()> {
+    let sbom: Value = serde_json::from_str(&fs::read_to_string(path)?)?;
+    let components = sbom["components"].as_array().context("components")?;
+    let told = |name: &str| components.iter().find(|component| component["name"] == name);
+    for name in ["graftwork-worker", "torch", "tonic", "tch", "rustls", "nvidia-cuda-runtime"] {
+        ensure!(told(name).is_some(), "{name} is not in the SBOM");
+    }
+    ensure!(told("insta").is_none(), "what only tests use is in the SBOM");
+    let named = components.iter().all(|component| component["licenses"].is_array());
+    ensure!(named, "a component without a licence");
+    let gomp = fs::read(unpacked.join("bin/libtorch/lib/libgomp.so.1"))?;
+    let hash = &told("libgomp").context("libgomp is not in the SBOM")?["hashes"][0]["content"];
+    ensure!(*hash == Digest::of(&gomp).to_string(), "another libgomp is in the SBOM: {hash}");
+    let needs = |name: &str| -> Result<String> {
+        let reference = &told(name).context("a component")?["bom-ref"];
+        let graph = sbom["dependencies"].as_array().context("dependencies")?;
+        Ok(graph.iter().find(|entry| entry["ref"] == *reference).context("it is in the graph")?["dependsOn"]
+            .to_string())
+    };
+    for (name, wanted) in [
+        ("graftwork-worker", "graftwork-engine"),
+        ("tch", "torch-sys"),
+        ("torch-sys", "pypi/torch@"),
+        ("torch", "libgomp"),
+    ] {
+        ensure!(needs(name)?.contains(wanted), "{name} is not built of {wanted}: {}", needs(name)?);
+    }
+    Ok(())
+}
+
+/// What the packer tells of the tree is valid by the published schema, each component is reached from the application, and a
+/// document that is wrong is found out.
+pub(crate) fn the_sbom_is_right() -> Result<()> {
+    let python = tool("python").context("python")?;
+    let write = "import json, sys; sys.path.insert(0, sys.argv[1]); sys.dont_write_bytecode = True; import release\n\
+                 print(json.dumps(release.sbom(*release.crates(), \"0.1.0\")))";
+    let text = run(Command::new("python3").args(["-c", write]).arg(root().join("scripts")))?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("sbom.cdx.json");
+    let check = |text: &str, code: i32| -> Result<String> {
+        fs::write(&path, text)?;
+        ended(Command::new(&python).arg(root().join("tests/deploy/sbom.py")).arg(&path), code)
+    };
+    let said = check(&text, 0)?;
+    ensure!(said.contains("components are right"), "{said}");
+    for (right, wrong, problem) in [
+        ("\"alg\": \"SHA-256\"", "\"alg\": \"SHA-257\"", "is not one of"),
+        ("\"BSD-3-Clause\"", "\"BSD-3\"", "is not valid under any of the given schemas"),
+        ("[\"pkg:cargo/graftwork-worker@", "[\"pkg:cargo/graftwork-werker@", "is depended on and not told"),
+    ] {
+        ensure!(text.contains(right), "the SBOM has no {right} any more");
+        let said = check(&text.replace(right, wrong), 1)?;
+        ensure!(said.contains(problem), "{wrong}: {said}");
+    }
+    Ok(())
+}
+
+/// A command that succeeds; gives what it printed.
+fn run(command: &mut Command) -> Result<String> {
+    let Output { status, stdout, stderr } = command.output()?;
+    ensure!(status.success(), "{command:?}: {}", String::from_utf8_lossy(&stderr));
+    Ok(String::from_utf8(stdout)?)
 }
 
 /// Programs of the tree name the folders in which they were built; the packer sees that and stops.

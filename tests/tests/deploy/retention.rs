@@ -3,14 +3,18 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_shared::digest::Digest;
 use graftwork_tests::{Run, World};
 
-use crate::process::{Process, ask, coordinator, socket, until, worker};
+use crate::{
+    process::{Process, ask, coordinator, ended, socket, until, worker},
+    root,
+};
 
 /// A coordinator that keeps ended jobs for so many days.
 fn keeping(folder: &Path, days: &str) -> Result<Process> {
@@ -66,5 +70,25 @@ pub(crate) fn of_an_old_job_only_its_releases_stay() -> Result<()> {
     let empty = || files(&blobs).is_ok_and(|left| left.is_empty()).then_some(());
     until(Duration::from_secs(30), empty).with_context(|| format!("blobs are left: {:?}", files(&blobs)))?;
     ensure!(predictions(&hub)? == released, "what was released is another one now");
+    deleted_as_the_page_says(&hub, &released)
+}
+
+/// The commands of docs/operations.md: a release, with its predictions, is in no place of the hub any more.
+fn deleted_as_the_page_says(hub: &Path, released: &[(PathBuf, Vec<u8>)]) -> Result<()> {
+    let page = fs::read_to_string(root().join("docs/operations.md"))?;
+    let block = page.split("```").find(|block| block.contains("-samefile"));
+    let block = block.context("docs/operations.md says no more how a release is deleted")?;
+    let here = block.replace("/srv/hub", &hub.display().to_string()).replace("nlp/topic", "tests/mood");
+    let commands: Vec<&str> = here.trim().lines().collect();
+    let [find, remove] = commands[..] else { bail!("the test cannot run these: {here}") };
+    let record = ended(Command::new("sh").args(["-c", find]), 0)?;
+    let folder = Path::new(record.trim()).parent().context("a record lies in a folder")?.to_owned();
+    let digest = folder.file_name().context("a digest")?.to_string_lossy().into_owned();
+    ended(Command::new("sh").args(["-ec", &remove.replace("DIGEST", &digest)]), 0)?;
+    let there =
+        |(path, _): &(PathBuf, Vec<u8>)| !path.starts_with(hub.join("tests/mood")) && !path.starts_with(&folder);
+    let kept: Vec<_> = released.iter().filter(|release| there(release)).cloned().collect();
+    ensure!(!kept.is_empty() && kept.len() < released.len(), "nothing of it was there: {folder:?}");
+    ensure!(predictions(hub)? == kept, "it took something else with it");
     Ok(())
 }

@@ -3,7 +3,8 @@
 //!
 //! A store is a backup in `tests/fixtures/stores/VERSION`, with `store.json` beside, which says what is in it: one job that
 //! had ended, and one that was killed behind a snapshot of the journal. `GRAFTWORK_WRITE_STORE=1` writes that of this
-//! version; how that belongs to a release stands in `tests/fixtures/stores/README.md`.
+//! version; how that belongs to a release stands in `tests/fixtures/stores/README.md`. The store of this version has facts of
+//! this version, so whoever gives facts another one leaves a store of the old ones behind.
 
 use std::{
     collections::BTreeMap,
@@ -13,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use graftwork_scheduler::FACT_VERSION;
 use graftwork_shared::{VERSION, event::EventKind};
 use graftwork_tests::{Run, World};
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,8 @@ const PLACE: &str = "/tmp/graftwork-stores";
 #[derive(Debug, Serialize, Deserialize)]
 struct Store {
     version: String,
+    /// The version of the facts in its journal.
+    facts: u32,
     /// A job that had ended, by its id.
     whole: String,
     /// One that had not.
@@ -92,9 +96,10 @@ pub(crate) fn the_store_of_this_version_is_written() -> Result<()> {
     working.kill();
     leader.kill();
     graftwork(folder, &["backup", "--state", "state", "--to", "store"], 0)?;
-    let (snapshots, facts) = rows(&folder.join("store/journal.sqlite"))?;
+    let journal = folder.join("store/journal.sqlite");
+    let (snapshots, facts) = rows(&journal)?;
     ensure!(snapshots == 1 && facts > 0, "a store needs a snapshot and facts behind it: {snapshots} and {facts}");
-    let store = Store { version: VERSION.to_owned(), whole, begun, step };
+    let store = Store { version: VERSION.to_owned(), facts: latest(&journal)?, whole, begun, step };
     fs::write(folder.join("store/store.json"), serde_json::to_string_pretty(&store)? + "\n")?;
     copy(&folder.join("store"), &place)
 }
@@ -103,6 +108,13 @@ fn rows(journal: &Path) -> Result<(i64, i64)> {
     let connection = rusqlite::Connection::open(journal)?;
     let count = |table: &str| connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0));
     Ok((count("snapshot")?, count("facts")?))
+}
+
+/// The version of what was written last into a journal.
+fn latest(journal: &Path) -> Result<u32> {
+    let connection = rusqlite::Connection::open(journal)?;
+    let latest = "SELECT version FROM facts ORDER BY number DESC LIMIT 1";
+    Ok(connection.query_row(latest, [], |row| row.get(0))?)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -122,22 +134,27 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 pub(crate) fn every_released_store_opens() -> Result<()> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(stores())? {
-        let path = entry?.path();
+        let entry = entry?;
+        let path = entry.path();
         if path.is_dir() {
             let text = fs::read_to_string(path.join("store.json"))?;
             let store: Store =
                 serde_json::from_str(&text).with_context(|| format!("{}: store.json", path.display()))?;
-            found.insert(store.version.clone(), (path, store));
+            found.insert(entry.file_name().to_string_lossy().into_owned(), (path, store));
         }
     }
+    let facts = found.get(VERSION).map(|(_, store)| store.facts);
     ensure!(
-        found.contains_key(VERSION),
-        "the store of version {VERSION} is missing among {:?}: tests/fixtures/stores/README.md says how it is written",
+        facts == Some(FACT_VERSION),
+        "the store of version {VERSION} with facts of version {FACT_VERSION} is missing among {:?} ({facts:?} is there): \
+         tests/fixtures/stores/README.md says how it is written",
         found.keys()
     );
+    let older = found.values().filter(|(_, store)| store.facts < FACT_VERSION).count();
+    ensure!(older > 0, "no store is older than facts of version {FACT_VERSION}: {:?}", found.keys());
     let (_lock, hub) = hub()?;
-    for (version, (path, store)) in found {
-        opens(&path, &store, &hub).with_context(|| format!("the store of version {version}"))?;
+    for (name, (path, store)) in found {
+        opens(&path, &store, &hub).with_context(|| format!("the store {name}"))?;
         fs::remove_dir_all(&hub)?;
     }
     Ok(())
@@ -148,6 +165,8 @@ fn opens(path: &Path, store: &Store, hub: &Path) -> Result<()> {
     let folder = folder.path();
     // As it is left to a later version by an upgrade, and as a backup.
     copy(path, &folder.join("state"))?;
+    let facts = latest(&folder.join("state/journal.sqlite"))?;
+    ensure!(facts == store.facts, "its facts have version {facts}, and store.json says {}", store.facts);
     graftwork(folder, &["restore", &path.display().to_string(), "--state", "restored"], 0)?;
     let world = World::new()?;
     let _leader = led(folder)?;

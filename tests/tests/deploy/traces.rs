@@ -114,9 +114,13 @@ pub(crate) fn one_trace_goes_through() -> Result<()> {
         ("graftwork-coordinator", "job", 1),
         ("graftwork-coordinator", "stage", 4),
         ("graftwork-coordinator", "lease", 4),
+        ("graftwork-coordinator", "message checkpoint", 4),
+        ("graftwork-coordinator", "message evaluated", 4),
         ("graftwork-coordinator", "message finished", 4),
         ("graftwork-coordinator", "publish", 4),
         ("graftwork-worker", "train", 4),
+        ("graftwork-worker", "message assign", 4),
+        ("graftwork-worker", "message accepted", 4),
     ] {
         ensure!(count(service, name) >= at_least, "{name} of {service}: {} of {at_least}", count(service, name));
     }

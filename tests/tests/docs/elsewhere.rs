@@ -13,10 +13,15 @@ struct Elsewhere {
     why: &'static str,
 }
 
-/// `make` fetches and builds for minutes; what its targets do is what each of these tests does. Their names are checked.
-const MAKE: (&str, &str) = ("quickstart.rs", "run");
+/// Its recipes are held against the programs by `targets.rs`, which also runs what takes seconds.
+const QUICKSTART: (&str, &str) = ("quickstart.rs", "whatever_is_killed_the_files_are_the_same");
+const BENCH: (&str, &str) = ("benchmark.rs", "measured_is_recorded_and_judged");
+const TARGETS: (&str, &str) = ("docs/targets.rs", "every_target_of_a_page_is_read_with_what_it_calls");
+const FOLLOWED: (&str, &str) = ("docs/targets.rs", "recorded_numbers_are_followed_by_make");
 const RELEASE: (&str, &str) = ("deploy/release.rs", "a_job_runs_without_rust");
-const CHART: (&str, &str) = ("deploy/chart.rs", "the_chart_is_right");
+const CHART: (&str, &str) = ("deploy/chart.rs", "the_secrets_of_the_page_are_those_of_the_chart");
+const COMPOSE: (&str, &str) = ("deploy/images.rs", "the_images_build_and_run_a_job");
+const DELETED: (&str, &str) = ("deploy/retention.rs", "of_an_old_job_only_its_releases_stay");
 const MOVED: (&str, &str) = ("deploy/moved.rs", "a_state_moves_to_servers_and_back");
 
 const BISECT: (&str, &str) = ("versions.rs", "the_commit_that_made_a_measurement_worse_is_found_by_halves");
@@ -24,15 +29,28 @@ const AGAINST: (&str, &str) = ("versions.rs", "two_versions_are_measured_side_by
 const BY_ITSELF: (&str, &str) =
     ("by_itself.rs", "a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_interrupted");
 
-const LIST: [Elsewhere; 18] = [
-    Elsewhere { page: "README.md", begins: "make ", test: MAKE, why: "it fetches and builds" },
-    Elsewhere { page: "docs/performance.md", begins: "make ", test: ("benchmark.rs", "main"), why: "hours" },
+const LIST: [Elsewhere; 28] = [
+    Elsewhere { page: "README.md", begins: "make quickstart", test: QUICKSTART, why: "it fetches, builds, and trains" },
+    Elsewhere { page: "README.md", begins: "make test", test: TARGETS, why: "it runs these tests" },
+    Elsewhere { page: "README.md", begins: "make check", test: TARGETS, why: "it builds everything once more" },
+    Elsewhere { page: "README.md", begins: "make bench", test: BENCH, why: "hours" },
+    Elsewhere {
+        page: "README.md",
+        begins: "make nightly",
+        test: ("versions.rs", "make_nightly_names_the_commit_of_the_checkout"),
+        why: "most of an hour",
+    },
+    Elsewhere { page: "README.md", begins: "make golden ", test: FOLLOWED, why: "it names a folder of the reader's" },
+    Elsewhere { page: "README.md", begins: "make follow ", test: FOLLOWED, why: "the same" },
+    Elsewhere { page: "docs/performance.md", begins: "make bench", test: BENCH, why: "hours" },
     Elsewhere {
         page: "docs/performance.md",
         begins: "OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE cargo run ",
-        test: ("benchmark.rs", "main"),
+        test: BENCH,
         why: "it shows every option at once",
     },
+    Elsewhere { page: "docs/install.md", begins: "mkdir data hub ", test: COMPOSE, why: "it needs docker" },
+    Elsewhere { page: "docs/install.md", begins: "docker compose ", test: COMPOSE, why: "the same" },
     Elsewhere {
         page: "README.md",
         begins: "graftwork coordinator --state postgres://",
@@ -91,6 +109,8 @@ const LIST: [Elsewhere; 18] = [
         test: AGAINST,
         why: "the same",
     },
+    Elsewhere { page: "docs/operations.md", begins: "find /srv/hub/", test: DELETED, why: "it needs that hub" },
+    Elsewhere { page: "docs/operations.md", begins: "rm -r /srv/hub/", test: DELETED, why: "the same" },
     Elsewhere { page: "docs/install.md", begins: "kubectl ", test: CHART, why: "it needs a cluster" },
     Elsewhere { page: "docs/install.md", begins: "helm install ", test: CHART, why: "it needs a cluster" },
 ];

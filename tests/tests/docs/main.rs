@@ -1,5 +1,6 @@
 //! The commands of README.md and docs/*.md: each one is read by the program that it calls, and run on a small job where that
-//! can be done here; those inside the text of ARCHITECTURE.md are read too. `elsewhere.rs` lists the others, with the test that runs them and why.
+//! can be done here; those inside the text of ARCHITECTURE.md and in comments of deploy/ are read too. `elsewhere.rs` lists the
+//! others, with the test that runs them and why, and `targets.rs` has make read the targets that pages name.
 //!
 //! A command that no longer parses, a target, a file or an example that is gone, and a command that nobody runs fail here.
 
@@ -7,6 +8,7 @@ mod elsewhere;
 mod names;
 mod page;
 mod shell;
+mod targets;
 
 use std::{
     fs,
@@ -47,6 +49,9 @@ fn every_command_is_read_by_its_program_and_names_what_is_there() -> Result<()> 
     for page in pages()? {
         all.extend(page::commands(&page)?.into_iter().chain(page::spans(&page)?));
     }
+    let of_deployment = page::comments("deploy")?;
+    ensure!(of_deployment.len() >= 7, "deploy/ has fewer comments with commands: {of_deployment:?}");
+    all.extend(of_deployment);
     for command in &all {
         let problem = names::check(&command.text).err();
         problems.extend(problem.map(|problem| format!("{command}: {problem:#}")));
@@ -57,6 +62,8 @@ fn every_command_is_read_by_its_program_and_names_what_is_there() -> Result<()> 
         "cargo test --release -p graftwork-tests --test recovery -- --nocapture",
         "GRAFTWORK_LONG_TESTS=1 cargo test --release -p graftwork-scheduler --test scale -- --nocapture",
         "GRAFTWORK_CODE=$(git rev-parse HEAD) graftwork nightly job.toml",
+        "scripts/compare.py --data FOLDER --rows 1500 --tasks cr mrpc",
+        "graftwork worker --coordinator 10.0.0.7:7700 --tls-ca /etc/graftwork/ca.pem --threads 8",
     ] {
         ensure!(all.iter().any(|command| command.text == wanted), "{wanted:?} was not found in the pages");
     }
@@ -80,6 +87,12 @@ fn a_command_that_is_wrong_is_found_out() -> Result<()> {
         "cargo test -p graftwork --bin graftwork -- --nocapture five_hundrid",
         "helm install graftwork deploy/helm/graftwrok",
         "conjure --all",
+        "scripts/compare.py --dta FOLDER",
+        "scripts/comparison.py",
+        "docker compose exec coordinator graftwork statsu",
+        "docker compose exec leader graftwork status",
+        "docker compose up --scale trainer=4",
+        "podman build -f deploy/container/laptop.Containerfile .",
     ] {
         ensure!(names::check(wrong).is_err(), "{wrong:?} passes");
     }

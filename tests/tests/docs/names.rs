@@ -12,7 +12,8 @@ use graftwork_tests::program;
 use crate::root;
 
 /// Programs of other people, whose options are theirs; files of the repository that they name are looked for.
-const OTHERS: [&str; 8] = ["chmod", "docker", "helm", "kubectl", "ln", "podman", "sha256sum", "tar"];
+const OTHERS: [&str; 11] =
+    ["chmod", "chown", "find", "helm", "kubectl", "ln", "mkdir", "podman", "rm", "sha256sum", "tar"];
 
 /// Words of the pages that stand for what a reader has.
 const STANDS_FOR: [(&str, &str); 5] = [
@@ -69,6 +70,9 @@ fn check_words(words: &[String]) -> Result<()> {
         "graftwork" => parses(rest),
         "make" => targets(rest),
         "cargo" => crates(rest),
+        "docker" => services(rest),
+        "python3" => check_words(rest),
+        _ if first.starts_with("scripts/") => script(first, rest),
         "export" => Ok(()),
         other if OTHERS.contains(&other) => Ok(()),
         other => bail!("no test knows the program {other}"),
@@ -86,6 +90,41 @@ fn parses(arguments: &[String]) -> Result<()> {
     let output = command.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
+}
+
+/// Services that are named to `docker compose`, and what is run in one of them.
+fn services(arguments: &[String]) -> Result<()> {
+    let Some(("compose", rest)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) else {
+        bail!("no test knows what docker does with {arguments:?}")
+    };
+    let file = fs::read_to_string(root().join("deploy/compose/compose.yaml"))?;
+    let known = |name: &str| file.contains(&format!("\n  {name}:\n    <<: *rights\n"));
+    let scaled = rest.windows(2).filter(|pair| pair[0] == "--scale").filter_map(|pair| pair[1].split_once('='));
+    let run_in = rest.windows(2).filter(|pair| pair[0] == "exec").map(|pair| pair[1].as_str());
+    for name in scaled.map(|(name, _)| name).chain(run_in) {
+        ensure!(known(name), "the Compose file has no service {name}");
+    }
+    match rest.iter().position(|word| word == "graftwork") {
+        Some(at) => parses(&rest[at + 1..]),
+        None => Ok(()),
+    }
+}
+
+/// A script that tells its options by `--help` has those that are named.
+fn script(path: &str, arguments: &[String]) -> Result<()> {
+    let options: Vec<&String> = arguments.iter().filter(|word| word.starts_with("--")).collect();
+    let text = fs::read_to_string(root().join(path)).with_context(|| format!("{path} is not in the repository"))?;
+    if options.is_empty() || !text.contains("argparse") {
+        return Ok(());
+    }
+    let output = Command::new("python3").arg(root().join(path)).arg("--help").stdin(Stdio::null()).output()?;
+    ensure!(output.status.success(), "{path} --help: {}", String::from_utf8_lossy(&output.stderr).trim());
+    let help = String::from_utf8(output.stdout)?;
+    let told = |option: &str| help.split([' ', ',', '[', ']', '\n']).any(|word| word == option);
+    match options.iter().find(|option| !told(option)) {
+        Some(option) => bail!("{path} has no option {option}"),
+        None => Ok(()),
+    }
 }
 
 fn targets(arguments: &[String]) -> Result<()> {

@@ -1,7 +1,7 @@
-//! Commands in a page: fenced blocks without a language, or with a shell's, and `graftwork …`, `make …` and `cargo …` inside
-//! the text.
+//! Commands in a page: fenced blocks without a language, or with a shell's, and `graftwork …`, `make …`, `cargo …` and
+//! `scripts/…` inside the text; and those in comments of deployment files.
 
-use std::{fmt, fs};
+use std::{fmt, fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -86,7 +86,7 @@ pub(crate) fn commands(page: &str) -> Result<Vec<Command>> {
     Ok(commands)
 }
 
-/// `graftwork …`, `make …` and `cargo …` inside the text of a page; one may go on in the next line.
+/// `graftwork …`, `make …`, `cargo …` and `scripts/…` inside the text of a page; one may go on in the next line.
 pub(crate) fn spans(page: &str) -> Result<Vec<Command>> {
     let (mut spans, mut fenced, mut open) = (Vec::new(), false, None::<Command>);
     for (at, line) in text_of(page)?.lines().enumerate() {
@@ -112,12 +112,35 @@ pub(crate) fn spans(page: &str) -> Result<Vec<Command>> {
     Ok(spans)
 }
 
-/// Whether it is more than a program's name.
+/// Whether it is a script, or another program with more than its name.
 fn is_command(text: &str) -> bool {
     let words = words(text);
     let mut words = words.iter().skip_while(|word| is_assignment(word));
-    let first = words.next().is_some_and(|first| ["graftwork", "make", "cargo"].contains(&first.as_str()));
-    first && words.next().is_some()
+    words.next().is_some_and(|first| {
+        let script = first.starts_with("scripts/") && Path::new(first).extension().is_some();
+        script || (["graftwork", "make", "cargo"].contains(&first.as_str()) && words.next().is_some())
+    })
+}
+
+/// Commands in comments of the files below a folder: they stand five spaces behind their `#`. What a unit's environment file
+/// holds are arguments of the unit's program.
+pub(crate) fn comments(folder: &str) -> Result<Vec<Command>> {
+    let mut commands = Vec::new();
+    for entry in fs::read_dir(root().join(folder))? {
+        let page = format!("{folder}/{}", entry?.file_name().to_string_lossy());
+        if root().join(&page).is_dir() {
+            commands.extend(comments(&page)?);
+            continue;
+        }
+        let program = if page.contains("graftwork-worker") { "worker" } else { "coordinator" };
+        for (at, line) in text_of(&page)?.lines().enumerate() {
+            if let Some(text) = line.trim_start().strip_prefix("#     ") {
+                let text = text.replace("OPTIONS=", &format!("graftwork {program} "));
+                commands.push(Command { page: page.clone(), line: at + 1, text });
+            }
+        }
+    }
+    Ok(commands)
 }
 
 /// The job file that the page shows first.

@@ -207,6 +207,11 @@ impl Machine {
         &self.trace
     }
 
+    /// Trace of a lease that is held.
+    pub(crate) fn trace_of(&self, lease: LeaseId) -> Option<&str> {
+        self.leases.get(&lease).map(|lease| lease.trace.as_str())
+    }
+
     /// Whether the coordinator has welcomed this worker on the present link.
     pub(crate) fn is_welcome(&self) -> bool {
         self.link != Link::Down

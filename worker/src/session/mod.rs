@@ -4,6 +4,7 @@
 //! and the shell performs. Each stage runs on a controller thread of its own ([`crate::host`]); the loop never blocks
 //! and never touches libtorch. When the link breaks work goes on, and the link is opened again with growing waits.
 
+mod heard;
 mod link;
 mod machine;
 mod parent;
@@ -49,6 +50,7 @@ use crate::{
     pool::Pool,
     trunks::Trunks,
 };
+use heard::heard;
 use link::{DialError, Link, LinkEvent};
 use machine::{Command, Event, Exit, Machine};
 use round_trip::RoundTrip;
@@ -276,7 +278,10 @@ impl Session {
             Input::Link(LinkEvent::Failed(DialError::Unreachable(problem)) | LinkEvent::Lost(problem)) => {
                 Some(self.on_lost(&problem)?)
             }
-            Input::Link(LinkEvent::Message(envelope)) => Some(Event::Message(*envelope)),
+            Input::Link(LinkEvent::Message(envelope)) => {
+                drop(heard(&envelope, |lease| self.machine.trace_of(lease)));
+                Some(Event::Message(*envelope))
+            }
         })
     }
 

@@ -16,6 +16,7 @@ use graftwork_shared::{
     event::Event,
     id::{JobId, LeaseId, Term, WorkerId},
     job::Job,
+    trace::TraceContext,
     view::JobView,
 };
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -157,6 +158,16 @@ impl Peer {
         let message = message.ok_or_else(|| Status::unavailable("the stream ended"))?;
         let envelope = CoordinatorEnvelope::try_from(message).unwrap();
         self.term = envelope.term;
+        let of_a_lease = matches!(
+            envelope.message,
+            CoordinatorMessage::Accepted(..)
+                | CoordinatorMessage::Assign { .. }
+                | CoordinatorMessage::Form(..)
+                | CoordinatorMessage::Release(..)
+        );
+        if of_a_lease {
+            assert!(envelope.trace.parse::<TraceContext>().is_ok(), "{:?} is in no trace", envelope.message);
+        }
         Ok(envelope.message)
     }
 
