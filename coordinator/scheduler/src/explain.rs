@@ -312,11 +312,10 @@ impl Scheduler {
         if members >= job.most_workers(position) {
             return (Vec::new(), Vec::new());
         }
+        let for_cpu = job.is_for_cpu();
         let idle = || {
-            self.workers.iter().filter(|(_, worker)| {
-                (worker.info.class.device == "cpu") == job.is_for_cpu()
-                    && worker.takes_work()
-                    && worker.leases.is_empty()
+            self.workers.iter().filter(move |(_, worker)| {
+                (worker.info.class.device == "cpu") == for_cpu && worker.takes_work() && worker.leases.is_empty()
             })
         };
         let other = |(worker, known): (&WorkerId, &Worker)| OtherClass {
@@ -332,7 +331,7 @@ impl Scheduler {
             needs: needs.to_owned(),
         };
         let of_class = |worker: &Worker| worker.info.class == grant.class && worker.info.reached_on != needs;
-        let out_of_reach = idle().filter(|(_, worker)| of_class(worker)).take(NAMED_IDLE).map(apart);
+        let out_of_reach = idle().filter(|&(_, worker)| of_class(worker)).take(NAMED_IDLE).map(apart);
         (other_class.collect(), out_of_reach.collect())
     }
 
