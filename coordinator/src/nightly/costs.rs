@@ -20,6 +20,8 @@ pub(super) struct Counted {
 
 /// A number of a night.
 type Number = fn(&Night) -> f64;
+/// Seconds of a measurement.
+type Seconds = fn(&Measurement) -> f64;
 
 /// What is measured of a whole night.
 const WHOLE: [(&str, Number); 4] = [
@@ -31,7 +33,7 @@ const WHOLE: [(&str, Number); 4] = [
 
 /// What is measured of each task, over all its seeds. Peaks of memory are no part of it: a stage's is that of its whole
 /// process so far, so the largest task's would stand for all that come after it.
-const OF_TASK: [(&str, fn(&Measurement) -> f64); 2] = [
+const OF_TASK: [(&str, Seconds); 2] = [
     ("core-seconds for 1,000 examples", |measured| measured.usage.core_seconds),
     ("GPU-seconds for 1,000 examples", |measured| measured.usage.gpu_seconds),
 ];
@@ -91,7 +93,7 @@ pub(super) fn of_task(measured: &[&Measurement]) -> [(&'static str, Option<f64>)
 }
 
 /// Over all seeds; evaluation is counted, and its rows are not.
-fn per_thousand(measured: &[&Measurement], seconds: fn(&Measurement) -> f64) -> Option<f64> {
+fn per_thousand(measured: &[&Measurement], seconds: Seconds) -> Option<f64> {
     let sum = |of: fn(&Measurement) -> f64| measured.iter().map(|measured| of(measured)).sum::<f64>();
     let examples = sum(|measured| measured.usage.examples as f64);
     (examples > 0.0).then(|| 1000.0 * sum(seconds) / examples)
