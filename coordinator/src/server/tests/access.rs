@@ -237,7 +237,9 @@ async fn a_submitter_publishes_where_it_may_and_goes_before_nobody_it_may_not() 
         let said = refused(Job { publish, ..job() }).await;
         assert!(said.contains("may publish below /hub alone") && said.contains("--hub-root"), "{said}");
     }
-    for (hub, organisation) in [("/hub/nightly", "ann"), ("/hub/./nightly/x", "ann"), ("/hub", "nightly"), ("/hub", "team")] {
+    for (hub, organisation) in
+        [("/hub/nightly", "ann"), ("/hub/./nightly/x", "ann"), ("/hub", "nightly"), ("/hub", "team")]
+    {
         let publish = Publish { hub: hub.to_owned(), organisation: organisation.to_owned(), license: None };
         let said = refused(Job { publish: publish.clone(), ..job() }).await;
         assert!(said.contains("may not publish into /hub/") && said.contains("--nightly-history"), "{said}");
