@@ -31,6 +31,7 @@ fn undisturbed(world: &World, threads: &str) -> Result<BTreeMap<String, Digest>>
     Ok(digests)
 }
 
+/// `Invariant::BytesFollowRecipe`.
 #[test]
 fn one_and_two_trainer_threads_publish_the_same_bytes() -> Result<()> {
     let world = World::new()?;

@@ -21,17 +21,21 @@ use crate::{
 /// What must always hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invariant {
-    /// 1. The trunk's bytes never change. Proved in `graftwork-engine`.
+    /// 1. The trunk's bytes never change: files are mapped read-only (`shared/model/src/weights.rs`), so that a write would
+    ///    end the process, and no tensor of a trunk leaves `graftwork-engine`.
     TrunkUnchanged,
     /// 2. One live lease for a stage; a late worker or an old coordinator cannot commit. Of a group that holds a lease,
     ///    each worker is a member once, and rank 0 alone commits.
     OneLiveLease,
-    /// 3. Within an epoch each row is trained exactly once. Proved in `graftwork-dataset` and by row digests.
+    /// 3. Within an epoch each row is trained exactly once. Proved for the order of rows in `graftwork-dataset`, for the input
+    ///    of a training in `worker/engine/tests/input.rs`, and by row digests: of each accepted checkpoint in the driver's
+    ///    simulation, of each result in the history of every run ([`history`](crate::history)).
     EachRowOnce,
     /// 4. What was acknowledged survives kill -9; a final state is final.
     AcknowledgedSurvives,
     /// 5. Within a numeric class, published bytes are a function of the recipe. Here: a checkpoint is continued only
-    ///    in its class. Proved by the tests that kill workers and compare digests.
+    ///    in its class. Proved by the tests that kill workers and compare digests: `worker/src/stage/tests.rs`,
+    ///    `tests/tests/groups.rs`, `tests/tests/same_bytes.rs`.
     BytesFollowRecipe,
     /// 6. The same state and facts give the same decisions.
     SameDecisions,

@@ -142,6 +142,7 @@ fn rows(update: &Update) -> Vec<u64> {
     update.lanes.iter().flatten().flat_map(|lane| lane.rows.clone()).collect()
 }
 
+/// `Invariant::EachRowOnce`.
 #[test]
 fn every_epoch_has_each_row_once_and_any_position_goes_on_with_the_next_row() {
     let data = Data::write(20);

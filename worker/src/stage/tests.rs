@@ -129,6 +129,7 @@ fn the_next_updates_rows_are_sent_while_lanes_are_computed_together() {
     assert!(sent(&together) > 10, "{:?}", together.ahead());
 }
 
+/// `Invariant::BytesFollowRecipe`.
 #[test]
 fn any_checkpoint_of_a_killed_run_leads_to_the_same_bytes() {
     let (data, host) = (Data::write(), LocalHost::new(2));

@@ -9,7 +9,7 @@ use graftwork_shared::{
 
 use crate::{
     faults::Fault,
-    fixture,
+    fixture, plans,
     worker::Word,
     world::{Deed, World},
 };
@@ -22,15 +22,16 @@ impl World {
             Fault::Crash => self.crash(),
             Fault::Stop => self.reach_coordinator(Deed::Stop),
             Fault::Stall => self.stall(),
+            Fault::Usurp => self.cut_off(),
             Fault::FillDisk => {
                 self.disk.full = true;
                 let wait = self.dice.between(200, 4_000);
                 self.after(wait, Deed::FreeDisk);
             }
             Fault::LoseBlob => {
-                let blobs: Vec<Digest> = self.disk.blobs.iter().copied().collect();
-                if let Some(blob) = self.dice.pick(&blobs) {
-                    self.disk.blobs.remove(&blob);
+                let objects: Vec<(Digest, u64)> = self.disk.objects.iter().copied().collect();
+                if let Some((blob, _)) = self.dice.pick(&objects) {
+                    self.disk.objects.retain(|(of, _)| *of != blob);
                     self.disk.lost.insert(blob);
                 }
             }
@@ -114,11 +115,12 @@ impl World {
         }
         let result = fixture::result(key.stage.as_str(), 1, 0.9);
         let failure = Failure { blame: Blame::Machine, message: "not mine".to_owned() };
-        let word = match self.dice.below(7) {
+        let word = match self.dice.below(8) {
             0 => Word::Failed(lease, failure),
             1 => Word::Released(lease),
             2 => Word::Broken(lease, self.dice.below(4)),
             6 => Word::Waits(lease, self.dice.below(4), 1),
+            7 => Word::Paused(lease, plans::score(0, 12), false),
             3 => Word::Checkpoint(lease, self.dice.between(1, 10), result.weights),
             _ => Word::Finished(lease, Box::new(result)),
         };

@@ -8,11 +8,13 @@ use graftwork_shared::{
     assignment::{Blame, Failure},
     digest::Digest,
     event::{Event as Told, EventKind, StepReport},
-    id::{LeaseId, WorkerId},
+    id::{LeaseId, Term, WorkerId},
 };
 
 use crate::{
+    blobs::{blobs, has},
     ledger::Checked,
+    seen::Seen,
     worker::Word,
     world::{Deed, World},
 };
@@ -22,16 +24,24 @@ pub(crate) struct Taken(usize);
 
 pub(crate) struct Coordinator {
     pub(crate) core: Core<Taken, Checked>,
+    /// Which start of a coordinator it is.
+    pub(crate) start: u64,
+    /// The term under which it took the lead.
+    pub(crate) term: Term,
+    /// Blobs that it knows of, each with the start of the coordinator whose object holds it.
+    pub(crate) index: BTreeMap<Digest, u64>,
     /// Time as it was at its start, and what the wall clock showed then.
     started: u64,
     started_wall: u64,
     /// It stands still until then.
-    stalled_until: u64,
+    pub(crate) stalled_until: u64,
     inbox: VecDeque<Deed>,
     /// Writes that wait for the journal, and the one under way: all that had gathered.
     queue: VecDeque<Vec<Fact>>,
     writing: Option<Vec<Fact>>,
     pub(crate) pins: BTreeMap<Digest, u32>,
+    /// Blobs of earlier terms to which nothing refers: a worker may still come back and speak of them.
+    unheard: Vec<Digest>,
     pub(crate) sessions: BTreeMap<WorkerId, u64>,
     /// Which groups may meet.
     meetings: BTreeMap<LeaseId, u64>,
@@ -43,7 +53,7 @@ pub(crate) struct Coordinator {
 
 impl Coordinator {
     /// Milliseconds since 1970 as the shell's clock counts them: from the wall clock at its start, monotonic from there.
-    fn now_ms(&self, now: u64) -> u64 {
+    pub(crate) fn now_ms(&self, now: u64) -> u64 {
         self.started_wall + (now - self.started)
     }
 
@@ -53,28 +63,35 @@ impl Coordinator {
 }
 
 impl World {
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         if self.coordinator.is_some() {
             return;
         }
         self.starts += 1;
-        let state = self.disk.read();
-        let keep = state.blobs();
-        self.disk.blobs.retain(|blob| keep.contains(blob));
+        let start = self.starts;
         let started_wall = self.now.saturating_add_signed(self.wall_ahead_ms);
+        let term = self.disk.lead(started_wall);
+        let state = self.disk.read();
+        let (index, unheard) = self.list(&state.blobs());
         let policy = Policy { sends_home: self.faults.sends_home, ..Policy::default() };
+        let return_ms = policy.return_ms;
         let (machine, first) = Scheduler::start(policy, state, started_wall);
-        self.ledger.on_start(&self.disk, machine.state().term());
+        assert_eq!(machine.state().term(), term, "a coordinator leads under another term than it took");
+        self.ledger.on_start(&self.disk, term);
         let facts = self.disk.facts.len() as u64;
         let coordinator = Coordinator {
             core: Core::new((Checked(machine), first), started_wall, facts, Timing { stop_ms: 2_000 }),
+            start,
+            term,
+            index,
             started: self.now,
             started_wall,
             stalled_until: 0,
             inbox: VecDeque::new(),
             queue: VecDeque::new(),
             writing: None,
-            pins: BTreeMap::new(),
+            pins: unheard.iter().map(|blob| (*blob, 1)).collect(),
+            unheard,
             sessions: BTreeMap::new(),
             meetings: BTreeMap::new(),
             workers: BTreeMap::new(),
@@ -82,35 +99,42 @@ impl World {
             stopped: false,
         };
         self.coordinator = Some(coordinator);
+        self.after(2 * return_ms, Deed::LetGo(start));
         self.pump();
     }
 
     /// kill -9: sessions and questions are gone, and of the write under way all or nothing is there.
     pub(crate) fn crash(&mut self) {
         let Some(mut coordinator) = self.coordinator.take() else { return };
+        let leads = coordinator.term == self.disk.term;
         if let Some(facts) = coordinator.writing.take()
             && self.dice.chance(500)
         {
-            self.disk.write(facts);
+            self.write(coordinator.term, facts);
         }
-        self.end_links();
-        let wait = self.dice.between(10, 2_500);
-        self.after(wait, Deed::Start);
+        self.end_links(coordinator.start);
+        if leads {
+            let wait = self.dice.between(10, 2_500);
+            self.after(wait, Deed::Start);
+        }
     }
 
-    fn end_links(&mut self) {
-        let start = self.starts;
-        let open = self.links.iter().filter(|(_, link)| link.start == start && link.broken_ms.is_none());
-        for number in open.map(|(number, _)| *number).collect::<Vec<_>>() {
+    fn end_links(&mut self, start: u64) {
+        for number in self.open_links(start) {
             self.break_link(number);
         }
     }
 
+    pub(crate) fn open_links(&self, start: u64) -> Vec<u64> {
+        let open = self.links.iter().filter(|(_, link)| link.start == start && link.broken_ms.is_none());
+        open.map(|(number, _)| *number).collect()
+    }
+
     pub(crate) fn stall(&mut self) {
         let (now, wait) = (self.now, self.dice.between(100, 25_000));
-        let start = self.starts;
         if let Some(coordinator) = &mut self.coordinator {
             coordinator.stalled_until = now + wait;
+            let start = coordinator.start;
             self.after(wait, Deed::Unstall(start));
         }
     }
@@ -119,38 +143,58 @@ impl World {
     pub(crate) fn reach_coordinator(&mut self, deed: Deed) {
         match deed {
             Deed::Start => return self.start(),
+            Deed::Usurp => return self.usurp(),
             // The users' program tries again until it is told that the job is there.
             Deed::Submit(job) => self.after(2_000, Deed::Submit(job)),
             Deed::Taken(start, job) => {
-                self.taken[job] |= start == self.starts && self.coordinator.is_some();
+                self.taken[job] |= self.lives(start);
                 return;
             }
             _ => {}
         }
-        let start = self.starts;
-        let Some(coordinator) = &mut self.coordinator else { return };
-        let of_another = match &deed {
-            Deed::Up(link, _) | Deed::UpEnds(link, _) => self.links[link].start != start,
+        let of = match &deed {
+            Deed::Up(link, _) | Deed::UpEnds(link, _) => Some(self.links[link].start),
             Deed::Put(_, of, ..)
             | Deed::Get(_, of, _)
             | Deed::Written(of)
             | Deed::Tick(of)
             | Deed::Unstall(of)
+            | Deed::Deposed(of)
+            | Deed::LetGo(of)
             | Deed::Published(of, ..)
-            | Deed::Reuse(of, _) => *of != start,
-            _ => false,
+            | Deed::Reuse(of, _) => Some(*of),
+            Deed::Submit(_) | Deed::Cancel(_) => self.some_coordinator(),
+            _ => self.coordinator.as_ref().map(|coordinator| coordinator.start),
         };
-        if of_another {
+        let is_of = |coordinator: &Option<Coordinator>| coordinator.as_ref().map(|it| it.start) == of;
+        if of.is_none() {
             return;
         }
+        if is_of(&self.coordinator) {
+            self.deliver(deed);
+        } else if is_of(&self.deposed) {
+            self.as_deposed(|world| world.deliver(deed));
+        }
+    }
+
+    fn deliver(&mut self, deed: Deed) {
         match deed {
             Deed::Written(_) => self.on_written(),
-            deed => coordinator.inbox.push_back(deed),
+            Deed::Deposed(_) => self.crash(),
+            deed => self.coordinator.iter_mut().for_each(|coordinator| coordinator.inbox.push_back(deed.clone())),
+        }
+    }
+
+    /// Whoever can do something does it.
+    pub(crate) fn settle(&mut self) {
+        self.settle_one();
+        if self.deposed.is_some() {
+            self.as_deposed(Self::settle_one);
         }
     }
 
     /// The coordinator's loop: takes what has come, as long as it stands not still and has room.
-    pub(crate) fn settle(&mut self) {
+    fn settle_one(&mut self) {
         loop {
             self.pump();
             let now = self.now;
@@ -170,17 +214,21 @@ impl World {
     fn end_cleanly(&mut self) {
         let Some(coordinator) = self.coordinator.take() else { return };
         if !self.disk.full {
-            coordinator.writing.into_iter().chain(coordinator.queue).for_each(|facts| self.disk.write(facts));
+            for facts in coordinator.writing.into_iter().chain(coordinator.queue) {
+                self.write(coordinator.term, facts);
+            }
         }
-        self.end_links();
-        let wait = self.dice.between(10, 1_500);
-        self.after(wait, Deed::Start);
+        self.end_links(coordinator.start);
+        if coordinator.term == self.disk.term {
+            let wait = self.dice.between(10, 1_500);
+            self.after(wait, Deed::Start);
+        }
     }
 
     fn schedule_tick(&mut self) {
-        let (start, now) = (self.starts, self.now);
+        let now = self.now;
         let Some(coordinator) = &mut self.coordinator else { return };
-        let now_ms = coordinator.now_ms(now);
+        let (start, now_ms) = (coordinator.start, coordinator.now_ms(now));
         let Some(deadline) = coordinator.core.next_deadline() else { return };
         let at = now + deadline.saturating_sub(now_ms).max(1);
         if coordinator.tick.is_none_or(|tick| tick <= now || at < tick) {
@@ -190,6 +238,7 @@ impl World {
     }
 
     fn handle(&mut self, deed: Deed) {
+        let leads = self.leads();
         let coordinator = self.coordinator.as_mut().unwrap();
         let now_ms = coordinator.now_ms(self.now);
         let core = &mut coordinator.core;
@@ -205,9 +254,10 @@ impl World {
             Deed::Published(_, key, ends_well) => {
                 let result = core.machine().result(&key).cloned();
                 let read = result.iter().flat_map(blobs);
-                let lost: Vec<Digest> = read.filter(|blob| !self.disk.blobs.contains(blob)).collect();
+                let lost: Vec<Digest> = read.filter(|blob| !has(&self.disk, &coordinator.index, *blob)).collect();
                 for blob in &lost {
-                    assert!(self.disk.lost.contains(blob), "{blob} of a result was removed");
+                    // Whoever leads may have let go what this one does not know to be over.
+                    assert!(!leads || self.disk.lost.contains(blob), "{blob} of a result was removed");
                     core.on_event(now_ms, Event::BlobLost { blob: *blob });
                 }
                 if lost.is_empty() && ends_well {
@@ -244,6 +294,10 @@ impl World {
             Deed::Put(process, _, lease, blob) => self.on_put(process, lease, blob),
             Deed::Get(process, _, lease) => self.on_get(process, lease),
             Deed::Unstall(_) => {}
+            Deed::LetGo(_) => {
+                let unheard = std::mem::take(&mut coordinator.unheard);
+                core.settle(unheard);
+            }
             other => unreachable!("{other:?} is not for the coordinator"),
         }
     }
@@ -253,7 +307,7 @@ impl World {
         let coordinator = self.coordinator.as_mut().unwrap();
         let now_ms = coordinator.now_ms(self.now);
         let core = &mut coordinator.core;
-        if self.links[&link].closed {
+        if self.links[&link].closed && self.links[&link].deaf_ms <= self.now {
             return;
         }
         if let Word::Hello(leases) = word {
@@ -262,13 +316,17 @@ impl World {
             return core.on_join(now_ms, (link, event));
         }
         let Some(worker) = coordinator.workers.get(&link).copied() else { return };
-        if word.blobs().iter().any(|blob| !self.disk.blobs.contains(blob)) {
+        if word.blobs().iter().any(|blob| !has(&self.disk, &coordinator.index, *blob)) {
             self.links.get_mut(&link).unwrap().closed = true;
             core.on_left(now_ms, (worker, link), Gone::Wrong("a blob was not uploaded".to_owned()));
             return self.close(link);
         }
         let replaced = coordinator.sessions.get(&worker) != Some(&link);
         let before = replaced.then(|| core.machine().clone());
+        if replaced {
+            self.note(Seen::LateWord);
+        }
+        let core = &mut self.coordinator.as_mut().unwrap().core;
         match word {
             Word::Step(lease, step) => {
                 let report = StepReport { step, ..StepReport::default() };
@@ -292,51 +350,6 @@ impl World {
         assert!(unchanged, "{worker} was heard over a session that was replaced or has ended");
     }
 
-    fn on_put(&mut self, process: usize, lease: LeaseId, blob: Digest) {
-        let kept = !self.disk.full;
-        if kept {
-            self.disk.blobs.insert(blob);
-            self.disk.lost.remove(&blob);
-            let coordinator = self.coordinator.as_mut().unwrap();
-            *coordinator.pins.entry(blob).or_insert(0) += 1;
-            coordinator.core.on_put(format!("process {process}"), blob);
-        }
-        let delay = self.delay();
-        self.after(delay, Deed::PutDone(process, lease, blob, kept));
-    }
-
-    fn on_get(&mut self, process: usize, lease: LeaseId) {
-        let work = self.processes.get(&process).and_then(|process| process.leases.get(&lease));
-        let Some(assignment) = work.map(|work| work.assignment.clone()) else { return };
-        let wanted = assignment.resume.iter().chain(&assignment.adapters);
-        let missing: Vec<Digest> = wanted.copied().filter(|blob| !self.disk.blobs.contains(blob)).collect();
-        let coordinator = self.coordinator.as_mut().unwrap();
-        let now_ms = coordinator.now_ms(self.now);
-        for blob in &missing {
-            let referred = coordinator.core.machine().state().refers_to(*blob);
-            assert!(!referred || self.disk.lost.contains(blob), "{blob} was removed while it is referred to");
-            coordinator.core.on_event(now_ms, Event::BlobLost { blob: *blob });
-        }
-        let delay = self.delay();
-        self.after(delay, Deed::GetDone(process, lease, missing.is_empty()));
-    }
-
-    /// The hub has an earlier result or not; what it has is put and pinned until its fact is durable.
-    fn on_reuse(&mut self, key: graftwork_scheduler::StageKey) {
-        let coordinator = self.coordinator.as_mut().unwrap();
-        let now_ms = coordinator.now_ms(self.now);
-        let recipe = coordinator.core.machine().plan(&key.job).and_then(|plan| plan.stage(&key.stage));
-        let found = recipe.and_then(|stage| self.hub.get(&stage.recipe_digest)).filter(|_| !self.disk.full).cloned();
-        let put: Vec<Digest> = found.iter().flat_map(blobs).collect();
-        for blob in &put {
-            self.disk.blobs.insert(*blob);
-            self.disk.lost.remove(blob);
-            *coordinator.pins.entry(*blob).or_insert(0) += 1;
-        }
-        coordinator.core.on_event(now_ms, Event::Reusable { key, result: found.map(Box::new) });
-        coordinator.core.settle(put);
-    }
-
     /// Carries out what may be.
     fn pump(&mut self) {
         let now = self.now;
@@ -356,7 +369,8 @@ impl World {
             }
             Output::Reply(Taken(job)) => {
                 self.ledger.on_submitted(&self.disk, &self.plans[job].id());
-                let (start, delay) = (self.starts, self.delay());
+                let start = coordinator.start;
+                let delay = self.delay();
                 self.after(delay, Deed::Taken(start, job));
             }
             Output::Meet(lease, epoch) => {
@@ -375,9 +389,7 @@ impl World {
             }
             Output::TurnAway(link) => self.close(link),
             Output::Command(command) => {
-                if !matches!(&command, Command::Discard { blob } if coordinator.pins.contains_key(blob)) {
-                    self.ledger.on_command(&self.disk, &command);
-                }
+                self.ledger.on_command(&self.disk, &command);
                 self.perform_command(command);
             }
         }
@@ -385,8 +397,7 @@ impl World {
 
     fn perform_command(&mut self, command: Command) {
         let coordinator = self.coordinator.as_mut().unwrap();
-        let (start, now_ms) = (self.starts, coordinator.now_ms(self.now));
-        let term = coordinator.core.machine().state().term();
+        let (start, term, now_ms) = (coordinator.start, coordinator.term, coordinator.now_ms(self.now));
         match command {
             Command::Welcome { session, worker } => {
                 if self.links[&session].closed {
@@ -420,10 +431,14 @@ impl World {
             }
             Command::Discard { blob } => {
                 if !coordinator.pins.contains_key(&blob) {
-                    self.disk.blobs.remove(&blob);
+                    self.discard(blob);
                 }
             }
-            Command::Tell { job, stage, kind } => self.told.push(Told { job, at_ms: now_ms, stage, kind }),
+            Command::Tell { job, stage, kind } => {
+                let told = Told { job, at_ms: now_ms, stage, kind };
+                if term == self.disk.term { &mut self.told } else { self.told_late.entry(start).or_default() }
+                    .push(told);
+            }
             Command::Form { worker, lease, epoch, .. } => {
                 let meets = coordinator.meetings.get(&lease).is_some_and(|open| *open >= epoch);
                 let over = coordinator.core.machine().epoch(lease).is_none();
@@ -440,12 +455,13 @@ impl World {
 
     /// The journal's thread takes all that has gathered as one transaction.
     fn begin_write(&mut self) {
-        let (start, most) = (self.starts, if self.calm { 3 } else { self.faults.write_ms });
+        let most = if self.calm { 3 } else { self.faults.write_ms };
         let Some(coordinator) = &mut self.coordinator else { return };
         if coordinator.writing.is_some() || coordinator.queue.is_empty() {
             return;
         }
         coordinator.writing = Some(coordinator.queue.drain(..).flatten().collect());
+        let start = coordinator.start;
         let wait = self.dice.between(1, most);
         self.after(wait, Deed::Written(start));
     }
@@ -462,14 +478,10 @@ impl World {
         if self.disk.full || (dies && !committed) {
             return self.crash();
         }
-        self.disk.write(facts);
-        if dies {
+        let term = coordinator.term;
+        if !self.write(term, facts) || dies {
             return self.crash();
         }
         self.coordinator.as_mut().unwrap().core.durable(self.disk.facts.len() as u64);
     }
-}
-
-fn blobs(result: &graftwork_shared::assignment::StageResult) -> Vec<Digest> {
-    std::iter::once(result.weights).chain(result.predictions.values().copied()).collect()
 }

@@ -17,6 +17,7 @@ pub(crate) struct Faults {
     pub(crate) crash: u64,
     pub(crate) stop: u64,
     pub(crate) stall: u64,
+    pub(crate) usurp: u64,
     pub(crate) full: u64,
     pub(crate) lose_blob: u64,
     pub(crate) kill: u64,
@@ -31,7 +32,7 @@ pub(crate) struct Faults {
     pub(crate) drain: u64,
     pub(crate) wall: u64,
     pub(crate) cancel: u64,
-    /// Of a thousand words of workers, those that arrive twice.
+    /// Of a thousand words of workers and coordinators, those that arrive twice.
     pub(crate) twice: u64,
     /// Of a thousand publications, those that fail.
     pub(crate) hub: u64,
@@ -51,6 +52,7 @@ impl Faults {
             crash: 0,
             stop: 0,
             stall: 0,
+            usurp: 0,
             full: 0,
             lose_blob: 0,
             kill: 0,
@@ -99,6 +101,8 @@ impl Faults {
         faults.twice = [0, 0, 20, 200][usize::try_from(dice.below(4)).unwrap()];
         faults.hub = [0, 0, 100, 400][usize::try_from(dice.below(4)).unwrap()];
         faults.sends_home = dice.chance(300);
+        let mean = dice.between(4_000, 15_000);
+        faults.usurp = if dice.chance(200) { mean } else { 0 };
         let mean = dice.between(2_000, 10_000);
         faults.part = if dice.chance(100) { mean } else { 0 };
         faults.unread = if dice.chance(150) { 4 } else { 256 };
@@ -111,6 +115,7 @@ impl Faults {
             (Fault::Crash, self.crash),
             (Fault::Stop, self.stop),
             (Fault::Stall, self.stall),
+            (Fault::Usurp, self.usurp),
             (Fault::FillDisk, self.full),
             (Fault::LoseBlob, self.lose_blob),
             (Fault::Kill, self.kill),
@@ -137,6 +142,8 @@ pub(crate) enum Fault {
     Stop,
     /// It stands still for a while: for it, the clock jumps forward.
     Stall,
+    /// The coordinator stands still, or is cut off from its journal, until another one takes the lead and beyond.
+    Usurp,
     /// The coordinator's disk takes nothing more for a while.
     FillDisk,
     /// The disk loses a blob.

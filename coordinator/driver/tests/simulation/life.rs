@@ -6,6 +6,7 @@ use graftwork_shared::{digest::Digest, id::LeaseId};
 use crate::{
     fixture,
     network::{Link, UP},
+    seen::Seen,
     worker::{Doing, Process, Trained, Word, Work, checkpoint_of},
     world::{Deed, World},
 };
@@ -33,8 +34,10 @@ impl World {
                 left.push(lease);
                 continue;
             }
-            let accepted = checkpoint_of(&work.assignment, work.checkpointed);
-            let read = self.checkpoints.get(&accepted).copied().filter(|_| work.checkpointed > 0);
+            // Of a task that was swept, the first is that of the trial that was chosen.
+            let safe = [work.assignment.resume, Some(checkpoint_of(&work.assignment, work.checkpointed))];
+            let mut safe = safe.iter().flatten().filter_map(|blob| self.checkpoints.get(blob));
+            let read = safe.find(|trained| work.checkpointed > 0 && trained.step == work.checkpointed).copied();
             (work.fresh, work.trained) = (false, furthest.or(read).unwrap_or_default());
         }
         // Whoever had just come when those that trained were lost never had their state.
@@ -56,7 +59,10 @@ impl World {
         let mut said = Vec::new();
         for word in words {
             // As a proxy, or a client that repeats what it thinks was lost, would.
-            said.extend(twice(self, &word).then(|| word.clone()));
+            if twice(self, &word) {
+                self.note(Seen::WordTwice);
+                said.push(word.clone());
+            }
             said.push(word);
         }
         for word in said {
@@ -70,6 +76,7 @@ impl World {
     pub(crate) fn go_on(&mut self, index: usize) {
         let Some(process) = self.processes.get_mut(&index) else { return };
         let link = process.link.filter(|_| process.welcome.is_some());
+        let start = link.map_or(0, |link| self.links[&link].start);
         let mut prepared = Vec::new();
         let mut asked = Vec::new();
         for (lease, work) in &mut process.leases {
@@ -78,9 +85,9 @@ impl World {
                     work.doing = Doing::Training;
                     prepared.push(*lease);
                 }
-                Doing::Loading if work.asks_over(link) => asked.push(Deed::Get(index, self.starts, *lease)),
+                Doing::Loading if work.asks_over(link) => asked.push(Deed::Get(index, start, *lease)),
                 Doing::Uploading { blobs, .. } if work.asks_over(link) => {
-                    asked.extend(blobs.iter().map(|blob| Deed::Put(index, self.starts, *lease, *blob)));
+                    asked.extend(blobs.iter().map(|blob| Deed::Put(index, start, *lease, *blob)));
                 }
                 _ => {}
             }
@@ -113,7 +120,7 @@ impl World {
         };
         if found {
             work.trained = work.assignment.resume.map_or_else(Trained::default, |blob| self.checkpoints[&blob]);
-            work.doing = Doing::Training;
+            (work.doing, work.accepted) = (Doing::Training, work.trained.step);
         } else {
             let words = process.fail(lease, "a blob is missing");
             self.say(index, words);
@@ -211,8 +218,11 @@ impl World {
             let work = self.processes.get_mut(&other).and_then(|process| process.leases.get_mut(&lease));
             work.filter(|work| work.is_member(epoch)).into_iter().for_each(|work| work.trained = trained);
         }
-        if self.processes[&index].welcome.is_some() {
+        let process = self.processes.get_mut(&index).unwrap();
+        if process.welcome.is_some() {
             self.say(index, words);
+        } else {
+            process.leases.get_mut(&lease).unwrap().unheard = true;
         }
     }
 
@@ -232,17 +242,18 @@ impl World {
 
     /// A process opens a connection, where it can.
     pub(crate) fn connect(&mut self, index: usize) {
-        let (starts, up) = (self.starts, self.coordinator.is_some());
-        let Some(process) = self.processes.get_mut(&index) else { return };
+        let Some(process) = self.processes.get(&index) else { return };
         let cut = process.partition != [false; 2] || process.frozen_until > self.now;
-        if process.link.is_some() || cut || !up {
+        if process.link.is_some() || cut {
             return;
         }
+        let Some(start) = self.some_coordinator() else { return };
         self.opened += 1;
         let number = self.opened;
+        let process = self.processes.get_mut(&index).unwrap();
         process.link = Some(number);
         let hello = Word::Hello(process.leases.keys().copied().collect());
-        self.links.insert(number, Link::new(index, starts));
+        self.links.insert(number, Link::new(index, start));
         self.say(index, vec![hello]);
     }
 }

@@ -8,27 +8,36 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
 
+mod blobs;
 mod chaos;
 mod coordinator;
 mod dice;
 mod faults;
 #[path = "../../../scheduler/tests/fixture/mod.rs"]
 mod fixture;
+mod lead;
 mod ledger;
 mod life;
 mod network;
+mod plans;
 #[path = "../../../../worker/src/session/round_trip.rs"]
 mod round_trip;
+mod seen;
 mod worker;
 mod world;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use dice::Dice;
 use faults::Faults;
+use seen::{Counts, Seen, WANTED};
 use world::World;
 
 /// Seeds of `make test`.
@@ -89,42 +98,61 @@ fn worlds_of_all_seeds_keep_every_invariant_and_end_every_job() {
         return World::new(seed, None).live();
     }
     let (count, begun) = (number("GRAFTWORK_SIMULATION_SEEDS").unwrap_or(SEEDS), Instant::now());
-    let [turns, echoes, helped, stood] = [const { AtomicU64::new(0) }; 4];
+    let seen = Mutex::new(Counts::new());
     let Ran { failed, worked } = run_all(count, |seed| {
         let mut world = World::new(seed, None);
         world.live();
-        turns.fetch_add(world.turns, Ordering::Relaxed);
-        echoes.fetch_add(world.echoes, Ordering::Relaxed);
-        helped.fetch_add(u64::from(world.helped_first() > 0), Ordering::Relaxed);
-        stood.fetch_add(u64::from(world.stood_still() > 0), Ordering::Relaxed);
+        let mut all = seen.lock().unwrap();
+        world.counts().into_iter().for_each(|(seen, times)| *all.entry(seen).or_default() += times);
     });
-    let [turns, echoes, helped, stood] = [turns, echoes, helped, stood].map(AtomicU64::into_inner);
-    println!(
-        "{count} seeds, {turns} things that happened, {echoes} echoes, in {helped} a stage was helped first, in {stood} a \
-         group stood still, in {:?}, of which a thread worked for {worked:?}",
-        begun.elapsed()
-    );
+    let seen = seen.into_inner().unwrap();
+    println!("{count} seeds in {:?}, of which a thread worked for {worked:?}: {seen:?}", begun.elapsed());
     assert!(failed.is_empty(), "{} of {count} seeds failed: {failed:?}", failed.len());
-    // Worlds in which these never happened would show nothing about them.
-    let shown = echoes > 20 * count && helped > count / 500 && stood > count / 200;
-    assert!(count < SEEDS || shown, "{echoes} echoes, {helped} helped first, {stood} stood still");
+    let times = |what: &Seen| seen.get(what).copied().unwrap_or(0);
+    let too_rare: Vec<_> = WANTED.iter().filter(|(what, least)| times(what) < least * count / 1_000).collect();
+    assert!(count < SEEDS || too_rare.is_empty(), "these did not happen as often in 1,000 worlds: {too_rare:?}");
     let short = count > SEEDS || worked < Duration::from_mins(2);
     assert!(short, "the seeds of make test may take two minutes of each thread: {worked:?}");
 }
 
-#[test]
-fn a_coordinator_that_dies_at_any_write_before_or_after_the_commit_loses_nothing() {
+/// Has the coordinator die at each write of a world in turn, before and after the commit.
+fn dies_at_each_write(seed: u64, faults: &Faults) {
     let writes = {
-        let mut world = World::new(7, Some(Faults::none()));
+        let mut world = World::new(seed, Some(faults.clone()));
         world.live();
         world.writes
     };
     assert!(writes > 30, "only {writes} writes");
     let Ran { failed, .. } = run_all(2 * writes, |number| {
         let crash_at = Some((number / 2 + 1, number % 2 == 1));
-        World::new(7, Some(Faults { crash_at, ..Faults::none() })).live();
+        let mut world = World::new(seed, Some(Faults { crash_at, ..faults.clone() }));
+        world.live();
+        assert!(world.writes > number / 2, "it lives as long as the one before");
     });
-    assert!(failed.is_empty(), "dying at these of {writes} writes, before and after the commit: {failed:?}");
+    assert!(failed.is_empty(), "seed {seed}, dying at these of {writes} writes, before and after: {failed:?}");
+}
+
+#[test]
+fn a_coordinator_that_dies_at_any_write_before_or_after_the_commit_loses_nothing() {
+    dies_at_each_write(7, &Faults::none());
+}
+
+#[test]
+fn one_with_every_job_that_dies_at_any_write_loses_nothing() {
+    let all = |seed: &u64| World::new(*seed, Some(Faults::none())).plans.len() == plans::PLANS;
+    dies_at_each_write((0..).find(all).unwrap(), &Faults::none());
+}
+
+#[test]
+fn one_that_dies_at_any_write_among_other_faults_loses_nothing() {
+    let drawn = |seed: u64| Faults::draw(&mut Dice::new(seed));
+    let busy = |seed: &u64| {
+        let faults = drawn(*seed);
+        let several = faults.kinds().count() > 4 && faults.break_link > 0 && faults.kill > 0;
+        several && faults.crash == 0 && faults.crash_at_write == 0 && faults.twice > 0
+    };
+    let seed = (0..).find(busy).unwrap();
+    dies_at_each_write(seed, &drawn(seed));
 }
 
 #[test]
@@ -133,10 +161,10 @@ fn a_worker_that_reaches_no_other_one_any_more_holds_up_no_job() {
     let Ran { failed, .. } = run_all(20, |seed| {
         let mut world = World::new(seed, Some(Faults { part: 3_000, stays_apart: true, ..Faults::none() }));
         world.live();
-        stood.fetch_add(world.stood_still() as u64, Ordering::Relaxed);
+        stood.fetch_add(world.counts().get(&Seen::StoodStill).copied().unwrap_or(0), Ordering::Relaxed);
     });
     let stood = stood.into_inner();
-    assert!(failed.is_empty() && stood > 0, "{failed:?} failed, and groups stood still {stood} times");
+    assert!(failed.is_empty() && stood > 0, "{failed:?} failed, and groups stood still in {stood} worlds");
 }
 
 #[test]
@@ -145,7 +173,7 @@ fn the_same_seed_is_the_same_world() {
         let lived = || {
             let mut world = World::new(seed, None);
             world.live();
-            (world.turns, world.now, world.disk.texts)
+            (world.counts(), world.now, world.disk.texts)
         };
         assert_eq!(lived(), lived(), "seed {seed}");
     }

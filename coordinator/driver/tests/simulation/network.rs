@@ -4,7 +4,10 @@ use graftwork_driver::Gone;
 use graftwork_scheduler::Command;
 use graftwork_shared::id::{Term, WorkerId};
 
-use crate::world::{Deed, World};
+use crate::{
+    seen::Seen,
+    world::{Deed, World},
+};
 
 /// A worker's session on the wire.
 #[derive(Clone, Debug)]
@@ -21,6 +24,9 @@ pub(crate) struct Link {
     pub(crate) broken_ms: Option<u64>,
     /// The coordinator has closed its end, or learnt of the break.
     pub(crate) closed: bool,
+    /// From when on what still comes over a closed connection is not read any more: whoever reads it learns of the end a
+    /// little later than the coordinator's loop.
+    pub(crate) deaf_ms: u64,
 }
 
 /// To the worker.
@@ -30,7 +36,7 @@ pub(crate) const UP: usize = 1;
 
 impl Link {
     pub(crate) fn new(process: usize, start: u64) -> Self {
-        Self { process, start, last_ms: [0; 2], unread: 0, broken_ms: None, closed: false }
+        Self { process, start, last_ms: [0; 2], unread: 0, broken_ms: None, closed: false, deaf_ms: 0 }
     }
 
     /// When a message that is sent now arrives: behind those before it.
@@ -54,6 +60,7 @@ impl World {
     /// The coordinator says something to a worker over its session.
     pub(crate) fn send(&mut self, worker: WorkerId, word: impl FnOnce(u64, Term) -> Deed) {
         let (now, delay, most) = (self.now, self.delay(), if self.calm { 256 } else { self.faults.unread });
+        let twice = self.strikes(self.faults.twice);
         let coordinator = self.coordinator.as_mut().unwrap();
         let Some(number) = coordinator.sessions.get(&worker).copied() else { return };
         let term = coordinator.core.machine().state().term();
@@ -65,16 +72,32 @@ impl World {
         } else {
             link.unread += 1;
             let arrival = link.arrival(DOWN, now, delay);
-            return self.after(arrival - now, word(number, term));
+            let deed = word(number, term);
+            if twice {
+                self.note(Seen::CommandTwice);
+                self.links.get_mut(&number).unwrap().unread += 1;
+                self.after(arrival - now, deed.clone());
+            }
+            return self.after(arrival - now, deed);
         };
         coordinator.core.on_unsaid((worker, number), gone);
     }
 
+    /// An answer to a worker's request beside its connection; it may overtake what was said over that before.
+    pub(crate) fn answer(&mut self, process: usize, deed: Deed) {
+        let delay = self.delay();
+        let link = self.processes.get(&process).and_then(|process| process.link);
+        if link.is_some_and(|link| self.links[&link].last_ms[DOWN] > self.now + delay) {
+            self.note(Seen::AnswerOvertook);
+        }
+        self.after(delay, deed);
+    }
+
     /// The coordinator ends its side of a connection; the worker learns of it behind what it was told before.
     pub(crate) fn close(&mut self, number: u64) {
-        let (now, delay) = (self.now, self.delay());
+        let (now, delay, deaf) = (self.now, self.delay(), self.dice.below(500));
         let link = self.links.get_mut(&number).unwrap();
-        link.closed = true;
+        (link.closed, link.deaf_ms) = (true, now + deaf);
         let arrival = link.arrival(DOWN, now, delay);
         self.after(arrival - now, Deed::DownEnds(number));
     }

@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use graftwork_scheduler::{Command, Event, WorkerInfo};
 use graftwork_shared::{
-    assignment::{Assignment, Blame, Failure, Holdings, MemoryPeak, StageResult, Usage},
+    assignment::{Assignment, Blame, Evaluation, Failure, Holdings, MemoryPeak, StageResult, Usage},
     digest::Digest,
-    id::{LeaseId, Name, Term, WorkerId},
+    id::{LeaseId, Term, WorkerId},
 };
 
-use crate::{fixture, round_trip::RoundTrip};
+use crate::{fixture, plans, round_trip::RoundTrip};
 
 /// Updates between two checkpoints.
 const CHECKPOINT_EVERY: u64 = 20;
@@ -34,8 +34,10 @@ pub(crate) enum Doing {
         step: u64,
         blob: Digest,
     },
+    /// It waits for its result, or for the end of its rung, to be accepted.
     Finishing {
-        result: Box<StageResult>,
+        step: u64,
+        word: Box<Word>,
     },
     /// Its last word could not be said yet.
     Parting(Box<Word>),
@@ -55,10 +57,10 @@ impl Default for Trained {
 }
 
 impl Trained {
-    /// One update.
-    pub(crate) fn update(&mut self, stage: &Name) {
+    /// One update of a recipe.
+    pub(crate) fn update(&mut self, recipe: &Digest) {
         self.step += 1;
-        self.rows = Digest::of(format!("{} {stage} {}", self.rows, self.step).as_bytes());
+        self.rows = Digest::of(format!("{} {recipe} {}", self.rows, self.step).as_bytes());
     }
 }
 
@@ -71,18 +73,21 @@ pub(crate) fn checkpoint_of(assignment: &Assignment, step: u64) -> Digest {
 #[derive(Clone, Debug)]
 pub(crate) struct Work {
     pub(crate) assignment: Box<Assignment>,
+    recipe: Digest,
     pub(crate) total: u64,
     pub(crate) trained: Trained,
     /// It was taken into a group and has no state yet; of the stage's checkpoint then this step was accepted.
     pub(crate) fresh: bool,
     pub(crate) checkpointed: u64,
+    /// The step that it knows to be safe.
+    pub(crate) accepted: u64,
     pub(crate) doing: Doing,
     pub(crate) joining: bool,
     pub(crate) epoch: u64,
     pub(crate) rank: u32,
     pub(crate) ranks: u32,
     /// What it waits to be accepted was not said over the connection of now.
-    unheard: bool,
+    pub(crate) unheard: bool,
     /// The connection over which it last asked for what it waits for.
     pub(crate) asked_over: Option<u64>,
     /// Words about its group that the next formation answers.
@@ -101,6 +106,7 @@ pub(crate) enum Word {
     Spent(LeaseId, Usage),
     Checkpoint(LeaseId, u64, Digest),
     Finished(LeaseId, Box<StageResult>),
+    Paused(LeaseId, Evaluation, bool),
     Failed(LeaseId, Failure),
     Released(LeaseId),
     Leaving,
@@ -119,6 +125,7 @@ impl Word {
             Self::Spent(lease, usage) => Event::Spent { worker, lease, usage },
             Self::Checkpoint(lease, step, blob) => Event::Checkpointed { worker, lease, step, blob },
             Self::Finished(lease, result) => Event::Finished { worker, lease, result },
+            Self::Paused(lease, evaluation, finished) => Event::Paused { worker, lease, evaluation, finished },
             Self::Failed(lease, failure) => Event::Failed { worker, lease, failure },
             Self::Released(lease) => Event::Released { worker, lease },
             Self::Leaving => Event::Leaving { worker },
@@ -187,7 +194,6 @@ impl Process {
     /// A coordinator's message over the connection of now. Gives what it says to that; work to load is left in `Loading`.
     pub(crate) fn on_message(&mut self, term: Term, command: &Command, total: u64) -> Vec<Word> {
         if let Command::Welcome { worker, .. } = command {
-            assert!(term >= self.term, "an older coordinator welcomes");
             (self.term, self.welcome) = (term, Some(*worker));
             (self.round_trip, self.beat_every) = (RoundTrip::default(), BEAT);
             let leases: Vec<LeaseId> = self.leases.keys().copied().collect();
@@ -205,6 +211,7 @@ impl Process {
                     work.kept.retain(|word| matches!(word, Word::Broken(_, broken) if broken >= epoch));
                     work.fresh |= std::mem::take(&mut work.joining);
                     (work.epoch, work.rank, work.ranks, work.checkpointed) = (*epoch, *rank, *ranks, *checkpointed);
+                    work.accepted = work.accepted.max(*checkpointed);
                 }
                 Vec::new()
             }
@@ -248,10 +255,12 @@ impl Process {
         }
         let work = Work {
             assignment: Box::new(assignment.clone()),
+            recipe: assignment.recipe.digest(),
             total,
             trained: Trained::default(),
             fresh: false,
             checkpointed: 0,
+            accepted: 0,
             doing: Doing::Loading,
             joining,
             epoch: 0,
@@ -269,8 +278,11 @@ impl Process {
     fn on_accepted(&mut self, lease: LeaseId, accepted: u64) {
         let Some(work) = self.leases.get_mut(&lease) else { return };
         match &work.doing {
-            Doing::Checkpointing { step, .. } if accepted >= *step => work.doing = Doing::Training,
-            Doing::Finishing { result } if accepted >= result.steps => drop(self.leases.remove(&lease)),
+            Doing::Checkpointing { step, .. } if accepted >= *step => {
+                work.accepted = work.accepted.max(*step);
+                work.doing = Doing::Training;
+            }
+            Doing::Finishing { step, .. } if accepted >= *step => drop(self.leases.remove(&lease)),
             _ => {}
         }
     }
@@ -330,8 +342,7 @@ impl Process {
             words.extend(work.kept.iter().cloned());
             match &work.doing {
                 Doing::Checkpointing { step, blob } => words.push(Word::Checkpoint(*lease, *step, *blob)),
-                Doing::Finishing { result } => words.push(Word::Finished(*lease, result.clone())),
-                Doing::Parting(word) => words.push((**word).clone()),
+                Doing::Finishing { word, .. } | Doing::Parting(word) => words.push((**word).clone()),
                 Doing::Loading | Doing::Training | Doing::Uploading { .. } => {}
             }
         }
@@ -362,7 +373,7 @@ impl Process {
         let word = (**then).clone();
         work.doing = match word.clone() {
             Word::Checkpoint(_, step, blob) => Doing::Checkpointing { step, blob },
-            Word::Finished(_, result) => Doing::Finishing { result },
+            Word::Finished(_, result) => Doing::Finishing { step: result.steps, word: Box::new(word.clone()) },
             other => Doing::Parting(Box::new(other)),
         };
         work.unheard = !heard;
@@ -399,21 +410,26 @@ impl Work {
 
     /// Trains on; gives what is said, and what is uploaded first.
     pub(crate) fn train(&mut self, lease: LeaseId, steps: u64, info: &WorkerInfo) -> Vec<Word> {
+        let rung = self.assignment.until;
+        if rung.is_some_and(|rung| self.trained.step >= rung && self.accepted >= self.trained.step) {
+            return vec![self.pause(lease)];
+        }
         let due = (self.trained.step / CHECKPOINT_EVERY + 1) * CHECKPOINT_EVERY;
-        let until = (self.trained.step + steps).min(due).min(self.total);
+        let end = rung.unwrap_or(self.total);
+        let until = (self.trained.step + steps).min(due).min(end).max(self.trained.step);
         while self.trained.step < until {
-            self.trained.update(&self.assignment.stage);
+            self.trained.update(&self.recipe);
         }
         self.spent += 0.5;
         let usage = Usage { core_seconds: self.spent, wall_seconds: self.spent, ..Usage::default() };
         let words = vec![Word::Step(lease, until), Word::Spent(lease, usage)];
-        let then = if until == self.total {
+        let then = if until == self.total && rung.is_none() {
             let (numeric_class, epochs) = (info.class.clone(), vec![self.trained.rows]);
             let result = fixture::result(self.assignment.stage.as_str(), self.total, 0.9);
             let stages = vec![(self.assignment.job.clone(), self.assignment.stage.clone())];
             let peak = Some(MemoryPeak { bytes: (self.total % 5) << 20, stages });
             Word::Finished(lease, Box::new(StageResult { numeric_class, usage, epochs, peak, ..result }))
-        } else if until == due {
+        } else if until == due || until == end {
             Word::Checkpoint(lease, until, checkpoint_of(&self.assignment, until))
         } else {
             return words;
@@ -421,5 +437,14 @@ impl Work {
         self.doing = Doing::Uploading { blobs: then.blobs(), then: Box::new(then) };
         self.asked_over = None;
         words
+    }
+
+    /// It is at its rung, and its state is safe.
+    fn pause(&mut self, lease: LeaseId) -> Word {
+        let step = self.trained.step;
+        let scores = plans::score(self.assignment.recipe.training.seed, step);
+        let word = Word::Paused(lease, scores, step == self.total);
+        self.doing = Doing::Finishing { step, word: Box::new(word.clone()) };
+        word
     }
 }

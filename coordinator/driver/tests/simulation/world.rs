@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use graftwork_driver::Gone;
 use graftwork_scheduler::{
-    Command, Plan, StageKey, Standing,
+    Command, Fact, Plan, StageKey, Standing,
     history::{self, History},
 };
 use graftwork_shared::{
@@ -21,6 +21,8 @@ use crate::{
     fixture,
     ledger::{Disk, Ledger},
     network::{DOWN, Link, UP},
+    plans,
+    seen::{Counts, Seen},
     worker::{Process, Trained, Word},
 };
 
@@ -58,6 +60,13 @@ pub(crate) enum Deed {
     Written(u64),
     Tick(u64),
     Unstall(u64),
+    /// Another one takes the lead, and the one before learns of it.
+    Usurp,
+    Deposed(u64),
+    /// A worker's ping over this connection was not answered.
+    Unanswered(u64),
+    /// Blobs of an earlier term were not spoken of.
+    LetGo(u64),
     FreeDisk,
     /// The hub's answers.
     Published(u64, StageKey, bool),
@@ -81,7 +90,10 @@ pub(crate) struct World {
     queue: BTreeMap<(u64, u64), Deed>,
     scheduled: u64,
     pub(crate) calm: bool,
+    /// The coordinator that leads, or the one before it while that acts: see `as_deposed`.
     pub(crate) coordinator: Option<Coordinator>,
+    /// One that led before it, and does not know yet that it leads no more.
+    pub(crate) deposed: Option<Coordinator>,
     pub(crate) starts: u64,
     /// What the wall clock shows beyond the time as it is.
     pub(crate) wall_ahead_ms: i64,
@@ -101,16 +113,16 @@ pub(crate) struct World {
     pub(crate) checkpoints: BTreeMap<Digest, Trained>,
     /// What people were told.
     pub(crate) told: Vec<Told>,
-    pub(crate) turns: u64,
-    /// Probes that came back.
-    pub(crate) echoes: u64,
+    /// What those were told who watched a coordinator that led no more, by its start.
+    pub(crate) told_late: BTreeMap<u64, Vec<Told>>,
+    seen: Counts,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, faults: Option<Faults>) -> Self {
         let mut dice = Dice::new(seed);
         let faults = faults.unwrap_or_else(|| Faults::draw(&mut dice));
-        let mut plans = fixture_plans();
+        let mut plans = plans::all();
         while plans.len() > 1 && dice.chance(400) {
             plans.remove(usize::try_from(dice.below(plans.len() as u64)).unwrap());
         }
@@ -122,6 +134,7 @@ impl World {
             scheduled: 0,
             calm: false,
             coordinator: None,
+            deposed: None,
             starts: 0,
             wall_ahead_ms: 0,
             disk: Disk::new(),
@@ -137,8 +150,8 @@ impl World {
             plans,
             checkpoints: BTreeMap::new(),
             told: Vec::new(),
-            turns: 0,
-            echoes: 0,
+            told_late: BTreeMap::new(),
+            seen: Counts::new(),
         };
         world.after(0, Deed::Start);
         for job in 0..world.plans.len() {
@@ -183,7 +196,7 @@ impl World {
             if std::env::var_os("GRAFTWORK_SIMULATION_TRACE").is_some() {
                 eprintln!("{:>9} {deed:?}", self.now - begin);
             }
-            self.turns += 1;
+            self.note(Seen::Turn);
             self.act(deed);
             self.settle();
             if self.calm && self.is_done() {
@@ -209,28 +222,38 @@ impl World {
         self.leaves_nothing();
     }
 
-    /// Workers that joined a stage that would hold up its job, before others of that started.
-    pub(crate) fn helped_first(&self) -> usize {
-        let of_need = |told: &&Told| match &told.kind {
-            EventKind::GroupFormed { reason, .. } => reason.contains("would hold up the job"),
-            _ => false,
-        };
-        self.told.iter().filter(of_need).count()
+    pub(crate) fn note(&mut self, seen: Seen) {
+        *self.seen.entry(seen).or_default() += 1;
     }
 
-    /// Groups whose members waited for each other in vain.
-    pub(crate) fn stood_still(&self) -> usize {
-        let parted = |told: &&Told| match &told.kind {
-            EventKind::GroupFormed { reason, .. } => reason.contains("some cannot reach each other"),
-            _ => false,
+    /// What happened, and how often.
+    pub(crate) fn counts(&self) -> Counts {
+        let formed = |why: &str| {
+            self.told
+                .iter()
+                .any(|told| matches!(&told.kind, EventKind::GroupFormed { reason, .. } if reason.contains(why)))
         };
-        self.told.iter().filter(parted).count()
+        let mut seen = self.seen.clone();
+        seen.insert(Seen::HelpedFirst, u64::from(formed("would hold up the job")));
+        seen.insert(Seen::StoodStill, u64::from(formed("some cannot reach each other")));
+        for fact in &self.disk.facts {
+            let kind = match fact {
+                Fact::TrialScored { .. } => Seen::TrialScored,
+                Fact::RungDecided { .. } => Seen::RungDecided,
+                Fact::TrialChosen { .. } => Seen::TrialChosen,
+                Fact::SweepFailed { .. } => Seen::SweepFailed,
+                _ => continue,
+            };
+            *seen.entry(kind).or_default() += 1;
+        }
+        seen
     }
 
     fn is_done(&self) -> bool {
         let Some(coordinator) = &self.coordinator else { return false };
         let ended = |plan: &Plan| coordinator.core.machine().standing(&plan.id()) == Standing::Ended;
-        self.taken.iter().all(|taken| *taken) && self.plans.iter().all(ended) && coordinator.is_quiet()
+        let alone = self.deposed.is_none() && coordinator.is_quiet();
+        self.taken.iter().all(|taken| *taken) && self.plans.iter().all(ended) && alone
     }
 
     fn explained(&self) -> String {
@@ -243,23 +266,15 @@ impl World {
     fn leaves_nothing(&mut self) {
         let coordinator = self.coordinator.as_ref().unwrap();
         assert!(coordinator.pins.is_empty(), "pins outlive their owners: {:?}", coordinator.pins);
-        let gone = self.disk.state.blobs().into_iter().find(|blob| !self.disk.blobs.contains(blob));
-        let gone = gone.filter(|blob| !self.disk.lost.contains(blob));
-        assert_eq!(gone, None, "a blob that is referred to was removed");
+        self.disk.state.blobs().into_iter().for_each(|blob| self.is_kept(blob));
         self.disk.read();
-        let (facts, told, rows) = (&self.disk.facts, &self.told, self.rows());
-        let found = history::check(&History { facts, told, rows: &rows, in_lockstep: false });
-        assert!(found.is_empty(), "{found:#?}");
-    }
-
-    /// Digest of the rows of each stage's training when nothing disturbs it.
-    fn rows(&self) -> BTreeMap<Digest, Vec<Digest>> {
-        let rows = self.plans.iter().flat_map(|plan| &plan.stages).map(|stage| {
-            let mut trained = Trained::default();
-            (1..=stage.total_steps).for_each(|_| trained.update(&stage.name));
-            (stage.recipe_digest, vec![trained.rows])
-        });
-        rows.collect()
+        let of_an_epoch =
+            |(recipe, rows): (&Digest, &Vec<Digest>)| (*recipe, rows.last().copied().into_iter().collect());
+        let (facts, rows) = (&self.disk.facts, plans::rows().iter().map(of_an_epoch).collect());
+        for told in std::iter::once(&self.told).chain(self.told_late.values()) {
+            let found = history::check(&History { facts, told, rows: &rows, in_lockstep: false });
+            assert!(found.is_empty(), "{found:#?}");
+        }
     }
 
     /// From here on nothing bad happens; healthy workers of either class come, as many as the largest gang.
@@ -307,6 +322,8 @@ impl World {
             Deed::Rejoin(_) | Deed::Fault(..) => {}
             Deed::Submit(job) if self.taken[job] => {}
             Deed::FreeDisk => self.disk.full = false,
+            Deed::Usurp if self.calm => {}
+            Deed::Unanswered(link) => self.break_link(link),
             deed => self.reach_coordinator(deed),
         }
     }
@@ -342,8 +359,19 @@ impl World {
             return;
         };
         let words = match deed {
+            Deed::Down(_, term, command) if term < process.term => {
+                self.links.get_mut(&number).unwrap().unread -= 1;
+                // Such a one cannot become the right one; within a connection it is a stray word.
+                if matches!(*command, Command::Welcome { .. }) {
+                    process.on_lost();
+                    self.break_link(number);
+                    self.note(Seen::TermRefused);
+                }
+                Vec::new()
+            }
             Deed::Down(_, term, command) => {
                 self.links.get_mut(&number).unwrap().unread -= 1;
+                let late = term < self.disk.term;
                 let total = match &*command {
                     Command::Assign { assignment, .. } => {
                         let plan = self.plans.iter().find(|plan| plan.id() == assignment.job).unwrap();
@@ -351,12 +379,16 @@ impl World {
                     }
                     _ => 0,
                 };
-                process.on_message(term, &command, total)
+                let words = process.on_message(term, &command, total);
+                if late {
+                    self.note(Seen::LateCommand);
+                }
+                words
             }
             Deed::Echo(_, probe) => {
                 self.links.get_mut(&number).unwrap().unread -= 1;
                 process.on_echo(probe, self.now);
-                self.echoes += 1;
+                self.note(Seen::Echo);
                 Vec::new()
             }
             _ => {
@@ -406,24 +438,4 @@ impl World {
             self.break_link(number);
         }
     }
-}
-
-/// Jobs of one stage, of stages that need each other, of a high priority; some for groups.
-fn fixture_plans() -> Vec<Plan> {
-    use fixture::{plan, stage};
-    let single = plan("single", vec![stage("only", &[], 70)]);
-    let diamond =
-        vec![stage("a", &[], 60), stage("b", &[], 110), stage("c", &[], 30), stage("all", &["a", "b", "c"], 40)];
-    // Its first stage would hold it up where three workers are there.
-    let urgent = vec![stage("x", &[], 90), stage("y", &[], 25), stage("z", &[], 20), stage("xy", &["x", "y"], 10)];
-    let mut urgent = plan("urgent", urgent);
-    urgent.job.priority = 3;
-    let mut plans = vec![single, plan("diamond", diamond), urgent];
-    for plan in &mut plans[1..] {
-        plan.job.resources.workers_per_task = None;
-        plan.stages.iter_mut().for_each(|stage| stage.recipe.training.lanes = 4);
-    }
-    plans[1].job.resources.gang = 2;
-    "another".clone_into(&mut plans[1].job.owner);
-    plans
 }

@@ -2,7 +2,9 @@
 //!
 //! An object's name is its blob's digest, the term of the coordinator that wrote it, and a number of that coordinator's
 //! own: `ab/DIGEST.TERM.NUMBER`. So no name is ever used twice, and a coordinator that was frozen and wakes up deletes
-//! only what was there before it froze, never what its successor has put. Objects are created only where there is none.
+//! only what was there before it froze, never what its successor has put. For the same reason a blob that is put again
+//! under a later term becomes another object: the earlier one may be let go by whoever wrote it, who does not know that it
+//! is wanted again. Objects are created only where there is none.
 //!
 //! One coordinator leads, so what is there is known here: it was listed at the start, and is kept up with every change.
 //! Requests run on a thread of their own; whoever waits for one blocks.
@@ -192,9 +194,14 @@ impl Objects {
         Ok(reader.window.split_to(bytes.min(reader.window.len())).to_vec())
     }
 
-    /// Uploads a file of this digest and length.
+    /// Whether this coordinator alone may let an object go.
+    fn is_own(&self, key: &Path) -> bool {
+        parse(key).is_some_and(|(_, (term, _))| term == self.term.0)
+    }
+
+    /// Uploads a file of this digest and length, unless it was under this term.
     pub(super) fn keep(&self, aside: &FilePath, digest: Digest, bytes: u64) -> Result<(), BlobError> {
-        if let Ok(key) = self.key(digest) {
+        if let Some(key) = self.key(digest).ok().filter(|key| self.is_own(key)) {
             match self.size(digest, &key) {
                 Ok(size) if size == bytes => return Ok(()),
                 // Whatever is there is not it any more.

@@ -243,6 +243,25 @@ fn a_coordinator_that_wakes_up_removes_nothing_of_its_successor() {
 }
 
 #[test]
+fn what_is_put_again_under_a_later_term_outlives_what_a_coordinator_that_wakes_up_lets_go() {
+    for bucket in places().into_iter().filter_map(|place| place.bucket) {
+        let [mine, next] = [1, 2].map(|_| tempfile::tempdir().unwrap());
+        let frozen = BlobStore::open_bucket(bucket.clone(), mine.path(), Term(1)).unwrap();
+        let digest = frozen.put(b"one").unwrap();
+        let leader = BlobStore::open_bucket(bucket.clone(), next.path(), Term(2)).unwrap();
+        // It is there, and another worker has trained the same bytes meanwhile.
+        assert!(leader.has(digest));
+        assert_eq!(leader.put(b"one").unwrap(), digest);
+        assert_eq!(leader.put(b"one").unwrap(), digest);
+        wait_for_objects(&bucket, 2);
+        frozen.unpin(digest);
+        assert!(frozen.discard(digest).unwrap());
+        wait_for_objects(&bucket, 1);
+        assert_eq!(leader.read(digest).unwrap(), b"one");
+    }
+}
+
+#[test]
 fn an_object_that_vanished_is_missing_and_can_be_put_again() {
     for place in places().into_iter().filter(|place| place.bucket.is_some()) {
         let store = place.open(1);

@@ -74,6 +74,7 @@ fn an_object_store_reads_the_same_patterns() {
     assert!(problem.contains("opens a class of characters such as [0-9] that does not end"), "{problem}");
 }
 
+/// `Invariant::EachRowOnce`.
 #[test]
 fn a_shuffled_epoch_has_each_row_once_and_every_epoch_its_own_order() {
     let folder = Folder::new();

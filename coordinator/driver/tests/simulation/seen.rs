@@ -1,0 +1,59 @@
+//! How often what the worlds are for did happen: worlds in which it never did would show nothing about it.
+
+use std::collections::BTreeMap;
+
+/// Something that happens in some worlds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Seen {
+    /// Whatever was due.
+    Turn,
+    /// A probe came back.
+    Echo,
+    /// In a world, workers joined a stage that would hold up its job before others of that started.
+    HelpedFirst,
+    /// In a world, the members of a group waited for each other in vain.
+    StoodStill,
+    /// A coordinator took the lead while another one lived.
+    Usurped,
+    /// A write of a coordinator that led no more was refused.
+    WriteRefused,
+    /// A worker heard a command of a coordinator that led no more.
+    LateCommand,
+    /// A trial came to its rung; a rung was decided; a trial became its task; a sweep failed.
+    TrialScored,
+    RungDecided,
+    TrialChosen,
+    SweepFailed,
+    /// A word came over a session that another one had replaced, or that had ended.
+    LateWord,
+    /// An answer about a blob overtook what was said before it.
+    AnswerOvertook,
+    /// A word of a worker, or of a coordinator, came twice.
+    WordTwice,
+    CommandTwice,
+    /// A worker refused to be greeted by a coordinator of an older term.
+    TermRefused,
+}
+
+/// What must happen, with how often in a thousand worlds at least. That a term is refused takes a coordinator that leads no
+/// more, has nothing to write and is asked by one that has left it within its grace: too rare to be counted on.
+pub(crate) const WANTED: [(Seen, u64); 15] = [
+    (Seen::Turn, 100_000),
+    (Seen::Echo, 20_000),
+    (Seen::HelpedFirst, 2),
+    (Seen::StoodStill, 5),
+    (Seen::Usurped, 100),
+    (Seen::WriteRefused, 20),
+    (Seen::LateCommand, 20),
+    (Seen::LateWord, 20),
+    (Seen::AnswerOvertook, 100),
+    (Seen::WordTwice, 1_000),
+    (Seen::CommandTwice, 1_000),
+    (Seen::TrialScored, 500),
+    (Seen::RungDecided, 100),
+    (Seen::TrialChosen, 50),
+    (Seen::SweepFailed, 1),
+];
+
+/// How often, by what.
+pub(crate) type Counts = BTreeMap<Seen, u64>;
