@@ -135,6 +135,15 @@ impl BlobStore {
         Ok(Self::over(Place::Folder(folder), incoming, Some(limit)))
     }
 
+    /// Makes blobs that an earlier coordinator may let go, should it wake up, this one's own.
+    pub(super) fn adopt(&self, blobs: &[Digest]) -> Result<(), BlobError> {
+        match &self.shared.place {
+            // The folder's lock lets nobody else in.
+            Place::Folder(_) => Ok(()),
+            Place::Objects(objects) => objects.adopt(blobs),
+        }
+    }
+
     /// Opens the store in a bucket, for the coordinator of this term, after the bucket has shown that it keeps its word.
     /// Blobs on their way lie below the coordinator's own folder.
     pub(crate) fn open_bucket(bucket: Bucket, own_folder: &Path, term: Term) -> Result<Self, BlobError> {

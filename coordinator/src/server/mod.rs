@@ -375,6 +375,7 @@ fn open_blobs(
         None => BlobStore::open(folder)?,
     };
     let unheard = if awaits_workers { blobs.others(referred)? } else { Vec::new() };
+    blobs.adopt(&unheard)?;
     unheard.iter().for_each(|blob| blobs.pin(*blob));
     let gone = blobs.sweep(referred)?;
     if gone > 0 {

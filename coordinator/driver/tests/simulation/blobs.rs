@@ -51,15 +51,21 @@ impl World {
         coordinator.core.settle(put);
     }
 
-    /// What a coordinator finds as it starts: the blobs, and those of them to which nothing refers. Objects that stand for
-    /// what another one holds too go.
-    pub(crate) fn list(&mut self, referred: &BTreeSet<Digest>) -> (BTreeMap<Digest, u64>, Vec<Digest>) {
+    /// What a coordinator finds as it starts: the blobs, and those of them to which nothing refers, of which it makes
+    /// objects of its own. Objects that stand for what another one holds too go.
+    pub(crate) fn list(&mut self, start: u64, referred: &BTreeSet<Digest>) -> (BTreeMap<Digest, u64>, Vec<Digest>) {
         let mut index: BTreeMap<Digest, u64> = self.disk.objects.iter().copied().collect();
         let awaits = !self.faults.sends_home;
         index.retain(|blob, _| awaits || referred.contains(blob));
         self.disk.objects.retain(|(blob, start)| index.get(blob) == Some(start));
         self.disk.lost.retain(|blob| !index.contains_key(blob));
-        let unheard = index.keys().copied().filter(|blob| !referred.contains(blob)).collect();
+        let unheard: Vec<Digest> = index.keys().copied().filter(|blob| !referred.contains(blob)).collect();
+        for blob in &unheard {
+            if let Some(writer) = index.insert(*blob, start) {
+                self.disk.objects.remove(&(*blob, writer));
+            }
+            self.disk.objects.insert((*blob, start));
+        }
         (index, unheard)
     }
 

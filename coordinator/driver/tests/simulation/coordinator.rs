@@ -72,7 +72,7 @@ impl World {
         let started_wall = self.now.saturating_add_signed(self.wall_ahead_ms);
         let term = self.disk.lead(started_wall);
         let state = self.disk.read();
-        let (index, unheard) = self.list(&state.blobs());
+        let (index, unheard) = self.list(start, &state.blobs());
         let policy = Policy { sends_home: self.faults.sends_home, ..Policy::default() };
         let return_ms = policy.return_ms;
         let (machine, first) = Scheduler::start(policy, state, started_wall);

@@ -3,8 +3,9 @@
 //! An object's name is its blob's digest, the term of the coordinator that wrote it, and a number of that coordinator's
 //! own: `ab/DIGEST.TERM.NUMBER`. So no name is ever used twice, and a coordinator that was frozen and wakes up deletes
 //! only what was there before it froze, never what its successor has put. For the same reason a blob that is put again
-//! under a later term becomes another object: the earlier one may be let go by whoever wrote it, who does not know that it
-//! is wanted again. Objects are created only where there is none.
+//! under a later term becomes another object, and whoever starts copies what facts may refer to only later: the earlier
+//! object may be let go by whoever wrote or listed it, who does not know that it is wanted. Objects are created only where
+//! there is none.
 //!
 //! One coordinator leads, so what is there is known here: it was listed at the start, and is kept up with every change.
 //! Requests run on a thread of their own; whoever waits for one blocks.
@@ -33,6 +34,12 @@ const PART_BYTES: usize = 8 << 20;
 
 /// Larger blobs are uploaded in parts.
 const WHOLE_BYTES: u64 = 64 << 20;
+
+/// Larger objects are not copied when a coordinator starts. Checkpoints and results are smaller; uploads may be larger.
+const ADOPTED_BYTES: u64 = 1 << 30;
+
+/// Copies that are on their way at a time.
+const ADOPTED_AT_ONCE: usize = 16;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -199,6 +206,51 @@ impl Objects {
         parse(key).is_some_and(|(_, (term, _))| term == self.term.0)
     }
 
+    /// A name that no object has had.
+    fn new_key(&self, digest: Digest) -> Path {
+        let name = digest.to_string();
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let folder = self.bucket.prefix.clone().join(&name[..2]);
+        folder.join(format!("{name}.{}.{number}", self.term.0))
+    }
+
+    /// Makes objects of this term out of those that earlier ones wrote; one that has gone meanwhile is not here any more.
+    /// Those of more than [`ADOPTED_BYTES`] stay as they are.
+    pub(super) fn adopt(&self, blobs: &[Digest]) -> Result<(), BlobError> {
+        let foreign = blobs.iter().filter_map(|digest| Some((*digest, self.key(*digest).ok()?)));
+        let moves: Vec<(Digest, Path, Path)> = foreign
+            .filter(|(_, from)| !self.is_own(from))
+            .map(|(digest, from)| (digest, from, self.new_key(digest)))
+            .collect();
+        let store = Arc::clone(&self.bucket.store);
+        let adopt = move |(digest, from, to): (Digest, Path, Path)| {
+            let store = Arc::clone(&store);
+            async move {
+                let adopted = match store.head(&from).await {
+                    Ok(found) if found.size > ADOPTED_BYTES => Ok(false),
+                    Ok(_) => store.copy(&from, &to).await.map(|()| true),
+                    Err(error) => Err(error),
+                };
+                (digest, from, to, adopted)
+            }
+        };
+        let copies = futures::stream::iter(moves).map(adopt).buffer_unordered(ADOPTED_AT_ONCE);
+        for (digest, from, to, adopted) in self.wait(async move { Ok(copies.collect::<Vec<_>>().await) })? {
+            match adopted {
+                Ok(true) => {
+                    let earlier = lock(&self.index).insert(digest, to);
+                    lock(&self.doubles).extend(earlier);
+                }
+                Ok(false) => {}
+                Err(error) => match self.failed(digest, &from, &error) {
+                    BlobError::Missing(_) => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+
     /// Uploads a file of this digest and length, unless it was under this term.
     pub(super) fn keep(&self, aside: &FilePath, digest: Digest, bytes: u64) -> Result<(), BlobError> {
         if let Some(key) = self.key(digest).ok().filter(|key| self.is_own(key)) {
@@ -209,10 +261,7 @@ impl Objects {
                 Err(error) => return Err(error),
             }
         }
-        let name = digest.to_string();
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let folder = self.bucket.prefix.clone().join(&name[..2]);
-        let key = folder.join(format!("{name}.{}.{number}", self.term.0));
+        let key = self.new_key(digest);
         let earlier = self.upload(aside, digest, bytes, &key).map(|()| lock(&self.index).insert(digest, key))?;
         lock(&self.doubles).extend(earlier);
         Ok(())

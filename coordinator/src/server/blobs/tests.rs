@@ -261,6 +261,29 @@ fn what_is_put_again_under_a_later_term_outlives_what_a_coordinator_that_wakes_u
     }
 }
 
+/// A worker speaks to the next coordinator of what it has put to the one before.
+#[test]
+fn what_a_coordinator_adopts_outlives_what_the_one_before_lets_go() {
+    for bucket in places().into_iter().filter_map(|place| place.bucket) {
+        let [mine, next] = [1, 2].map(|_| tempfile::tempdir().unwrap());
+        let frozen = BlobStore::open_bucket(bucket.clone(), mine.path(), Term(1)).unwrap();
+        let (spoken_of, gone) = (frozen.put(b"one").unwrap(), frozen.put(b"two").unwrap());
+        let leader = BlobStore::open_bucket(bucket.clone(), next.path(), Term(2)).unwrap();
+        frozen.unpin(gone);
+        assert!(frozen.discard(gone).unwrap());
+        wait_for_objects(&bucket, 1);
+        leader.adopt(&[spoken_of, gone]).unwrap();
+        assert!(leader.has(spoken_of) && !leader.has(gone), "it is put again");
+        wait_for_objects(&bucket, 2);
+        frozen.unpin(spoken_of);
+        assert!(frozen.discard(spoken_of).unwrap());
+        wait_for_objects(&bucket, 1);
+        assert_eq!(leader.read(spoken_of).unwrap(), b"one");
+        leader.adopt(&[spoken_of]).unwrap();
+        wait_for_objects(&bucket, 1);
+    }
+}
+
 #[test]
 fn an_object_that_vanished_is_missing_and_can_be_put_again() {
     for place in places().into_iter().filter(|place| place.bucket.is_some()) {
