@@ -36,8 +36,9 @@ pub(crate) enum Seen {
 }
 
 /// What must happen, with how often in a thousand worlds at least. That a term is refused takes a coordinator that leads no
-/// more, has nothing to write and is asked by one that has left it within its grace: too rare to be counted on.
-pub(crate) const WANTED: [(Seen, u64); 15] = [
+/// more, has nothing to write and is asked by one that has left it within its grace, and that a sweep fails takes trials of
+/// which none ends: too rare to be counted on.
+pub(crate) const WANTED: [(Seen, u64); 14] = [
     (Seen::Turn, 100_000),
     (Seen::Echo, 20_000),
     (Seen::HelpedFirst, 2),
@@ -52,7 +53,6 @@ pub(crate) const WANTED: [(Seen, u64); 15] = [
     (Seen::TrialScored, 500),
     (Seen::RungDecided, 100),
     (Seen::TrialChosen, 50),
-    (Seen::SweepFailed, 1),
 ];
 
 /// How often, by what.
