@@ -309,6 +309,8 @@ impl SessionArguments {
             }
             tracing::warn!(%address, "{plain}: this network must be yours alone");
         }
+        // What GPUs exchange is not over TLS, whatever is named.
+        let identity = identity.filter(|_| !matches!(device, Device::Cuda(_)));
         Ok(Reached { address, identity })
     }
 

@@ -278,7 +278,7 @@ pub(crate) fn cache_folder() -> PathBuf {
 /// The value of a variable that an option names.
 pub(crate) fn secret(variable: Option<&str>) -> Result<Option<String>, Failure> {
     let Some(variable) = variable else { return Ok(None) };
-    let unset = || anyhow::anyhow!("the environment variable {variable} that holds the token is not set");
+    let unset = || anyhow::anyhow!("the environment variable {variable}, which an option names, is not set");
     credentials::of_operator(variable).map(Some).ok_or_else(|| Failure::input(unset()))
 }
 

@@ -245,7 +245,8 @@ fn flips(row: &Row) -> String {
 
 /// Words of others in code, so that they mention nobody and are no Markdown.
 fn code(words: &str) -> String {
-    format!("`{}`", words.replace('`', "'"))
+    let line = words.split_whitespace().collect::<Vec<_>>().join(" ").replace('`', "'");
+    if line.is_empty() { "–".to_owned() } else { format!("`{line}`") }
 }
 
 /// Commits as a list of Markdown.

@@ -51,9 +51,10 @@ fn asked_of<'n>(night: &'n Night, measured: &Measurement) -> Option<&'n Task> {
     night.job.tasks.iter().find(|task| fused.map_or_else(|| is(&task.name), |of| task.name == *of))
 }
 
-/// The first words of a text, in one line.
+/// The first words of a text, in one line, without what a terminal would obey.
 fn beginning(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let plain = text.replace(|letter: char| letter.is_control(), " ");
+    let line = plain.split_whitespace().collect::<Vec<_>>().join(" ");
     match line.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line,

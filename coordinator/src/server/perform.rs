@@ -91,11 +91,12 @@ impl Driver {
         plan.map(|plan| trail::lease_context(plan, &assignment.stage, lease).to_string()).unwrap_or_default()
     }
 
-    /// The same of a lease that a worker holds already; nothing where it is not live any more.
+    /// The same of a lease that a worker holds already, or held until its work was accepted.
     fn trace_of(&self, worker: WorkerId, lease: LeaseId) -> String {
         let key = self.machine().holds(worker, lease);
         let plan = key.and_then(|key| Some((self.machine().plan(&key.job)?, &key.stage)));
-        plan.map(|(plan, stage)| trail::lease_context(plan, stage, lease).to_string()).unwrap_or_default()
+        let live = plan.map(|(plan, stage)| trail::lease_context(plan, stage, lease).to_string());
+        live.or_else(|| self.trail.accepted(lease).map(ToString::to_string)).unwrap_or_default()
     }
 
     fn welcome(&mut self, session: u64, worker: WorkerId) {

@@ -61,8 +61,10 @@ impl Reasons {
             return Vec::new();
         }
         self.next_ms = now_ms + EVERY_MS;
+        // Behind the last one comes the first one.
         let (before, mut open) = (self.after.take(), None);
-        for (id, is_open) in machine.jobs_after(before.as_ref()).take(PASSED) {
+        let from = before.filter(|before| machine.jobs_after(Some(before)).next().is_some());
+        for (id, is_open) in machine.jobs_after(from.as_ref()).take(PASSED) {
             self.after = Some(id.clone());
             if is_open {
                 open = Some(id.clone());
@@ -70,8 +72,8 @@ impl Reasons {
             }
             self.told.remove(id);
         }
-        if self.after.is_none() {
-            // From the first one again, next time. Forgotten jobs are in no turn.
+        if from.is_none() {
+            // Forgotten jobs are in no turn.
             self.told.retain(|job, _| machine.plan(job).is_some());
         }
         let Some(explained) = open.and_then(|job| machine.explain(&job)) else { return Vec::new() };

@@ -10,7 +10,7 @@
 //!                    └─► …
 //! ```
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use graftwork_scheduler::{Fact, Plan, Scheduler, StageKey};
 use graftwork_shared::{
@@ -25,7 +25,12 @@ pub(super) struct Trail {
     /// By what happened.
     pub(super) counts: BTreeMap<&'static str, u64>,
     leases: HashMap<LeaseId, (StageKey, u64)>,
+    /// Leases whose work was accepted last, of which the worker is still to hear.
+    accepted: VecDeque<(LeaseId, TraceContext)>,
 }
+
+/// How many of those are kept.
+const MOST_ACCEPTED: usize = 1_024;
 
 /// Where a job stands in its submission's trace.
 pub(super) fn job_context(plan: &Plan) -> TraceContext {
@@ -91,8 +96,12 @@ impl Trail {
                 tracing::info!(%job, %stage, lease = lease.0, %worker, trace = trace(machine, job), "stage leased");
                 self.leases.insert(*lease, (key, *at_ms));
             }
-            Fact::StageTrained { lease: Some(lease), at_ms, .. }
-            | Fact::TrialScored { lease: Some(lease), at_ms, .. } => {
+            Fact::StageTrained { job, stage, lease: Some(lease), at_ms, .. }
+            | Fact::TrialScored { job, stage, lease: Some(lease), at_ms, .. } => {
+                if let Some(plan) = machine.plan(job) {
+                    self.accepted.truncate(MOST_ACCEPTED - 1);
+                    self.accepted.push_front((*lease, lease_context(plan, stage, *lease)));
+                }
                 self.end_lease(*lease, machine, *at_ms, None);
             }
             Fact::MemoryMeasured { job, stage, predicted_bytes, measured_bytes, .. } => {
@@ -118,6 +127,11 @@ impl Trail {
             Fact::JobEnded { job, outcome, at_ms } => end_job(job, *outcome, machine, *at_ms),
             _ => {}
         }
+    }
+
+    /// Where a lease stood whose work was accepted.
+    pub(super) fn accepted(&self, lease: LeaseId) -> Option<&TraceContext> {
+        self.accepted.iter().find(|(accepted, _)| *accepted == lease).map(|(_, context)| context)
     }
 
     /// The span of a lease whose beginning this coordinator saw; the worker's own tells of the others.

@@ -140,13 +140,17 @@ fn targets(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Where a package lies.
-fn package(name: &str) -> Result<PathBuf> {
+/// Where the packages lie.
+fn members() -> Result<Vec<PathBuf>> {
     let manifest = fs::read_to_string(root().join("Cargo.toml"))?;
     let members = manifest.split("members").nth(1).context("the workspace has members")?;
     let members = members.split(']').next().unwrap_or_default().split('"').skip(1).step_by(2);
-    for member in members {
-        let folder = root().join(member);
+    Ok(members.map(|member| root().join(member)).collect())
+}
+
+/// Where a package lies.
+fn package(name: &str) -> Result<PathBuf> {
+    for folder in members()? {
         if fs::read_to_string(folder.join("Cargo.toml"))?.contains(&format!("name = \"{name}\"\n")) {
             return Ok(folder);
         }
@@ -159,12 +163,15 @@ fn crates(arguments: &[String]) -> Result<()> {
     let (ours, of_the_program) =
         arguments.split_at(arguments.iter().position(|word| word == "--").unwrap_or(arguments.len()));
     let after = |option: &'static str| ours.windows(2).filter(move |pair| pair[0] == option).map(|pair| &pair[1]);
-    let folder = after("-p").next().map_or_else(|| Ok(root().join("tests")), |name| package(name))?;
+    let folders = after("-p").next().map_or_else(members, |name| Ok(vec![package(name)?]))?;
     for (option, place) in [("--example", "examples"), ("--test", "tests"), ("--bench", "benches")] {
         for name in after(option) {
-            let place = folder.join(place);
-            let is_there = place.join(format!("{name}.rs")).exists() || place.join(name).join("main.rs").exists();
-            ensure!(is_there, "there is no {name} in {}", place.display());
+            let is_in =
+                |place: &Path| place.join(format!("{name}.rs")).exists() || place.join(name).join("main.rs").exists();
+            ensure!(
+                folders.iter().any(|folder| is_in(&folder.join(place))),
+                "there is no {name} in {place} of {folders:?}"
+            );
         }
     }
     let filters = of_the_program.iter().filter(|word| !word.starts_with('-'));

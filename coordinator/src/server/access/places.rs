@@ -32,6 +32,11 @@ impl Places {
                  --hub-root"
             )));
         }
+        // What is not there yet cannot be followed up and down.
+        if hub.components().any(|part| part == Component::ParentDir) {
+            let problem = format!("publish.hub: {} goes up; name the folder itself", hub.display());
+            return Err(Status::permission_denied(problem));
+        }
         let releases = settled(&hub.join(&publish.organisation));
         let meets = |history: &&PathBuf| {
             let history = settled(history);
@@ -85,5 +90,10 @@ mod tests {
         }
         // One that is made later.
         check(disk.join("later/nights"), "later").unwrap_err();
+        let places = Places { hubs: Vec::new(), histories: vec![disk.join("nights")] };
+        let caller = Caller { name: "root".into(), role: Some(Role::Admin), owner: None, most_priority: 0 };
+        let hub = folder.path().join("none/../disk").display().to_string();
+        let up = places.check(&caller, &Publish { hub, organisation: "nights".to_owned(), license: None });
+        assert!(up.unwrap_err().message().contains("goes up"));
     }
 }

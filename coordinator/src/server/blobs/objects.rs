@@ -214,8 +214,9 @@ impl Objects {
         folder.join(format!("{name}.{}.{number}", self.term.0))
     }
 
-    /// Makes objects of this term out of those that earlier ones wrote; one that has gone meanwhile is not here any more.
-    /// Those of more than [`ADOPTED_BYTES`] stay as they are.
+    /// Makes objects of this term out of those that earlier ones wrote, before anybody reads; one that has gone meanwhile is
+    /// not here any more. Those of more than [`ADOPTED_BYTES`] stay as they are. After an error the copies that were made
+    /// lie there until the next start, which finds them.
     pub(super) fn adopt(&self, blobs: &[Digest]) -> Result<(), BlobError> {
         let foreign = blobs.iter().filter_map(|digest| Some((*digest, self.key(*digest).ok()?)));
         let moves: Vec<(Digest, Path, Path)> = foreign

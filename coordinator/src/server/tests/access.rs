@@ -243,7 +243,9 @@ async fn a_submitter_publishes_where_it_may_and_goes_before_nobody_it_may_not() 
         let publish = Publish { hub: hub.to_owned(), organisation: organisation.to_owned(), license: None };
         let said = refused(Job { publish: publish.clone(), ..job() }).await;
         assert!(said.contains("may not publish into /hub/") && said.contains("--nightly-history"), "{said}");
-        submit(&channel, guard.token("root"), &Job { publish, ..job() }).await.unwrap_err();
+        let refused = submit(&channel, guard.token("root"), &Job { publish, ..job() }).await.unwrap_err();
+        assert_eq!(refused.code(), Code::PermissionDenied);
+        assert!(refused.message().contains("--nightly-history"), "{}", refused.message());
     }
     submit(&channel, guard.token("ann"), &Job { priority: -3, ..job() }).await.unwrap();
 }

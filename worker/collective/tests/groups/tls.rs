@@ -90,7 +90,7 @@ fn a_member_with_another_ca_meets_nobody() {
         assert!(errors.iter().all(|error| matches!(error, CollectiveError::PeerLost { .. })), "{said}");
         assert!(said.contains("UnknownIssuer") || said.contains("UnknownCA"), "{said}");
         assert!(said.contains("rank 1 did not come; 127.0.0.1:"), "{said}");
-        assert!(began.elapsed() < PATIENCE + Duration::from_secs(2), "{:?}", began.elapsed());
+        assert!(began.elapsed() < PATIENCE + Duration::from_secs(10), "{:?}", began.elapsed());
     }
 }
 
@@ -105,7 +105,7 @@ fn members_of_which_one_speaks_plainly_are_told() {
     let expected =
         |peer: usize, own: &str, other: &str| format!("rank {peer} forms with {other}, this rank with {own}");
     assert_eq!(said, [expected(1, terms[0], terms[1]), expected(0, terms[1], terms[0])]);
-    assert!(errors.iter().all(|error| error.remedy() == Remedy::GiveUp) && began.elapsed() < PATIENCE);
+    assert!(errors.iter().all(|error| error.remedy() == Remedy::GiveUp) && began.elapsed() < Duration::from_secs(10));
 }
 
 /// A client that trusts the CA and shows this pair.

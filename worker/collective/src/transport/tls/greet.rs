@@ -30,7 +30,7 @@ use crate::{
 /// How soon an abort and the deadline are noticed meanwhile.
 const GLANCE: Duration = Duration::from_millis(20);
 
-/// How many callers may be on their way to prove who they are, members aside; more are sent away.
+/// How many callers may be on their way to prove who they are, members aside.
 const STRANGERS: usize = 64;
 
 /// How long a caller may take for that. Members need a few round trips.
@@ -124,7 +124,8 @@ fn accept(
     identity: &Identity,
     (poll, greetings): (&Poll, &mut Vec<Greeting>),
 ) -> Result<(), CollectiveError> {
-    loop {
+    // Whoever is one too many waits with the system until one of these is settled.
+    while greetings.len() < meeting.size + STRANGERS {
         let (socket, from) = match listener.accept() {
             Ok(caller) => caller,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
@@ -132,14 +133,12 @@ fn accept(
             Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::ConnectionAborted) => continue,
             Err(error) => return Err(lost(format!("no connection can be taken in: {error}"))),
         };
-        if greetings.len() >= meeting.size + STRANGERS {
-            continue;
-        }
         let tls = ServerConnection::new(Arc::clone(&identity.server)).map_err(|error| lost(error.to_string()))?;
         let Ok(socket) = registered(socket, poll) else { continue };
         let side = Side::Called { from, since: Instant::now() };
         greetings.push(Greeting::new(side, Link::new(socket, tls.into()), meeting));
     }
+    Ok(())
 }
 
 fn registered(mut socket: TcpStream, poll: &Poll) -> io::Result<TcpStream> {

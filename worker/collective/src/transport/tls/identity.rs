@@ -98,6 +98,11 @@ impl Identity {
         let server = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13]);
         let server =
             server.and_then(|builder| builder.with_client_cert_verifier(members).with_single_cert(chain, private));
+        let client = client.map(|mut client| {
+            // Who is called has one certificate, and nobody on the way needs to know for what.
+            client.enable_sni = false;
+            client
+        });
         let of_pair = |error: rustls::Error| match error {
             rustls::Error::InconsistentKeys(_) => wrong(&key, format!("it is not the key of {}", own.display())),
             error => wrong(&own, error.to_string()),
