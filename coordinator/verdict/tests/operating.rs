@@ -71,7 +71,7 @@ fn a_drop_on_a_thousand_rows_is_found_at_least_as_often_as_stated() {
     // The least of two points, which nine seeds find among twelve tasks with the power that nights promise.
     for (tasks, seeds, least) in [(1, 3, 0.4), (12, 3, 0.1), (12, 5, 0.35), (12, 9, 0.8)] {
         let world = World::new(tasks, 1_000, seeds);
-        for drop in [0.01, 0.02, 0.03] {
+        for (drop, least) in [(0.01, 0.0), (0.02, least), (0.03, 0.0)] {
             let mut random = Random::new(5 + tasks as u64);
             let (mut found, mut stated) = (0.0, 0.0);
             for _ in 0..NIGHTS {
@@ -83,7 +83,7 @@ fn a_drop_on_a_thousand_rows_is_found_at_least_as_often_as_stated() {
             println!("{tasks} tasks, {seeds} seeds, {drop}: stated {stated:.3}, found {found:.3}");
             assert!(found >= stated - two_errors(found, NIGHTS), "{tasks}, {seeds}, {drop}: {stated}, found {found}");
             assert!(found <= stated + 0.3, "{tasks} tasks, {seeds} seeds: stated {stated}, found {found}");
-            assert!(drop != 0.02 || found >= least, "{tasks} tasks, {seeds} seeds: two points are found in {found}");
+            assert!(found >= least, "{tasks} tasks, {seeds} seeds: {drop} is found in {found}");
         }
     }
 }

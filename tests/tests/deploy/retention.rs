@@ -88,7 +88,7 @@ fn deleted_as_the_page_says(hub: &Path, released: &[(PathBuf, Vec<u8>)]) -> Resu
     let there =
         |(path, _): &(PathBuf, Vec<u8>)| !path.starts_with(hub.join("tests/mood")) && !path.starts_with(&folder);
     let kept: Vec<_> = released.iter().filter(|release| there(release)).cloned().collect();
-    ensure!(!kept.is_empty() && kept.len() < released.len(), "nothing of it was there: {folder:?}");
+    ensure!(!kept.is_empty() && kept.len() < released.len(), "nothing of it was there: {}", folder.display());
     ensure!(predictions(hub)? == kept, "it took something else with it");
     Ok(())
 }

@@ -176,7 +176,8 @@ fn crates(arguments: &[String]) -> Result<()> {
     }
     let filters = of_the_program.iter().filter(|word| !word.starts_with('-'));
     for name in filters.filter(|_| ours.first().is_some_and(|verb| verb == "test")) {
-        ensure!(has_test(&folder, name)?, "no test in {} has {name} in its name", folder.display());
+        let has = folders.iter().map(|folder| has_test(folder, name)).collect::<Result<Vec<_>>>()?;
+        ensure!(has.contains(&true), "no test in {folders:?} has {name} in its name");
     }
     Ok(())
 }

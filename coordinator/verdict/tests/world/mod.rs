@@ -59,7 +59,7 @@ impl World {
     pub(crate) fn night(&self, drop: f64, random: &mut Random) -> Vec<Comparison> {
         let drop_of = |task: usize| if task == 0 { drop } else { 0.0 };
         let trained: Vec<Task> = (0..self.tasks).map(|task| self.task(task, drop_of(task), random)).collect();
-        let fused: Vec<Task> = self.fusions.iter().map(|&of| self.fusion(&trained[of], random)).collect();
+        let fused: Vec<Task> = self.fusions.iter().map(|&of| Self::fusion(&trained[of], random)).collect();
         trained.iter().chain(&fused).flat_map(|task| self.comparisons(task)).collect()
     }
 
@@ -77,7 +77,7 @@ impl World {
     }
 
     /// Half of what it answers is what its adapter answers.
-    fn fusion(&self, of: &Task, random: &mut Random) -> Task {
+    fn fusion(of: &Task, random: &mut Random) -> Task {
         let answers = |adapter: &Answers, random: &mut Random| {
             let own = of.rows.answers(of.shift * random.normal(), random);
             match (adapter, own) {

@@ -201,12 +201,15 @@ fn a_certificate_for_something_else_opens_no_group() {
     });
 }
 
+/// What becomes of bytes on their way, and how many there were before.
+type Pass = Arc<dyn Fn(&mut [u8], usize) + Send + Sync>;
+
 /// A table that names this address as rank 0's.
 struct Diverted {
     table: Arc<MemoryRendezvous>,
     listener: TcpListener,
     /// What to do with the bytes that pass, of which so many have passed before.
-    pass: Arc<dyn Fn(&mut [u8], usize) + Send + Sync>,
+    pass: Pass,
 }
 
 impl Rendezvous for Diverted {
