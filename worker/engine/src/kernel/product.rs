@@ -141,15 +141,11 @@ fn run_panel(
     let (sums, columns) = (right.sums(), right.columns());
     let column = panel * WIDE;
     let width = WIDE.min(columns - column);
-    // Each tile asks for its share of the next panel, so that no tile waits for it.
+    // Each tile asks for its share of the next panel, so that few tiles wait for it.
     let last = columns.div_ceil(WIDE) - 1;
     let next = if sums < LONG { &[] } else { right.panel(last.min(panel + 1)) };
     for (row, height) in instructions.tiles(rows.len()) {
-        let ahead = if next.is_empty() {
-            next
-        } else {
-            &next[next.len() * row / rows.len()..next.len() * (row + height) / rows.len()]
-        };
+        let ahead = &next[next.len() * row / rows.len()..next.len() * (row + height) / rows.len()];
         let row = rows.start + row;
         let at = row * columns + column;
         let factors = Factors { left: left.below(row), right: right.panel(panel), right_row: WIDE, sums, ahead };

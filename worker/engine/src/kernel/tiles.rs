@@ -180,7 +180,8 @@ unsafe fn narrow<const ROWS: usize, const PACKED: bool>(
         };
         let strides = if PACKED { sums / STRIDE } else { 0 };
         for _ in 0..strides {
-            // Twice, since a line that is asked for while many others are on their way may be forgotten.
+            // Two lines, and a step of less: so each is asked for twice, since one that is asked for while many others are
+            // on their way may be forgotten.
             _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
             _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(16).cast());
             ahead = ahead.wrapping_add(step);
