@@ -176,7 +176,7 @@ pub(crate) struct SavedLayer {
 /// What the backward reads below the end of the feed-forward block.
 pub(crate) struct Lower {
     projections: [Option<Beside>; 3],
-    attention: Attended,
+    attention: Option<Attended>,
     attention_mask: Option<Tensor>,
     attention_end: End,
     bend: Option<SavedBend>,
@@ -234,13 +234,15 @@ impl Layer<'_> {
         let (query_td, query) = project(Projection::Query, &asking_td, self.out_spans);
         let dropout = self.probability_dropout();
         let (context_td, attended, [key, value]) = match self.attend_of_first(&query_td, x_td, dropout.as_ref()) {
-            Some((context_td, saved)) => (context_td, Attended::First(saved), [None, None]),
+            Some((context_td, saved)) => (context_td, Some(Attended::First(saved)), [None, None]),
             None => {
                 let (key_td, key) = project(Projection::Key, x_td, self.spans);
                 let (value_td, value) = project(Projection::Value, x_td, self.spans);
                 let inputs = [query_td, key_td, value_td];
-                let (context_td, saved) = timed(Work::Attention, || attention(inputs, &self.shape(), dropout.as_ref()));
-                (context_td, Attended::Whole(saved), [key, value])
+                let keep = self.depth.passes(Rank::AttentionEnd);
+                let attend = || attention(inputs, &self.shape(), dropout.as_ref(), keep);
+                let (context_td, saved) = timed(Work::Attention, attend);
+                (context_td, saved.map(Attended::Whole), [key, value])
             }
         };
         let hidden_td = weights.attention_output.forward(&context_td);
@@ -324,7 +326,7 @@ impl Layer<'_> {
         };
         let [query, key, value] = saved.projections;
         let query = (&weights.query, &sites.query, query);
-        let (asking, all) = match &saved.attention {
+        let (asking, all) = match &saved.attention? {
             Attended::First(saved) => {
                 let linears = [&weights.key, &weights.value];
                 let backward = || first::attention_backward(saved, &context, linears, &self.shape());

@@ -37,21 +37,22 @@ pub(super) struct Gradients<'a> {
     pub(super) value: &'a mut [f32],
 }
 
-/// Fills `context`; returns the probabilities, `[queries, keys rounded up]` for each row and head. A `mask` of the same
-/// layout acts on the probabilities.
+/// Fills `context`; returns the probabilities, `[queries, keys rounded up]` for each row and head, or nothing where they
+/// are not to be kept: then each head's stay in the cache. A `mask` of the same layout acts on the probabilities.
 pub(super) fn forward(
     inputs: Inputs,
-    context: &mut [f32],
+    (context, keep): (&mut [f32], bool),
     mask: Option<&[f32]>,
     rows: &[Row],
     sizes: Sizes,
 ) -> Vec<f32> {
     let Sizes { heads, width } = sizes;
     let token = sizes.token();
-    let mut probabilities = vec![0.0; probabilities(rows, sizes)];
+    let most = rows.iter().map(|row| row.queries * row.padded()).max().unwrap_or(0);
+    let mut probabilities = vec![0.0; if keep { probabilities(rows, sizes) } else { 0 }];
+    let mut of_head = vec![0.0; if keep { 0 } else { most }];
     let longest = rows.iter().map(Row::padded).max().unwrap_or(0);
     let mut across = vec![0.0; width * longest];
-    let most = rows.iter().map(|row| row.queries * row.padded()).max().unwrap_or(0);
     let mut masked = vec![0.0; mask.map_or(0, |_| most)];
     let mut first = 0;
     for row in rows {
@@ -61,7 +62,7 @@ pub(super) fn forward(
         for head in 0..heads {
             let range = first..first + row.queries * padded;
             first = range.end;
-            let weights = &mut probabilities[range.clone()];
+            let weights = if keep { &mut probabilities[range.clone()] } else { &mut of_head[..range.len()] };
             let (query, key) = (row.query * token + head * width, row.key * token + head * width);
             turned([row.keys, width], (&inputs.key[key..], token), (&mut across, padded));
             let queries = Left { values: &inputs.query[query..], row: token, column: 1 };
@@ -233,7 +234,7 @@ mod tests {
             let part = |x: &[f32]| x[from * 32..].to_vec();
             let (q, k, v) = (part(&q), part(&k), part(&v));
             let mut context = vec![0.0; q.len()];
-            forward(Inputs { query: &q, key: &k, value: &v }, &mut context, None, rows, sizes);
+            forward(Inputs { query: &q, key: &k, value: &v }, (&mut context, false), None, rows, sizes);
             context
         };
         let together = run(&[Row { query: 0, queries: 5, key: 0, keys: 5 }, at(5), at(14)], 0);

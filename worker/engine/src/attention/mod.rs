@@ -53,17 +53,18 @@ enum Weights {
     Padded(padded::Kept, Rc<Places>),
 }
 
-/// Context `[queries, d]` of `softmax(q kᵀ / √width) v` for each row and head.
+/// Context `[queries, d]` of `softmax(q kᵀ / √width) v` for each row and head; with `keep`, what the backward reads.
 pub(crate) fn attention(
     [query_td, key_td, value_td]: [Tensor; 3],
     shape: &Shape,
     dropout: Option<&ProbabilityDropout>,
-) -> (Tensor, SavedAttention) {
-    let (context_td, weights) = match on_host([&query_td, &key_td, &value_td], shape, dropout) {
+    keep: bool,
+) -> (Tensor, Option<SavedAttention>) {
+    let (context_td, weights) = match on_host([&query_td, &key_td, &value_td], shape, dropout, keep) {
         Some((context_td, probabilities, mask)) => (context_td, Weights::Packed(probabilities, mask)),
         None => side_by_side([&query_td, &key_td, &value_td], shape, dropout),
     };
-    (context_td, SavedAttention { query_td, key_td, value_td, weights })
+    (context_td, keep.then_some(SavedAttention { query_td, key_td, value_td, weights }))
 }
 
 /// Gradients of queries, keys and values from the gradient of the context.
@@ -90,6 +91,7 @@ fn on_host(
     [query_td, key_td, value_td]: [&Tensor; 3],
     shape: &Shape,
     dropout: Option<&ProbabilityDropout>,
+    keep: bool,
 ) -> Option<(Tensor, Vec<f32>, Option<Vec<f32>>)> {
     if host::is_off() {
         return None;
@@ -100,7 +102,7 @@ fn on_host(
     let context = host::values_mut(&mut context_td)?;
     let (rows, sizes) = (kernel_rows(shape), kernel_sizes(query_td, shape));
     let mask = dropout.map(|dropout| packed_mask(dropout, shape, (&rows, sizes)));
-    let probabilities = kernel::forward(inputs, context, mask.as_deref(), &rows, sizes);
+    let probabilities = kernel::forward(inputs, (context, keep), mask.as_deref(), &rows, sizes);
     Some((context_td, probabilities, mask))
 }
 
@@ -215,7 +217,10 @@ mod tests {
 
         let shape = Shape { queries, keys, heads, places: None };
         let inputs = || [&q, &k, &v].map(Tensor::shallow_clone);
-        let in_kernel = attention(inputs(), &shape, None);
+        let (alone, nothing) = attention(inputs(), &shape, None, false);
+        let (context, saved) = attention(inputs(), &shape, None, true);
+        assert!(nothing.is_none() && alone.equal(&context), "what is kept changes nothing");
+        let in_kernel = (context, saved.unwrap());
         assert!(matches!(in_kernel.1.weights, Weights::Packed(..)));
         let (context, weights) = side_by_side([&q, &k, &v], &shape, None);
         let [query_td, key_td, value_td] = inputs();
@@ -236,7 +241,10 @@ mod tests {
             let shape = Shape { queries: &queries, keys: &keys, heads: 3, places: None };
             let [q, g] = [1, 4].map(|number| normal(number, &[signed(queries.tokens()), 24]));
             let [k, v] = [2, 3].map(|number| normal(number, &[signed(keys.tokens()), 24]));
-            let in_kernel = attention([&q, &k, &v].map(Tensor::shallow_clone), &shape, Some(&dropout));
+            let inputs = || [&q, &k, &v].map(Tensor::shallow_clone);
+            let (context, saved) = attention(inputs(), &shape, Some(&dropout), true);
+            assert!(attention(inputs(), &shape, Some(&dropout), false).0.equal(&context));
+            let in_kernel = (context, saved.unwrap());
             let (context, weights) = side_by_side([&q, &k, &v], &shape, Some(&dropout));
             assert_close(&in_kernel.0, &context, 1e-6);
             let padded = SavedAttention { query_td: q, key_td: k, value_td: v, weights };
