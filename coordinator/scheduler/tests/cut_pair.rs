@@ -31,6 +31,8 @@ const CHECKPOINT_S: u64 = 60;
 /// Each member makes so many lanes a second; an update has twelve.
 const LANES: u64 = 12;
 
+const STEPS: u64 = 300;
+
 /// What became of the stage.
 #[derive(Debug)]
 struct Course {
@@ -104,8 +106,12 @@ fn course(pair: [usize; 2], shows: Shows, steps: u64) -> Course {
 fn a_group_of_three_in_which_one_pair_is_cut_goes_on() {
     for pair in [[0, 1], [0, 2], [1, 2]] {
         for shows in [Shows::Breaks, Shows::Stands] {
-            let course = course(pair, shows, 2_000);
+            let course = course(pair, shows, STEPS);
             println!("{pair:?} {shows:?}: {course:?}");
+            assert!(course.formed_in_vain <= 3, "{pair:?} {shows:?}: between two checkpoints, {course:?}");
+            assert_eq!(course.failures, 0, "nobody is blamed");
+            let alone = STEPS * LANES;
+            assert!(course.seconds < alone * 3 / 4, "{pair:?} {shows:?}: alone it takes {alone} s, {course:?}");
         }
     }
 }

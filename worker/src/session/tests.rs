@@ -22,7 +22,6 @@ fn manifest() -> SplitManifest {
 pub(super) fn assignment() -> Box<Assignment> {
     let recipe = Recipe {
         numerics_version: graftwork_shared::NUMERICS_VERSION,
-        exchange: graftwork_collective::EXCHANGE,
         base_model: Digest::of(b"base"),
         method: Method::Adapter(AdapterConfig::preset("seq_bn").unwrap()),
         head: Head::new(HeadOutput::Regression),
