@@ -108,7 +108,8 @@ fn a_group_of_three_in_which_one_pair_is_cut_goes_on() {
         for shows in [Shows::Breaks, Shows::Stands] {
             let course = course(pair, shows, STEPS);
             println!("{pair:?} {shows:?}: {course:?}");
-            assert!(course.formed_in_vain <= 3, "{pair:?} {shows:?}: between two checkpoints, {course:?}");
+            // Three that break, and one for each that joins meanwhile.
+            assert!(course.formed_in_vain <= 5, "{pair:?} {shows:?}: between two checkpoints, {course:?}");
             assert_eq!(course.failures, 0, "nobody is blamed");
             let alone = STEPS * LANES;
             assert!(course.seconds < alone * 3 / 4, "{pair:?} {shows:?}: alone it takes {alone} s, {course:?}");
