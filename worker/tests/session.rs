@@ -30,7 +30,6 @@ fn impossible() -> Box<Assignment> {
     let manifest = || SplitManifest { files: Vec::new(), rule: None, limit: None, rows: 0 };
     let recipe = Recipe {
         numerics_version: graftwork_shared::NUMERICS_VERSION,
-        exchange: graftwork_collective::EXCHANGE,
         base_model: Digest::of(b"base"),
         method: Method::Adapter(AdapterConfig::preset("seq_bn").unwrap()),
         head: Head::new(HeadOutput::Regression),
