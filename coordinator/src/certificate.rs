@@ -11,13 +11,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use graftwork_certificate::Facts;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
 use time::{Duration, OffsetDateTime};
 use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject as _};
-use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+use x509_parser::prelude::FromDer as _;
 
 /// The CA's certificate: what workers and people trust.
 pub(crate) const CA: &str = "ca.pem";
@@ -79,39 +80,6 @@ pub(crate) enum CertError {
     /// What the maker says.
     #[error("the certificate cannot be made: {0}")]
     Made(String),
-}
-
-/// What a certificate says.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Facts {
-    /// It counts from then,
-    pub(crate) from: OffsetDateTime,
-    /// until then,
-    pub(crate) until: OffsetDateTime,
-    /// for these host names and addresses.
-    pub(crate) names: Vec<String>,
-}
-
-/// Reads what a certificate says.
-pub(crate) fn facts(der: &[u8]) -> Result<Facts, String> {
-    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der)
-        .map_err(|_| "it is no X.509 certificate".to_owned())?;
-    let time = |stamp: i64| OffsetDateTime::from_unix_timestamp(stamp).map_err(|error| error.to_string());
-    let validity = certificate.validity();
-    let alternatives = certificate.subject_alternative_name().ok().flatten();
-    let names = alternatives.iter().flat_map(|names| &names.value.general_names).filter_map(name).collect();
-    Ok(Facts { from: time(validity.not_before.timestamp())?, until: time(validity.not_after.timestamp())?, names })
-}
-
-fn name(name: &GeneralName<'_>) -> Option<String> {
-    match name {
-        GeneralName::DNSName(name) => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => match bytes.len() {
-            4 => <[u8; 4]>::try_from(*bytes).ok().map(|octets| IpAddr::from(octets).to_string()),
-            _ => <[u8; 16]>::try_from(*bytes).ok().map(|octets| IpAddr::from(octets).to_string()),
-        },
-        _ => None,
-    }
 }
 
 /// What was made.
@@ -229,7 +197,7 @@ fn signed(issuer: &Issuer<'_, KeyPair>, mut params: CertificateParams) -> Result
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     let key = new_key()?;
     let certificate = params.signed_by(&key, issuer).map_err(made)?;
-    let facts = facts(certificate.der()).map_err(CertError::Made)?;
+    let facts = Facts::of(certificate.der()).map_err(CertError::Made)?;
     Ok(Pair { certificate: certificate.pem(), key: key.serialize_pem(), facts })
 }
 
@@ -257,7 +225,7 @@ fn read_facts(path: &Path) -> Result<Facts, CertError> {
     let wrong = |problem: String| CertError::Wrong { path: path.to_owned(), problem };
     let der = CertificateDer::from_pem_slice(read(path)?.as_bytes());
     let der = der.map_err(|_| wrong("it holds no certificate in PEM form".to_owned()))?;
-    facts(&der).map_err(wrong)
+    Facts::of(&der).map_err(wrong)
 }
 
 fn read(path: &Path) -> Result<String, CertError> {

@@ -56,6 +56,8 @@ pub struct Hello {
     pub reached_on: String,
     /// The numerics version that it computes; 0: it does not say.
     pub numerics_version: u32,
+    /// The version of what it says to other members of a group; 0: it does not say.
+    pub exchange: u32,
     /// What it need not load again.
     pub holdings: Holdings,
 }
@@ -279,6 +281,7 @@ impl TryFrom<v1::Hello> for Hello {
             leases: wire.leases.into_iter().map(LeaseId).collect(),
             reached_on: wire.reached_on,
             numerics_version: wire.numerics_version,
+            exchange: wire.exchange,
             holdings: holdings(wire.holds.unwrap_or_default())?,
         })
     }
@@ -300,6 +303,7 @@ impl From<WorkerEnvelope> for v1::WorkerMessage {
                 leases: hello.leases.into_iter().map(|lease| lease.0).collect(),
                 reached_on: hello.reached_on,
                 numerics_version: hello.numerics_version,
+                exchange: hello.exchange,
                 holds: Some(to_holds(&hello.holdings)),
             }),
             WorkerMessage::Heartbeat(leases) => {

@@ -15,7 +15,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("graftwork-store", &["graftwork-shared"]),
     ("graftwork-proto", &["graftwork-shared"]),
     ("graftwork-telemetry", &["graftwork-shared", "graftwork-proto"]),
-    ("graftwork-collective", &["graftwork-shared"]),
+    ("graftwork-certificate", &[]),
+    ("graftwork-collective", &["graftwork-shared", "graftwork-certificate"]),
     ("graftwork-scheduler", &["graftwork-shared"]),
     ("graftwork-driver", &["graftwork-shared", "graftwork-scheduler"]),
     ("graftwork-verdict", &[]),
@@ -34,6 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "graftwork-scheduler",
             "graftwork-web",
             "graftwork-verdict",
+            "graftwork-certificate",
         ],
     ),
     (
@@ -47,6 +49,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "graftwork-telemetry",
             "graftwork-collective",
             "graftwork-engine",
+            "graftwork-certificate",
         ],
     ),
     ("graftwork-tests", &["graftwork-shared", "graftwork-scheduler"]),
@@ -62,6 +65,7 @@ const KEPT_TO: &[(&str, &[&str])] = &[
     ("mio", &["graftwork-collective"]),
     ("hyper", &["graftwork-telemetry"]),
     ("rcgen", &["graftwork"]),
+    ("x509-parser", &["graftwork-certificate", "graftwork"]),
     ("rusqlite", &["graftwork", "graftwork-tests"]),
     ("tokio-postgres", &["graftwork", "graftwork-tests"]),
 ];

@@ -8,7 +8,8 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
-use graftwork_collective::tls::{Identity, IdentityError};
+use graftwork_certificate::CertificateError;
+use graftwork_collective::tls::Identity;
 use graftwork_engine::Device;
 use graftwork_proto::{CA_VARIABLE, DialError, Token};
 use graftwork_shared::{address::Address, credentials, digest::Digest, job::MOST_THREADS};
@@ -65,7 +66,7 @@ macro_rules! user_errors {
         })+
     };
 }
-user_errors!(DialError, IdentityError, NoCuda, ListenError);
+user_errors!(DialError, CertificateError, NoCuda, ListenError);
 
 /// The program's version stands last: `graftwork` reads it there.
 fn version() -> &'static str {
@@ -256,6 +257,7 @@ fn serve(arguments: SessionArguments) -> Result<(), CommandError> {
         credentials::allow_only(arguments.job_credentials);
     }
     let meters = Meters::default();
+    reached.identity.iter().for_each(|identity| meters.show_certificate(identity.ends_s()));
     let options = session::Options {
         meters: meters.clone(),
         coordinators: Coordinators::new(arguments.coordinator, arguments.tls_ca.as_deref())?,

@@ -82,6 +82,11 @@ impl Waiting {
         Computes(self.clone())
     }
 
+    /// Whether a task of its own is not done.
+    pub(crate) fn computes(&self) -> bool {
+        self.state().computing > 0
+    }
+
     /// The epoch and the updates done of a member that computes nothing and has waited for too long.
     pub(crate) fn too_long(&self, now: Instant) -> Option<(u64, u64)> {
         let state = self.state();
@@ -125,7 +130,9 @@ mod tests {
         let _waits = waiting.wait(3, For::Words);
         drop(one);
         assert_eq!(waiting.too_long(in_seconds(86_400)), None, "a lane of its own is not done");
+        assert!(waiting.computes());
         drop(other);
+        assert!(!waiting.computes());
         assert_eq!(waiting.too_long(in_seconds(9)), None);
         assert_eq!(waiting.too_long(in_seconds(11)), Some((3, 7)));
     }

@@ -88,7 +88,7 @@ fn what_cannot_be_predicted_is_refused_with_its_mend() {
     );
     refused(
         &["worker", "--coordinator", "https://x:1", "--group-address", "10.0.0.8", "--group-tls", "/nowhere"],
-        "/nowhere/ca.pem: No such file or directory (os error 2); `graftwork cert FOLDER --host NAME` makes ca.pem",
+        "/nowhere/ca.pem: No such file or directory (os error 2); `graftwork cert FOLDER --host NAME` makes certificates",
     );
     refused(&["worker", "--coordinator", "nowhere"], "write unix:///path/to/socket");
     refused(

@@ -67,6 +67,9 @@ pub struct Why {
     /// Idle workers that may not help it, as its members and they do not reach each other: the first of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub out_of_reach: Vec<OutOfReach>,
+    /// Idle workers that may not help it, as their programs are of another version than its members': the first of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_version: Vec<OtherVersion>,
     /// Why it is slower than it could be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub slow: Vec<Slow>,
@@ -179,6 +182,50 @@ impl fmt::Display for OutOfReach {
     }
 }
 
+/// What must be alike in the programs of all members of a group; 0 where one does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// `WorkerInfo::numerics_version`.
+    pub numerics: u32,
+    /// `WorkerInfo::exchange`.
+    pub exchange: u32,
+}
+
+impl Versions {
+    fn of(worker: &Worker) -> Self {
+        Self { numerics: worker.info.numerics_version, exchange: worker.info.exchange }
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let version = |number: u32| if number == 0 { "unknown".to_owned() } else { number.to_string() };
+        write!(f, "numerics {} and exchange {}", version(self.numerics), version(self.exchange))
+    }
+}
+
+/// An idle worker that a running stage is refused, since its program and the members' are of versions that do not train
+/// together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherVersion {
+    /// Which.
+    pub worker: WorkerId,
+    /// Its versions.
+    pub versions: Versions,
+    /// Those of the stage's members.
+    pub needs: Versions,
+}
+
+impl fmt::Display for OtherVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { worker, versions, needs } = self;
+        write!(
+            f,
+            "{worker} is idle and may not help: its program has {versions}, and members of one group must have {needs}"
+        )
+    }
+}
+
 /// Why training is slower than it could be.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "slow", rename_all = "snake_case")]
@@ -263,6 +310,7 @@ impl fmt::Display for Why {
         words.extend(self.helped_first.as_ref().map(ToString::to_string));
         words.extend(self.other_class.iter().map(ToString::to_string));
         words.extend(self.out_of_reach.iter().map(ToString::to_string));
+        words.extend(self.other_version.iter().map(ToString::to_string));
         words.extend(self.slow.iter().map(|slow| format!("slow: {slow}")));
         words.extend(self.took.as_ref().map(ToString::to_string));
         f.write_str(&words.join("; "))
@@ -298,19 +346,18 @@ impl Scheduler {
                 let holds_up = self.holds_up(grant.lease);
                 let slow = self.slow(job, position, grant);
                 let needs = Some(self.needs(job, position));
-                let (other_class, out_of_reach) = self.refused_help(job, position, grant);
-                Why { needs, here, holds_up, other_class, out_of_reach, slow, ..why }
+                Why { needs, here, holds_up, slow, ..self.refused_help(job, position, grant, why) }
             }
             _ => why,
         }
     }
 
-    /// Idle workers of the job's device that a group with room for them does not get: those of another class, and those
-    /// that its members do not reach.
-    fn refused_help(&self, job: &JobState, position: usize, grant: &Grant) -> (Vec<OtherClass>, Vec<OutOfReach>) {
+    /// Names the idle workers of the job's device that a group with room for them does not get: those of another class, those
+    /// that its members do not reach, and those of another version.
+    fn refused_help(&self, job: &JobState, position: usize, grant: &Grant, why: Why) -> Why {
         let members = u32::try_from(grant.others.len() + 1).unwrap_or(u32::MAX);
         if members >= job.most_workers(position) {
-            return (Vec::new(), Vec::new());
+            return why;
         }
         let for_cpu = job.is_for_cpu();
         let idle = || {
@@ -332,7 +379,18 @@ impl Scheduler {
         };
         let of_class = |worker: &Worker| worker.info.class == grant.class && worker.info.reached_on != needs;
         let out_of_reach = idle().filter(|&(_, worker)| of_class(worker)).take(NAMED_IDLE).map(apart);
-        (other_class.collect(), out_of_reach.collect())
+        let reached = |worker: &Worker| worker.info.class == grant.class && worker.info.reached_on == needs;
+        let versions = self.workers.get(&grant.worker).map(Versions::of);
+        let other_version = idle().filter(|&(_, worker)| reached(worker)).filter_map(|(worker, known)| {
+            let (versions, needs) = (Versions::of(known), versions?);
+            (versions != needs).then_some(OtherVersion { worker: *worker, versions, needs })
+        });
+        Why {
+            other_class: other_class.collect(),
+            out_of_reach: out_of_reach.collect(),
+            other_version: other_version.take(NAMED_IDLE).collect(),
+            ..why
+        }
     }
 
     fn free_for(&self, job: &JobState, position: usize) -> Option<Free> {

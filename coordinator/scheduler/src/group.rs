@@ -27,8 +27,8 @@ use crate::{
     tail::HoldsUp,
 };
 
-/// Groups that broke in a row, without a checkpoint accepted between them, after which rank 0 goes on alone. Three, since
-/// a member that is killed breaks one group, and one that comes back too early another.
+/// Groups that broke in a row, without a checkpoint accepted between them, after which their members are parted
+/// (`stall.rs`). Three, since a member that is killed breaks one group, and one that comes back too early another.
 pub(crate) const MOST_BROKEN: u32 = 3;
 
 /// What a worker is to a live lease.
@@ -77,10 +77,11 @@ struct Breaking {
     reason: String,
 }
 
-/// How often a worker failed in a group, and until when it is not asked again.
+/// How often a worker failed in a group, or was parted from it, and until when it is not asked again.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Bar {
     failures: u32,
+    parted: u32,
     until_ms: u64,
 }
 
@@ -245,7 +246,7 @@ impl Scheduler {
 
     fn mend(&mut self, key: &StageKey, lease: LeaseId, breaking: &Breaking) {
         let members = self.state.grant(lease).map(Grant::members).unwrap_or_default();
-        let (apart, mut here): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| self.is_apart(*member));
+        let (apart, here): (Vec<_>, Vec<_>) = members.into_iter().partition(|member| self.is_apart(*member));
         if here.is_empty() || (apart.is_empty() && breaking.until_ms > self.now_ms) {
             return;
         }
@@ -253,25 +254,20 @@ impl Scheduler {
         if !apart.is_empty() {
             reason = format!("{} cannot be reached, and {reason}", names(&apart));
         }
-        let (goes_alone, joiners) = self.edit_group(lease, |group| {
+        let parts = self.edit_group(lease, |group| {
             group.lost += u32::try_from(apart.len()).unwrap_or(u32::MAX);
             // A loss that is seen explains itself.
             group.broken += u32::from(apart.is_empty());
-            let goes_alone = group.broken >= MOST_BROKEN && (here.len() > 1 || !group.joiners.is_empty());
-            let joiners = if goes_alone { std::mem::take(&mut group.joiners) } else { BTreeMap::new() };
-            (goes_alone, joiners.into_keys())
+            group.broken >= MOST_BROKEN && (here.len() > 1 || !group.joiners.is_empty())
         });
-        if goes_alone {
-            for worker in here.split_off(1).into_iter().chain(joiners) {
-                self.bar(worker, lease);
-                self.out.commands.push(Command::Fence { worker, lease });
-            }
-            reason = format!(
-                "{MOST_BROKEN} groups in a row broke without a checkpoint, so {} goes on alone; {reason}",
-                here[0]
-            );
-        }
-        self.form(key, lease, Forming { members: here, at_once: true, reason });
+        let members = if parts {
+            let (stay, left_out) = self.part(lease, &here);
+            reason = format!("{MOST_BROKEN} groups in a row broke without a checkpoint: {left_out}; {reason}");
+            stay
+        } else {
+            here
+        };
+        self.form(key, lease, Forming { members, at_once: true, reason });
     }
 
     /// A worker that holds a lease failed, or did what it must not.
@@ -396,6 +392,15 @@ impl Scheduler {
             let bar = group.barred.entry(worker).or_default();
             bar.until_ms = bar.until_ms.max(until_ms);
         });
+    }
+
+    /// A worker is parted from a group that cannot work with it; gives how often it was before.
+    pub(crate) fn count_parted(&mut self, worker: WorkerId, lease: LeaseId) -> u32 {
+        self.edit_group(lease, |group| {
+            let bar = group.barred.entry(worker).or_default();
+            bar.parted += 1;
+            bar.parted - 1
+        })
     }
 
     /// Who failed in a group is asked again after a wait that grows, as the next attempt of a stage does.

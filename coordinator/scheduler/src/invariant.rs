@@ -16,6 +16,7 @@ use crate::{
     message::{Command, Decision, Event, StageKey},
     phase::Phase,
     state::State,
+    worker::Worker,
 };
 
 /// What must always hold.
@@ -25,7 +26,8 @@ pub enum Invariant {
     ///    end the process, and no tensor of a trunk leaves `graftwork-engine`.
     TrunkUnchanged,
     /// 2. One live lease for a stage; a late worker or an old coordinator cannot commit. Of a group that holds a lease,
-    ///    each worker is a member once, and rank 0 alone commits.
+    ///    each worker is a member once, all are of one numeric class and of versions that train together, and rank 0 alone
+    ///    commits.
     OneLiveLease,
     /// 3. Within an epoch each row is trained exactly once. Proved for the order of rows in `graftwork-dataset`, for the input
     ///    of a training in `worker/engine/tests/input.rs`, and by row digests: of each accepted checkpoint in the driver's
@@ -100,10 +102,13 @@ fn one_live_lease(after: &Scheduler) -> Result<(), Violation> {
             let indexed = after.state.live().get(&grant.lease) == Some(&key);
             let mut holders = grant.members();
             holders.extend(after.groups.get(&grant.lease).into_iter().flat_map(|group| group.joiners.keys()));
-            let held = holders.iter().all(|holder| {
-                let holder = after.workers.get(holder);
-                holder.is_some_and(|w| w.leases.contains_key(&grant.lease) && w.info.class == grant.class)
+            // Whoever trains together computes the same, and can say it to the others.
+            let of = |w: &Worker| (w.info.numerics_version, w.info.exchange, w.info.reached_on.clone());
+            let leaders = after.workers.get(&grant.worker).map(of);
+            let held = holders.iter().filter_map(|holder| after.workers.get(holder)).filter(|w| {
+                w.leases.contains_key(&grant.lease) && w.info.class == grant.class && Some(of(w)) == leaders
             });
+            let held = held.count() == holders.len();
             let once = holders.iter().collect::<BTreeSet<_>>().len() == holders.len();
             let alone = live.insert(grant.lease);
             ensure(indexed && held && once && alone, Invariant::OneLiveLease, || format!("{key}: {grant:?}"))?;

@@ -41,7 +41,7 @@ mod view;
 mod worker;
 
 pub use census::Census;
-pub use explain::{Ahead, Corrected, Free, Needs, OtherClass, OutOfReach, Slow, Took, Why};
+pub use explain::{Ahead, Corrected, Free, Needs, OtherClass, OtherVersion, OutOfReach, Slow, Took, Versions, Why};
 pub use fact::{FACT_VERSION, Fact};
 pub use machine::{Policy, Scheduler, Standing};
 pub use merit::Chosen;

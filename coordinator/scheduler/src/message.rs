@@ -46,6 +46,9 @@ pub struct WorkerInfo {
     /// The numerics version that it computes; 0 if it did not say, and then it refuses other ones itself.
     #[serde(default)]
     pub numerics_version: u32,
+    /// The version of what it says to other members of a group; 0 if it did not say.
+    #[serde(default)]
+    pub exchange: u32,
     /// Digest of its process's random name, by which it is known again after its link broke, or after the coordinator
     /// was another process; empty: it cannot come back.
     #[serde(skip)]
@@ -57,25 +60,32 @@ pub struct WorkerInfo {
 
 impl WorkerInfo {
     pub(crate) fn arithmetic(&self) -> Arithmetic {
-        Arithmetic { class: self.class.clone(), version: self.numerics_version }
+        Arithmetic { class: self.class.clone(), version: self.numerics_version, exchange: self.exchange }
     }
 
     /// Whether both were said by one process.
     pub(crate) fn is_same_process(&self, other: &Self) -> bool {
-        // A worker of an earlier version, or facts about one, do not say which numerics version.
-        let versions = [self.numerics_version, other.numerics_version];
-        let alike = Self { numerics_version: versions[1], holdings: other.holdings.clone(), ..self.clone() };
-        let known = versions[0] == versions[1] || versions.contains(&0);
+        // A worker of an earlier version, or facts about one, do not say which numerics version, or which exchange.
+        let may_be = |one: u32, other: u32| one == other || one == 0 || other == 0;
+        let known = may_be(self.numerics_version, other.numerics_version) && may_be(self.exchange, other.exchange);
+        let alike = Self {
+            numerics_version: other.numerics_version,
+            exchange: other.exchange,
+            holdings: other.holdings.clone(),
+            ..self.clone()
+        };
         !self.key.is_empty() && known && alike == *other
     }
 }
 
-/// What a worker computes by.
+/// What a worker computes by, and how it speaks of it with other members of a group.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arithmetic {
     pub(crate) class: NumericClass,
     /// 0 if unknown.
     pub(crate) version: u32,
+    /// 0 if unknown. Decides who trains together, and nothing else.
+    pub(crate) exchange: u32,
 }
 
 impl Arithmetic {

@@ -1,4 +1,5 @@
-//! Groups that stand still: all members wait for each other, and nobody computes.
+//! Groups that stand still, all members of which wait for each other while nobody computes; and who goes on where a group
+//! cannot work.
 //!
 //! Heartbeats are good and no connection broke, so nothing else tells: two members cannot reach each other, while both
 //! reach the coordinator. Each member says so itself, once it has waited for longer than a message takes, and again with
@@ -9,12 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use graftwork_shared::id::{LeaseId, WorkerId};
 
 use crate::{
-    group::{Forming, MOST_BROKEN, Role, names},
+    group::{Forming, MOST_BROKEN, Role},
     machine::Scheduler,
     message::{Command, StageKey},
 };
 
-/// Who was left out of a group that stood still is not asked again for so long; doubles each time.
+/// Who was left out of a group that could not work is not asked again for so long; doubles each time.
 const LEFT_OUT_MS: u64 = 60_000;
 
 /// How often it doubles at most.
@@ -29,8 +30,6 @@ pub(crate) struct Waiting {
     since_epoch: u64,
     /// Members that came since the last update that was made together.
     newcomers: BTreeSet<WorkerId>,
-    /// How often the lease's group stood still.
-    times: u32,
 }
 
 impl Waiting {
@@ -75,33 +74,40 @@ impl Scheduler {
         }
     }
 
-    /// Newcomers with whom no update was made are the cause; without any, nobody knows who is, and rank 0 goes on alone.
-    /// It gets no others before it has a checkpoint, nor those again for a while.
     fn end_standstill(&mut self, key: &StageKey, lease: LeaseId, members: &[WorkerId]) {
-        let (stay, joiners, wait_ms, step) = self.edit_group(lease, |group| {
-            let waiting = &mut group.waiting;
-            let wait_ms = LEFT_OUT_MS << waiting.times.min(DOUBLINGS);
-            waiting.times += 1;
-            let known = |member: &&WorkerId| !waiting.newcomers.contains(*member);
+        let group = self.groups.get(&lease);
+        let step = group.and_then(|group| group.waiting.members.values().max().copied()).unwrap_or_default();
+        let (members, left_out) = self.part(lease, members);
+        let reason = format!(
+            "no member computes and each waits for the others after update {step}, so some cannot reach each other; \
+             {left_out}"
+        );
+        self.form(key, lease, Forming { members, at_once: true, reason });
+    }
+
+    /// Who of these goes on, where they cannot all train together, and words for who does not. Newcomers with whom no
+    /// update was made are the cause; without any, nobody knows who is, and rank 0 goes on alone. It gets no others before
+    /// it has a checkpoint, nor those again for a while: each for twice as long as the one before, so that they come back
+    /// one by one and the one that does not fit is a newcomer to the others.
+    pub(crate) fn part(&mut self, lease: LeaseId, members: &[WorkerId]) -> (Vec<WorkerId>, String) {
+        let (stay, joiners) = self.edit_group(lease, |group| {
+            let known = |member: &&WorkerId| !group.waiting.newcomers.contains(*member);
             let mut stay: Vec<WorkerId> = members.iter().filter(known).copied().collect();
             if stay.is_empty() || stay.len() == members.len() {
                 stay = members[..1].to_vec();
             }
-            let step = waiting.members.values().max().copied().unwrap_or_default();
             group.broken = MOST_BROKEN;
-            (stay, std::mem::take(&mut group.joiners), wait_ms, step)
+            (stay, std::mem::take(&mut group.joiners))
         });
         let left_out: Vec<WorkerId> = members.iter().filter(|member| !stay.contains(member)).copied().collect();
-        for worker in left_out.iter().copied().chain(joiners.into_keys()) {
+        let mut words = Vec::new();
+        for (before, worker) in (0..).zip(left_out.into_iter().chain(joiners.into_keys())) {
+            let doubled = self.count_parted(worker, lease).saturating_add(before).min(DOUBLINGS);
+            let wait_ms = LEFT_OUT_MS << doubled;
             self.leave_out(worker, lease, wait_ms);
             self.out.commands.push(Command::Fence { worker, lease });
+            words.push(format!("{worker} left out for {} s", wait_ms / 1_000));
         }
-        let reason = format!(
-            "no member computes and each waits for the others after update {step}, so some cannot reach each other; \
-             {} left out for {} s",
-            names(&left_out),
-            wait_ms / 1_000
-        );
-        self.form(key, lease, Forming { members: stay, at_once: true, reason });
+        (stay, words.join(", "))
     }
 }

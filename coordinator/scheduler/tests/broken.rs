@@ -198,8 +198,25 @@ fn a_group_that_breaks_without_a_cause_tries_again_and_in_the_end_goes_on_alone(
     };
     assert!(idle(&mut world).is_empty(), "not again before there is progress");
     world.machine.checkpoint((first, world.lease), 50);
-    let commands = world.machine.after(500, Event::Tick);
-    assert_eq!(invited(&commands), [(second, world.lease)], "after progress, and a wait");
+    assert!(invited(&beat_on(&mut world, 40)).is_empty(), "after progress, and a wait");
+    assert_eq!(invited(&beat_on(&mut world, 30)), [(second, world.lease)]);
+    world.machine.apply(Event::Prepared { worker: second, lease: world.lease });
+    assert_eq!(world.now(), [first, second]);
+    assert!(invited(&beat_on(&mut world, 40)).is_empty(), "and the other one not at the same time");
+    assert_eq!(invited(&beat_on(&mut world, 30)), [(third, world.lease)]);
+}
+
+/// Members and those that were beat each second, for so many.
+fn beat_on(world: &mut World, seconds: u64) -> Vec<Command> {
+    let mut commands = Vec::new();
+    for _ in 0..seconds {
+        world.machine.now_ms += 1_000;
+        for worker in world.members.clone() {
+            let leases = world.machine.scheduler.holds(worker, world.lease).map(|_| world.lease);
+            commands.extend(world.machine.apply(Event::Heartbeat { worker, leases: leases.into_iter().collect() }));
+        }
+    }
+    commands
 }
 
 #[test]

@@ -171,6 +171,24 @@ fn members_that_cannot_reach_each_other_or_compute_otherwise_make_no_gang() {
 }
 
 #[test]
+fn programs_of_versions_that_do_not_train_together_make_no_gang_and_either_trains_alone() {
+    let mut machine = Machine::new();
+    let of = |number: usize, exchange: u32| WorkerInfo { exchange, ..keyed(number) };
+    let (job, _) = submit(&mut machine, &gang("g", 2, 0));
+    machine.join(of(0, 1));
+    machine.join(of(1, 2));
+    assert_eq!(refusal(&machine, &job, "g"), Refusal::Gang { needs: 2, free: 1, have: 1 });
+    let (_, commands) = submit(&mut machine, &single("s", 0));
+    let (_, more) = submit(&mut machine, &single("t", 0));
+    assert_eq!((assigned(&commands).len(), assigned(&more).len()), (1, 1));
+    let (_, commands) = machine.join(of(2, 2));
+    assert!(assigned(&commands).is_empty(), "the other one of its version has work");
+    let (third, commands) = machine.join(of(3, 2));
+    assert_eq!((assigned(&commands)[0].0.as_str(), invited(&commands).len()), ("g", 1));
+    assert!(assigned(&commands)[0].1 == third || invited(&commands)[0].0 == third);
+}
+
+#[test]
 fn its_members_are_not_taken_back_and_those_beyond_it_are() {
     let mut machine = Machine::new();
     idle(&mut machine, 0..2);

@@ -59,6 +59,9 @@ fn a_group_grows_only_where_it_helps() {
     assert!(refused(&|_| {}, WorkerInfo { class: class("avx512"), ..info(1) }));
     assert!(refused(&|_| {}, WorkerInfo { memory_bytes: 1 << 10, ..info(1) }));
     assert!(refused(&|_| {}, WorkerInfo { reached_on: "elsewhere".to_owned(), ..info(1) }));
+    for (numerics_version, exchange) in [(2, 1), (0, 1), (1, 2), (1, 0)] {
+        assert!(refused(&|_| {}, WorkerInfo { numerics_version, exchange, ..info(1) }), "programs of other versions");
+    }
     assert!(!refused(&|plan| plan.job.resources.workers_per_task = Some(2), info(1)));
 }
 

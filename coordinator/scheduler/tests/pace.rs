@@ -8,7 +8,7 @@ mod group;
 use std::time::Duration;
 
 use fixture::{Machine, assigned, class, grouped, info, invited, name, plan, result, stage};
-use graftwork_scheduler::{Command, Event, OtherClass, Slow, StageExplanation, WorkerInfo};
+use graftwork_scheduler::{Command, Event, OtherClass, OtherVersion, Slow, StageExplanation, Versions, WorkerInfo};
 use graftwork_shared::{
     assignment::Holdings,
     event::StepReport,
@@ -285,4 +285,24 @@ fn an_idle_worker_that_the_members_do_not_reach_is_named_where_it_could_have_hel
     let words =
         format!("{other} is idle and may not help: other members reach it over TLS, and the stage's in plain text");
     assert!(sentence.contains(&words), "{sentence}");
+}
+
+#[test]
+fn an_idle_worker_of_another_version_is_named_where_it_could_have_helped() {
+    for (numerics, exchange, words) in [(2, 1, "numerics 2 and exchange 1"), (1, 0, "numerics 1 and exchange unknown")]
+    {
+        let mut world = World::of(&grouped(2, 1_000), 1);
+        let (other, commands) = world.machine.join(WorkerInfo { numerics_version: numerics, exchange, ..keyed(1) });
+        assert!(invited(&commands).is_empty());
+        let explained = explained(&world.machine, &world.job, "a");
+        let needs = Versions { numerics: 1, exchange: 1 };
+        let expected = OtherVersion { worker: other, versions: Versions { numerics, exchange }, needs };
+        assert_eq!(explained.why.other_version, [expected]);
+        let sentence = world.machine.scheduler.explain(&world.job).unwrap().to_string();
+        let words = format!(
+            "{other} is idle and may not help: its program has {words}, and members of one group must have numerics 1 and \
+             exchange 1"
+        );
+        assert!(sentence.contains(&words), "{sentence}");
+    }
 }

@@ -143,6 +143,7 @@ impl Driver {
             reached_on: hello.reached_on.clone(),
             class: hello.numeric_class.clone(),
             numerics_version: hello.numerics_version,
+            exchange: hello.exchange,
             key: pins::known_as(&hello.key),
             holdings: hello.holdings.clone(),
         };

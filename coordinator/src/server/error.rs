@@ -2,7 +2,9 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use super::{blobs::BlobError, journal::JournalError, lock::Holder, tls::TlsError};
+use graftwork_certificate::CertificateError;
+
+use super::{blobs::BlobError, journal::JournalError, lock::Holder};
 
 /// Why a coordinator cannot start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +62,7 @@ pub(crate) enum ServerError {
     UselessTls,
     /// The certificate.
     #[error(transparent)]
-    Tls(#[from] TlsError),
+    Tls(#[from] CertificateError),
     /// An address that every user of this machine can reach.
     #[error(
         "every user of this machine can reach {0}, so a token is needed there: name the environment variable that \

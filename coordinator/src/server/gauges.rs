@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -40,7 +40,13 @@ struct Leader {
 
 /// A view of a coordinator that may not lead yet. Clones are the same.
 #[derive(Clone)]
-pub(crate) struct Gauges(Arc<watch::Sender<Option<Leader>>>);
+pub(crate) struct Gauges {
+    leader: Arc<watch::Sender<Option<Leader>>>,
+    /// When the certificate that it shows ends, in seconds since 1970.
+    certificate_ends_s: Arc<OnceLock<i64>>,
+}
+
+const CERTIFICATE_ENDS: &str = "When its certificate of TLS ends, in seconds since 1970";
 
 /// What is counted, with its help.
 const COUNTERS: &[(&str, &str)] = &[
@@ -64,16 +70,22 @@ const COUNTERS: &[(&str, &str)] = &[
 impl Gauges {
     /// Of a coordinator that does not lead yet.
     pub(crate) fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
+        Self { leader: Arc::new(watch::Sender::new(None)), certificate_ends_s: Arc::default() }
     }
 
     /// From now on it leads.
     pub(super) fn lead(&self, inputs: mpsc::WeakSender<Input>, blobs: BlobStore) {
-        self.0.send_replace(Some(Leader { inputs, blobs }));
+        self.leader.send_replace(Some(Leader { inputs, blobs }));
+    }
+
+    /// It shows a certificate that ends then.
+    pub(super) fn show_certificate(&self, ends_s: i64) {
+        // A process reads it once.
+        let _ = self.certificate_ends_s.set(ends_s);
     }
 
     fn leader(&self) -> Option<Leader> {
-        self.0.borrow().clone()
+        self.leader.borrow().clone()
     }
 
     async fn measure(leader: &Leader) -> Result<Measured, String> {
@@ -105,6 +117,9 @@ impl Source for Gauges {
     async fn metrics(&self) -> Result<String, String> {
         let mut text = Exposition::new();
         add_process(&mut text);
+        if let Some(ends_s) = self.certificate_ends_s.get() {
+            text.gauge("graftwork_certificate_ends_seconds", CERTIFICATE_ENDS, *ends_s as f64);
+        }
         let leader = self.leader();
         let leads = f64::from(u8::from(leader.is_some()));
         text.gauge("graftwork_coordinator_leads", "1 for the coordinator that leads, 0 for one that waits to", leads);

@@ -246,7 +246,7 @@ const INPUTS: usize = 1_024;
 /// Must be called inside a tokio runtime. When it returns, all addresses accept connections.
 pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
     listen::check(&options.listen, &options.auth, options.tls.as_ref())?;
-    let tls = options.tls.as_ref().map(Identity::open).transpose()?;
+    let tls = options.tls.as_ref().map(|identity| identity.open(&options.gauges)).transpose()?;
     let folder = options.state_folder.clone();
     let mut lock = blocking(move || take_lock(&folder)).await?;
     if options.leadership.is_some() {

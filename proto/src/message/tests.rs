@@ -20,6 +20,7 @@ fn hello() -> Hello {
         leases: vec![LeaseId(5)],
         reached_on: "here".to_owned(),
         numerics_version: 2,
+        exchange: 3,
         holdings: Holdings { rows: [Digest::of(b"r")].into(), ..Holdings::default() },
     }
 }

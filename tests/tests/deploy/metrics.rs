@@ -1,13 +1,19 @@
 //! Metrics, health and readiness of both programs, and a Prometheus that reads them.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::Command,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use graftwork_tests::{Run, World};
 use serde_json::Value;
 
 use crate::{
-    process::{Process, ask, coordinator, get, socket, until, worker},
+    process::{Process, ask, coordinator, get, graftwork, socket, until, worker},
     root,
 };
 
@@ -72,6 +78,7 @@ pub(crate) fn every_name_is_known() -> Result<()> {
         ensure!(status == 200, "{text}");
         told.extend(names(&text));
     }
+    told.extend(told_of_certificates()?);
     let alerts = fs::read_to_string(root().join("deploy/prometheus/alerts.yml"))?;
     for file in ["deploy/prometheus/alerts.yml", "deploy/grafana/graftwork.json", "deploy/helm/graftwork/values.yaml"] {
         let asked = names(&fs::read_to_string(root().join(file))?);
@@ -83,6 +90,39 @@ pub(crate) fn every_name_is_known() -> Result<()> {
         ensure!(operations.contains(&format!("### {alert}\n")), "docs/operations.md does not say what {alert} means");
     }
     counted(&watched)
+}
+
+/// Names of what programs tell that show certificates, which end soon here: both say so when they start.
+fn told_of_certificates() -> Result<BTreeSet<String>> {
+    const DAYS: u64 = 20;
+    let folder = tempfile::tempdir()?;
+    graftwork(folder.path(), &["cert", "tls", "--host", "127.0.0.1", "--days", &DAYS.to_string()], 0)?;
+    let at = ["--metrics", "127.0.0.1:0"];
+    let more = [&at[..], &["--listen", "https://127.0.0.1:0", "--tls", "tls", "--token-env", "OURS"]].concat();
+    let token = "a token of more than sixteen";
+    let leader = Process::start(coordinator(folder.path(), &more).env("OURS", token))?;
+    leader.wait_for("listens on")?;
+    let member = [&at[..], &["--group-tls", "tls"]].concat();
+    let member = Process::start(worker(folder.path(), &member).env("NO_COLOR", "1"))?;
+    let bearer = format!("authorization: Bearer {token}\r\n");
+    let tells = [
+        (leader.told("tells metrics on")?, bearer.as_str(), "graftwork_certificate_ends_seconds"),
+        (member.told("metrics are told")?, "", "graftwork_worker_certificate_ends_seconds"),
+    ];
+    let mut told = BTreeSet::new();
+    for (address, header, name) in &tells {
+        let (status, text) = get(address, "/metrics", header)?;
+        ensure!(status == 200, "{text}");
+        let left = value(&text, name)? - SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64();
+        let days = left / 86_400.0;
+        ensure!((days - DAYS as f64).abs() < 0.1, "{name}: {days} days are left, not {DAYS}");
+        told.extend(names(&text));
+    }
+    for (process, file) in [(&leader, "coordinator.pem"), (&member, "worker.pem")] {
+        let line = process.wait_for("the certificate expires soon: `graftwork cert FOLDER --renew`")?;
+        ensure!(line.contains(file), "{line}");
+    }
+    Ok(told)
 }
 
 /// The numbers after one job of three tasks and a fusion.

@@ -24,9 +24,10 @@ use crate::{
     transport::{gloo, in_process, left, nccl, tls},
 };
 
-/// What members say to each other in an update, and in which order. Raise it with any change of that: a member of another
-/// version meets a disagreement instead of messages that it would misread.
-const EXCHANGE: u32 = 2;
+/// What members say to each other in an update and about their states, in which order, and how lanes and gradients are cut
+/// for it. Raise it with any change of that: workers tell it to their coordinator, which puts no two of them into one group,
+/// and a member of another version meets a disagreement instead of messages that it would misread.
+pub const EXCHANGE: u32 = 2;
 
 /// How long one question to the rendezvous lasts: an abort is noticed within this time.
 const PATIENCE: Duration = Duration::from_millis(100);

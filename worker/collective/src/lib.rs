@@ -46,7 +46,7 @@ mod tree;
 
 pub use abort::Aborter;
 pub use error::{CollectiveError, Remedy};
-pub use form::{Backend, FormRequest, form};
+pub use form::{Backend, EXCHANGE, FormRequest, form};
 pub use group::{Group, MAX_TAG};
 pub use plan::{ExchangePlan, share};
 pub use reduce::{Reduced, Way, reduce_lanes};
@@ -61,5 +61,5 @@ pub mod nccl {
 
 /// Groups over TLS.
 pub mod tls {
-    pub use crate::transport::tls::{Identity, IdentityError, NAME};
+    pub use crate::transport::tls::{Identity, NAME};
 }

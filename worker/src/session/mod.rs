@@ -183,6 +183,7 @@ fn hello(options: &Options) -> std::io::Result<Hello> {
         reached_on: options.reached.among(&computer::host_name()),
         numeric_class: computer::numeric_class(options.device),
         numerics_version: graftwork_shared::NUMERICS_VERSION,
+        exchange: graftwork_collective::EXCHANGE,
         key: Digest::of(&random).to_string(),
         leases: Vec::new(),
         holdings: Holdings::default(),

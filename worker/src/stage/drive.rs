@@ -293,6 +293,8 @@ impl<H: Host> Driver<'_, H> {
             input_wait: waited.rows.saturating_sub(before.rows),
             exchange_wait: waited.members.saturating_sub(before.members),
             sent_bytes: waited.sent_bytes.saturating_sub(before.sent_bytes),
+            parts: waited.parts.saturating_sub(before.parts),
+            early_parts: waited.early_parts.saturating_sub(before.early_parts),
             ahead,
         });
     }

@@ -13,7 +13,7 @@
 use std::{
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::Instant,
 };
@@ -39,12 +39,14 @@ pub(crate) struct Cuts {
     pub(crate) part_numbers: usize,
     /// Parts up to this many numbers go whole to everyone, larger ones in slices.
     pub(crate) small_numbers: usize,
+    /// Parts that lanes may have completed and the exchange has not taken yet; a lane that has more waits.
+    pub(crate) ahead_parts: usize,
 }
 
 impl Default for Cuts {
-    /// Parts of 4 MB; slices where they pay (`Way::of`).
+    /// Parts of 4 MB; slices where they pay (`Way::of`); no lane waits for the network.
     fn default() -> Self {
-        Self { part_numbers: 1 << 20, small_numbers: Way::SMALL_NUMBERS }
+        Self { part_numbers: 1 << 20, small_numbers: Way::SMALL_NUMBERS, ahead_parts: usize::MAX }
     }
 }
 
@@ -73,12 +75,14 @@ impl<H: Host> Driver<'_, H> {
         options: StepOptions,
     ) -> Result<LaneSum, Halt> {
         let (first, present) = (own.first, own.present());
+        let cuts = self.host.cuts();
         // The tasks alone hold the other end, so whoever waits for parts hears when no lane is left to give any.
-        let (give, given) = channel();
+        let (give, given) = sync_channel(cuts.ahead_parts.min(self.parts.count() * present.len()));
         let tasks = self.tasks(own, options, give).into_iter().map(|task| waited_for(task, self.membership.waiting()));
         let tasks: Vec<Task> = tasks.collect();
         let mut exchange = Exchange {
-            small_numbers: self.host.cuts().small_numbers,
+            small_numbers: cuts.small_numbers,
+            lane_by_lane: !self.host.lanes_together(),
             waits: Vec::new(),
             membership: &mut self.membership,
             parts: &self.parts,
@@ -88,8 +92,11 @@ impl<H: Host> Driver<'_, H> {
             present: &present,
         };
         let (mut done, mut exchanged) = (Instant::now(), None);
-        let computed: Vec<Computed> =
-            self.host.run_while(Turn::Behind, tasks, || exchanged = Some(exchange.run(&given)));
+        let computed: Vec<Computed> = self.host.run_while(Turn::Behind, tasks, || {
+            exchanged = Some(exchange.run(&given));
+            // However it ended, no lane waits any more to hand anything on.
+            drop(given);
+        });
         let mut losses = Vec::with_capacity(computed.len());
         let waits = exchange.waits;
         for Computed { losses: of_task, cost, at, next } in computed {
@@ -110,7 +117,7 @@ impl<H: Host> Driver<'_, H> {
     }
 
     /// The lanes' tasks, each of which hands on its parts.
-    fn tasks(&mut self, own: OwnLanes, options: StepOptions, give: Sender<Given>) -> Vec<Task> {
+    fn tasks(&mut self, own: OwnLanes, options: StepOptions, give: SyncSender<Given>) -> Vec<Task> {
         let options = Arc::new(options);
         if self.host.lanes_together() {
             let places = own.present().into_iter().enumerate().filter_map(|(place, present)| present.then_some(place));
@@ -139,7 +146,7 @@ fn waited_for(task: Task, waiting: &Waiting) -> Task {
 fn lane_task(
     (network, parts, options): (Network, Arc<Parts>, Arc<StepOptions>),
     (place, lane): (usize, Lane),
-    give: Sender<Given>,
+    give: SyncSender<Given>,
 ) -> Task {
     Box::new(move || {
         // Nobody listens any more once the group broke.
@@ -149,7 +156,7 @@ fn lane_task(
     })
 }
 
-fn together_task(lanes: Together, places: Vec<usize>, parts: Arc<Parts>, give: Sender<Given>) -> Task {
+fn together_task(lanes: Together, places: Vec<usize>, parts: Arc<Parts>, give: SyncSender<Given>) -> Task {
     Box::new(move || {
         let ((outputs, next), cost) = measured(|| lanes.run());
         let hand_on = |(place, output): (usize, LaneOutput)| {
@@ -172,6 +179,8 @@ struct Exchange<'a> {
     /// Which of this member's lanes have rows.
     present: &'a [bool],
     small_numbers: usize,
+    /// Whether a lane hands its parts on while it computes the rest.
+    lane_by_lane: bool,
     /// From when to when it was in an exchange.
     waits: Vec<(Instant, Instant)>,
 }
@@ -198,7 +207,8 @@ impl Exchange<'_> {
                 Reduction::Fast => Way::Native,
             };
             let began = Instant::now();
-            let sum = self.membership.sum_part(sums, (length, way))?;
+            let early = self.lane_by_lane && part + 1 < count && self.membership.waiting().computes();
+            let sum = self.membership.sum_part(sums, (length, way), early)?;
             self.waits.push((began, Instant::now()));
             if let Some(sum) = sum {
                 flat.resize((0..count).map(|part| self.parts.len(part)).sum(), 0.0);

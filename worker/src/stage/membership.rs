@@ -189,16 +189,19 @@ impl Membership {
     }
 
     /// Sums one part of all members' gradients: `partials` are this member's own subtrees, of so many numbers each. `None`
-    /// when no lane has rows.
+    /// when no lane has rows. Whether it is `early`, while lanes of this member are computed, is counted.
     pub(super) fn sum_part(
         &mut self,
         partials: Vec<Partial>,
         (length, way): (usize, Way),
+        early: bool,
     ) -> Result<Option<Vec<f32>>, Halt> {
         let _waits = self.waiting.wait(self.epoch, For::Bytes(length * size_of::<f32>()));
         let formed = self.formed()?;
         let reduced = reduce_lanes(formed.group.as_mut(), &formed.plan, partials, length, way)?;
         self.waits.sent_bytes += reduced.sent_bytes;
+        self.waits.parts += 1;
+        self.waits.early_parts += u64::from(early);
         Ok(reduced.sum)
     }
 
@@ -359,4 +362,35 @@ fn gather<T: Serialize + DeserializeOwned>(group: &mut dyn Group, own: &T) -> Re
     let own = serde_json::to_vec(own).map_err(unreadable)?;
     let said = group.all_gather_bytes(&own)?;
     Ok(said.iter().map(|bytes| serde_json::from_slice(bytes)).collect::<Result<_, _>>().map_err(unreadable)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use graftwork_collective::EXCHANGE;
+
+    use super::{super::exchange::Cuts, *};
+
+    /// Members of versions that say the same exchange form groups.
+    #[test]
+    fn what_members_say_and_how_they_cut_belongs_to_this_exchange() {
+        let word = Word { leaving: true, epoch: 3, losses: vec![Some(1.5_f64.to_bits()), None] };
+        let standing = Standing { step: 7, evaluations: 2, digest: "x".to_owned() };
+        let said = (serde_json::to_string(&word).unwrap(), serde_json::to_string(&standing).unwrap());
+        let plans = [ExchangePlan::new(8, 3), ExchangePlan::weighted(8, &[3, 0, 2])];
+        let lanes = plans.map(|plan| [0, 1, 2].map(|rank| plan.lanes(rank).end));
+        let Cuts { part_numbers, small_numbers, .. } = Cuts::default();
+        assert_eq!(
+            (EXCHANGE, (said.0.as_str(), said.1.as_str()), lanes, [part_numbers, small_numbers]),
+            (
+                2,
+                (
+                    r#"{"leaving":true,"epoch":3,"losses":[4609434218613702656,null]}"#,
+                    r#"{"step":7,"evaluations":2,"digest":"x"}"#
+                ),
+                [[2, 5, 8], [4, 4, 8]],
+                [1 << 20, 1 << 16]
+            ),
+            "a change of these is another exchange"
+        );
+    }
 }

@@ -15,6 +15,9 @@ pub(super) struct Waits {
     pub(super) members: Duration,
     /// Bytes sent to the other members.
     pub(super) sent_bytes: u64,
+    /// Parts of gradients that were summed with theirs, and those whose turn came while lanes were computed.
+    pub(super) parts: u64,
+    pub(super) early_parts: u64,
 }
 
 /// Counts costs since the run began. What earlier attempts cost, the coordinator knows.

@@ -328,8 +328,8 @@ impl World {
         }
         let core = &mut self.coordinator.as_mut().unwrap().core;
         match word {
-            Word::Step(lease, step) => {
-                let report = StepReport { step, ..StepReport::default() };
+            Word::Step(lease, step, group) => {
+                let report = StepReport { step, group, ..StepReport::default() };
                 core.on_report(now_ms, (worker, link), lease, EventKind::Step(report));
             }
             Word::Probe(number, round_trip_ms) => {

@@ -232,8 +232,10 @@ impl World {
         // Some do not say which numerics version they compute, and some compute another one and get nothing.
         let silent = self.dice.chance(200) && !self.calm;
         let numerics_version = if self.strikes(100) { 2 } else { u32::from(!silent) };
-        let class = fixture::class(class);
-        let info = WorkerInfo { class, numerics_version, key: format!("process {index}"), ..fixture::info(slots) };
+        // Or say other things to members, and train with their like alone.
+        let exchange = if self.strikes(100) { 2 } else { 1 };
+        let (class, key) = (fixture::class(class), format!("process {index}"));
+        let info = WorkerInfo { class, numerics_version, exchange, key, ..fixture::info(slots) };
         self.processes.insert(index, Process::new(info));
         let wait = self.dice.below(1_000);
         self.after(wait, Deed::Beat(index));

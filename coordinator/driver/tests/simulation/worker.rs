@@ -102,7 +102,8 @@ pub(crate) enum Word {
     Heartbeat(Vec<LeaseId>),
     /// Its number, and how long a round trip is expected to take.
     Probe(u64, u64),
-    Step(LeaseId, u64),
+    /// An update, and the epoch of the group that made it.
+    Step(LeaseId, u64, u64),
     Spent(LeaseId, Usage),
     Checkpoint(LeaseId, u64, Digest),
     Finished(LeaseId, Box<StageResult>),
@@ -422,7 +423,7 @@ impl Work {
         }
         self.spent += 0.5;
         let usage = Usage { core_seconds: self.spent, wall_seconds: self.spent, ..Usage::default() };
-        let words = vec![Word::Step(lease, until), Word::Spent(lease, usage)];
+        let words = vec![Word::Step(lease, until, self.epoch), Word::Spent(lease, usage)];
         let then = if until == self.total && rung.is_none() {
             let (numeric_class, epochs) = (info.class.clone(), vec![self.trained.rows]);
             let result = fixture::result(self.assignment.stage.as_str(), self.total, 0.9);

@@ -210,9 +210,9 @@ impl Scheduler {
         let resources = &job.plan.job.resources;
         let most = stage.recipe.training.lanes.min(resources.workers_per_task.unwrap_or(u32::MAX));
         let reaches = |member| self.workers.get(&member).is_some_and(|of| of.info.reached_on == known.info.reached_on);
+        let versions = |of: &Worker| (of.info.numerics_version, of.info.exchange);
         let fits = known.info.class == grant.class
-            && known.info.numerics_version
-                == self.workers.get(&grant.worker).map_or(known.info.numerics_version, |of| of.info.numerics_version)
+            && self.workers.get(&grant.worker).is_none_or(|leader| versions(leader) == versions(known))
             && grant.members().into_iter().all(reaches)
             && (grant.class.device == "cpu") == (resources.device == graftwork_shared::job::Device::Cpu)
             && known.has_room(self.state.needed_bytes(job, position));

@@ -1,6 +1,7 @@
 //! Blobs in a folder, and in an object store: in memory, and with `scripts/servers.py` in SeaweedFS.
 
 pub(in crate::server) mod careless;
+pub(in crate::server) mod failing;
 
 use std::{
     os::unix::fs::PermissionsExt as _,

@@ -285,7 +285,7 @@ async fn an_expired_certificate_is_neither_served_nor_trusted() {
 
     // One that runs on past its day.
     let identity = Identity::in_folder(&guard.path("tls"));
-    let acceptor = identity.acceptor(identity.chain().unwrap()).unwrap();
+    let acceptor = identity.acceptor(graftwork_certificate::certificates(&identity.certificate).unwrap()).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("https://{}", listener.local_addr().unwrap());
     tokio::spawn(async move { acceptor.accept(listener.accept().await.unwrap().0).await.map(drop) });

@@ -91,6 +91,7 @@ pub(super) fn hello() -> Hello {
         reached_on: String::new(),
         numeric_class: fixture::class("avx2"),
         numerics_version: 1,
+        exchange: 1,
         key: String::new(),
         leases: Vec::new(),
         holdings: Holdings::default(),

@@ -2,18 +2,27 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, sync::Arc, time::Duration};
 
-use graftwork_proto::v1::{self, jobs_client::JobsClient};
+use graftwork_proto::{
+    CoordinatorMessage, Hello, WorkerMessage,
+    v1::{self, jobs_client::JobsClient},
+};
 use object_store::{ObjectStore, memory::InMemory};
 use tonic::Code;
 
 use super::{
     super::{
-        Auth, BlobError, Bucket, Listen, ServerError, blobs::tests::careless::Careless, holder, input::CoordinatorView,
+        Auth, BlobError, Bucket, Listen, ServerError,
+        blobs::tests::{
+            careless::Careless,
+            failing::{Failing, Request},
+        },
+        holder,
+        input::CoordinatorView,
         start,
     },
     Place,
     fixture::{plan, stage},
-    peer::{Peer, connect, hello},
+    peer::{Peer, connect, get, hello, put_as, submit},
 };
 
 fn place() -> Place {
@@ -143,4 +152,65 @@ async fn a_store_that_breaks_its_word_later_ends_the_coordinator_and_is_refused_
     drop(running);
     let Err(refused) = start(place.options()).await else { panic!("it started") };
     assert!(matches!(refused, ServerError::Blobs(BlobError::Unfit { .. })), "{refused}");
+}
+
+/// Workers may still speak of blobs that the coordinator before took: each start copies them to names of its own.
+#[tokio::test]
+async fn an_object_store_that_fails_while_blobs_are_taken_over_ends_the_start_and_nothing_is_lost() {
+    for (request, after) in [
+        (Request::List, 0),
+        (Request::Look, 0),
+        (Request::Look, 3),
+        (Request::Copy, 0),
+        (Request::Copy, 2),
+        (Request::Delete, 0),
+    ] {
+        let store = Arc::new(Failing::default());
+        let bucket = Bucket::of(Arc::clone(&store) as Arc<dyn ObjectStore>, "s3://it/blobs");
+        let place = Place { database: None, bucket: Some(bucket), ..place() };
+        let worker = || Hello { key: "process".to_owned(), ..hello() };
+        let running = place.start().await;
+        let channel = connect(&running).await;
+        submit(&channel, &place.plan.job).await.unwrap();
+        let (mut peer, _) = Peer::say(&channel, worker()).await.unwrap();
+        let (lease, _) = peer.assignment().await;
+        let accepted = peer.checkpoint(lease, 3).await;
+        let mut unheard = Vec::new();
+        for number in 0..4 {
+            unheard.push(put_as(&channel, format!("unheard {number}").as_bytes(), "process").await.unwrap());
+        }
+        drop((peer, running));
+
+        let before = store.names().await;
+        assert_eq!(before.len(), 5);
+        store.fail(request, after);
+        let said = failure(&place).await.to_string();
+        assert!(said.starts_with("s3://it/blobs (") && said.contains("it is out of order"), "{request:?}: {said}");
+        let meanwhile = store.names().await;
+        assert!(before.iter().all(|name| meanwhile.contains(name)), "{request:?}: {before:?}, then {meanwhile:?}");
+        store.mend();
+
+        let running = place.start().await;
+        let channel = connect(&running).await;
+        assert_eq!(get(&channel, &accepted.to_string()).await.unwrap(), format!("checkpoint {lease} 3").into_bytes());
+        for (number, blob) in unheard.iter().enumerate() {
+            assert_eq!(get(&channel, &blob.to_string()).await.unwrap(), format!("unheard {number}").into_bytes());
+        }
+        // The worker comes back, and is believed what it says of one.
+        let (mut peer, answer) = Peer::say(&channel, Hello { leases: vec![lease], ..worker() }).await.unwrap();
+        assert!(matches!(answer, CoordinatorMessage::Welcome { .. }), "{answer:?}");
+        peer.send(WorkerMessage::Checkpoint(lease, 5, unheard[3])).await;
+        assert_eq!(peer.next().await.unwrap(), CoordinatorMessage::Accepted(lease, 5), "{request:?}");
+    }
+}
+
+/// Why it does not start, once the one before has gone.
+async fn failure(place: &Place) -> ServerError {
+    loop {
+        match start(place.options()).await {
+            Err(ServerError::Locked { .. }) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(error) => return error,
+            Ok(_) => panic!("it started"),
+        }
+    }
 }

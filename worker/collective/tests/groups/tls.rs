@@ -319,7 +319,11 @@ fn an_identity_that_others_would_refuse_is_refused() {
     let expired = |params: &mut CertificateParams| {
         (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(2002, 1, 1));
     };
-    refused(&authority.pair(NAME, expired), "expired");
+    refused(
+        &authority.pair(NAME, expired),
+        "worker.pem has expired on 2002-01-01: renew it with `graftwork cert FOLDER --renew`",
+    );
+    assert_eq!(authority.identity().ends_s(), date_time_ymd(4096, 1, 1).unix_timestamp(), "as rcgen makes them");
     let [pair, other] = [(); 2].map(|()| authority.pair(NAME, |_| ()));
     refused(&Pair { certificate: pair.certificate.clone(), key: other.key }, "worker.key: it is not the key of ");
     refused(&Pair { certificate: pair.certificate.clone(), key: "nonsense".to_owned() }, "no private key in PEM form");

@@ -26,6 +26,7 @@ use super::{
 pub(super) enum Said {
     Prepared,
     Broken(u64),
+    Updated(Counted),
 }
 
 /// What happens to a member at one of its questions.
@@ -58,6 +59,7 @@ struct State {
     told: BTreeMap<usize, Formation>,
     aborters: BTreeMap<usize, (u64, Aborter)>,
     dismissed: bool,
+    updates: BTreeMap<usize, Vec<Counted>>,
 }
 
 impl State {
@@ -161,6 +163,7 @@ impl Seat {
         match said {
             Said::Prepared => drop(state.prepared.insert(self.member)),
             Said::Broken(epoch) => assert!(epoch <= state.epoch),
+            Said::Updated(update) => state.updates.entry(self.member).or_default().push(update),
         }
         self.circle.changed.notify_all();
     }
@@ -282,6 +285,24 @@ fn one_two_three_four_and_six_members_give_the_same_result() {
     }
     let fusion = fusion_of(&data, &host);
     assert_eq!(bytes_of(&together(&fusion, &host, &[STAYS; 2])), bytes_of(&finish(&fusion, &host)));
+}
+
+#[test]
+fn all_but_the_last_part_of_a_gradient_travel_while_lanes_are_computed() {
+    let (data, host) = (Data::write(), LocalHost::new(2));
+    let of = stage(&data, &host);
+    // The one in the middle has no lane, and the last one has most of them.
+    let circle = Arc::new(Circle::default());
+    in_circle(&circle, &of, (&host, &[STAYS; 3]));
+    let state = circle.state();
+    let counts = |member: usize| state.updates[&member].iter().map(|update| (update.parts, update.early_parts));
+    let lane_by_lane: Vec<_> = counts(0).collect();
+    assert_eq!(lane_by_lane.len(), 12);
+    for (parts, early_parts) in lane_by_lane {
+        assert!(parts > 2 && early_parts == parts - 1, "{early_parts} of {parts} parts were early");
+    }
+    assert!(counts(1).all(|(parts, early_parts)| parts > 2 && early_parts == 0), "it computes nothing");
+    assert!(counts(2).all(|(parts, early_parts)| early_parts == parts - 1), "of several lanes too");
 }
 
 #[test]

@@ -4,18 +4,14 @@
 //! made for something else, the coordinator's too, opens no group. All workers may share one: what it proves is that
 //! they are workers, not which. Hosts have no part in it, since addresses of workers come and go.
 
-use std::{
-    fmt, fs, io,
-    os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fmt, path::Path, sync::Arc};
 
+use graftwork_certificate::{CertificateError, Facts, certificates, private_key};
 use rustls::{
     ClientConfig, Connection, RootCertStore, ServerConfig,
     client::{WebPkiServerVerifier, danger::ServerCertVerifier as _, verify_server_name},
     crypto::aws_lc_rs,
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{ServerName, UnixTime},
     server::{ParsedCertificate, WebPkiClientVerifier},
     version::TLS13,
 };
@@ -28,35 +24,6 @@ const CA: &str = "ca.pem";
 const CERTIFICATE: &str = "worker.pem";
 const KEY: &str = "worker.key";
 
-/// Why a worker has no identity. None passes by itself.
-#[derive(Debug, thiserror::Error)]
-pub enum IdentityError {
-    /// A file that cannot be read.
-    #[error("{}: {error}; `graftwork cert FOLDER --host NAME` makes {CA}, {CERTIFICATE} and {KEY}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        error: io::Error,
-    },
-    /// A key that others may read.
-    #[error("the key {} is open to others (mode {mode:o}): chmod 600 it", path.display())]
-    OpenKey {
-        /// The file.
-        path: PathBuf,
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// Not what the name says, or what other members would refuse.
-    #[error("{}: {problem}", path.display())]
-    Wrong {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
-}
-
 /// A worker's certificate and key, and the CA by which it knows others.
 #[derive(Clone)]
 pub struct Identity {
@@ -64,23 +31,28 @@ pub struct Identity {
     pub(super) client: Arc<ClientConfig>,
     /// Towards members of a higher rank.
     pub(super) server: Arc<ServerConfig>,
+    ends_s: i64,
 }
 
 impl Identity {
     /// Reads `ca.pem`, `worker.pem` and `worker.key` of a folder, and refuses what other members would refuse.
-    pub fn read(folder: &Path) -> Result<Self, IdentityError> {
+    ///
+    /// # Errors
+    /// None passes by itself.
+    pub fn read(folder: &Path) -> Result<Self, CertificateError> {
         let [ca, own, key] = [CA, CERTIFICATE, KEY].map(|name| folder.join(name));
-        let wrong = |path: &Path, problem: String| IdentityError::Wrong { path: path.to_owned(), problem };
+        let wrong = |path: &Path, problem: String| CertificateError::wrong(path, problem);
         let mut roots = RootCertStore::empty();
         for root in certificates(&ca)? {
             roots.add(root).map_err(|error| wrong(&ca, error.to_string()))?;
         }
         let (roots, provider) = (Arc::new(roots), Arc::new(aws_lc_rs::default_provider()));
-        let (chain, private) = (certificates(&own)?, read_key(&key)?);
+        let (chain, private) = (certificates(&own)?, private_key(&key)?);
         let members = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build();
         let members = members.map_err(|error| wrong(&ca, error.to_string()))?;
-        let (now, behind) = (UnixTime::now(), chain.get(1..).unwrap_or_default());
-        let shown = chain.first().ok_or_else(|| wrong(&own, NO_CERTIFICATE.to_owned()))?;
+        let now = UnixTime::now();
+        let (shown, behind) = chain.split_first().expect("a file of certificates holds one");
+        let ends_s = Facts::in_time(&own, shown)?.until.unix_timestamp();
         let accepted = members.verify_client_cert(shown, behind, now).and_then(|_| {
             let servers =
                 WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build();
@@ -110,7 +82,12 @@ impl Identity {
         let (client, mut server) = (client.map_err(of_pair)?, server.map_err(of_pair)?);
         // Nobody resumes: a group connects once.
         server.send_tls13_tickets = 0;
-        Ok(Self { client: Arc::new(client), server: Arc::new(server) })
+        Ok(Self { client: Arc::new(client), server: Arc::new(server), ends_s })
+    }
+
+    /// When the certificate ends, in seconds since 1970: others take it until then.
+    pub fn ends_s(&self) -> i64 {
+        self.ends_s
     }
 }
 
@@ -140,29 +117,4 @@ pub(super) fn check_peer(tls: &Connection) -> Result<(), String> {
     let shown = tls.peer_certificates().and_then(|chain| chain.first()).ok_or("it shows no certificate")?;
     let parsed = ParsedCertificate::try_from(shown).map_err(|error| error.to_string())?;
     verify_server_name(&parsed, &name()).map_err(|_| format!("its certificate is none of a worker ({NAME})"))
-}
-
-const NO_CERTIFICATE: &str = "it holds no certificate in PEM form";
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let pem = fs::read(path).map_err(|error| IdentityError::File { path: path.to_owned(), error })?;
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    let chain = chain.ok().filter(|chain| !chain.is_empty());
-    chain.ok_or_else(|| IdentityError::Wrong { path: path.to_owned(), problem: NO_CERTIFICATE.to_owned() })
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
-    let failed = |error| IdentityError::File { path: path.to_owned(), error };
-    let mut file = fs::File::open(path).map_err(failed)?;
-    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(IdentityError::OpenKey { path: path.to_owned(), mode });
-    }
-    let mut pem = Vec::new();
-    io::Read::read_to_end(&mut file, &mut pem).map_err(failed)?;
-    // The parser's own words could repeat what stands in the file.
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| IdentityError::Wrong {
-        path: path.to_owned(),
-        problem: "it holds no private key in PEM form".to_owned(),
-    })
 }

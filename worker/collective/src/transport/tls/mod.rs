@@ -18,7 +18,7 @@ use std::{
 
 use mio::{Events, Poll, Token, Waker, net::TcpStream};
 
-pub use self::identity::{Identity, IdentityError, NAME};
+pub use self::identity::{Identity, NAME};
 use self::link::{Inbox, Link, Outbox};
 use super::{Fault, Incoming, Outgoing, Transport, left};
 use crate::{
