@@ -23,7 +23,7 @@ impl Job {
         let (file, text) = (world.path("job.toml"), world.parse(&format!("{TASK}[nightly]\ncron = \"0 2 * * *\"\n")).0);
         fs::write(&file, &text).unwrap();
         let watched = Watched::new(&file, 3 * HOUR);
-        let nights = ByItself { files: vec![file], histories: world.path("nightly"), code: None };
+        let nights = ByItself { files: vec![file], histories: world.path("nightly"), code: None, gauges: Gauges::new(), kept: None };
         Self { world, nights, watched, text }
     }
 
@@ -44,6 +44,11 @@ impl Job {
     fn begin(&self) {
         self.history().unwrap().begin(Digest::of(b"job"), 5).unwrap();
     }
+}
+
+/// Opens a history as another process does.
+fn open(folder: &Path) -> Result<History, Failure> {
+    History::open(folder.to_owned(), |_| {})
 }
 
 #[test]
@@ -95,7 +100,7 @@ async fn nobody_begins_a_night_beside_one_that_waits_to_go_on() {
     job.nights.night(&mut job.watched, &job.world.path("socket")).await;
     assert!(job.watched.known.as_ref().unwrap().past.unfinished);
     // Once it has ended, the history is anybody's.
-    job.watched.known.as_mut().unwrap().ended(27 * HOUR);
+    job.watched.known.as_mut().unwrap().ends(27 * HOUR, LastNight::default());
     job.write(&job.text);
     assert_eq!(job.due(28 * HOUR), Some(50 * HOUR));
     drop(job.history().unwrap());
@@ -117,7 +122,7 @@ fn an_older_history_elsewhere_is_told_until_there_is_one_here() {
     let file = world.path("job.toml");
     fs::write(&file, world.parse(TASK).0).unwrap();
     let (old, new) = (world.path("an old place"), world.path("state/nightly"));
-    let nights = ByItself { files: vec![file.clone()], histories: new.clone(), code: None };
+    let nights = ByItself { files: vec![file.clone()], histories: new.clone(), code: None, gauges: Gauges::new(), kept: None };
     assert_eq!(nights.elsewhere(&file, &old), None, "there is none");
     for night in ["000003", "000004"] {
         fs::create_dir_all(old.join("tiny/nights").join(night)).unwrap();
