@@ -179,7 +179,10 @@ impl ByItself {
                         (None, format!("no night is due as long as its history cannot be read: {why}"))
                     }
                 },
-                None => (None, "no night is due: its table [nightly] has no `cron`".to_owned()),
+                None => {
+                    self.gauges.forget_nights(&slug(&file.job.name));
+                    (None, "no night is due: its table [nightly] has no `cron`".to_owned())
+                }
             },
             Ok(Err(refused)) => {
                 let problems = diagnostic::render(&refused.text, &refused.name, &refused.problems, false);

@@ -149,13 +149,14 @@ impl Source for Gauges {
             let blobs = leader.blobs.clone();
             let blobs = tokio::task::spawn_blocking(move || blobs.usage()).await.map_err(|error| error.to_string())?;
             show(&mut text, &measured);
-            show_nights(&mut text, &self.nights.borrow());
             let usage = blobs.map_err(|error| error.to_string())?;
             text.gauge("graftwork_blobs", "Blobs that are kept", usage.blobs as f64);
             if let Some(bytes) = usage.bytes {
                 text.gauge("graftwork_blobs_bytes", "Bytes of blobs in the state folder", bytes as f64);
             }
         }
+        // Whoever does not lead runs none.
+        show_nights(&mut text, &self.nights.borrow());
         Ok(text.text())
     }
 }

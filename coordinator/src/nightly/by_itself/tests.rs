@@ -3,6 +3,7 @@
 use std::fs;
 
 use graftwork_shared::digest::Digest;
+use graftwork_telemetry::Source as _;
 
 use super::*;
 use crate::fixture::{TASK, World};
@@ -144,4 +145,32 @@ fn only_what_may_pass_is_tried_once_more() {
     let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
     assert!(matches!(Trouble::of(full.into()), Trouble::Passing(_)));
     assert!(matches!(Trouble::of(anyhow!("the answers are damaged").into()), Trouble::Final(_)));
+}
+
+#[tokio::test]
+async fn whoever_watches_is_told_when_a_night_is_due_and_how_the_last_one_ended() {
+    let mut job = Job::new();
+    let told = async |job: &Job| {
+        let text = job.nights.gauges.metrics().await.unwrap();
+        text.lines().filter(|line| line.starts_with("graftwork_nightly")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    job.due(4 * HOUR);
+    assert_eq!(told(&job).await, ["graftwork_nightly_due_seconds{nightly=\"tiny\"} 93600.0"], "no night has ended");
+    let ended = LastNight { ended_ms: 27 * HOUR, took_ms: HOUR, good: false, regressions: 3 };
+    job.watched.known.as_mut().unwrap().ends(26 * HOUR, ended);
+    job.due(28 * HOUR);
+    let lines = told(&job).await;
+    for line in [
+        "graftwork_nightly_due_seconds{nightly=\"tiny\"} 180000.0",
+        "graftwork_nightly_ended_seconds{nightly=\"tiny\"} 97200.0",
+        "graftwork_nightly_took_seconds{nightly=\"tiny\"} 3600.0",
+        "graftwork_nightly_good{nightly=\"tiny\"} 0.0",
+        "graftwork_nightly_regressions{nightly=\"tiny\"} 3.0",
+    ] {
+        assert!(lines.iter().any(|found| found == line), "{line}: {lines:?}");
+    }
+    // One that is no nightly any more is no late one.
+    job.write(&job.text.replace("cron = \"0 2 * * *\"", "seeds = [1, 2]"));
+    job.due(29 * HOUR);
+    assert!(told(&job).await.is_empty());
 }
