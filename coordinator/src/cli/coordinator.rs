@@ -207,7 +207,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         (None, Some(_)) => Path::new(FOLDER),
     };
     let folder = std::path::absolute(folder)?;
-    let histories = arguments.nightly_history.unwrap_or_else(|| folder.join(if kept { COPIES } else { NIGHTS }));
+    let histories = arguments.nightly_history.clone().unwrap_or_else(|| folder.join(if kept { COPIES } else { NIGHTS }));
     let histories = std::path::absolute(histories)?;
     let (by_owner, nights) = (arguments.tokens.is_some(), histories.clone());
     let publisher = Arc::new(PublisherDoor { cache, reuse: true, by_owner, nights });
