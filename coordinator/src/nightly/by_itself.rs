@@ -262,7 +262,8 @@ impl ByItself {
         let ended = match known.history.take().map_or_else(|| self.open(&known.folder), Ok) {
             Ok(history) => {
                 let ended = self.train(&history, &watched.file, socket).await;
-                known.history = Some(history);
+                // A copy may be ahead of what is kept, so it is made anew before anything goes on.
+                known.history = self.kept.is_none().then_some(history);
                 ended
             }
             Err(failure) => Err(Trouble::Passing(failure)),
