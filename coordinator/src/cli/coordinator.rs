@@ -207,7 +207,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         (None, Some(_)) => Path::new(FOLDER),
     };
     let folder = std::path::absolute(folder)?;
-    let histories = arguments.nightly_history.clone().unwrap_or_else(|| folder.join(if kept { COPIES } else { NIGHTS }));
+    let histories =
+        arguments.nightly_history.clone().unwrap_or_else(|| folder.join(if kept { COPIES } else { NIGHTS }));
     let histories = std::path::absolute(histories)?;
     let (by_owner, nights) = (arguments.tokens.is_some(), histories.clone());
     let publisher = Arc::new(PublisherDoor { cache, reuse: true, by_owner, nights });
@@ -219,7 +220,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let _metrics = arguments.listen_for_metrics(options.gauges.clone()).await?;
     options.listen = arguments.listen;
     let gauges = options.gauges.clone();
-    let mut by_itself = ByItself { files: arguments.nightly, histories, code: arguments.nightly_code, gauges, kept: None };
+    let mut by_itself =
+        ByItself { files: arguments.nightly, histories, code: arguments.nightly_code, gauges, kept: None };
     by_itself.check()?;
     let private = options.listen.iter().any(|listen| matches!(listen, Listen::Unix(_)));
     // Nights come to it as jobs of its own user do.

@@ -50,8 +50,9 @@ pub(crate) struct PublisherDoor {
 pub(crate) const NIGHTS: &str = "nights://";
 
 /// The folder of a hub.
-fn hub_folder(hub: &str, nights: &Path) -> PathBuf {
-    hub.strip_prefix(NIGHTS).map_or_else(|| PathBuf::from(hub), |below| nights.join(below))
+fn hub_folder(hub: &str, nights: &Path) -> String {
+    let below = hub.strip_prefix(NIGHTS);
+    below.map_or_else(|| hub.to_owned(), |below| nights.join(below).display().to_string())
 }
 
 /// Why a stage was not published.
@@ -110,7 +111,7 @@ impl From<PublishError> for Failure {
 }
 
 impl PublisherDoor {
-    fn hub(&self, stage: &StageOfPlan) -> PathBuf {
+    fn hub(&self, stage: &StageOfPlan) -> String {
         hub_folder(&stage.plan.job.publish.hub, &self.nights)
     }
 
@@ -167,7 +168,7 @@ async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -
 fn publish(
     publication: &Publication,
     trunk: &TrunkDescription,
-    (hub, by_owner): (&Path, bool),
+    (hub, by_owner): (&str, bool),
 ) -> Result<String, PublishError> {
     let stage = publication.stage.stage();
     let job = &publication.stage.plan.job;

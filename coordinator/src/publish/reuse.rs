@@ -21,12 +21,12 @@ use crate::server::StageOfPlan;
 /// An earlier result of the stage's recipe in one of the classes over the rows that lie there now, its blobs put into
 /// the store. Blocks while it reads the rows.
 pub(super) fn find(
-    (stage, hub): (&StageOfPlan, &Path),
+    (stage, hub): (&StageOfPlan, &str),
     classes: &[NumericClass],
     runtime: &Handle,
 ) -> Result<Option<StageResult>, PublishError> {
     // Asking does not make a hub.
-    if !hub.is_dir() {
+    if !Path::new(hub).is_dir() {
         return Ok(None);
     }
     let planned = stage.stage();

@@ -35,8 +35,7 @@ fn publish(publication: &Publication, trunk: &TrunkDescription) -> Result<String
 }
 
 fn publish_for(publication: &Publication, trunk: &TrunkDescription, by_owner: bool) -> Result<String, PublishError> {
-    let hub = PathBuf::from(&publication.stage.plan.job.publish.hub);
-    super::publish(publication, trunk, (&hub, by_owner))
+    super::publish(publication, trunk, (&publication.stage.plan.job.publish.hub, by_owner))
 }
 
 fn class() -> NumericClass {
@@ -404,8 +403,8 @@ async fn what_is_said_of_rows_changes_the_job_and_no_recipe() {
 #[test]
 fn the_hub_of_a_night_lies_in_the_folder_of_whoever_publishes() {
     let folder = |hub: &str| super::hub_folder(hub, Path::new("/var/own/histories"));
-    assert_eq!(folder("nights://mail/tonight/hub/000001-a"), Path::new("/var/own/histories/mail/tonight/hub/000001-a"));
-    assert_eq!(folder("/srv/hub"), Path::new("/srv/hub"));
+    assert_eq!(folder("nights://mail/tonight/hub/000001-a"), "/var/own/histories/mail/tonight/hub/000001-a");
+    assert_eq!(folder("/srv/hub"), "/srv/hub");
 }
 
 #[tokio::test]

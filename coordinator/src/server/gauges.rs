@@ -195,13 +195,17 @@ fn show_nights(text: &mut Exposition, nights: &BTreeMap<String, Nights>) {
         let rows = nights.iter().filter_map(|(name, of)| Some((vec![("nightly", name.clone())], value(of)?)));
         text.gauges(name, help, rows);
     };
-    show("graftwork_nightly_due_seconds", "When the night after the last one is due, in seconds since 1970", |nights| {
-        Some(nights.due_ms? as f64 / 1e3)
-    });
+    show(
+        "graftwork_nightly_due_seconds",
+        "When the night after the last one is due, in seconds since 1970",
+        |nights| Some(nights.due_ms? as f64 / 1e3),
+    );
     show("graftwork_nightly_ended_seconds", "When the last night ended, in seconds since 1970", |nights| {
         Some(nights.last?.ended_ms as f64 / 1e3)
     });
-    show("graftwork_nightly_took_seconds", "How long the last night took", |nights| Some(nights.last?.took_ms as f64 / 1e3));
+    show("graftwork_nightly_took_seconds", "How long the last night took", |nights| {
+        Some(nights.last?.took_ms as f64 / 1e3)
+    });
     show("graftwork_nightly_good", "1 where nothing failed the last night", |nights| {
         Some(f64::from(u8::from(nights.last?.good)))
     });

@@ -43,13 +43,13 @@ fn watched_with_a_night() -> Result<(Watched, World)> {
         Ok(world.path().join("nightly.toml").display().to_string())
     };
     let watched = watched(&["--nightly", &write("* * * * * *")?])?;
-    let begun = until(Duration::from_secs(60), || {
+    let begun = until(Duration::from_mins(1), || {
         let (_, text) = get(&watched.tells[0], "/metrics", "").ok()?;
         (value(&text, "graftwork_jobs_submitted_total").ok()? > 0.5).then_some(())
     });
     begun.with_context(|| format!("no night began: {}", watched.coordinator.said().join("\n")))?;
     write("0 0 1 1 *")?;
-    let ended = until(Duration::from_secs(120), || {
+    let ended = until(Duration::from_mins(2), || {
         let (_, text) = get(&watched.tells[0], "/metrics", "").ok()?;
         let due = value(&text, "graftwork_nightly_due_seconds{nightly=\"tiny\"}").ok()?;
         let ended = value(&text, "graftwork_nightly_ended_seconds{nightly=\"tiny\"}").ok()?;

@@ -24,7 +24,13 @@ impl Job {
         let (file, text) = (world.path("job.toml"), world.parse(&format!("{TASK}[nightly]\ncron = \"0 2 * * *\"\n")).0);
         fs::write(&file, &text).unwrap();
         let watched = Watched::new(&file, 3 * HOUR);
-        let nights = ByItself { files: vec![file], histories: world.path("nightly"), code: None, gauges: Gauges::new(), kept: None };
+        let nights = ByItself {
+            files: vec![file],
+            histories: world.path("nightly"),
+            code: None,
+            gauges: Gauges::new(),
+            kept: None,
+        };
         Self { world, nights, watched, text }
     }
 
@@ -123,7 +129,8 @@ fn an_older_history_elsewhere_is_told_until_there_is_one_here() {
     let file = world.path("job.toml");
     fs::write(&file, world.parse(TASK).0).unwrap();
     let (old, new) = (world.path("an old place"), world.path("state/nightly"));
-    let nights = ByItself { files: vec![file.clone()], histories: new.clone(), code: None, gauges: Gauges::new(), kept: None };
+    let nights =
+        ByItself { files: vec![file.clone()], histories: new.clone(), code: None, gauges: Gauges::new(), kept: None };
     assert_eq!(nights.elsewhere(&file, &old), None, "there is none");
     for night in ["000003", "000004"] {
         fs::create_dir_all(old.join("tiny/nights").join(night)).unwrap();
