@@ -29,16 +29,24 @@ pub struct Pair {
     servers: Servers,
     database: String,
     coordinators: Vec<Coordinator>,
+    /// What both are told beside their places.
+    options: Vec<String>,
     worker: Option<Child>,
 }
 
 impl Pair {
     /// Two coordinators of which the first leads and the second waits.
     pub fn start() -> Result<Self> {
+        Self::with_options(&[])
+    }
+
+    /// The same with options for both.
+    pub fn with_options(options: &[&str]) -> Result<Self> {
         let servers = Servers::find()?;
         let database = servers.new_database()?;
         let folder = tempfile::tempdir()?;
-        let mut pair = Self { folder, servers, database, coordinators: Vec::new(), worker: None };
+        let options = options.iter().map(ToString::to_string).collect();
+        let mut pair = Self { folder, servers, database, coordinators: Vec::new(), options, worker: None };
         for (name, line) in [("a", "listens on"), ("b", "waits to take over")] {
             let coordinator = Coordinator::start(&pair, name)?;
             coordinator.wait_for(line)?;
@@ -87,6 +95,12 @@ impl Pair {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
+    /// Names their state to a command.
+    pub fn name<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        self.servers.name(command, &self.database, self.servers.port());
+        command
+    }
+
     /// The term of the leader's row.
     pub fn term(&self) -> Result<Option<i64>> {
         self.servers.ask(&self.database, "SELECT term FROM graftwork.leader")
@@ -118,6 +132,7 @@ impl Coordinator {
         let wire = Wire::lay(pair.servers.port())?;
         let mut command = Command::new(program());
         command.current_dir(pair.path()).args(["coordinator", "--folder", name, "--listen", &pair.address(name)]);
+        command.args(&pair.options);
         pair.servers.name(&mut command, &pair.database, wire.port);
         command.env("XDG_CACHE_HOME", pair.path().join("cache")).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn()?;

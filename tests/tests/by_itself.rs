@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use graftwork_tests::{Cluster, World, program, servers_run};
+use graftwork_tests::{Cluster, Pair, World, program, servers_run};
 use serde_json::Value;
 
 /// How long a night of this test may take on a machine that others use too.
@@ -30,7 +30,7 @@ fn write_job(world: &World, cron: &str, epochs: u32) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Beside a database the folder of the histories must be named.
+/// The tests of one coordinator look into the folder of the histories, which beside a database is to be named for that.
 fn nightly(job: &str) -> Vec<&str> {
     let history: &[&str] = if servers_run() { &["--nightly-history", "state/nightly"] } else { &[] };
     [&["--nightly", job], history].concat()
@@ -54,7 +54,11 @@ fn json(path: &Path) -> Result<Value> {
 
 /// Jobs that the coordinator knows, as `status` lists them.
 fn jobs(cluster: &Cluster) -> Option<Vec<Value>> {
-    let words = ["status", "--output", "json", "--coordinator", &cluster.address()];
+    jobs_at(&cluster.address())
+}
+
+fn jobs_at(addresses: &str) -> Option<Vec<Value>> {
+    let words = ["status", "--output", "json", "--coordinator", addresses];
     let listed = Command::new(program()).args(words).output().ok()?;
     serde_json::from_slice(&listed.stdout).ok()
 }
@@ -175,21 +179,78 @@ fn a_job_without_a_cron_line_is_refused_at_the_start() -> Result<()> {
 }
 
 #[test]
-fn nights_beside_a_database_are_refused_until_they_have_a_place_that_is_named() -> Result<()> {
+fn nights_in_a_database_go_on_with_whoever_takes_over_on_another_host() -> Result<()> {
+    if !servers_run() {
+        eprintln!("skipped: this needs PostgreSQL and an object store (make test-servers)");
+        return Ok(());
+    }
     let world = World::new()?;
-    let job = write_job(&world, "0 2 * * *", 1)?.display().to_string();
-    // Nobody is asked before it is refused.
-    let refused = |more: &[&str]| -> Result<String> {
+    let job = write_job(&world, "* * * * * *", 6)?.display().to_string();
+    let mut pair = Pair::with_options(&["--nightly", &job])?;
+    pair.start_worker()?;
+    let history = |host: &str| pair_history(pair.path(), host);
+    let night = |host: &str, number: u32, file: &str| history(host).join(format!("nights/{number:06}/{file}"));
+    wait_until("the first night", || night("a", 1, "nightly.html").exists())?;
+    // One of the second night's stages is published where only the first host sees it.
+    let tonight = history("a").join("tonight");
+    wait_until("a release of the second night", || {
+        json(&tonight.join("night.json")).is_ok_and(|tonight| tonight["number"] == 2)
+            && fs::read_dir(tonight.join("hub")).into_iter().flatten().flatten().any(|hub| {
+                fs::read_dir(hub.path().join(".releases")).is_ok_and(|mut releases| releases.next().is_some())
+            })
+    })?;
+    ensure!(!night("a", 2, "night.json").exists(), "the second night was interrupted");
+    let (path, addresses) = (pair.path().to_owned(), pair.addresses());
+    pair.coordinator(0).signal("-9")?;
+    fs::rename(path.join("a"), path.join("gone"))?;
+    write_job(&world, "0 0 1 1 *", 6)?;
+
+    let night = |number: u32, file: &str| pair_history(&path, "b").join(format!("nights/{number:06}/{file}"));
+    let ended = || json(&night(2, "night.json")).is_ok_and(|night| !night["judged"].is_null());
+    wait_until("the end of the second night", ended)?;
+    let (first, second) = (json(&night(1, "night.json"))?, json(&night(2, "night.json"))?);
+    ensure!(first["resumed"] == 0 && second["resumed"] == 1, "{} {}", first["resumed"], second["resumed"]);
+    ensure!(second["judged"]["good"] == true && second["judged"]["baseline"] == 1, "{}", second["judged"]);
+    ensure!(second["measurements"].as_array().is_some_and(|all| all.len() == 2), "{second}");
+    let said = json(&night(2, "nightly.json"))?;
+    let same = said["scores"].as_array().context("scores")?;
+    ensure!(!same.is_empty() && same.iter().all(|row| row["verdict"]["finding"] == "same"), "{said}");
+    wait_until("an empty list of jobs", || jobs_at(&addresses).is_some_and(|jobs| jobs.is_empty()))?;
+
+    // Whoever has neither folder looks at the state.
+    let look = |words: &[&str]| -> Result<(Option<i32>, String)> {
         let mut command = Command::new(program());
-        command.current_dir(world.path()).args(["coordinator", "--state", "postgres://nobody@127.0.0.1:9/none"]);
-        let output = command.args(["--nightly", &job]).args(more).output()?;
-        ensure!(output.status.code() == Some(1), "{}", output.status);
-        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+        command.current_dir(world.path()).args(["nightly", &job]).args(words);
+        let looked = pair.name(&mut command).output()?;
+        let said = [looked.stdout, looked.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+        Ok((looked.status.code(), said))
     };
-    let said = refused(&[])?;
-    ensure!(said.contains("name a folder that all of them see with --nightly-history"), "{said}");
-    ensure!(!world.path().join("nightly").exists(), "nothing was begun");
-    let said = refused(&["--nightly-history", "nights"])?;
-    ensure!(said.contains("needs --blobs"), "it goes on to what else is to be said: {said}");
+    let (code, said) = look(&["--compare", "2"])?;
+    ensure!(code == Some(0) && said.contains("night 2 against night 1: no regression"), "{said}");
+    let (code, said) = look(&["--export", "exported"])?;
+    ensure!(code == Some(0) && said.contains("2 nights in exported"), "{said}");
+    let exported = json(&world.path().join("exported/history.json"))?;
+    ensure!(exported[1]["answers"] == second["answers"], "{exported}");
+    let (code, said) = look(&[])?;
+    ensure!(
+        code == Some(1) && said.contains("is a copy of a history that coordinators keep with their state"),
+        "{said}"
+    );
+
+    // Brought back to a folder, it is what nights in a folder are.
+    let mut backup = Command::new(program());
+    let output = pair.name(backup.current_dir(&path).args(["backup", "--to", "aside"])).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && said.contains("2 nights"), "{said}");
+    let mut restore = Command::new(program());
+    let output = restore.current_dir(&path).args(["restore", "aside", "--state", "folder"]).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let answers = |history: &Path| fs::read(history.join("nights/000002/answers.parquet"));
+    ensure!(answers(&path.join("folder/nightly/by-itself"))? == answers(&pair_history(&path, "b"))?, "its answers");
     Ok(())
+}
+
+/// The copy of the history that the coordinator of this folder works on.
+fn pair_history(path: &Path, host: &str) -> PathBuf {
+    path.join(host).join("histories/by-itself")
 }

@@ -3,6 +3,8 @@
 //! Recovery folds facts and decides nothing again, so an upgrade of the scheduler cannot change the past
 //! (invariant 6). A variant is never changed or removed; a new meaning is a new variant and a higher [`FACT_VERSION`].
 
+use std::collections::BTreeMap;
+
 use graftwork_shared::{
     assignment::{Failure, StageResult, Usage},
     digest::Digest,
@@ -17,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{message::WorkerInfo, plan::Plan};
 
 /// Version of [`Fact`] and of [`State`](crate::State), kept beside each of them in the journal.
-pub const FACT_VERSION: u32 = 6;
+pub const FACT_VERSION: u32 = 7;
 
 /// One journalled fact. Times are milliseconds since 1970 by the coordinator's clock and decide nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -318,6 +320,15 @@ pub enum Fact {
         /// When.
         at_ms: u64,
     },
+    /// Files of a history of nights are other ones, all of them at once.
+    HistoryKept {
+        /// Its name.
+        history: String,
+        /// By path: the blob that it is from now on; `None` for one that is gone.
+        files: BTreeMap<String, Option<Digest>>,
+        /// When.
+        at_ms: u64,
+    },
 }
 
 impl Fact {
@@ -353,6 +364,7 @@ impl Fact {
             Self::JobCancelled { .. } => "job_cancelled",
             Self::JobEnded { .. } => "job_ended",
             Self::JobForgotten { .. } => "job_forgotten",
+            Self::HistoryKept { .. } => "history_kept",
         }
     }
 }

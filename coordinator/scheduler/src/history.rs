@@ -186,6 +186,7 @@ impl<'a> Reader<'a> {
             | Fact::ResourcesChanged { .. }
             | Fact::AttemptCost { .. }
             | Fact::MemoryMeasured { .. }
+            | Fact::HistoryKept { .. }
             | Fact::RungDecided { .. } => {}
             Fact::StageCancelled { job, stage, .. } => self.finish(key(job, stage), "cancelled"),
             Fact::JobCancelled { job, .. } => self.on_cancelled(job),

@@ -17,6 +17,7 @@ pub mod history;
 mod index;
 pub mod invariant;
 mod job;
+mod kept;
 mod limit;
 mod loss;
 mod machine;

@@ -242,6 +242,7 @@ impl Scheduler {
             Event::Submitted { plan, gone } => self.on_submitted(plan, gone),
             Event::Cancel { job, reason } => self.on_cancel(&job, &reason),
             Event::Forget { job } => self.on_forget(job),
+            Event::KeepHistory { history, files } => self.on_keep_history(history, files),
             Event::Resources { job, resources } => self.on_resources(job, resources),
             Event::WorkerJoined { session, info, leases } => self.on_worker_joined(session, info, &leases),
             Event::LinkLost { worker, reason } => self.on_link_lost(worker, reason),

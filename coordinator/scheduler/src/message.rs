@@ -1,5 +1,7 @@
 //! What goes into the machine and what comes out of it: events, commands, and the facts that must be durable first.
 
+use std::collections::BTreeMap;
+
 use graftwork_shared::{
     assignment::{Assignment, Evaluation, Failure, Holdings, StageResult, Usage},
     digest::Digest,
@@ -123,6 +125,13 @@ pub enum Event {
     Forget {
         /// The job.
         job: JobId,
+    },
+    /// Files of a history of nights are other ones; their blobs lie in the blob store.
+    KeepHistory {
+        /// Its name.
+        history: String,
+        /// By path: the blob that it is from now on; `None` for one that is gone.
+        files: BTreeMap<String, Option<Digest>>,
     },
     /// A worker opened a session.
     WorkerJoined {

@@ -15,6 +15,7 @@ use crate::{
     fact::Fact,
     index::{StateIndex, Touched},
     job::{JobState, StageRecord},
+    kept::Histories,
     memory::{Measured, Peak},
     message::StageKey,
     phase::{Change, Grant, Phase},
@@ -50,6 +51,9 @@ pub struct State {
     pub(crate) accounts: BTreeMap<String, Account>,
     /// What workers took of memory; what was measured last stands last.
     pub(crate) memory: Vec<Measured>,
+    /// Histories of nights.
+    #[serde(skip_serializing_if = "Histories::is_empty")]
+    pub(crate) histories: Histories,
     /// What is looked up of the jobs.
     #[serde(skip)]
     pub(crate) index: StateIndex,
@@ -73,14 +77,26 @@ struct StoredState {
     accounts: BTreeMap<String, Account>,
     #[serde(default)]
     memory: Vec<Measured>,
+    #[serde(default)]
+    histories: Histories,
 }
 
 impl From<StoredState> for State {
     fn from(stored: StoredState) -> Self {
-        let StoredState { term, last_worker, last_lease, submissions, jobs, live, holders, accounts, memory } = stored;
-        let (index, touched) = (StateIndex::default(), Touched::default());
-        let mut state =
-            Self { term, last_worker, last_lease, submissions, jobs, live, holders, accounts, memory, index, touched };
+        let mut state = Self {
+            term: stored.term,
+            last_worker: stored.last_worker,
+            last_lease: stored.last_lease,
+            submissions: stored.submissions,
+            jobs: stored.jobs,
+            live: stored.live,
+            holders: stored.holders,
+            accounts: stored.accounts,
+            memory: stored.memory,
+            histories: stored.histories,
+            index: StateIndex::default(),
+            touched: Touched::default(),
+        };
         state.rebuild();
         state
     }
@@ -98,6 +114,7 @@ impl Default for State {
             holders: BTreeMap::new(),
             accounts: BTreeMap::new(),
             memory: Vec::new(),
+            histories: Histories::new(),
             index: StateIndex::default(),
             touched: Touched::default(),
         }
@@ -140,12 +157,12 @@ impl State {
 
     /// Every blob that must be kept.
     pub fn blobs(&self) -> BTreeSet<Digest> {
-        self.jobs.values().flat_map(JobState::blobs).collect()
+        self.jobs.values().flat_map(JobState::blobs).chain(self.history_blobs()).collect()
     }
 
     /// Whether this blob must be kept.
     pub fn refers_to(&self, blob: Digest) -> bool {
-        self.is_referred_to(&blob)
+        self.is_referred_to(&blob) || self.history_blobs().any(|kept| kept == blob)
     }
 
     /// Adds a fact. Gives the blobs to which nothing refers any more.
@@ -241,6 +258,10 @@ impl State {
             Fact::JobCancelled { job, reason, at_ms } => self.fold_cancellation(job, reason, *at_ms),
             Fact::JobForgotten { job, .. } => {
                 dropped.extend(self.fold_forgotten(job)?);
+                Ok(())
+            }
+            Fact::HistoryKept { history, files, .. } => {
+                dropped.extend(self.fold_history(history, files));
                 Ok(())
             }
             Fact::JobEnded { job, outcome, at_ms } => {

@@ -133,7 +133,7 @@ fn what_was_measured_outlives_the_coordinator() {
 
 #[test]
 fn an_earlier_versions_state_is_read_and_its_plans_are_left_as_they_are() {
-    assert_eq!(FACT_VERSION, 6, "a state of version 5 has no memory");
+    assert_eq!(FACT_VERSION, 7, "a state of version 5 has no memory");
     let (mut machine, job, worker, lease) = two_of_three();
     machine.finish((worker, lease), with_peak("a", 4 * MIB, &[(&job, "a"), (&job, "b")]));
     let mut text = serde_json::to_value(machine.scheduler.state()).unwrap();

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::{DONE, Failure, coordinator::FOLDER, servers::Servers};
-use crate::server::{BackupError, Manifest, NIGHTS, back_up, restore as bring_back};
+use crate::server::{BackupError, Manifest, back_up, restore as bring_back};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Backup {
@@ -13,7 +13,8 @@ pub(crate) struct Backup {
     state: String,
     #[command(flatten)]
     servers: Servers,
-    /// Folder with the histories of its nights, as the coordinator was told; by default `nightly` in the state folder.
+    /// Folder with the histories of its nights, as the coordinator was told; by default `nightly` in the state folder, or those
+    /// that the database holds.
     #[arg(long, value_name = "FOLDER")]
     nightly_history: Option<PathBuf>,
     /// The backup: a folder that is not there yet.
@@ -30,7 +31,8 @@ pub(crate) struct Restore {
     state: String,
     #[command(flatten)]
     servers: Servers,
-    /// Where the histories of its nights are to lie: a folder that is not there yet; by default `nightly` in the state folder.
+    /// Where the histories of its nights are to lie: a folder that is not there yet; by default `nightly` in the state folder, or
+    /// the database.
     #[arg(long, value_name = "FOLDER")]
     nightly_history: Option<PathBuf>,
 }
@@ -47,14 +49,6 @@ pub(super) fn restore(arguments: &Restore) -> Result<u8, Failure> {
     let histories = arguments.nightly_history.as_deref();
     let manifest = bring_back(&arguments.backup, &home, histories).map_err(failure)?;
     let state = &arguments.state;
-    if manifest.nights() > 0 && home.nights(histories).is_none() {
-        eprintln!(
-            "its {} nights stay in the backup, since a database has no place for them: {} is the folder for \
-             --nightly-history once it is copied",
-            manifest.nights(),
-            arguments.backup.join(NIGHTS).display()
-        );
-    }
     eprintln!("{state} is as it was: {}; start a coordinator with --state {state}", words(&manifest));
     Ok(DONE)
 }

@@ -90,9 +90,9 @@ pub(crate) struct Arguments {
     /// at a time; a time that passed while none could run is made up for once.
     #[arg(long, value_name = "JOB")]
     nightly: Vec<PathBuf>,
-    /// Folder in which each of them has its history; by default `nightly` in the state folder, which backups take along. With
-    /// a state in a database it must be named: a folder that every coordinator of that database sees. No job of a token is
-    /// published into it.
+    /// Folder in which each of them has its history; by default `nightly` in the state folder, which backups take along. Without
+    /// it, a state in a database holds the histories too, so that whoever takes over goes on with them; a folder would have to
+    /// be one that every coordinator of that database sees. No job of a token is published into it.
     #[arg(long, value_name = "FOLDER", requires = "nightly")]
     nightly_history: Option<PathBuf>,
     /// What to call the code that such nights measure, such as a commit; by default a digest of this program.
@@ -133,6 +133,9 @@ fn quotas(places: Vec<(String, u32)>, jobs: Vec<(String, u32)>) -> BTreeMap<Stri
     }
     quotas
 }
+
+/// Folder of the copies of histories that are kept with a state in a database, in the coordinator's own.
+const COPIES: &str = "histories";
 
 /// No disk of a coordinator is larger.
 const MOST_KEPT_GIB: i64 = 1 << 20;
@@ -194,14 +197,8 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let cache = Downloads::bounded(cache_folder(), u64::from(arguments.fetched_gib) << 30);
     let planning = Planning { cache: cache.clone(), machine: None, uploads: None };
     let planner = Arc::new(PlannerDoor::new(planning, None));
-    let publisher = Arc::new(PublisherDoor { cache, reuse: true, by_owner: arguments.tokens.is_some() });
     let database = arguments.servers.database(&arguments.state)?;
-    if database.is_some() && arguments.nightly_history.is_none() && !arguments.nightly.is_empty() {
-        let words = "--nightly with a state in a database: histories of nights are files, and whichever coordinator leads goes \
-                     on with them, so name a folder that all of them see with --nightly-history FOLDER (a disk of this machine \
-                     where there is only one)";
-        return Err(Failure::input(anyhow!(words)));
-    }
+    let kept = database.is_some() && arguments.nightly_history.is_none();
     let bucket = arguments.servers.bucket(database.is_some())?;
     let leadership = database.map(|database| Leadership { database, lease_ms: arguments.lease * 1_000 });
     let folder = match (&arguments.folder, &leadership) {
@@ -210,6 +207,11 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         (None, Some(_)) => Path::new(FOLDER),
     };
     let folder = std::path::absolute(folder)?;
+    let histories =
+        arguments.nightly_history.clone().unwrap_or_else(|| folder.join(if kept { COPIES } else { NIGHTS }));
+    let histories = std::path::absolute(histories)?;
+    let (by_owner, nights) = (arguments.tokens.is_some(), histories.clone());
+    let publisher = Arc::new(PublisherDoor { cache, reuse: true, by_owner, nights });
     let mut options = Options::new(folder.clone(), planner, publisher);
     options.bucket = bucket;
     options.leadership = leadership;
@@ -217,8 +219,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     options.auth = arguments.auth()?;
     let _metrics = arguments.listen_for_metrics(options.gauges.clone()).await?;
     options.listen = arguments.listen;
-    let histories = arguments.nightly_history.unwrap_or_else(|| folder.join(NIGHTS));
-    let by_itself = ByItself { files: arguments.nightly, histories, code: arguments.nightly_code };
+    let gauges = options.gauges.clone();
+    let mut by_itself =
+        ByItself { files: arguments.nightly, histories, code: arguments.nightly_code, gauges, kept: None };
     by_itself.check()?;
     let private = options.listen.iter().any(|listen| matches!(listen, Listen::Unix(_)));
     // Nights come to it as jobs of its own user do.
@@ -226,7 +229,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         options.listen.push(Listen::Unix(folder.join("door").join("socket")));
     }
     let hubs = arguments.hub_roots.iter().map(std::path::absolute).collect::<Result<_, _>>()?;
-    options.places = Places { hubs, histories: vec![std::path::absolute(&by_itself.histories)?] };
+    options.places = Places { hubs, histories: vec![by_itself.histories.clone()] };
     options.keep_ms = arguments.keep_jobs.map(days).transpose()?;
     options.quotas = quotas(arguments.quota, arguments.most_jobs);
     let mut signals = Signals::listen()?;
@@ -242,6 +245,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         Listen::Unix(path) => Some(path.clone()),
         Listen::Tcp(_) | Listen::Tls(_) => None,
     });
+    by_itself.kept = kept.then(|| running.histories());
     // Its nights end with this function; what is under way is on the disk.
     let nights = socket.filter(|_| !by_itself.files.is_empty()).map(|socket| by_itself.start(socket)).transpose()?;
     tokio::select! {

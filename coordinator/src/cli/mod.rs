@@ -29,6 +29,7 @@ use graftwork_shared::{address::Address, credentials};
 use graftwork_telemetry::TraceError;
 pub(crate) use jobs::exit_code;
 pub(crate) use plan::{JobFile, Output, Refused, show_problems};
+pub(crate) use servers::Servers;
 
 use crate::{
     client::{Client, ClientError},

@@ -8,7 +8,7 @@ use super::{Failure, secret};
 use crate::server::{Bucket, Database, Home};
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Servers {
+pub(crate) struct Servers {
     /// Environment variable that holds the database's password.
     #[arg(long, value_name = "NAME")]
     database_password_env: Option<String>,
@@ -70,7 +70,7 @@ impl Servers {
     }
 
     /// Where a whole state lies.
-    pub(super) fn home(&self, state: &str) -> Result<Home, Failure> {
+    pub(crate) fn home(&self, state: &str) -> Result<Home, Failure> {
         let database = self.database(state)?;
         let bucket = self.bucket(database.is_some())?;
         Ok(match (database, bucket) {

@@ -38,6 +38,7 @@ use crate::{
     cli::{Failure, JobFile, Refused, pasted},
     client::{self, Client, ClientError},
     run::{Recoveries, Recovery},
+    server::{Gauges, Histories, LastNight, Nights},
     upload::{self, Upload},
 };
 
@@ -57,6 +58,10 @@ pub(crate) struct ByItself {
     pub(crate) histories: PathBuf,
     /// What to call the code that is measured.
     pub(crate) code: Option<String>,
+    /// Whoever asks how nights stand.
+    pub(crate) gauges: Gauges,
+    /// Where the histories are kept, if what lies in the folder are copies of them.
+    pub(crate) kept: Option<Histories>,
 }
 
 /// A job file that is watched.
@@ -75,6 +80,8 @@ struct Known {
     /// The folder of their history, which is another one once the job has another name.
     folder: PathBuf,
     past: Past,
+    /// How the last one ended that did.
+    ended: Option<LastNight>,
     /// How often in a row something passing kept its night from its end.
     tries: u32,
     /// Held as long as a night is under way.
@@ -161,13 +168,21 @@ impl ByItself {
         let (due, said) = match JobFile::read(&watched.file) {
             Ok(Ok(file)) => match &file.job.nightly.cron {
                 Some(schedule) => match self.past(watched, &file.job.name, now_ms) {
-                    Ok(past) => (due(schedule, past, now_ms), format!("nights are due at {schedule} in UTC")),
+                    Ok(past) => {
+                        let last = watched.known.as_ref().and_then(|known| known.ended);
+                        let nights = Nights { due_ms: schedule.next_after(past.last_ms), last };
+                        self.gauges.tell_nights(&slug(&file.job.name), nights);
+                        (due(schedule, past, now_ms), format!("nights are due at {schedule} in UTC"))
+                    }
                     Err(failure) => {
                         let why = graftwork_shared::cause::told(failure.error.as_ref());
                         (None, format!("no night is due as long as its history cannot be read: {why}"))
                     }
                 },
-                None => (None, "no night is due: its table [nightly] has no `cron`".to_owned()),
+                None => {
+                    self.gauges.forget_nights(&slug(&file.job.name));
+                    (None, "no night is due: its table [nightly] has no `cron`".to_owned())
+                }
             },
             Ok(Err(refused)) => {
                 let problems = diagnostic::render(&refused.text, &refused.name, &refused.problems, false);
@@ -191,17 +206,34 @@ impl ByItself {
         let folder = std::path::absolute(self.histories.join(slug(name)))?;
         match &watched.known {
             Some(known) if known.folder == folder => return Ok(known.past),
-            Some(_) => watched.since_ms = now_ms,
+            Some(known) => {
+                watched.since_ms = now_ms;
+                // Its name says so no more.
+                self.gauges.forget_nights(&known.name());
+            }
             None => {}
         }
         watched.known = None;
-        let known = Known::read(folder, watched.since_ms)?;
+        let history = self.open(&folder)?;
+        let known = Known::read(folder, history, watched.since_ms)?;
         Ok(watched.known.insert(known).past)
+    }
+
+    /// Opens the history of a job for this coordinator alone.
+    fn open(&self, folder: &Path) -> Result<History, Failure> {
+        let tell = |words: &str| tracing::info!("{words}");
+        match &self.kept {
+            Some(histories) => History::open_kept(folder.to_owned(), tell, histories.clone()),
+            None => History::open(folder.to_owned(), tell),
+        }
     }
 
     /// That nights of a job lie in `histories`, where an earlier version and `graftwork nightly` keep them, while its history
     /// here has none.
     fn elsewhere(&self, file: &Path, histories: &Path) -> Option<String> {
+        if self.kept.is_some() {
+            return None;
+        }
         let name = slug(&JobFile::read(file).ok()?.ok()?.job.name);
         let from = std::path::absolute(histories.join(&name)).ok()?;
         let to = std::path::absolute(self.histories.join(&name)).ok()?;
@@ -227,19 +259,22 @@ impl ByItself {
         tracing::info!(file = name, "a night begins");
         let began_ms = now_ms();
         let told = |failure: &Failure| graftwork_shared::cause::told(failure.error.as_ref());
-        let ended = match known.history.take().map_or_else(|| open(&known.folder), Ok) {
+        let ended = match known.history.take().map_or_else(|| self.open(&known.folder), Ok) {
             Ok(history) => {
                 let ended = self.train(&history, &watched.file, socket).await;
-                known.history = Some(history);
+                // A copy may be ahead of what is kept, so it is made anew before anything goes on.
+                known.history = self.kept.is_none().then_some(history);
                 ended
             }
             Err(failure) => Err(Trouble::Passing(failure)),
         };
         match ended {
-            Ok(began_ms) => known.ended(began_ms),
+            Ok((began_ms, ended)) => known.ends(began_ms, ended),
             Err(Trouble::Final(failure)) => {
                 tracing::error!(file = name, error = told(&failure), "the night was not run to its end");
-                known.ended(began_ms);
+                let ended_ms = now_ms();
+                let took_ms = ended_ms.saturating_sub(began_ms);
+                known.ends(began_ms, LastNight { ended_ms, took_ms, ..LastNight::default() });
             }
             Err(Trouble::Passing(failure)) => {
                 let minutes = known.pauses(now_ms()) / 60_000;
@@ -248,8 +283,8 @@ impl ByItself {
         }
     }
 
-    /// Trains a night that is due and compares it; gives when it began.
-    async fn train(&self, history: &History, file: &Path, socket: &Path) -> Result<u64, Trouble> {
+    /// Trains a night that is due and compares it; gives when it began, and how it ended.
+    async fn train(&self, history: &History, file: &Path, socket: &Path) -> Result<(u64, LastNight), Trouble> {
         // A file with errors keeps no night from being run once it is mended.
         let refused = |refused: Refused| Trouble::Passing(errors(&refused.text, &refused.name, &refused.problems));
         let read = JobFile::read(file)?.map_err(refused)?;
@@ -289,7 +324,8 @@ impl ByItself {
         for problem in concluded.view.problems.iter().filter(|problem| problem.fails) {
             tracing::warn!(page, "{} {}", problem.name, problem.message);
         }
-        Ok(began_ms)
+        let ended = history.night(number).map(|night| last_night(&night));
+        Ok((began_ms, ended.map_err(Trouble::Final)?))
     }
 
     /// Trains a night, and keeps what came of it.
@@ -309,7 +345,11 @@ impl ByItself {
         // Whatever an earlier attempt left at the coordinator goes first: nothing of it gets into this night.
         forget_abandoned(history, client).await?;
         history.submits(&mut prepared.tonight, JobId::of(&upload.job.digest()))?;
-        let (view, recoveries) = serve(&upload, file, client).await?;
+        let (mut view, recoveries) = serve(&upload, file, client).await?;
+        if view.stages.iter().filter_map(|stage| stage.release.as_ref()).any(|release| !Path::new(release).exists()) {
+            // Whoever led before has published on another host: what was trained is published once more.
+            (view, _) = serve(&upload, file, client).await?;
+        }
         let began_ms = prepared.tonight.began_ms;
         let number = keep(history, prepared, &view, recoveries).map_err(Trouble::of)?;
         Ok(Trained { number, began_ms })
@@ -325,19 +365,24 @@ impl Watched {
 impl Known {
     /// Reads a history, which stays held where a night is under way in it. Without a night in it, the last one is taken to have
     /// begun at `since_ms`.
-    fn read(folder: PathBuf, since_ms: u64) -> Result<Self, Failure> {
-        let history = open(&folder)?;
+    fn read(folder: PathBuf, history: History, since_ms: u64) -> Result<Self, Failure> {
         let nights = history.nights()?;
         let last = nights.last();
+        let ended = nights.iter().rev().find(|night| night.judged.is_some()).map(last_night);
         let unfinished = history.is_under_way() || last.is_some_and(|night| night.judged.is_none());
         let last_ms = last.map_or(since_ms, |night| night.began_ms);
         let past = Past { unfinished, ..Past::ended(last_ms) };
-        Ok(Self { folder, past, tries: 0, history: unfinished.then_some(history) })
+        Ok(Self { folder, past, ended, tries: 0, history: unfinished.then_some(history) })
+    }
+
+    /// What its history is called.
+    fn name(&self) -> String {
+        self.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
     }
 
     /// A night came to its end that began then. Others may look at the history, or run a night by hand.
-    fn ended(&mut self, began_ms: u64) {
-        (self.past, self.tries, self.history) = (Past::ended(began_ms), 0, None);
+    fn ends(&mut self, began_ms: u64, ended: LastNight) {
+        (self.past, self.ended, self.tries, self.history) = (Past::ended(began_ms), Some(ended), 0, None);
     }
 
     /// Something that may pass kept a night from its end; gives after how many milliseconds it goes on.
@@ -349,9 +394,15 @@ impl Known {
     }
 }
 
-/// Opens the history of a job for this coordinator alone.
-fn open(folder: &Path) -> Result<History, Failure> {
-    History::open(folder.to_owned(), |words| tracing::info!("{words}"))
+/// How a stored night ended.
+fn last_night(night: &Night) -> LastNight {
+    let judged = night.judged.as_ref();
+    LastNight {
+        ended_ms: night.ended_ms,
+        took_ms: night.ended_ms.saturating_sub(night.began_ms),
+        good: judged.is_some_and(|judged| judged.good),
+        regressions: judged.map_or(0, |judged| judged.regressions),
+    }
 }
 
 /// Why a night has no end.

@@ -84,7 +84,14 @@ pub(super) fn compare(
     // A reason counts for the night that becomes the next baseline; the history of a cost begins anew in any case.
     let counts = |mark: &&String| !fails || mark.starts_with("cost of ");
     let used = marks.used.iter().chain(marks.now.iter().filter(counts)).cloned().collect();
-    let judged = Judged { good: !fails, baseline: baseline.map(|before| before.night.number), used, cost_since };
+    let regressions = rows.iter().filter(|row| row.fails()).count() + costs.iter().filter(|cost| cost.fails()).count();
+    let judged = Judged {
+        good: !fails,
+        baseline: baseline.map(|before| before.night.number),
+        used,
+        cost_since,
+        regressions: regressions as u64,
+    };
     let view = NightlyView {
         job: night.night.job.name.clone(),
         night: head(night.night),
@@ -188,7 +195,7 @@ pub(super) fn baselines(nights: &[Night], number: u64) -> impl Iterator<Item = &
 
 /// What is remembered of a night that stays without a verdict: it is no baseline, and it uses nothing up.
 pub(super) fn without_verdict(nights: &[Night], number: u64) -> Judged {
-    Judged { good: false, baseline: None, ..carried(nights, number) }
+    Judged { good: false, baseline: None, regressions: 0, ..carried(nights, number) }
 }
 
 /// What earlier nights left to this one.

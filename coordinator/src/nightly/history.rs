@@ -1,6 +1,7 @@
 //! The folder of a nightly: the nights that are kept, and the one that is under way.
 //!
 //! ```text
+//! copy                     in a copy of a history that is kept with a state: what it is a copy of
 //! lock                     held while a night is run or compared
 //! tonight/night.json       number and beginning of the night that is under way, and what it measures
 //! tonight/{state,hub}      its training
@@ -29,9 +30,13 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     answers::{self, Book},
+    kept::{Kept, bring, is_copy},
     night::{LAYOUT, Night},
 };
-use crate::cli::{Failure, INPUT};
+use crate::{
+    cli::{Failure, INPUT},
+    server::{Held, Histories},
+};
 
 /// The file that makes a night, or says what is under way.
 pub(super) const NIGHT: &str = "night.json";
@@ -44,6 +49,8 @@ pub(super) struct History {
     folder: PathBuf,
     /// Where people read what is worth a word.
     tell: fn(&str),
+    /// Where all of it is kept, if the folder is a copy.
+    kept: Option<Kept>,
     _lock: File,
 }
 
@@ -81,7 +88,53 @@ impl History {
         }
         file.set_len(0)?;
         write!(file, "{}", std::process::id())?;
-        Ok(Self { folder, tell, _lock: file })
+        Ok(Self { folder, tell, kept: None, _lock: file })
+    }
+
+    /// Opens one that is kept with a coordinator's state, whose copy lies in a folder of its name.
+    pub(super) fn open_kept(folder: PathBuf, tell: fn(&str), histories: Histories) -> Result<Self, Failure> {
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let history = Self::open(folder, tell)?;
+        let (kept, lost) = Kept::bring(histories, name, &history.folder)?;
+        history.tell_lost(&lost);
+        Ok(Self { kept: Some(kept), ..history })
+    }
+
+    /// Makes it a copy of a history that a database holds, to look at.
+    pub(super) fn copy(&self, held: &Held) -> Result<(), Failure> {
+        let lost = bring(&self.folder, &held.files, |digest, to| held.fetch(digest, to))?;
+        self.tell_lost(&lost);
+        Ok(())
+    }
+
+    fn tell_lost(&self, files: &[String]) {
+        for file in files {
+            self.tell(&format!("{} is lost: the state has its bytes no more", self.folder.join(file).display()));
+        }
+    }
+
+    /// Refuses to begin a night in a copy, of which nobody would hear.
+    pub(super) fn check_own(&self) -> Result<(), Failure> {
+        if self.kept.is_some() || !is_copy(&self.folder) {
+            return Ok(());
+        }
+        let words = format!(
+            "{} is a copy of a history that coordinators keep with their state: they run its nights, when they are due; \
+             --compare, --repeat, --bisect and --export look at it",
+            self.folder.display()
+        );
+        Err(Failure::input(anyhow!(words)))
+    }
+
+    /// Where a night publishes while it is trained.
+    pub(super) fn hub(&self, night: &str) -> String {
+        let own = || self.tonight_folder().join("hub").join(night).display().to_string();
+        self.kept.as_ref().map_or_else(own, |kept| kept.hub(night))
+    }
+
+    /// What has changed in a copy is kept from here on, whatever becomes of this host.
+    pub(super) fn settle(&self) -> anyhow::Result<()> {
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.settle(&self.folder))
     }
 
     /// Says something to whoever watches.
@@ -138,7 +191,8 @@ impl History {
     }
 
     fn write_tonight(&self, tonight: &Tonight) -> Result<(), Failure> {
-        Ok(graftwork_store::write_atomically(&self.tonight_folder().join(NIGHT), &json(tonight)?)?)
+        graftwork_store::write_atomically(&self.tonight_folder().join(NIGHT), &json(tonight)?)?;
+        Ok(self.settle()?)
     }
 
     /// The number of the night that is under way, or is the next one.
@@ -169,7 +223,8 @@ impl History {
             // An earlier version did not list it before it was submitted.
             self.list(&job)?;
         }
-        remove(&self.tonight_folder())
+        remove(&self.tonight_folder())?;
+        Ok(self.settle()?)
     }
 
     fn list(&self, job: &JobId) -> Result<(), Failure> {
@@ -197,7 +252,8 @@ impl History {
 
     /// A coordinator has forgotten this job.
     pub(super) fn forgotten(&self, job: &JobId) -> Result<(), Failure> {
-        Ok(fs::remove_file(self.abandoned_folder().join(job.as_str()))?)
+        fs::remove_file(self.abandoned_folder().join(job.as_str()))?;
+        Ok(self.settle()?)
     }
 
     fn abandoned_folder(&self) -> PathBuf {
@@ -255,7 +311,8 @@ impl History {
 
     /// Keeps a night; it is there when its `night.json` is, which is written last.
     pub(super) fn keep(&self, night: &Night, book: &Book) -> anyhow::Result<()> {
-        keep_in(&self.folder_of(night.number), night, book)
+        keep_in(&self.folder_of(night.number), night, book)?;
+        self.settle()
     }
 
     /// Where it is said how stored nights compare that are looked at once more.
@@ -280,7 +337,8 @@ impl History {
 
     /// Writes what is now known of a night.
     pub(super) fn rewrite(&self, night: &Night) -> anyhow::Result<()> {
-        rewrite_in(&self.folder_of(night.number), night)
+        rewrite_in(&self.folder_of(night.number), night)?;
+        self.settle()
     }
 }
 
@@ -316,7 +374,8 @@ pub(super) fn keep_in(folder: &Path, night: &Night, book: &Book) -> anyhow::Resu
     rewrite_in(folder, &Night { answers: Some(digest_of(&path)?), ..night.clone() })
 }
 
-fn digest_of(path: &Path) -> std::io::Result<Digest> {
+/// The digest of a file.
+pub(super) fn digest_of(path: &Path) -> std::io::Result<Digest> {
     let mut hasher = Hasher::new();
     std::io::copy(&mut File::open(path)?, &mut hasher)?;
     Ok(hasher.finish())

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! expand · tonight · night · curves    what is trained, and what is kept of it
-//! history · pruned · aside             where it is kept, for how long, and how it is put aside
+//! history · pruned · kept · aside      where it is kept, for how long, with a state in a database, and how it is put aside
 //! scores · costs · compare             verdicts of the crate graftwork-verdict over what is kept
 //! texts                                what was asked in rows whose answers got worse
 //! conclude · output · webhook · export what is said
@@ -29,6 +29,7 @@ mod due;
 mod expand;
 mod export;
 mod history;
+mod kept;
 mod night;
 mod output;
 mod passing;
@@ -48,6 +49,7 @@ use anyhow::anyhow;
 pub(crate) use aside::{AsideError, put_aside};
 pub(crate) use by_itself::ByItself;
 use graftwork_shared::job::Spans;
+pub(crate) use kept::{listed, place};
 
 use self::{
     compare::Commands,
@@ -59,12 +61,16 @@ use self::{
     versions::Compiling,
 };
 use crate::{
-    cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, pasted, print, show_problems},
+    cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, Servers, pasted, print, show_problems},
     run::{self, End, Training},
+    server::Held,
 };
 
 /// Folder of histories, unless `--history` names another.
 const HISTORIES: &str = ".graftwork/nightly";
+
+/// Folder of copies of those that a database holds, likewise.
+const COPIES: &str = ".graftwork/copies";
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -73,6 +79,12 @@ pub(crate) struct Arguments {
     /// The folder of this nightly's history; by default `.graftwork/nightly/` and the job's name.
     #[arg(long, value_name = "FOLDER")]
     history: Option<PathBuf>,
+    /// Train no night; look at the history that coordinators keep in this database, postgres://USER@HOST:PORT/NAME. A copy of
+    /// it is made in the folder of --history, by default `.graftwork/copies/` and the job's name.
+    #[arg(long, value_name = "ADDRESS")]
+    state: Option<String>,
+    #[command(flatten)]
+    servers: Servers,
     /// Compare with this stored night instead of the last good one; or, side by side and outside of the history, with the
     /// programs in a folder, or with those of a git revision of the repository in which the job file lies.
     #[arg(long, value_name = "NIGHT|FOLDER|REVISION")]
@@ -108,7 +120,7 @@ pub(crate) struct Arguments {
     output: Output,
 }
 
-pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
+pub(crate) async fn run(mut arguments: Arguments) -> Result<u8, Failure> {
     let file = match JobFile::read(&arguments.file)? {
         Ok(file) => file,
         Err(refused) => {
@@ -118,8 +130,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         }
     };
     show_problems(&file.text, &file.name, &file.warnings);
-    let folder = arguments.history.clone().unwrap_or_else(|| Path::new(HISTORIES).join(slug(&file.job.name)));
-    let history = History::open(std::path::absolute(&folder)?, |words| eprintln!("{words}"))?;
+    let name = slug(&file.job.name);
+    if arguments.state.is_some() {
+        // Commands that are told name the copy.
+        arguments.history.get_or_insert_with(|| Path::new(COPIES).join(&name));
+    }
+    let history = open(&arguments, &name).await?;
     if let Some(target) = &arguments.export {
         let nights = export::export(&history, target)?;
         eprintln!("{nights} nights in {}", target.display());
@@ -161,6 +177,32 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let concluded = conclude(&history, wanted, &nightly, &commands).await?;
     say(&concluded, arguments.output)?;
     Ok(concluded.code())
+}
+
+/// The history that is asked about: that of a folder, or a copy of one that a database holds.
+async fn open(arguments: &Arguments, name: &str) -> Result<History, Failure> {
+    let folder = arguments.history.clone().unwrap_or_else(|| Path::new(HISTORIES).join(name));
+    let history = History::open(std::path::absolute(&folder)?, |words| eprintln!("{words}"))?;
+    let Some(state) = &arguments.state else { return Ok(history) };
+    let home = arguments.servers.home(state)?;
+    if let Some(folder) = home.nights(None) {
+        let own = folder.join(name);
+        let words = format!(
+            "--state {state}: the histories of a state in a folder are files in it: give --history {}",
+            own.display()
+        );
+        return Err(Failure::input(anyhow!(words)));
+    }
+    let name = name.to_owned();
+    let looked = tokio::task::spawn_blocking(move || {
+        let held = Held::look(&home, &name).map_err(Failure::input)?;
+        if held.files.is_empty() {
+            return Err(Failure::input(anyhow!("the state holds no history of nights that is called {name}")));
+        }
+        history.copy(&held)?;
+        Ok(history)
+    });
+    looked.await.map_err(anyhow::Error::from)?
 }
 
 /// Prints what a night came to.
@@ -209,6 +251,7 @@ async fn train(
     against: Option<u64>,
     arguments: &Arguments,
 ) -> Result<Trained, Failure> {
+    history.check_own()?;
     let JobFile { name, text, mut job, spans: _, .. } = file;
     if let Some(against) = against {
         // What cannot be compared with is told before hours of training.

@@ -93,6 +93,9 @@ pub(super) struct Judged {
     pub(super) used: BTreeSet<String>,
     /// The night at which the history of a cost begins anew, since growth was expected there.
     pub(super) cost_since: BTreeMap<String, u64>,
+    /// Scores and costs that got worse and were not expected to; earlier versions did not keep it.
+    #[serde(default)]
+    pub(super) regressions: u64,
 }
 
 /// The code that was measured.

@@ -7,11 +7,16 @@ use std::io::{Error, ErrorKind};
 
 use graftwork_store::StoreError;
 
+use crate::server::HistoryError;
+
 /// Whether doing the same once more, later, may succeed.
 pub(super) fn may_pass(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         if let Some(error) = cause.downcast_ref::<Error>() {
             return kind_may_pass(error.kind());
+        }
+        if cause.is::<HistoryError>() {
+            return true;
         }
         match cause.downcast_ref::<StoreError>() {
             Some(StoreError::File { error, .. }) => kind_may_pass(error.kind()),

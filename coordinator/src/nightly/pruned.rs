@@ -64,7 +64,7 @@ impl History {
         for number in &numbers[..numbers.len().saturating_sub(REMEMBERED)] {
             fs::remove_file(self.pruned_folder().join(name(*number)))?;
         }
-        Ok(())
+        Ok(self.settle()?)
     }
 
     fn pruned_numbers(&self) -> Result<Vec<u64>, Failure> {

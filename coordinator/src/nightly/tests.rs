@@ -3,6 +3,7 @@
 mod asked;
 mod kept;
 mod stored;
+mod taken_over;
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -98,7 +99,7 @@ fn night(number: u64, tasks: &[(&str, f64)]) -> (Night, Book) {
 
 fn judged(mut night: Night, good: bool, used: &[&str]) -> Night {
     let used = used.iter().map(|mark| (*mark).to_owned()).collect();
-    night.judged = Some(Judged { good, baseline: None, used, cost_since: BTreeMap::new() });
+    night.judged = Some(Judged { good, used, ..Judged::default() });
     night
 }
 

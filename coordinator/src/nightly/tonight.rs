@@ -49,7 +49,7 @@ pub(super) fn prepare(history: &History, mut job: Job, of: Digest, code: Code) -
     }
     // It is part of the job: no coordinator takes it for an earlier night's, or for one of other programs.
     let folder = format!("{:06}-{}", tonight.number, measured.short());
-    job.publish.hub = history.tonight_folder().join("hub").join(folder).display().to_string();
+    job.publish.hub = history.hub(&folder);
     Ok(Prepared { tonight, code, job })
 }
 

@@ -42,6 +42,17 @@ pub(crate) struct PublisherDoor {
     pub(crate) reuse: bool,
     /// Whether a release of another owner stays.
     pub(crate) by_owner: bool,
+    /// Where nights lie whose job names their hub as every host reads it.
+    pub(crate) nights: PathBuf,
+}
+
+/// What the hub of a night begins with that is one of a folder of the coordinator's own.
+pub(crate) const NIGHTS: &str = "nights://";
+
+/// The folder of a hub.
+fn hub_folder(hub: &str, nights: &Path) -> String {
+    let below = hub.strip_prefix(NIGHTS);
+    below.map_or_else(|| hub.to_owned(), |below| nights.join(below).display().to_string())
 }
 
 /// Why a stage was not published.
@@ -100,6 +111,10 @@ impl From<PublishError> for Failure {
 }
 
 impl PublisherDoor {
+    fn hub(&self, stage: &StageOfPlan) -> String {
+        hub_folder(&stage.plan.job.publish.hub, &self.nights)
+    }
+
     async fn trunk(&self, stage: &StageOfPlan) -> Result<TrunkDescription, PublishError> {
         let base = &stage.plan.job.base_model;
         let folder =
@@ -113,8 +128,8 @@ impl Publisher for PublisherDoor {
     fn publish(&self, publication: Publication) -> BoxFuture<'_, Result<String, Failure>> {
         Box::pin(async move {
             let trunk = self.trunk(&publication.stage).await?;
-            let by_owner = self.by_owner;
-            blocking(move || publish(&publication, &trunk, by_owner)).await?.map_err(Failure::from)
+            let (by_owner, hub) = (self.by_owner, self.hub(&publication.stage));
+            blocking(move || publish(&publication, &trunk, (&hub, by_owner))).await?.map_err(Failure::from)
         })
     }
 
@@ -124,7 +139,8 @@ impl Publisher for PublisherDoor {
                 return None;
             }
             let runtime = Handle::current();
-            let found = blocking(move || reuse::find(&stage, &classes, &runtime)).await;
+            let hub = self.hub(&stage);
+            let found = blocking(move || reuse::find((&stage, &hub), &classes, &runtime)).await;
             match found {
                 Ok(Ok(found)) => found,
                 Ok(Err(error)) => {
@@ -149,11 +165,15 @@ async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -
     tokio::task::spawn_blocking(act).await.map_err(lost)
 }
 
-fn publish(publication: &Publication, trunk: &TrunkDescription, by_owner: bool) -> Result<String, PublishError> {
+fn publish(
+    publication: &Publication,
+    trunk: &TrunkDescription,
+    (hub, by_owner): (&str, bool),
+) -> Result<String, PublishError> {
     let stage = publication.stage.stage();
     let job = &publication.stage.plan.job;
     let release = release::build(publication, trunk)?;
-    let hub = Hub::open(&job.publish.hub)?;
+    let hub = Hub::open(hub)?;
     if by_owner && let Some(there) = hub.current(&job.publish.organisation, &stage.publish_as) {
         check_owner(&hub.path(&job.publish.organisation, &stage.publish_as), &there, &job.owner)?;
     }

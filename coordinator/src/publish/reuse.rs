@@ -21,11 +21,10 @@ use crate::server::StageOfPlan;
 /// An earlier result of the stage's recipe in one of the classes over the rows that lie there now, its blobs put into
 /// the store. Blocks while it reads the rows.
 pub(super) fn find(
-    stage: &StageOfPlan,
+    (stage, hub): (&StageOfPlan, &str),
     classes: &[NumericClass],
     runtime: &Handle,
 ) -> Result<Option<StageResult>, PublishError> {
-    let hub = &stage.plan.job.publish.hub;
     // Asking does not make a hub.
     if !Path::new(hub).is_dir() {
         return Ok(None);

@@ -1,6 +1,10 @@
 //! Releases are functions of results, can be read back, and give the result again.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use graftwork_model::{
     HostTensor, Tensors, TrunkDescription, adapter_shapes, fusion_shapes, head_shapes,
@@ -27,7 +31,11 @@ use crate::{
 };
 
 fn publish(publication: &Publication, trunk: &TrunkDescription) -> Result<String, PublishError> {
-    super::publish(publication, trunk, false)
+    publish_for(publication, trunk, false)
+}
+
+fn publish_for(publication: &Publication, trunk: &TrunkDescription, by_owner: bool) -> Result<String, PublishError> {
+    super::publish(publication, trunk, (&publication.stage.plan.job.publish.hub, by_owner))
 }
 
 fn class() -> NumericClass {
@@ -224,7 +232,12 @@ async fn a_copied_organisation_can_be_loaded_and_verified() {
 #[tokio::test]
 async fn a_result_comes_back_out_of_its_release() {
     let trained = trained().await;
-    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false };
+    let door = PublisherDoor {
+        cache: trained.world.path("cache").into(),
+        reuse: true,
+        by_owner: false,
+        nights: PathBuf::new(),
+    };
     for name in ["mood", "both"] {
         assert_eq!(door.reusable(trained.stage(name), vec![class()]).await, None, "nothing is published yet");
         publish(&trained.publication(name), &trained.trunk).unwrap();
@@ -269,7 +282,12 @@ impl Trained {
 #[tokio::test]
 async fn an_edit_that_no_footer_shows_is_no_earlier_result() {
     let mut trained = trained().await;
-    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false };
+    let door = PublisherDoor {
+        cache: trained.world.path("cache").into(),
+        reuse: true,
+        by_owner: false,
+        nights: PathBuf::new(),
+    };
     let names = ["mood", "other", "both"];
     for name in names {
         publish(&trained.publication(name), &trained.trunk).unwrap();
@@ -358,7 +376,12 @@ async fn source_and_licence_of_rows_are_published_and_decide_nothing() {
         files.map(|(path, digest)| (path.clone(), *digest)).collect::<Vec<_>>()
     };
     assert_eq!(others(&said), others(&silent));
-    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false };
+    let door = PublisherDoor {
+        cache: trained.world.path("cache").into(),
+        reuse: true,
+        by_owner: false,
+        nights: PathBuf::new(),
+    };
     assert!(door.reusable(trained.stage("both"), vec![class()]).await.is_some());
 }
 
@@ -377,16 +400,23 @@ async fn what_is_said_of_rows_changes_the_job_and_no_recipe() {
     assert_eq!(found[0].1, found[1].1);
 }
 
+#[test]
+fn the_hub_of_a_night_lies_in_the_folder_of_whoever_publishes() {
+    let folder = |hub: &str| super::hub_folder(hub, Path::new("/var/own/histories"));
+    assert_eq!(folder("nights://mail/tonight/hub/000001-a"), "/var/own/histories/mail/tonight/hub/000001-a");
+    assert_eq!(folder("/srv/hub"), "/srv/hub");
+}
+
 #[tokio::test]
 async fn a_name_that_another_owner_published_stays_its() {
     let trained = trained().await;
     let mut publication = trained.publication("mood");
-    super::publish(&publication, &trained.trunk, true).unwrap();
-    super::publish(&publication, &trained.trunk, true).unwrap();
+    publish_for(&publication, &trained.trunk, true).unwrap();
+    publish_for(&publication, &trained.trunk, true).unwrap();
     let mut plan = (*publication.stage.plan).clone();
     let owner = std::mem::replace(&mut plan.job.owner, "bob".to_owned());
     publication.stage.plan = Arc::new(plan);
-    let error = super::publish(&publication, &trained.trunk, true).unwrap_err();
+    let error = publish_for(&publication, &trained.trunk, true).unwrap_err();
     let said = error.to_string();
     assert!(said.contains(&format!("mood is a release of owner {owner:?}")) && said.contains("publish_as"), "{said}");
     assert_eq!(Hub::verify(&trained.folder("mood")).unwrap().job.owner, owner);

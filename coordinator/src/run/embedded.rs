@@ -131,7 +131,12 @@ async fn serve(
     socket: &Path,
 ) -> Result<Running, ServerError> {
     let planner = Arc::new(PlannerDoor::new(planning, Some(planned)));
-    let publisher = Arc::new(PublisherDoor { cache: cache_folder().into(), reuse: training.reuse, by_owner: false });
+    let publisher = Arc::new(PublisherDoor {
+        cache: cache_folder().into(),
+        reuse: training.reuse,
+        by_owner: false,
+        nights: PathBuf::new(),
+    });
     let mut options = Options::new(training.folder.clone(), planner, publisher);
     options.listen = vec![Listen::Unix(socket.to_owned())];
     // A worker of this process whose connection is gone is gone itself.

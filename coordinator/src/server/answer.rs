@@ -58,6 +58,14 @@ impl Driver {
                 let before_ms = self.clock.now_ms().saturating_sub(age_ms);
                 self.machine().ended_before(before_ms).into_iter().for_each(|job| self.forget(job));
             }
+            Input::History(name, to) => {
+                let files = self.machine().state().histories().get(&name).cloned().unwrap_or_default();
+                self.reply(to, files);
+            }
+            Input::KeepHistory(history, files, to) => {
+                self.apply(Event::KeepHistory { history, files });
+                self.reply(to, ());
+            }
             Input::Coordinator(to) => {
                 let view = self.coordinator();
                 self.reply(to, view);

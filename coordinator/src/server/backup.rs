@@ -1,7 +1,7 @@
 //! A state put aside and brought back, wherever it lies: in a folder, or in PostgreSQL and an object store.
 //!
 //! A backup is a folder with the journal of one moment as a SQLite file, every blob that the journal refers to, the
-//! histories of nights, and `backup.json`, which says what it holds. So it may be brought back at a place of another kind
+//! histories of nights as files, also those that a database holds, and `backup.json`, which says what it holds. So it may be brought back at a place of another kind
 //! than it was taken from. It may be taken while a coordinator leads: the journal is read in one transaction, and blobs
 //! never change. What a coordinator lets go of meanwhile makes the copy begin anew with a later journal. Every blob is read
 //! whole and held against its digest, on the way out and on the way back, and so are the histories together. A folder has
@@ -12,7 +12,7 @@
 //! taken may have gone on since, and whoever knows a higher term obeys no lower one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     path::{Component, Path, PathBuf},
@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BlobError, BlobStore, Bucket, Database, ServerError,
+    histories::put,
     journal::{Filled, Opened},
 };
 
@@ -40,6 +41,7 @@ mod tests;
 
 use aside::{Aside, Named};
 pub(crate) use error::BackupError;
+pub(crate) use nights::Held;
 use nights::{Apart, Nights};
 
 /// What a backup is called by itself.
@@ -111,7 +113,7 @@ pub(crate) enum Home {
 }
 
 impl Home {
-    /// Where histories of nights lie, unless another folder is named: a database has no place for them.
+    /// The folder where histories of nights lie, unless another one is named: those of a database lie in it.
     pub(crate) fn nights(&self, named: Option<&Path>) -> Option<PathBuf> {
         let own = || match self {
             Self::Folder { folder, .. } => Some(folder.join(NIGHTS)),
@@ -144,20 +146,24 @@ pub(crate) fn back_up(home: &Home, histories: Option<&Path>, to: &Path) -> Resul
     }
     let aside = Aside::begin(to)?;
     // Before the journal: a job of a night that is under way here is in it, and is forgotten where it is brought back.
-    let nights = home.nights(histories).map(|from| nights::put_aside(&from, aside.folder())).transpose()?.flatten();
+    let files = home.nights(histories).map(|from| nights::put_aside(&from, aside.folder())).transpose()?.unwrap_or(0);
+    let named = nights::names(aside.folder())?;
     let store = BlobStore::open(aside.folder())?;
     let mut attempt = 0;
-    let (opened, (blobs, bytes)) = loop {
-        let opened = copy_journal(home, aside.folder())?;
+    let (opened, kept, (blobs, bytes)) = loop {
+        let mut opened = copy_journal(home, aside.folder())?;
         // Listed after the journal was read: what is missing was let go of since.
-        match copy_blobs(&blobs_of(home)?, &store, &opened.state.blobs()) {
-            Ok(copied) => break (opened, copied),
+        let from = blobs_of(home)?;
+        let kept = nights::take_out(&mut opened, &from, (aside.folder(), &named));
+        match kept.and_then(|kept| Ok((kept, copy_blobs(&from, &store, &opened.state.blobs())?))) {
+            Ok((kept, copied)) => break (opened, kept, copied),
             Err(BackupError::Blob(BlobError::Missing(_))) if attempt < ATTEMPTS => attempt += 1,
             Err(BackupError::Blob(BlobError::Missing(_))) => return Err(BackupError::Restless),
             Err(error) => return Err(error),
         }
     };
     let (term, facts) = (opened.state.term().0, opened.number);
+    let nights = Nights::of(aside.folder(), files + kept)?;
     // The journal is one file once it is closed.
     drop(opened);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -191,7 +197,10 @@ pub(crate) fn restore(backup: &Path, home: &Home, histories: Option<&Path>) -> R
     let inside = inside.filter(|_| manifest.nights.is_some());
     let state = match home {
         Home::Folder { folder, bucket } => restore_folder(backup, folder, bucket.as_ref(), inside.as_deref()).map(Some),
-        Home::Servers { database, bucket } => restore_servers(backup, database, bucket).map(|()| None),
+        Home::Servers { database, bucket } => {
+            let with_nights = manifest.nights.is_some() && histories.is_none();
+            restore_servers(backup, (database, bucket), with_nights).map(|()| None)
+        }
     };
     if state.is_err()
         && let Some(Err(error)) = apart.as_ref().map(Apart::give_up)
@@ -228,7 +237,7 @@ fn restore_folder(
         nights::bring_back(backup, &aside.folder().join(inside))?;
     }
     let opened = open_copy(backup, aside.folder())?;
-    place_blobs(backup, bucket, aside.folder(), &opened)?;
+    place_blobs(backup, bucket, aside.folder(), (&opened, &BTreeMap::new()))?;
     drop(opened);
     let journal = journal_of(aside.folder());
     let connection = Connection::open(&journal).map_err(sqlite(&journal))?;
@@ -237,7 +246,12 @@ fn restore_folder(
     aside.name()
 }
 
-fn restore_servers(backup: &Path, database: &Database, bucket: &Bucket) -> Result<(), BackupError> {
+/// Fills a database and a bucket; the histories of nights go with the journal where they have no folder.
+fn restore_servers(
+    backup: &Path,
+    (database, bucket): (&Database, &Bucket),
+    with_nights: bool,
+) -> Result<(), BackupError> {
     // A journal is changed by being opened, so it is not the backup's own.
     let scratch = tempfile::tempdir().map_err(io_error(&std::env::temp_dir()))?;
     let mut opened = open_copy(backup, scratch.path())?;
@@ -245,7 +259,8 @@ fn restore_servers(backup: &Path, database: &Database, bucket: &Bucket) -> Resul
     if Opened::is_kept(database).map_err(ServerError::from)? {
         return Err(taken());
     }
-    place_blobs(backup, Some(bucket), scratch.path(), &opened)?;
+    let nights = if with_nights { nights::put_in(&mut opened, backup)? } else { BTreeMap::new() };
+    place_blobs(backup, Some(bucket), scratch.path(), (&opened, &nights))?;
     let term = above(&opened);
     match opened.fill_database(database, term).map_err(ServerError::from)? {
         Filled::Done => Ok(()),
@@ -282,7 +297,13 @@ fn open_copy(backup: &Path, folder: &Path) -> Result<Opened, BackupError> {
 }
 
 /// Copies a backup's blobs to where they are to lie: a bucket that nothing else uses, or the state folder to be.
-fn place_blobs(backup: &Path, bucket: Option<&Bucket>, folder: &Path, opened: &Opened) -> Result<(), BackupError> {
+/// `files` are blobs that lie in the backup as files.
+fn place_blobs(
+    backup: &Path,
+    bucket: Option<&Bucket>,
+    folder: &Path,
+    (opened, files): (&Opened, &BTreeMap<Digest, PathBuf>),
+) -> Result<(), BackupError> {
     let blobs = opened.state.blobs();
     let to = match bucket {
         None => BlobStore::open(folder)?,
@@ -296,6 +317,14 @@ fn place_blobs(backup: &Path, bucket: Option<&Bucket>, folder: &Path, opened: &O
     }
     for blob in blobs.iter().filter(|blob| to.has(**blob)) {
         to.verify(*blob)?;
+    }
+    for (blob, path) in files.iter().filter(|(blob, _)| !to.has(**blob)) {
+        let put = put(&to, path)?;
+        if put != *blob {
+            let problem = format!("{} has the digest {put}, not {blob}", path.display());
+            return Err(BackupError::Wrong { folder: backup.to_owned(), problem });
+        }
+        to.unpin(put);
     }
     let copied = copy_blobs(&BlobStore::of_another(backup), &to, &blobs);
     copied.map(drop).map_err(|error| match error {

@@ -32,18 +32,42 @@ pub(super) struct Measured {
 }
 
 /// Whoever leads now.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Leader {
     inputs: mpsc::WeakSender<Input>,
     blobs: BlobStore,
 }
 
+/// What is known of the nights of one job that the coordinator runs by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Nights {
+    /// When the one after the last one that ended is due, in milliseconds since 1970.
+    pub(crate) due_ms: Option<u64>,
+    /// The last one that ended.
+    pub(crate) last: Option<LastNight>,
+}
+
+/// How a night ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct LastNight {
+    /// When, in milliseconds since 1970.
+    pub(crate) ended_ms: u64,
+    /// How long it took.
+    pub(crate) took_ms: u64,
+    /// Nothing failed it.
+    pub(crate) good: bool,
+    /// Scores and costs that got worse and were not expected to.
+    pub(crate) regressions: u64,
+}
+
 /// A view of a coordinator that may not lead yet. Clones are the same.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(crate) struct Gauges {
     leader: Arc<watch::Sender<Option<Leader>>>,
     /// When the certificate that it shows ends, in seconds since 1970.
     certificate_ends_s: Arc<OnceLock<i64>>,
+    /// By the names of their histories.
+    nights: Arc<watch::Sender<BTreeMap<String, Nights>>>,
 }
 
 const CERTIFICATE_ENDS: &str = "When its certificate of TLS ends, in seconds since 1970";
@@ -70,7 +94,17 @@ const COUNTERS: &[(&str, &str)] = &[
 impl Gauges {
     /// Of a coordinator that does not lead yet.
     pub(crate) fn new() -> Self {
-        Self { leader: Arc::new(watch::Sender::new(None)), certificate_ends_s: Arc::default() }
+        Self { leader: Arc::new(watch::Sender::new(None)), certificate_ends_s: Arc::default(), nights: Arc::default() }
+    }
+
+    /// The nights of a job stand so.
+    pub(crate) fn tell_nights(&self, name: &str, nights: Nights) {
+        self.nights.send_if_modified(|known| known.insert(name.to_owned(), nights) != Some(nights));
+    }
+
+    /// Nothing is told of the nights of a job any more.
+    pub(crate) fn forget_nights(&self, name: &str) {
+        self.nights.send_if_modified(|known| known.remove(name).is_some());
     }
 
     /// From now on it leads.
@@ -134,6 +168,8 @@ impl Source for Gauges {
                 text.gauge("graftwork_blobs_bytes", "Bytes of blobs in the state folder", bytes as f64);
             }
         }
+        // Whoever does not lead runs none.
+        show_nights(&mut text, &self.nights.borrow());
         Ok(text.text())
     }
 }
@@ -164,6 +200,31 @@ fn show(text: &mut Exposition, measured: &Measured) {
         let value = counts.get(name).copied().unwrap_or(0) as f64;
         text.counter(&format!("graftwork_{name}"), help, value);
     }
+}
+
+/// Of a job whose nights have not ended yet it is known when one is due.
+fn show_nights(text: &mut Exposition, nights: &BTreeMap<String, Nights>) {
+    let mut show = |name: &str, help: &str, value: fn(&Nights) -> Option<f64>| {
+        let rows = nights.iter().filter_map(|(name, of)| Some((vec![("nightly", name.clone())], value(of)?)));
+        text.gauges(name, help, rows);
+    };
+    show(
+        "graftwork_nightly_due_seconds",
+        "When the night after the last one is due, in seconds since 1970",
+        |nights| Some(nights.due_ms? as f64 / 1e3),
+    );
+    show("graftwork_nightly_ended_seconds", "When the last night ended, in seconds since 1970", |nights| {
+        Some(nights.last?.ended_ms as f64 / 1e3)
+    });
+    show("graftwork_nightly_took_seconds", "How long the last night took", |nights| {
+        Some(nights.last?.took_ms as f64 / 1e3)
+    });
+    show("graftwork_nightly_good", "1 where nothing failed the last night", |nights| {
+        Some(f64::from(u8::from(nights.last?.good)))
+    });
+    show("graftwork_nightly_regressions", "What got worse in the last night and was not expected to", |nights| {
+        Some(nights.last?.regressions as f64)
+    });
 }
 
 fn now_ms() -> u64 {
@@ -203,6 +264,32 @@ mod tests {
         for (name, _) in COUNTERS {
             assert!(text.contains(&format!("graftwork_{name}_total")), "{name}");
         }
+    }
+
+    #[test]
+    fn of_nights_it_is_told_when_one_is_due_and_how_the_last_one_ended() {
+        let gauges = Gauges::new();
+        gauges.tell_nights("mail", Nights { due_ms: Some(5_000), last: None });
+        let last = Some(LastNight { ended_ms: 9_500, took_ms: 1_500, good: false, regressions: 2 });
+        gauges.tell_nights("topics", Nights { due_ms: None, last });
+        let shown = |gauges: &Gauges| {
+            let mut text = Exposition::new();
+            show_nights(&mut text, &gauges.nights.borrow());
+            text.text()
+        };
+        let text = shown(&gauges);
+        for line in [
+            "graftwork_nightly_due_seconds{nightly=\"mail\"} 5.0",
+            "graftwork_nightly_ended_seconds{nightly=\"topics\"} 9.5",
+            "graftwork_nightly_took_seconds{nightly=\"topics\"} 1.5",
+            "graftwork_nightly_good{nightly=\"topics\"} 0.0",
+            "graftwork_nightly_regressions{nightly=\"topics\"} 2.0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
+        assert_eq!(text.lines().filter(|line| line.starts_with("graftwork_")).count(), 5, "{text}");
+        gauges.forget_nights("topics");
+        assert!(!shown(&gauges).contains("topics"));
     }
 
     #[tokio::test]

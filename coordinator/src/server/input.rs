@@ -1,5 +1,7 @@
 //! What reaches the driver: requests with a place for their answer, and news from sessions and from work beside it.
 
+use std::collections::BTreeMap;
+
 use graftwork_driver::Gone;
 use graftwork_proto::{Hello, WorkerMessage, v1};
 use graftwork_scheduler::{Explanation, Plan, StageKey, Standing, WorkerView};
@@ -15,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tonic::Status;
 
-use super::{BlobError, gauges::Measured};
+use super::{BlobError, gauges::Measured, histories::Files};
 
 /// The coordinator's end of a worker's stream.
 pub(super) type Outgoing = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
@@ -47,6 +49,10 @@ pub(super) enum Input {
     Forget(JobId, oneshot::Sender<Standing>),
     /// Forgets jobs that ended longer ago than this, in milliseconds.
     ForgetOlder(u64),
+    /// The files of a history of nights.
+    History(String, oneshot::Sender<Files>),
+    /// Files of a history are other ones from now on; answered when that is durable.
+    KeepHistory(String, BTreeMap<String, Option<Digest>>, oneshot::Sender<()>),
     /// What the coordinator is.
     Coordinator(oneshot::Sender<CoordinatorView>),
     /// Numbers about all this; answered at once, whatever the disk does.

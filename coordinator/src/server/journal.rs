@@ -14,6 +14,7 @@ mod sqlite;
 pub(super) mod tests;
 
 use std::{
+    collections::BTreeMap,
     io,
     path::Path,
     sync::Arc,
@@ -23,7 +24,7 @@ use std::{
 
 use graftwork_driver::MOST_WAITING;
 use graftwork_scheduler::{Fact, State};
-use graftwork_shared::id::Term;
+use graftwork_shared::{digest::Digest, id::Term};
 use tokio::sync::{mpsc, watch};
 
 use self::{
@@ -115,15 +116,29 @@ impl Opened {
         }
         let before = Term(term.0 - 1);
         if last < before {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-            let at_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
-            let fact = Fact::TermContinued { term: before, at_ms };
+            let fact = Fact::TermContinued { term: before, at_ms: now_ms() };
             let place = self.ledger.place().to_owned();
             let folded = self.state.fold(&fact);
             folded.map_err(|error| JournalError::Damaged { place, problem: error.to_string() })?;
             self.write(&[Write::Facts(vec![fact])])?;
         }
         Ok(())
+    }
+
+    /// Has a journal that nobody leads, such as a copy, hold other files of a history.
+    pub(super) fn keep_history(
+        &mut self,
+        history: String,
+        files: BTreeMap<String, Option<Digest>>,
+    ) -> Result<(), JournalError> {
+        let place = self.ledger.place().to_owned();
+        if let Err(leader) = self.ledger.lead(self.state.term())? {
+            return Err(JournalError::Superseded { place, leader });
+        }
+        let fact = Fact::HistoryKept { history, files, at_ms: now_ms() };
+        let folded = self.state.fold(&fact);
+        folded.map_err(|error| JournalError::Damaged { place, problem: error.to_string() })?;
+        self.write(&[Write::Facts(vec![fact])])
     }
 
     fn write(&mut self, writes: &[Write]) -> Result<(), JournalError> {
@@ -134,6 +149,11 @@ impl Opened {
         self.since_snapshot = before + batch.facts.len() as u64;
         Ok(())
     }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Takes the lead; as long as another coordinator has it, says so once and waits.

@@ -10,9 +10,11 @@
 //!   lock ─ journal ─ blobs          the state folder: one owner, facts, bytes
 //!   driver                          loop { event = select().await; core.apply(event) } around `graftwork-driver`
 //!   listen · tls · accept           sockets, certificates, connections
-//!   traced · trail · gauges         spans of requests and facts, counts, health
+//!   traced · reported · trail       spans of requests, of workers' messages and of facts
+//!   gauges                          counts, health
 //!   reasons                         what `explain` says, in the log
 //!   access                          what every request passes: tokens, roles, rates
+//!   histories                       nights that are kept with the state
 //!   jobs · workers · transfer       gRPC services; each turns wire into events
 //!   meet                            the fourth, beside the driver: where members of a group find each other
 //! ```
@@ -26,6 +28,7 @@ mod door;
 mod driver;
 mod error;
 mod gauges;
+mod histories;
 mod input;
 mod jobs;
 mod journal;
@@ -35,9 +38,10 @@ mod meet;
 mod perform;
 mod pins;
 mod reasons;
+mod reported;
 mod story;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 mod traced;
 mod trail;
@@ -76,11 +80,12 @@ use self::{
 
 pub(crate) use self::{
     access::{Limits, NewToken, Places, Role, Tokens},
-    backup::{BackupError, Home, Manifest, NIGHTS, back_up, restore},
+    backup::{BackupError, Held, Home, Manifest, NIGHTS, back_up, restore},
     blobs::{BlobError, BlobStore, Bucket},
     door::{Planner, Publication, Publisher, StageOfPlan},
     error::ServerError,
-    gauges::Gauges,
+    gauges::{Gauges, LastNight, Nights},
+    histories::{Files, Histories, HistoryError},
     journal::{Database, Leadership},
     lock::{Holder, holder},
     tls::Identity,
@@ -197,6 +202,7 @@ impl std::fmt::Display for Listen {
 pub(crate) struct Running {
     addresses: Vec<Listen>,
     inputs: mpsc::Sender<Input>,
+    blobs: BlobStore,
     /// `None` once it has ended and said why.
     driver: Option<JoinHandle<Result<(), ServerError>>>,
     servers: Vec<JoinHandle<()>>,
@@ -206,6 +212,11 @@ impl Running {
     /// Where it listens, with the ports that were taken.
     pub(crate) fn addresses(&self) -> &[Listen] {
         &self.addresses
+    }
+
+    /// Where histories of nights may be kept, as long as it leads. To be called inside a tokio runtime.
+    pub(crate) fn histories(&self) -> Histories {
+        Histories::new(self.inputs.downgrade(), self.blobs.clone())
     }
 
     /// Stops cleanly: nothing is handed out any more, all that was decided is written, and the services end. Workers that
@@ -337,7 +348,8 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         let services = Services { jobs: jobs.clone(), workers, transfer, meet: meet.clone() };
         tokio::spawn(serve(socket, (gate, limits), services))
     });
-    Ok(Running { servers: servers.collect(), addresses, inputs, driver: Some(driver) })
+    let servers = servers.collect();
+    Ok(Running { servers, addresses, inputs, blobs, driver: Some(driver) })
 }
 
 /// Does what blocks on a thread that may.

@@ -8,7 +8,7 @@ use std::{pin::Pin, time::Duration};
 use futures::Stream;
 use graftwork_driver::Gone;
 use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnvelope, WorkerMessage, v1};
-use graftwork_shared::{VERSION, digest::Digest, id::Term, trace::TraceContext, version};
+use graftwork_shared::{VERSION, digest::Digest, id::Term, version};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -17,6 +17,7 @@ use super::{
     BlobStore,
     access::{Pace, Rate},
     input::{Input, Join, Outgoing, Welcome},
+    reported::Reported,
 };
 
 /// How long a peer may take to say hello.
@@ -63,22 +64,6 @@ fn refuse(outgoing: &Outgoing, reason: String) {
     let _ = outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope)));
 }
 
-/// How a message about a lease is called in its trace; reports of steps and of cost, which are many, and heartbeats have no
-/// span.
-fn told_of(message: &WorkerMessage) -> Option<&'static str> {
-    Some(match message {
-        WorkerMessage::Checkpoint(..) => "message checkpoint",
-        WorkerMessage::Evaluated(..) => "message evaluated",
-        WorkerMessage::Finished(..) => "message finished",
-        WorkerMessage::Paused(..) => "message paused",
-        WorkerMessage::Failed(..) => "message failed",
-        WorkerMessage::Released(_) => "message released",
-        WorkerMessage::Prepared(_) => "message prepared",
-        WorkerMessage::Broken(..) => "message broken",
-        _ => return None,
-    })
-}
-
 fn objection(hello: &Hello) -> Option<String> {
     let theirs = &hello.version;
     (!version::works_with(VERSION, theirs)).then(|| {
@@ -117,7 +102,7 @@ impl Workers {
     /// Reads until the stream ends, the worker errs, or the driver ends the session.
     async fn read(&self, mut stream: Streaming<v1::WorkerMessage>, welcome: Welcome) -> Result<(), Status> {
         let Welcome { worker, session, term, mut open } = welcome;
-        let mut pace = Pace::new(self.rate);
+        let (mut pace, mut reported) = (Pace::new(self.rate), Reported::default());
         loop {
             let envelope = tokio::select! {
                 // The driver ended it and has said why.
@@ -130,9 +115,7 @@ impl Workers {
                 let theirs = envelope.term;
                 return Err(Status::failed_precondition(format!("the message is of {theirs}, but this is {term}")));
             }
-            let parent = envelope.trace.parse::<TraceContext>().ok();
-            let _span =
-                parent.zip(told_of(&envelope.message)).map(|(parent, name)| graftwork_telemetry::span(name, parent));
+            let _span = reported.span(&envelope.trace, &envelope.message);
             self.check(&envelope.message)?;
             self.tell(Input::Worker(worker, session, Box::new(envelope.message))).await?;
         }

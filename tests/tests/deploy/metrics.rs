@@ -26,16 +26,43 @@ struct Watched {
     tells: [String; 2],
 }
 
-fn watched() -> Result<Watched> {
+fn watched(options: &[&str]) -> Result<Watched> {
     let folder = tempfile::tempdir()?;
     let at = ["--metrics", "127.0.0.1:0"];
-    let coordinator = Process::start(&mut coordinator(folder.path(), &at))?;
+    let coordinator = Process::start(&mut coordinator(folder.path(), &[&at, options].concat()))?;
     coordinator.wait_for("listens on")?;
     let worker = Process::start(worker(folder.path(), &at).env("NO_COLOR", "1"))?;
     let tells = [coordinator.told("tells metrics on")?, worker.told("metrics are told")?];
     until(Duration::from_secs(30), || get(&tells[1], "/readyz", "").ok().filter(|(status, _)| *status == 200))
         .context("the worker is never ready")?;
     Ok(Watched { folder, coordinator, worker, tells })
+}
+
+/// The same once the first night of a job that the coordinator runs by itself has ended; the next one is due in winter.
+fn watched_with_a_night() -> Result<(Watched, World)> {
+    let world = World::new()?;
+    let write = |cron: &str| -> Result<String> {
+        let more = format!("[nightly]\nseeds = [1]\ncron = \"{cron}\"\n");
+        let path = world.job("nightly.new", &world.path().join("hub").display().to_string(), &more)?;
+        // At once whole: the coordinator may be reading it.
+        fs::rename(path, world.path().join("nightly.toml"))?;
+        Ok(world.path().join("nightly.toml").display().to_string())
+    };
+    let watched = watched(&["--nightly", &write("* * * * * *")?])?;
+    let begun = until(Duration::from_mins(1), || {
+        let (_, text) = get(&watched.tells[0], "/metrics", "").ok()?;
+        (value(&text, "graftwork_jobs_submitted_total").ok()? > 0.5).then_some(())
+    });
+    begun.with_context(|| format!("no night began: {}", watched.coordinator.said().join("\n")))?;
+    write("0 0 1 1 *")?;
+    let ended = until(Duration::from_mins(2), || {
+        let (_, text) = get(&watched.tells[0], "/metrics", "").ok()?;
+        let due = value(&text, "graftwork_nightly_due_seconds{nightly=\"tiny\"}").ok()?;
+        let ended = value(&text, "graftwork_nightly_ended_seconds{nightly=\"tiny\"}").ok()?;
+        (due > ended + 60.0).then_some(())
+    });
+    ended.with_context(|| format!("the night did not end: {}", watched.coordinator.said().join("\n")))?;
+    Ok((watched, world))
 }
 
 fn train(watched: &Watched) -> Result<()> {
@@ -70,7 +97,7 @@ fn names(text: &str) -> BTreeSet<String> {
 
 /// What the programs tell while they train is all that alerts and dashboard ask for; each alert has its paragraph.
 pub(crate) fn every_name_is_known() -> Result<()> {
-    let watched = watched()?;
+    let (watched, _world) = watched_with_a_night()?;
     train(&watched)?;
     let mut told = BTreeSet::new();
     for address in &watched.tells {
@@ -125,7 +152,7 @@ fn told_of_certificates() -> Result<BTreeSet<String>> {
     Ok(told)
 }
 
-/// The numbers after one job of three tasks and a fusion.
+/// The numbers after a night and one job, each of three tasks and a fusion.
 fn counted(watched: &Watched) -> Result<()> {
     let (_, text) = get(&watched.tells[0], "/metrics", "")?;
     for (name, expected) in [
@@ -133,8 +160,11 @@ fn counted(watched: &Watched) -> Result<()> {
         ("graftwork_term", 1.0),
         ("graftwork_jobs{state=\"ended\"}", 1.0),
         ("graftwork_jobs{state=\"open\"}", 0.0),
-        ("graftwork_stages_published_total", 4.0),
-        ("graftwork_jobs_succeeded_total", 1.0),
+        ("graftwork_stages_published_total", 8.0),
+        ("graftwork_jobs_succeeded_total", 2.0),
+        ("graftwork_jobs_forgotten_total", 1.0),
+        ("graftwork_nightly_good{nightly=\"tiny\"}", 1.0),
+        ("graftwork_nightly_regressions{nightly=\"tiny\"}", 0.0),
         ("graftwork_attempts_failed_total", 0.0),
         ("graftwork_workers{state=\"connected\"}", 1.0),
         ("graftwork_leases", 0.0),
@@ -142,7 +172,7 @@ fn counted(watched: &Watched) -> Result<()> {
         let found = value(&text, name)?;
         ensure!((found - expected).abs() < 1e-9, "{name} is {found}, not {expected}");
     }
-    ensure!(value(&text, "graftwork_attempts_total")? >= 4.0 && value(&text, "graftwork_blobs_bytes")? > 1e3, "{text}");
+    ensure!(value(&text, "graftwork_attempts_total")? >= 8.0 && value(&text, "graftwork_blobs_bytes")? > 1e3, "{text}");
     let (_, text) = get(&watched.tells[1], "/metrics", "")?;
     ensure!(value(&text, "graftwork_worker_updates_total")? > 50.0, "{text}");
     ensure!(value(&text, "graftwork_worker_tokens_total")? > value(&text, "graftwork_worker_rows_total")?, "{text}");
@@ -163,7 +193,7 @@ pub(crate) fn metrics_are_guarded() -> Result<()> {
     ensure!(said.contains("neither a certificate nor a token"), "{said}");
     let said = refused(&["--metrics", "http://10.0.0.1:9464"])?;
     ensure!(said.contains("plain text beyond loopback"), "{said}");
-    let mut watched = watched()?;
+    let mut watched = watched(&[])?;
     ensure!(get(&watched.tells[0], "/healthz", "")?.0 == 200 && get(&watched.tells[0], "/readyz", "")?.0 == 200);
     watched.coordinator.terminate()?;
     until(Duration::from_secs(20), || get(&watched.tells[1], "/readyz", "").ok().filter(|(status, _)| *status == 503))
@@ -238,7 +268,7 @@ pub(crate) fn workers_of_a_host_tell_on_ports_of_their_own() -> Result<()> {
 }
 
 pub(crate) fn prometheus_scrapes_both() -> Result<()> {
-    let mut watched = watched()?;
+    let (mut watched, _world) = watched_with_a_night()?;
     let folder = tempfile::tempdir()?;
     configure(folder.path(), &watched.tells)?;
     let address = free_address()?;
@@ -252,7 +282,7 @@ pub(crate) fn prometheus_scrapes_both() -> Result<()> {
         asked(&address, query).ok()?["data"]["result"][0]["value"][1].as_str()?.parse().ok()
     };
     let wait = Duration::from_secs(30);
-    let trained = until(wait, || seen("graftwork_stages_published_total").filter(|stages| *stages > 3.5));
+    let trained = until(wait, || seen("graftwork_stages_published_total").filter(|stages| *stages > 7.5));
     trained.with_context(|| format!("Prometheus never saw the stages: {}", prometheus.said().join("\n")))?;
     until(wait, || seen("sum(up)").filter(|up| (*up - 2.0).abs() < 1e-9)).context("not both programs are up")?;
     ensure!(seen("graftwork_worker_rows_total").is_some_and(|rows| rows > 100.0), "the worker's rows");
@@ -297,7 +327,7 @@ fn every_panel_shows_something(address: &str) -> Result<()> {
             queries += 1;
         }
     }
-    ensure!(panels.len() >= 16 && queries >= 24, "{} panels with {queries} queries", panels.len());
+    ensure!(panels.len() >= 18 && queries >= 30, "{} panels with {queries} queries", panels.len());
     let wrong = asked(address, "sum by place (graftwork_stages)")?;
     ensure!(wrong["status"] == "error", "a query that is none is taken: {wrong}");
     Ok(())
@@ -314,7 +344,7 @@ fn rules(address: &str) -> Option<Vec<Value>> {
 fn rules_are_evaluated(address: &str) -> Result<()> {
     let rules = until(Duration::from_secs(20), || rules(address));
     let rules = rules.context("a rule was never evaluated well")?;
-    ensure!(rules.len() == 14, "{} rules", rules.len());
+    ensure!(rules.len() == 16, "{} rules", rules.len());
     // The two targets are there and quiet.
     let loud: Vec<_> = rules.iter().filter(|rule| rule["state"] == "firing").map(|rule| &rule["name"]).collect();
     ensure!(loud.is_empty(), "{loud:?}");

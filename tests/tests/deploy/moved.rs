@@ -52,6 +52,12 @@ pub(crate) fn a_state_moves_to_servers_and_back() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (folder, hub) = (folder.path(), folder.path().join("hub"));
     world.long_job("job.toml", &hub.display().to_string(), "")?;
+    // A night of the folder is kept in the database, and a file again when it comes back.
+    let night = folder.join("state/nightly/mail/nights/000001");
+    fs::create_dir_all(&night)?;
+    for (file, text) in [("night.json", "{}"), ("answers.parquet", "answers")] {
+        fs::write(night.join(file), text)?;
+    }
     let here = [Process::start(&mut coordinator(folder, &[]))?];
     here[0].wait_for("listens on")?;
     let own_worker = Process::start(&mut worker(folder, &[]))?;
@@ -79,12 +85,14 @@ pub(crate) fn a_state_moves_to_servers_and_back() -> Result<()> {
     let mut watch = Run::watch(&socket(folder), &job)?;
     let step = goes_on(&mut watch)?;
     watch.wait_for_checkpoint("topic", step + 100)?;
-    place.run(folder, &["backup", "--to", "second"], 0)?;
+    let said = place.run(folder, &["backup", "--to", "second"], 0)?;
+    ensure!(said.contains(", 1 nights"), "{said}");
     drop((there, its_worker));
     what_is_used_is_refused(&servers, &name, folder)?;
 
     fs::remove_dir_all(folder.join("state")).context("removing the first state")?;
     graftwork(folder, &["restore", "second", "--state", "state"], 0)?;
+    ensure!(fs::read(night.join("answers.parquet"))? == b"answers", "its night is brought back");
     let back = Process::start(&mut coordinator(folder, &[]))?;
     back.wait_for("listens on")?;
     let _last_worker = Process::start(&mut worker(folder, &[]))?;

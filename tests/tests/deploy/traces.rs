@@ -117,6 +117,8 @@ pub(crate) fn one_trace_goes_through() -> Result<()> {
         ("graftwork-coordinator", "message checkpoint", 4),
         ("graftwork-coordinator", "message evaluated", 4),
         ("graftwork-coordinator", "message finished", 4),
+        ("graftwork-coordinator", "message step", 4),
+        ("graftwork-coordinator", "message spent", 4),
         ("graftwork-coordinator", "publish", 4),
         ("graftwork-worker", "train", 4),
         ("graftwork-worker", "message assign", 4),
@@ -125,6 +127,13 @@ pub(crate) fn one_trace_goes_through() -> Result<()> {
         ensure!(count(service, name) >= at_least, "{name} of {service}: {} of {at_least}", count(service, name));
     }
     ensure!(all.iter().all(|span| span.seconds >= 0.0), "a span ends before it begins");
+    let counted = |span: &&Span| span.attributes.get("messages").is_some_and(|messages| messages != "0");
+    let reports = all.iter().filter(|span| ["message step", "message spent"].contains(&span.name.as_str()));
+    ensure!(reports.clone().all(|span| counted(&span)), "spans of reports that count none");
+    // A span each five seconds at most for each of a kind and a lease.
+    let lease = all.iter().filter(|span| span.name == "lease").map(|span| span.seconds).fold(0.0, f64::max);
+    let most = 2.0 * 4.0 * (lease / 5.0 + 1.0);
+    ensure!(reports.clone().count() as f64 <= most, "{} spans of reports, and leases of {lease} s", reports.count());
     uploads_are_told(&all)?;
     for words in ["job submitted", "stage leased", "stage published", "job ended"] {
         ensure!(logged.iter().any(|line| line.contains(words)), "no log line {words:?} has the trace: {logged:?}");

@@ -3,6 +3,7 @@
 use std::fs;
 
 use graftwork_shared::digest::Digest;
+use graftwork_telemetry::Source as _;
 
 use super::*;
 use crate::fixture::{TASK, World};
@@ -23,7 +24,13 @@ impl Job {
         let (file, text) = (world.path("job.toml"), world.parse(&format!("{TASK}[nightly]\ncron = \"0 2 * * *\"\n")).0);
         fs::write(&file, &text).unwrap();
         let watched = Watched::new(&file, 3 * HOUR);
-        let nights = ByItself { files: vec![file], histories: world.path("nightly"), code: None };
+        let nights = ByItself {
+            files: vec![file],
+            histories: world.path("nightly"),
+            code: None,
+            gauges: Gauges::new(),
+            kept: None,
+        };
         Self { world, nights, watched, text }
     }
 
@@ -44,6 +51,11 @@ impl Job {
     fn begin(&self) {
         self.history().unwrap().begin(Digest::of(b"job"), 5).unwrap();
     }
+}
+
+/// Opens a history as another process does.
+fn open(folder: &Path) -> Result<History, Failure> {
+    History::open(folder.to_owned(), |_| {})
 }
 
 #[test]
@@ -95,7 +107,7 @@ async fn nobody_begins_a_night_beside_one_that_waits_to_go_on() {
     job.nights.night(&mut job.watched, &job.world.path("socket")).await;
     assert!(job.watched.known.as_ref().unwrap().past.unfinished);
     // Once it has ended, the history is anybody's.
-    job.watched.known.as_mut().unwrap().ended(27 * HOUR);
+    job.watched.known.as_mut().unwrap().ends(27 * HOUR, LastNight::default());
     job.write(&job.text);
     assert_eq!(job.due(28 * HOUR), Some(50 * HOUR));
     drop(job.history().unwrap());
@@ -117,7 +129,8 @@ fn an_older_history_elsewhere_is_told_until_there_is_one_here() {
     let file = world.path("job.toml");
     fs::write(&file, world.parse(TASK).0).unwrap();
     let (old, new) = (world.path("an old place"), world.path("state/nightly"));
-    let nights = ByItself { files: vec![file.clone()], histories: new.clone(), code: None };
+    let nights =
+        ByItself { files: vec![file.clone()], histories: new.clone(), code: None, gauges: Gauges::new(), kept: None };
     assert_eq!(nights.elsewhere(&file, &old), None, "there is none");
     for night in ["000003", "000004"] {
         fs::create_dir_all(old.join("tiny/nights").join(night)).unwrap();
@@ -139,4 +152,32 @@ fn only_what_may_pass_is_tried_once_more() {
     let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
     assert!(matches!(Trouble::of(full.into()), Trouble::Passing(_)));
     assert!(matches!(Trouble::of(anyhow!("the answers are damaged").into()), Trouble::Final(_)));
+}
+
+#[tokio::test]
+async fn whoever_watches_is_told_when_a_night_is_due_and_how_the_last_one_ended() {
+    let mut job = Job::new();
+    let told = async |job: &Job| {
+        let text = job.nights.gauges.metrics().await.unwrap();
+        text.lines().filter(|line| line.starts_with("graftwork_nightly")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    job.due(4 * HOUR);
+    assert_eq!(told(&job).await, ["graftwork_nightly_due_seconds{nightly=\"tiny\"} 93600.0"], "no night has ended");
+    let ended = LastNight { ended_ms: 27 * HOUR, took_ms: HOUR, good: false, regressions: 3 };
+    job.watched.known.as_mut().unwrap().ends(26 * HOUR, ended);
+    job.due(28 * HOUR);
+    let lines = told(&job).await;
+    for line in [
+        "graftwork_nightly_due_seconds{nightly=\"tiny\"} 180000.0",
+        "graftwork_nightly_ended_seconds{nightly=\"tiny\"} 97200.0",
+        "graftwork_nightly_took_seconds{nightly=\"tiny\"} 3600.0",
+        "graftwork_nightly_good{nightly=\"tiny\"} 0.0",
+        "graftwork_nightly_regressions{nightly=\"tiny\"} 3.0",
+    ] {
+        assert!(lines.iter().any(|found| found == line), "{line}: {lines:?}");
+    }
+    // One that is no nightly any more is no late one.
+    job.write(&job.text.replace("cron = \"0 2 * * *\"", "seeds = [1, 2]"));
+    job.due(29 * HOUR);
+    assert!(told(&job).await.is_empty());
 }

@@ -9,6 +9,7 @@ use graftwork_shared::job::Publish;
 use tonic::Status;
 
 use super::{Caller, Role};
+use crate::publish::NIGHTS;
 
 /// Folders of the coordinator's machine.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +32,10 @@ impl Places {
                 "publish.hub: token {name:?} may publish below {may}; whoever runs the coordinator allows a folder with \
                  --hub-root"
             )));
+        }
+        if publish.hub.starts_with(NIGHTS) {
+            let problem = format!("publish.hub: {} is for the coordinator's own nights; name a folder", publish.hub);
+            return Err(Status::permission_denied(problem));
         }
         // What is not there yet cannot be followed up and down.
         if hub.components().any(|part| part == Component::ParentDir) {
@@ -95,5 +100,9 @@ mod tests {
         let hub = folder.path().join("none/../disk").display().to_string();
         let up = places.check(&caller, &Publish { hub, organisation: "nights".to_owned(), license: None });
         assert!(up.unwrap_err().message().contains("goes up"));
+        // Where the coordinator's own nights publish, nobody with a token does.
+        let hub = format!("{NIGHTS}mail/tonight/hub/000001-a");
+        let night = places.check(&caller, &Publish { hub, organisation: "nights".to_owned(), license: None });
+        assert!(night.unwrap_err().message().contains("is for the coordinator's own nights"));
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use super::{super::journal::JournalError, ATTEMPTS, BlobError, ServerError};
+use super::{
+    super::{histories::HistoryError, journal::JournalError},
+    ATTEMPTS, BlobError, ServerError,
+};
 use crate::nightly::AsideError;
 
 /// Why a state is not put aside, or not brought back.
@@ -99,6 +102,9 @@ pub(crate) enum BackupError {
     /// A history of nights.
     #[error(transparent)]
     Nights(#[from] AsideError),
+    /// A history of nights that a database holds.
+    #[error(transparent)]
+    History(#[from] HistoryError),
     /// A blob.
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -126,6 +132,7 @@ impl BackupError {
             | Self::Sqlite { .. }
             | Self::Io { .. }
             | Self::Nights(_)
+            | Self::History(_)
             | Self::Blob(_)
             | Self::Journal(_) => false,
         }

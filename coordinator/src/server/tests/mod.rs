@@ -42,7 +42,7 @@ impl Planner for Stages {
 }
 
 /// Two tasks and the fusion of them, ten updates each.
-pub(super) fn fused_plan() -> Plan {
+pub(crate) fn fused_plan() -> Plan {
     let stage = |name, needs| fixture::stage(name, needs, 10);
     fixture::plan("fused", vec![stage("a", &[]), stage("b", &[]), stage("f", &["a", "b"])])
 }
@@ -78,8 +78,8 @@ impl Publisher for Hub {
 }
 
 /// A state folder, the hub, and how to start coordinators over them.
-pub(super) struct Place {
-    pub(super) folder: tempfile::TempDir,
+pub(crate) struct Place {
+    pub(crate) folder: tempfile::TempDir,
     pub(super) hub: Arc<Hub>,
     pub(super) plan: Plan,
     /// In the place of SQLite, where there is a server.
@@ -89,13 +89,13 @@ pub(super) struct Place {
 }
 
 impl Place {
-    pub(super) fn new(plan: Plan) -> Self {
+    pub(crate) fn new(plan: Plan) -> Self {
         let (database, bucket) = (servers::database(), servers::bucket());
         Self { folder: tempfile::tempdir().unwrap(), hub: Arc::default(), plan, database, bucket }
     }
 
     /// The same with its blobs in the folder, where the test can reach them.
-    pub(super) fn with_files(self) -> Self {
+    pub(crate) fn with_files(self) -> Self {
         Self { bucket: None, ..self }
     }
 
@@ -112,7 +112,7 @@ impl Place {
     }
 
     /// Starts a coordinator; the one before may still be on its way out.
-    pub(super) async fn start(&self) -> Running {
+    pub(crate) async fn start(&self) -> Running {
         self.start_with(|_| {}).await
     }
 
