@@ -146,8 +146,8 @@ impl Attention {
         let address = Address::of(0, Place::AttentionProbabilities);
         let dropout = self.masks.as_ref().map(|masks| ProbabilityDropout { masks, address, probability: 0.1 });
         let (context_td, saved) =
-            attention(self.inputs.each_ref().map(Tensor::shallow_clone), &shape, dropout.as_ref());
-        attention_backward(&saved, &context_td, &shape)
+            attention(self.inputs.each_ref().map(Tensor::shallow_clone), &shape, dropout.as_ref(), true);
+        attention_backward(&saved.expect("what was to be kept"), &context_td, &shape)
     }
 }
 
