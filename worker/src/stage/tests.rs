@@ -2,6 +2,7 @@
 
 mod keeping;
 mod local;
+mod overlap;
 mod pausing;
 mod together;
 

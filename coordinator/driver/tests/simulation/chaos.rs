@@ -8,6 +8,7 @@ use graftwork_shared::{
 };
 
 use crate::{
+    coordinator::Coordinator,
     faults::Fault,
     fixture, plans,
     worker::Word,
@@ -110,7 +111,11 @@ impl World {
         let index: Vec<usize> = (0..held.len()).collect();
         let Some((lease, key)) = self.dice.pick(&index).map(|index| held[index].clone()) else { return };
         // What a holder says of its own lease is no lie about another's, and a member may lead by the time it is heard.
-        if self.processes[&process].leases.contains_key(&lease) {
+        // Nor is what it says of one that was given to it and that it has not heard of yet.
+        let known = self.processes[&process].welcome;
+        let gave = |of: &Coordinator| known.is_some_and(|worker| of.core.machine().holds(worker, lease).is_some());
+        let given = [&self.coordinator, &self.deposed].into_iter().flatten().any(gave);
+        if given || self.processes[&process].leases.contains_key(&lease) {
             return;
         }
         let result = fixture::result(key.stage.as_str(), 1, 0.9);

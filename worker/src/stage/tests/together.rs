@@ -45,21 +45,21 @@ struct Gone;
 
 /// The coordinator and what it knows.
 #[derive(Default)]
-struct Circle {
+pub(super) struct Circle {
     rendezvous: MemoryRendezvous,
     state: Mutex<State>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     epoch: u64,
     members: Vec<usize>,
     prepared: BTreeSet<usize>,
     told: BTreeMap<usize, Formation>,
     aborters: BTreeMap<usize, (u64, Aborter)>,
     dismissed: bool,
-    updates: BTreeMap<usize, Vec<Counted>>,
+    pub(super) updates: BTreeMap<usize, Vec<Counted>>,
 }
 
 impl State {
@@ -91,7 +91,7 @@ impl State {
 }
 
 impl Circle {
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
 
@@ -189,11 +189,11 @@ impl Seat {
 
 /// What becomes of a member.
 #[derive(Clone, Copy, Debug)]
-struct Member {
+pub(super) struct Member {
     fate: Option<(u32, Fate)>,
 }
 
-const STAYS: Member = Member { fate: None };
+pub(super) const STAYS: Member = Member { fate: None };
 
 fn dies(question: u32) -> Member {
     Member { fate: Some((question, Fate::Dies)) }
@@ -217,7 +217,11 @@ fn together(of: &Assignment, blobs: &LocalHost, members: &[Member]) -> StageResu
 }
 
 /// The same in this circle. All are formed before the first update but for those that are taken in later.
-fn in_circle(circle: &Arc<Circle>, of: &Assignment, (blobs, members): (&LocalHost, &[Member])) -> StageResult {
+pub(super) fn in_circle(
+    circle: &Arc<Circle>,
+    of: &Assignment,
+    (blobs, members): (&LocalHost, &[Member]),
+) -> StageResult {
     let later = |number: &usize| {
         let admits = |fate: Fate| matches!(fate, Fate::Admits(of) | Fate::DiesAsOneJoins(of) if of == *number);
         members.iter().any(|member| member.fate.is_some_and(|(_, fate)| admits(fate)))
@@ -269,7 +273,7 @@ fn in_circle(circle: &Arc<Circle>, of: &Assignment, (blobs, members): (&LocalHos
 }
 
 /// A stage of four lanes, so that up to four members have work.
-fn stage(data: &Data, host: &LocalHost) -> Assignment {
+pub(super) fn stage(data: &Data, host: &LocalHost) -> Assignment {
     let mut of = assignment(data, host, adapter_recipe(data));
     of.recipe.training.lanes = 4;
     of
@@ -285,24 +289,6 @@ fn one_two_three_four_and_six_members_give_the_same_result() {
     }
     let fusion = fusion_of(&data, &host);
     assert_eq!(bytes_of(&together(&fusion, &host, &[STAYS; 2])), bytes_of(&finish(&fusion, &host)));
-}
-
-#[test]
-fn all_but_the_last_part_of_a_gradient_travel_while_lanes_are_computed() {
-    let (data, host) = (Data::write(), LocalHost::new(2));
-    let of = stage(&data, &host);
-    // The one in the middle has no lane, and the last one has most of them.
-    let circle = Arc::new(Circle::default());
-    in_circle(&circle, &of, (&host, &[STAYS; 3]));
-    let state = circle.state();
-    let counts = |member: usize| state.updates[&member].iter().map(|update| (update.parts, update.early_parts));
-    let lane_by_lane: Vec<_> = counts(0).collect();
-    assert_eq!(lane_by_lane.len(), 12);
-    for (parts, early_parts) in lane_by_lane {
-        assert!(parts > 2 && early_parts == parts - 1, "{early_parts} of {parts} parts were early");
-    }
-    assert!(counts(1).all(|(parts, early_parts)| parts > 2 && early_parts == 0), "it computes nothing");
-    assert!(counts(2).all(|(parts, early_parts)| early_parts == parts - 1), "of several lanes too");
 }
 
 #[test]
