@@ -229,8 +229,9 @@ mod tests {
         shape: &Shape,
         dropout: Option<&ProbabilityDropout>,
     ) -> [Tensor; 3] {
-        let (context, saved): (Tensor, SavedAttention) =
-            whole([query.shallow_clone(), key.forward(input), value.forward(input)], shape, dropout);
+        let inputs = [query.shallow_clone(), key.forward(input), value.forward(input)];
+        let (context, saved) = whole(inputs, shape, dropout, true);
+        let saved: SavedAttention = saved.expect("what was to be kept");
         let [of_query, of_key, of_value] = whole_backward(&saved, gradient, shape);
         let of_input = value.backward(&of_value, Some(&key.backward(&of_key, None)));
         [context, of_query, of_input]
