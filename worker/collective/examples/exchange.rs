@@ -1,7 +1,8 @@
 //! How long one exchange of gradients takes: Gloo on loopback, or TLS, ranks as threads, one subtree each.
 //!
 //! `cargo run --release -p graftwork-collective --example exchange`, with `-- FOLDER` for TLS with that worker's pair,
-//! prints a line for every number of ranks and size of bucket: milliseconds for an exchange (median of several), and megabytes that one rank sends, small and sliced.
+//! prints a line for every number of ranks and size of bucket: milliseconds for an exchange (median of several), and
+//! megabytes that one rank sends, small and sliced.
 
 use std::{
     net::Ipv4Addr,
