@@ -39,25 +39,32 @@ impl Scheduler {
         if changed || (!self.board.queue.gangs.is_empty() && self.board.queue.lines.len() > 1) {
             self.hand_out();
         }
+        // Whoever only loads joins a group or is gone from it at once: its owner has more or less then, and others may be
+        // before it.
+        self.hand_out_after(|machine| {
+            machine.take_back();
+            machine.preempt();
+        });
+        self.hand_out_after(Self::grow);
+    }
+
+    fn hand_out_after(&mut self, act: impl FnOnce(&mut Self)) {
         let joiners = self.board.leases.joiners.clone();
-        self.take_back();
-        self.preempt();
-        // Whoever only loaded is gone from its group at once: its owner has less then, and others may be before it.
+        act(self);
         if joiners != self.board.leases.joiners {
             self.hand_out();
         }
-        self.grow();
     }
 
-    /// Hands out places in the order of serving; from its beginning once more whenever a worker went to a stage that runs,
-    /// since the owner of that has had more then, and others may be before it.
+    /// Hands out places in the order of serving; from its beginning once more whenever that has changed by it, since the owner
+    /// of what got a place has had more then, and others may be before it.
     fn hand_out(&mut self) {
         while self.hand_out_in_turn() {}
     }
 
     /// Rooms only shrink while stages are handed out, so what does not fit is passed over for good. Nobody passes a gang
-    /// that waits for workers of the kind it needs, or one that lacks members. Gives whether a worker went to a stage that
-    /// runs, which ends the walk.
+    /// that waits for workers of the kind it needs, or one that lacks members. Gives whether the order has changed by it: a
+    /// worker went to a stage that runs, which ends the walk, or a stage went before a gang of its owner's that waits.
     fn hand_out_in_turn(&mut self) -> bool {
         let kept = Kept::default();
         let limit: Limit<'_> = &|machine, (_, owner), wait, demand| match wait {
@@ -74,7 +81,9 @@ impl Scheduler {
             Wait::Answer | Wait::Rest => None,
         };
         let mut turns = Turns::begin(self, limit);
-        let mut filled = None;
+        // Something was handed out behind a gang that waits: its owner may have had more by then than others whom it was
+        // before.
+        let (mut filled, mut moved) = (None, false);
         while let Some(head) = turns.next(self) {
             let first_of_priority = filled.replace(head.line.0) != Some(head.line.0);
             if first_of_priority && self.fill_gangs(Some(head.line.0.0), &kept.demands()) {
@@ -90,12 +99,15 @@ impl Scheduler {
             if fits && let Some(key) = self.key_at(&head.spot) {
                 match head.wait {
                     Wait::Question => self.look_for_reuse(key),
-                    _ => self.lease(&key, &head, &kept.demands()),
+                    _ => {
+                        self.lease(&key, &head, &kept.demands());
+                        moved |= !kept.demands().is_empty();
+                    }
                 }
             }
             turns.go_on(self, &head, fits && head.wait == Wait::Place, limit);
         }
-        self.fill_gangs(None, &kept.demands())
+        self.fill_gangs(None, &kept.demands()) || moved
     }
 
     pub(crate) fn key_at(&self, (id, at): &Spot) -> Option<StageKey> {

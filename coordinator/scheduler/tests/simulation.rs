@@ -229,6 +229,35 @@ fn the_worlds_workers_form_groups_that_break_and_lose_their_leaders() {
     nothing_happens_twice(&world.machine.facts);
 }
 
+#[test]
+fn places_for_one_stage_put_its_owners_gang_that_waits_behind_others() {
+    use Deed::{Calm, Cancel, Deliver, Drain, Kill, Restart, Return, Submit, Train, Wait};
+    let narrow = |slots| Deed::Join { slots, wide: false };
+    let wide = || Deed::Join { slots: 1, wide: true };
+    let split = |peer| Deed::Break { peer, forgets: false };
+    // As it was found: a gang waits, and a later stage of its owner gets places, so that owner has had more than another one.
+    #[rustfmt::skip]
+    let deeds = [
+        Submit(2), Submit(1), Cancel(0), narrow(1), Restart, narrow(1), narrow(1), Kill(0), wide(), split(0),
+        Return(0), Calm(1), wide(), Calm(1), Return(0), Kill(0), narrow(2), Calm(1), Submit(0), Calm(1),
+        narrow(1), Submit(2), narrow(1), Restart, Deliver, narrow(1), Calm(1), narrow(2), Drain(2), Wait(4000),
+        split(6), Train { peer: 0, steps: 30 }, Drain(0),
+    ];
+    let act = || {
+        let mut world = World::new();
+        deeds.iter().for_each(|deed| world.act(deed));
+        world
+    };
+    for kept in 0..act().machine.facts.len() {
+        let mut world = act();
+        world.machine.facts.truncate(kept);
+        world.restart_alone();
+        let known: Vec<JobId> = world.machine.scheduler.jobs();
+        world.jobs.retain(|job| known.contains(job));
+        world.calm_down();
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, max_shrink_iters: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
