@@ -102,13 +102,9 @@ fn one_live_lease(after: &Scheduler) -> Result<(), Violation> {
             let indexed = after.state.live().get(&grant.lease) == Some(&key);
             let mut holders = grant.members();
             holders.extend(after.groups.get(&grant.lease).into_iter().flat_map(|group| group.joiners.keys()));
-            // Whoever trains together computes the same, and can say it to the others.
-            let of = |w: &Worker| (w.info.numerics_version, w.info.exchange, w.info.reached_on.clone());
-            let leaders = after.workers.get(&grant.worker).map(of);
-            let held = holders.iter().filter_map(|holder| after.workers.get(holder)).filter(|w| {
-                w.leases.contains_key(&grant.lease) && w.info.class == grant.class && Some(of(w)) == leaders
-            });
-            let held = held.count() == holders.len();
+            let known: Vec<&Worker> = holders.iter().filter_map(|holder| after.workers.get(holder)).collect();
+            let held = |w: &&Worker| w.leases.contains_key(&grant.lease) && w.info.class == grant.class;
+            let held = known.iter().copied().filter(held).count() == holders.len() && train_together(&known);
             let once = holders.iter().collect::<BTreeSet<_>>().len() == holders.len();
             let alone = live.insert(grant.lease);
             ensure(indexed && held && once && alone, Invariant::OneLiveLease, || format!("{key}: {grant:?}"))?;
@@ -117,6 +113,17 @@ fn one_live_lease(after: &Scheduler) -> Result<(), Violation> {
     let known = after.groups.keys().all(|lease| live.contains(lease));
     ensure(known, Invariant::OneLiveLease, || "a group outlived its lease".to_owned())?;
     ensure(live.len() == after.state.live().len(), Invariant::OneLiveLease, || "a live lease has no stage".to_owned())
+}
+
+/// Whether these compute the same, and can say it to each other.
+fn train_together(workers: &[&Worker]) -> bool {
+    // What an earlier version's facts do not say of a worker, it says when it is back.
+    let one = |version: fn(&Worker) -> u32| {
+        let said = workers.iter().filter(|worker| worker.apart.is_none() || version(worker) > 0);
+        said.map(|worker| version(worker)).collect::<BTreeSet<_>>().len() < 2
+    };
+    let ways: BTreeSet<&str> = workers.iter().map(|worker| worker.info.reached_on.as_str()).collect();
+    one(|worker| worker.info.numerics_version) && one(|worker| worker.info.exchange) && ways.len() < 2
 }
 
 /// A group is made of whoever held its lease before, and of nobody else; its epoch is higher than any before.

@@ -35,10 +35,13 @@ impl State {
         let files = self.histories.entry(history.to_owned()).or_default();
         let mut dropped = Vec::new();
         for (path, blob) in changes {
-            dropped.extend(match blob {
-                Some(blob) => files.insert(path.clone(), *blob).filter(|earlier| earlier != blob),
+            let earlier = match blob {
+                Some(blob) => files.insert(path.clone(), *blob),
                 None => files.remove(path),
-            });
+            };
+            blob.iter().for_each(|blob| self.index.add_file(*blob));
+            earlier.iter().for_each(|earlier| self.index.remove_file(earlier));
+            dropped.extend(earlier);
         }
         if files.is_empty() {
             self.histories.remove(history);

@@ -65,6 +65,13 @@ impl WorkerInfo {
         Arithmetic { class: self.class.clone(), version: self.numerics_version, exchange: self.exchange }
     }
 
+    /// Takes what the same process says of its versions where it was not known.
+    pub(crate) fn take_versions(&mut self, said: &Self) {
+        // Where both say one it is the same one, and 0 says nothing.
+        self.numerics_version = self.numerics_version.max(said.numerics_version);
+        self.exchange = self.exchange.max(said.exchange);
+    }
+
     /// Whether both were said by one process.
     pub(crate) fn is_same_process(&self, other: &Self) -> bool {
         // A worker of an earlier version, or facts about one, do not say which numerics version, or which exchange.
@@ -91,6 +98,16 @@ pub(crate) struct Arithmetic {
 }
 
 impl Arithmetic {
+    /// Whether this is what the worker says.
+    pub(crate) fn is_of(&self, info: &WorkerInfo) -> bool {
+        (&self.class, self.version, self.exchange) == (&info.class, info.numerics_version, info.exchange)
+    }
+
+    /// Whether all of it is known.
+    pub(crate) fn is_known(&self) -> bool {
+        self.version > 0 && self.exchange > 0
+    }
+
     /// Whether recipes of this numerics version are computed; what is not known is not held against it.
     pub(crate) fn computes(&self, version: u32) -> bool {
         self.version == 0 || self.version == version

@@ -162,7 +162,7 @@ impl State {
 
     /// Whether this blob must be kept.
     pub fn refers_to(&self, blob: Digest) -> bool {
-        self.is_referred_to(&blob) || self.history_blobs().any(|kept| kept == blob)
+        self.index.refers_to(&blob)
     }
 
     /// Adds a fact. Gives the blobs to which nothing refers any more.

@@ -159,7 +159,7 @@ impl Scheduler {
         let same = |id: &&WorkerId| self.workers.get(id).is_some_and(|worker| worker.info.is_same_process(&info));
         let known = alike.copied().find(|id| same(&id));
         if let Some(worker) = known {
-            return self.on_worker_returned(session, worker, (info.holdings, leases));
+            return self.on_worker_returned(session, worker, (info, leases));
         }
         let worker = self.state.next_worker();
         self.record(entered(worker, &info));
@@ -178,11 +178,12 @@ impl Scheduler {
     }
 
     /// The same process on a new connection; the old one may not even have been missed.
-    fn on_worker_returned(&mut self, session: u64, worker: WorkerId, (holdings, leases): (Holdings, &[LeaseId])) {
+    fn on_worker_returned(&mut self, session: u64, worker: WorkerId, (info, leases): (WorkerInfo, &[LeaseId])) {
         let held = self.held_by(worker);
         let now_ms = self.now_ms;
         let draining = self.edit_worker(worker, |known| {
             known.heard(now_ms);
+            known.info.take_versions(&info);
             known.leases.retain(|lease, _| leases.contains(lease));
             known.draining
         });
@@ -194,7 +195,7 @@ impl Scheduler {
         for lease in leases {
             self.take_up(worker, *lease);
         }
-        self.on_holds(worker, holdings);
+        self.on_holds(worker, info.holdings);
         let held = held.into_iter().filter(|(_, lease)| self.holds(worker, *lease).is_some());
         for (key, lease) in held.filter(|(_, lease)| !leases.contains(lease)).collect::<Vec<_>>() {
             let reason = "the assignment, or what came of it, was lost with the connection".to_owned();

@@ -7,7 +7,7 @@ mod group;
 
 use fixture::{Machine, assigned, grouped, info, invited, plan, result, stage};
 use graftwork_scheduler::{Command, Event};
-use graftwork_shared::{assignment::Blame, view::StageState};
+use graftwork_shared::{assignment::Blame, event::StepReport, view::StageState};
 use group::{World, failure, fences, keyed, places, reasons};
 
 #[test]
@@ -204,6 +204,23 @@ fn a_group_that_breaks_without_a_cause_tries_again_and_in_the_end_goes_on_alone(
     assert_eq!(world.now(), [first, second]);
     assert!(invited(&beat_on(&mut world, 40)).is_empty(), "and the other one not at the same time");
     assert_eq!(invited(&beat_on(&mut world, 30)), [(third, world.lease)]);
+}
+
+#[test]
+fn a_newcomer_with_which_the_group_breaks_each_time_is_left_out_alone() {
+    let mut world = World::of(&grouped(8, 100), 3);
+    let (worker, lease, group) = (world.members[0], world.lease, world.epoch());
+    let report = StepReport { step: 30, group, ..StepReport::default() };
+    world.machine.apply(Event::Stepped { worker, lease, report });
+    let (newcomer, _) = world.machine.join(keyed(3));
+    world.machine.apply(Event::Prepared { worker: newcomer, lease });
+    let mut commands = Vec::new();
+    for epoch in 3..6 {
+        assert_eq!((world.epoch(), fences(&commands)), (epoch, vec![]));
+        world.break_at(1, epoch);
+        commands = world.machine.after(250, Event::Tick);
+    }
+    assert_eq!((world.now(), fences(&commands)), (world.members, vec![(newcomer, lease)]));
 }
 
 /// Members and those that were beat each second, for so many.

@@ -4,10 +4,10 @@
 
 mod fixture;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
 use fixture::Machine;
-use graftwork_scheduler::{Command, Event, Fact};
+use graftwork_scheduler::{Command, Event, Fact, State};
 use graftwork_shared::digest::Digest;
 
 type Files = BTreeMap<String, Option<Digest>>;
@@ -37,7 +37,7 @@ fn files_stay_until_others_take_their_place_or_they_go() {
     assert_eq!(keep(&mut machine, "mail", &[("a", None), ("b", Some("three"))]), [blob("two")], "c is the same as a");
     // Whoever takes over has them, from the facts and from a snapshot alike.
     let text = serde_json::to_string(machine.scheduler.state()).unwrap();
-    let snapshot: graftwork_scheduler::State = serde_json::from_str(&text).unwrap();
+    let snapshot: State = serde_json::from_str(&text).unwrap();
     let mut machine = Machine::recover(machine.facts.clone(), machine.now_ms);
     for state in [machine.scheduler.state(), &snapshot] {
         let kept: Vec<_> = state.histories()["mail"].iter().map(|(path, blob)| (path.as_str(), *blob)).collect();
@@ -52,7 +52,26 @@ fn files_stay_until_others_take_their_place_or_they_go() {
 }
 
 #[test]
-fn a_file_whose_bytes_are_lost_is_told_by_whoever_reads_it() {
+fn whether_a_blob_is_kept_is_looked_up_however_many_files_histories_have() {
+    let time = |files: u32| {
+        let mut state = State::default();
+        let files = (0..files).map(|file| (format!("pruned/{file}"), Some(blob(&file.to_string())))).collect();
+        state.fold(&Fact::HistoryKept { history: "mail".to_owned(), files, at_ms: 0 }).unwrap();
+        let unknown = blob("nobody's");
+        let asked = |_| {
+            let begun = Instant::now();
+            (0..1_000).for_each(|_| assert!(!black_box(&state).refers_to(black_box(unknown))));
+            begun.elapsed()
+        };
+        // Whatever else runs makes some of them longer, and none shorter.
+        (0..10).map(asked).min().unwrap()
+    };
+    let (few, many) = (time(10), time(100_000));
+    assert!(many < few * 100, "{few:?} where there are 10 files, and {many:?} where there are 100,000");
+}
+
+#[test]
+fn a_lost_blob_of_a_history_changes_no_fact() {
     let mut machine = Machine::new();
     keep(&mut machine, "mail", &[("a", Some("one"))]);
     let facts = machine.facts.len();

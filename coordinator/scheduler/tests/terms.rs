@@ -5,14 +5,14 @@
 mod fixture;
 mod group;
 
-use fixture::{Machine, assigned, fenced, grouped, info, plan, result, stage};
-use graftwork_scheduler::{Command, Event, Fact, Policy, Scheduler};
+use fixture::{Machine, assigned, fenced, grouped, info, invited, plan, result, stage};
+use graftwork_scheduler::{Command, Event, Fact, Policy, Scheduler, WorkerInfo};
 use graftwork_shared::{
     digest::Digest,
     id::{JobId, LeaseId, WorkerId},
     view::StageState,
 };
-use group::{World, keyed, places};
+use group::{World, keyed, places, without_versions};
 
 /// A coordinator that was killed while one worker trained, and has just started again.
 struct Restarted {
@@ -135,6 +135,51 @@ fn a_group_that_broke_meanwhile_is_mended_when_its_members_say_so() {
     let commands = world.break_at(0, epoch);
     assert_eq!(places(&commands), [(world.members[0], epoch + 1, 0, 1, true)]);
     assert_eq!(fenced(&world.come_back(1)), [world.lease]);
+}
+
+#[test]
+fn a_member_of_which_earlier_facts_do_not_say_the_versions_says_them_when_it_comes_back() {
+    for order in [[0, 1], [1, 0]] {
+        let mut world = World::of(&grouped(4, 100), 2);
+        world.machine = Machine::recover(without_versions(&world.machine.facts), 90_000);
+        let (newcomer, commands) = world.machine.join(keyed(2));
+        assert!(invited(&commands).is_empty());
+        assert!(invited(&world.come_back(order[0])).is_empty(), "the other one is not here");
+        assert_eq!(invited(&world.come_back(order[1])), [(newcomer, world.lease)]);
+        world.machine.apply(Event::Prepared { worker: newcomer, lease: world.lease });
+        assert_eq!(world.now(), [world.members.clone(), vec![newcomer]].concat());
+    }
+}
+
+#[test]
+fn one_that_was_heard_before_it_came_back_says_them_too() {
+    let mut world = World::of(&grouped(4, 100), 1);
+    world.machine = Machine::recover(without_versions(&world.machine.facts), 90_000);
+    world.machine.apply(Event::Heartbeat { worker: world.members[0], leases: vec![world.lease] });
+    let (newcomer, commands) = world.machine.join(keyed(1));
+    assert!(invited(&commands).is_empty(), "what it says to members is not known");
+    assert_eq!(invited(&world.come_back(0)), [(newcomer, world.lease)]);
+}
+
+#[test]
+fn nobody_is_asked_to_join_a_gang_whose_leader_has_not_said_yet_what_it_says_to_members() {
+    let mut plan = grouped(8, 100);
+    plan.job.resources.gang = 2;
+    plan.digest = plan.job.digest();
+    let mut machine = Machine::new();
+    machine.join(keyed(0));
+    machine.join(keyed(1));
+    let commands = machine.apply(Event::Submitted { plan: Box::new(plan), gone: Vec::new() });
+    let commands = machine.nothing_to_reuse(commands);
+    let (_, leader, lease) = assigned(&commands)[0].clone();
+    let mut again = Machine::recover(without_versions(&machine.facts), 90_000);
+    let (_, commands) = again.join(WorkerInfo { numerics_version: 0, exchange: 0, ..keyed(2) });
+    assert!(invited(&commands).is_empty(), "the leader may well say something");
+    let info = keyed(usize::try_from(leader.0 - 1).unwrap());
+    let commands = again.apply(Event::WorkerJoined { session: 1, info, leases: vec![lease] });
+    assert!(invited(&commands).is_empty(), "and it does");
+    let (newer, commands) = again.join(keyed(3));
+    assert_eq!(invited(&commands), [(newer, lease)]);
 }
 
 #[test]

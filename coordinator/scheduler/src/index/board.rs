@@ -201,8 +201,8 @@ impl Scheduler {
         let Some(old) = self.board.fleet.seat(worker, seat) else { return };
         self.board.changes += 1;
         let now = self.board.fleet.seats.get(&worker);
-        let staying = |seat: Option<&Seat>| seat.is_some_and(|seat| seat.takes_work);
-        if staying(old.as_ref()) != staying(now) {
+        let joined = |seat: Option<&Seat>| seat.map(|seat| (seat.takes_work, Arc::clone(&seat.arithmetic)));
+        if joined(old.as_ref()) != joined(now) {
             let leases: Vec<LeaseId> =
                 self.workers.get(&worker).map(|known| known.leases.keys().copied().collect()).unwrap_or_default();
             leases.into_iter().for_each(|lease| self.weigh(lease));
@@ -218,7 +218,9 @@ impl Scheduler {
         let free = (worker.leases.len() as u64) < u64::from(worker.info.slots);
         let helps = |lease: &LeaseId| self.helps(id, *lease);
         Seat {
-            arithmetic: known.map_or_else(|| Arc::new(worker.info.arithmetic()), |known| Arc::clone(&known.arithmetic)),
+            arithmetic: known
+                .filter(|known| known.arithmetic.is_of(&worker.info))
+                .map_or_else(|| Arc::new(worker.info.arithmetic()), |known| Arc::clone(&known.arithmetic)),
             reached_on: known
                 .map_or_else(|| Arc::from(worker.info.reached_on.as_str()), |known| Arc::clone(&known.reached_on)),
             takes_work,
@@ -288,7 +290,9 @@ impl Scheduler {
         let group = self.groups.get(&lease);
         let grows =
             |group: &Group| group.broken < MOST_BROKEN && group.lost < self.policy.attempts && group.giving.is_none();
-        if !group.is_none_or(grows) || !self.board.fleet.seats.contains_key(&grant.worker) {
+        // What an earlier version's facts do not say of the leader, it says when it is back.
+        let tells = |leader: &Seat| leader.takes_work || leader.arithmetic.is_known();
+        if !group.is_none_or(grows) || !self.board.fleet.seats.get(&grant.worker).is_some_and(tells) {
             return None;
         }
         let leaves = |worker: &WorkerId| {

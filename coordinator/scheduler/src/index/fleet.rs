@@ -168,16 +168,16 @@ impl Fleet {
             return None;
         }
         let old = self.seats.remove(&worker);
-        let held = |seat: &Option<Seat>| seat.as_ref().filter(|seat| seat.takes_work).map(|seat| seat.hold_bytes);
+        let held = |seat: &Option<Seat>| seat.as_ref().filter(|seat| seat.takes_work).map(Seat::kind);
         let (before, after) = (held(&old), held(&seat));
         if let Some(old) = &old {
             self.leave(worker, old);
         }
-        let stays = |seat: Option<&Seat>| seat.filter(|seat| seat.stays).map(|seat| seat.hold_bytes);
-        self.recounts += u64::from(stays(old.as_ref()) != stays(seat.as_ref()));
+        let stays = |seat: &Option<Seat>| seat.as_ref().filter(|seat| seat.stays).map(Seat::kind);
+        self.recounts += u64::from(stays(&old) != stays(&seat));
         if before != after {
-            before.into_iter().zip(&old).for_each(|(bytes, old)| self.count(&old.arithmetic, bytes, false));
-            after.into_iter().zip(&seat).for_each(|(bytes, seat)| self.count(&seat.arithmetic, bytes, true));
+            before.into_iter().for_each(|(arithmetic, _, bytes)| self.count(&arithmetic, bytes, false));
+            after.into_iter().for_each(|(arithmetic, _, bytes)| self.count(&arithmetic, bytes, true));
         }
         if let Some(seat) = seat {
             self.enter(worker, &seat);

@@ -32,6 +32,8 @@ pub(crate) struct Tally {
 pub(crate) struct StateIndex {
     /// Who refers to a blob: stages by their spots, plans without a place.
     blobs: BTreeMap<Digest, BTreeSet<(JobId, Option<usize>)>>,
+    /// How many files of histories are a blob.
+    files: BTreeMap<Digest, usize>,
     /// Jobs that have not ended.
     pub(crate) active: BTreeSet<JobId>,
     /// Jobs by their submission.
@@ -84,6 +86,26 @@ impl StateIndex {
             references.remove(from);
             if references.is_empty() {
                 self.blobs.remove(blob);
+            }
+        }
+    }
+
+    /// Whether something must keep this blob.
+    pub(crate) fn refers_to(&self, blob: &Digest) -> bool {
+        self.blobs.contains_key(blob) || self.files.contains_key(blob)
+    }
+
+    /// A file of a history is this blob from now on.
+    pub(crate) fn add_file(&mut self, blob: Digest) {
+        *self.files.entry(blob).or_default() += 1;
+    }
+
+    /// A file of a history was this blob until now.
+    pub(crate) fn remove_file(&mut self, blob: &Digest) {
+        if let Some(count) = self.files.get_mut(blob) {
+            *count -= 1;
+            if *count == 0 {
+                self.files.remove(blob);
             }
         }
     }
@@ -169,7 +191,7 @@ impl StateIndex {
 }
 
 impl State {
-    /// Makes the whole index from the jobs.
+    /// Makes the whole index from the jobs and the histories.
     pub(crate) fn rebuild(&mut self) {
         self.touched = Touched::default();
         for job in self.jobs.values_mut() {
@@ -178,16 +200,12 @@ impl State {
         self.index = self.index_anew();
     }
 
-    /// The index, from those of the jobs.
+    /// The index, from those of the jobs and from the histories.
     pub(crate) fn index_anew(&self) -> StateIndex {
         let mut index = StateIndex::default();
         self.jobs.iter().for_each(|(id, job)| index.add_job(id, job));
+        self.history_blobs().for_each(|blob| index.add_file(blob));
         index
-    }
-
-    /// Whether something must keep this blob.
-    pub(crate) fn is_referred_to(&self, blob: &Digest) -> bool {
-        self.index.blobs.contains_key(blob)
     }
 
     /// Stages whose records refer to a blob.

@@ -16,6 +16,18 @@ pub(crate) fn keyed(number: usize) -> WorkerInfo {
     WorkerInfo { key: format!("process {number}"), ..info(1) }
 }
 
+/// The facts as earlier versions wrote them, which did not know of what their workers' programs are.
+pub(crate) fn without_versions(facts: &[Fact]) -> Vec<Fact> {
+    let old = facts.iter().map(|fact| {
+        let mut value = serde_json::to_value(fact).unwrap();
+        for version in ["numerics_version", "exchange"] {
+            value.get_mut("info").map(|info| info.as_object_mut().unwrap().remove(version).unwrap());
+        }
+        serde_json::from_value(value).unwrap()
+    });
+    old.collect()
+}
+
 pub(crate) fn failure(blame: Blame) -> Failure {
     Failure { blame, message: "out of memory".to_owned() }
 }
