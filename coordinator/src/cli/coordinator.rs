@@ -195,8 +195,6 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     }
     raise_open_files();
     let cache = Downloads::bounded(cache_folder(), u64::from(arguments.fetched_gib) << 30);
-    let planning = Planning { cache: cache.clone(), machine: None, uploads: None };
-    let planner = Arc::new(PlannerDoor::new(planning, None));
     let database = arguments.servers.database(&arguments.state)?;
     let kept = database.is_some() && arguments.nightly_history.is_none();
     let bucket = arguments.servers.bucket(database.is_some())?;
@@ -210,7 +208,9 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let histories =
         arguments.nightly_history.clone().unwrap_or_else(|| folder.join(if kept { COPIES } else { NIGHTS }));
     let histories = std::path::absolute(histories)?;
-    let (by_owner, nights) = (arguments.tokens.is_some(), histories.clone());
+    let (by_owner, nights) = (arguments.tokens.is_some(), Some(histories.clone()));
+    let planning = Planning { cache: cache.clone(), machine: None, uploads: None, nights: nights.clone() };
+    let planner = Arc::new(PlannerDoor::new(planning, None));
     let publisher = Arc::new(PublisherDoor { cache, reuse: true, by_owner, nights });
     let mut options = Options::new(folder.clone(), planner, publisher);
     options.bucket = bucket;

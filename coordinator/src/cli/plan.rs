@@ -111,7 +111,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let JobFile { name, text, job, spans, warnings } = file;
     let threads = run::threads(&job, None);
     let machine = Machine::here(threads * job.resources.workers, job.resources.workers, PathBuf::from(run::STATE));
-    let planning = Planning { cache: cache_folder().into(), machine: Some(machine), uploads: None };
+    let planning = Planning { cache: cache_folder().into(), machine: Some(machine), uploads: None, nights: None };
     let planned = match plan_with_spans(job, spans, planning).await {
         Ok(planned) => planned,
         Err(mut problems) => {

@@ -27,6 +27,17 @@ pub(crate) struct Servers {
 }
 
 impl Servers {
+    /// The first of these options that is given.
+    pub(crate) fn named(&self) -> Option<&'static str> {
+        let given = [
+            (self.database_password_env.is_some(), "--database-password-env"),
+            (self.database_ca.is_some(), "--database-ca"),
+            (self.blobs.is_some(), "--blobs"),
+            (self.blobs_credentials_env.is_some(), "--blobs-credentials-env"),
+        ];
+        given.into_iter().find_map(|(given, option)| given.then_some(option))
+    }
+
     /// The database that `--state` names; `None` for a folder.
     pub(super) fn database(&self, state: &str) -> Result<Option<Database>, Failure> {
         if !Database::is_address(state) {

@@ -127,7 +127,7 @@ async fn find_uploads(job: &mut Job, arguments: &Arguments, folder: &Path) -> Re
 
 /// Plans the job of today and says at once when it is not what the record holds: training would be in vain.
 async fn check_plan(job: &Job, record: &Record) -> Result<(), Failure> {
-    let planning = Planning { cache: cache_folder().into(), machine: None, uploads: None };
+    let planning = Planning { cache: cache_folder().into(), machine: None, uploads: None, nights: None };
     let planned = match plan_with_spans(job.clone(), Spans::default(), planning).await {
         Ok(planned) => planned,
         Err(problems) => {

@@ -7,6 +7,7 @@
 //! nothing here ends the coordinator. The history of a night under way stays held, also while it waits to go on, so that no
 //! `graftwork nightly` begins another one beside it.
 
+mod known;
 #[cfg(test)]
 mod tests;
 
@@ -21,11 +22,13 @@ use futures::StreamExt as _;
 use graftwork_shared::{diagnostic, event::Outcome, id::JobId, job::Job, view::JobView};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use known::{Known, last_night};
+
 use super::{
     HISTORIES,
     compare::Commands,
     conclude::{Wanted, conclude, without_verdict},
-    due::{Past, due, pause_ms},
+    due::{Past, due},
     expand::expand,
     history::{History, numbers_in},
     night::{Code, Night},
@@ -38,7 +41,7 @@ use crate::{
     cli::{Failure, JobFile, Refused, pasted},
     client::{self, Client, ClientError},
     run::{Recoveries, Recovery},
-    server::{Gauges, Histories, LastNight, Nights},
+    server::{Gauges, Histories, LastNight, NIGHTS, Nights},
     upload::{self, Upload},
 };
 
@@ -73,19 +76,6 @@ struct Watched {
     known: Option<Known>,
     /// What was said of it last, so that nothing is said each time.
     said: String,
-}
-
-/// What is known of the nights of a job.
-struct Known {
-    /// The folder of their history, which is another one once the job has another name.
-    folder: PathBuf,
-    past: Past,
-    /// How the last one ended that did.
-    ended: Option<LastNight>,
-    /// How often in a row something passing kept its night from its end.
-    tries: u32,
-    /// Held as long as a night is under way.
-    history: Option<History>,
 }
 
 /// A night that was trained.
@@ -139,11 +129,15 @@ impl ByItself {
         let since_ms = now_ms();
         let mut watched: Vec<Watched> = self.files.iter().map(|file| Watched::new(file, since_ms)).collect();
         for watched in &mut watched {
-            if let Some(words) = self.elsewhere(&watched.file, Path::new(HISTORIES)) {
-                tracing::warn!(file = %watched.file.display(), "{words}");
-            }
             // All that is under way is held before the first of it goes on, which may take hours.
             self.due(watched, since_ms);
+            let before = [PathBuf::from(HISTORIES), self.histories.with_file_name(NIGHTS)];
+            let known = watched.known.is_some();
+            for words in
+                before.iter().filter(|_| known).filter_map(|histories| self.elsewhere(&watched.file, histories))
+            {
+                tracing::warn!(file = %watched.file.display(), "{words}");
+            }
         }
         loop {
             let mut wait = LOOK_AGAIN;
@@ -175,12 +169,19 @@ impl ByItself {
                         (due(schedule, past, now_ms), format!("nights are due at {schedule} in UTC"))
                     }
                     Err(failure) => {
+                        // So that it is noticed where it stays so.
+                        self.gauges.await_nights(&slug(&file.job.name), schedule.next_after(watched.since_ms));
                         let why = graftwork_shared::cause::told(failure.error.as_ref());
                         (None, format!("no night is due as long as its history cannot be read: {why}"))
                     }
                 },
                 None => {
-                    self.gauges.forget_nights(&slug(&file.job.name));
+                    // It may have had another name.
+                    let known = watched.known.as_ref().map(Known::name);
+                    [Some(slug(&file.job.name)), known]
+                        .iter()
+                        .flatten()
+                        .for_each(|name| self.gauges.forget_nights(name));
                     (None, "no night is due: its table [nightly] has no `cron`".to_owned())
                 }
             },
@@ -228,12 +229,9 @@ impl ByItself {
         }
     }
 
-    /// That nights of a job lie in `histories`, where an earlier version and `graftwork nightly` keep them, while its history
+    /// That nights of a job lie in `histories`, where an earlier version or `graftwork nightly` kept them, while its history
     /// here has none.
     fn elsewhere(&self, file: &Path, histories: &Path) -> Option<String> {
-        if self.kept.is_some() {
-            return None;
-        }
         let name = slug(&JobFile::read(file).ok()?.ok()?.job.name);
         let from = std::path::absolute(histories.join(&name)).ok()?;
         let to = std::path::absolute(self.histories.join(&name)).ok()?;
@@ -241,13 +239,17 @@ impl ByItself {
         if from == to || nights(&to) > 0 || nights(&from) == 0 {
             return None;
         }
-        let copy = format!("mkdir -p {1} && cp -R {0}/. {1}", pasted(&from), pasted(&to));
+        let here = if self.kept.is_some() { "the database".to_owned() } else { to.display().to_string() };
+        let mend = if self.kept.is_some() {
+            format!("start it again with `--nightly-history {}`", pasted(from.parent()?))
+        } else {
+            format!("run `mkdir -p {1} && cp -R {0}/. {1}` and start it again", pasted(&from), pasted(&to))
+        };
         Some(format!(
-            "an older history of {} nights lies in {}, and none in {}: nights begin anew unless you stop this coordinator, \
-             run `{copy}` and start it again",
+            "an older history of {} nights lies in {}, and none in {here}: nights begin anew unless you stop this \
+             coordinator and {mend}",
             nights(&from),
             from.display(),
-            to.display()
         ))
     }
 
@@ -359,49 +361,6 @@ impl ByItself {
 impl Watched {
     fn new(file: &Path, since_ms: u64) -> Self {
         Self { file: file.to_owned(), since_ms, known: None, said: String::new() }
-    }
-}
-
-impl Known {
-    /// Reads a history, which stays held where a night is under way in it. Without a night in it, the last one is taken to have
-    /// begun at `since_ms`.
-    fn read(folder: PathBuf, history: History, since_ms: u64) -> Result<Self, Failure> {
-        let nights = history.nights()?;
-        let last = nights.last();
-        let ended = nights.iter().rev().find(|night| night.judged.is_some()).map(last_night);
-        let unfinished = history.is_under_way() || last.is_some_and(|night| night.judged.is_none());
-        let last_ms = last.map_or(since_ms, |night| night.began_ms);
-        let past = Past { unfinished, ..Past::ended(last_ms) };
-        Ok(Self { folder, past, ended, tries: 0, history: unfinished.then_some(history) })
-    }
-
-    /// What its history is called.
-    fn name(&self) -> String {
-        self.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-    }
-
-    /// A night came to its end that began then. Others may look at the history, or run a night by hand.
-    fn ends(&mut self, began_ms: u64, ended: LastNight) {
-        (self.past, self.ended, self.tries, self.history) = (Past::ended(began_ms), Some(ended), 0, None);
-    }
-
-    /// Something that may pass kept a night from its end; gives after how many milliseconds it goes on.
-    fn pauses(&mut self, now_ms: u64) -> u64 {
-        self.tries = self.tries.saturating_add(1);
-        let pause_ms = pause_ms(self.tries);
-        self.past = Past { unfinished: true, not_before_ms: now_ms + pause_ms, ..self.past };
-        pause_ms
-    }
-}
-
-/// How a stored night ended.
-fn last_night(night: &Night) -> LastNight {
-    let judged = night.judged.as_ref();
-    LastNight {
-        ended_ms: night.ended_ms,
-        took_ms: night.ended_ms.saturating_sub(night.began_ms),
-        good: judged.is_some_and(|judged| judged.good),
-        regressions: judged.map_or(0, |judged| judged.regressions),
     }
 }
 

@@ -30,13 +30,10 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     answers::{self, Book},
-    kept::{Kept, bring, is_copy},
+    kept::Kept,
     night::{LAYOUT, Night},
 };
-use crate::{
-    cli::{Failure, INPUT},
-    server::{Held, Histories},
-};
+use crate::cli::{Failure, INPUT};
 
 /// The file that makes a night, or says what is under way.
 pub(super) const NIGHT: &str = "night.json";
@@ -46,11 +43,11 @@ const ANSWERS: &str = "answers.parquet";
 /// The folder, and the lock on it.
 #[derive(Debug)]
 pub(super) struct History {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     /// Where people read what is worth a word.
     tell: fn(&str),
     /// Where all of it is kept, if the folder is a copy.
-    kept: Option<Kept>,
+    pub(super) kept: Option<Kept>,
     _lock: File,
 }
 
@@ -89,52 +86,6 @@ impl History {
         file.set_len(0)?;
         write!(file, "{}", std::process::id())?;
         Ok(Self { folder, tell, kept: None, _lock: file })
-    }
-
-    /// Opens one that is kept with a coordinator's state, whose copy lies in a folder of its name.
-    pub(super) fn open_kept(folder: PathBuf, tell: fn(&str), histories: Histories) -> Result<Self, Failure> {
-        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let history = Self::open(folder, tell)?;
-        let (kept, lost) = Kept::bring(histories, name, &history.folder)?;
-        history.tell_lost(&lost);
-        Ok(Self { kept: Some(kept), ..history })
-    }
-
-    /// Makes it a copy of a history that a database holds, to look at.
-    pub(super) fn copy(&self, held: &Held) -> Result<(), Failure> {
-        let lost = bring(&self.folder, &held.files, |digest, to| held.fetch(digest, to))?;
-        self.tell_lost(&lost);
-        Ok(())
-    }
-
-    fn tell_lost(&self, files: &[String]) {
-        for file in files {
-            self.tell(&format!("{} is lost: the state has its bytes no more", self.folder.join(file).display()));
-        }
-    }
-
-    /// Refuses to begin a night in a copy, of which nobody would hear.
-    pub(super) fn check_own(&self) -> Result<(), Failure> {
-        if self.kept.is_some() || !is_copy(&self.folder) {
-            return Ok(());
-        }
-        let words = format!(
-            "{} is a copy of a history that coordinators keep with their state: they run its nights, when they are due; \
-             --compare, --repeat, --bisect and --export look at it",
-            self.folder.display()
-        );
-        Err(Failure::input(anyhow!(words)))
-    }
-
-    /// Where a night publishes while it is trained.
-    pub(super) fn hub(&self, night: &str) -> String {
-        let own = || self.tonight_folder().join("hub").join(night).display().to_string();
-        self.kept.as_ref().map_or_else(own, |kept| kept.hub(night))
-    }
-
-    /// What has changed in a copy is kept from here on, whatever becomes of this host.
-    pub(super) fn settle(&self) -> anyhow::Result<()> {
-        self.kept.as_ref().map_or(Ok(()), |kept| kept.settle(&self.folder))
     }
 
     /// Says something to whoever watches.

@@ -15,10 +15,10 @@ use std::{
 use anyhow::{Context as _, anyhow};
 use graftwork_shared::digest::Digest;
 
-use super::history::{NIGHT, digest_of, remove};
+use super::history::{History, NIGHT, digest_of, remove};
 use crate::{
     cli::Failure,
-    server::{Files, Histories, HistoryError},
+    server::{Files, Held, Histories, HistoryError},
 };
 
 /// What makes a folder a copy, and says of what.
@@ -81,11 +81,58 @@ impl Kept {
     }
 }
 
+impl History {
+    /// Opens one that is kept with a coordinator's state, whose copy lies in a folder of its name.
+    pub(super) fn open_kept(folder: PathBuf, tell: fn(&str), histories: Histories) -> Result<Self, Failure> {
+        let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut history = Self::open(folder, tell)?;
+        let (kept, lost) = Kept::bring(histories, name, &history.folder)?;
+        history.tell_lost(&lost);
+        history.kept = Some(kept);
+        Ok(history)
+    }
+
+    /// Makes it a copy of a history that a database holds, to look at. Gives the files that are lost there.
+    pub(super) fn copy(&self, held: &Held) -> Result<Vec<String>, Failure> {
+        bring(&self.folder, &held.files, |digest, to| held.fetch(digest, to))
+    }
+
+    pub(super) fn tell_lost(&self, files: &[String]) {
+        for file in files {
+            self.tell(&format!("{} is lost: the state has its bytes no more", self.folder.join(file).display()));
+        }
+    }
+
+    /// Refuses to begin a night in a copy, of which nobody would hear.
+    pub(super) fn check_own(&self) -> Result<(), Failure> {
+        if self.kept.is_some() || !is_copy(&self.folder) {
+            return Ok(());
+        }
+        let words = format!(
+            "{} is a copy of a history that coordinators keep with their state: they run its nights, when they are due; \
+             --compare, --repeat, --bisect and --export look at it",
+            self.folder.display()
+        );
+        Err(Failure::input(anyhow!(words)))
+    }
+
+    /// Where a night publishes while it is trained.
+    pub(super) fn hub(&self, night: &str) -> String {
+        let own = || self.tonight_folder().join("hub").join(night).display().to_string();
+        self.kept.as_ref().map_or_else(own, |kept| kept.hub(night))
+    }
+
+    /// What has changed in a copy is kept from here on, whatever becomes of this host.
+    pub(super) fn settle(&self) -> anyhow::Result<()> {
+        self.kept.as_ref().map_or(Ok(()), |kept| kept.settle(&self.folder))
+    }
+}
+
 /// Makes a folder the same as what is kept. Gives the files that are lost.
-pub(super) fn bring(
+fn bring(
     folder: &Path,
     files: &Files,
-    fetch: impl Fn(Digest, &Path) -> Result<bool, HistoryError>,
+    fetch: impl Fn(Digest, &Path) -> Result<(), HistoryError>,
 ) -> Result<Vec<String>, Failure> {
     let there = listed(folder).with_context(|| folder.display().to_string())?;
     if !there.is_empty() && !is_copy(folder) {
@@ -112,16 +159,19 @@ pub(super) fn bring(
         if there.contains_key(name) && digest_of(&path).is_ok_and(|found| found == *digest) {
             continue;
         }
-        if !fetch(*digest, &path).map_err(anyhow::Error::from)? {
-            graftwork_store::write_atomically(&path, b"")?;
-            lost.push(name.clone());
+        match fetch(*digest, &path) {
+            Err(error) if error.is_loss() => {
+                graftwork_store::write_atomically(&path, b"")?;
+                lost.push(name.clone());
+            }
+            fetched => fetched.map_err(anyhow::Error::from)?,
         }
     }
     Ok(lost)
 }
 
 /// Whether a folder is a copy of a history that is kept elsewhere.
-pub(super) fn is_copy(folder: &Path) -> bool {
+fn is_copy(folder: &Path) -> bool {
     folder.join(COPY).exists()
 }
 

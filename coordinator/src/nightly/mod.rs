@@ -63,7 +63,7 @@ use self::{
 use crate::{
     cli::{DONE, Failure, INPUT, INTERRUPTED, JobFile, Output, Refused, Servers, pasted, print, show_problems},
     run::{self, End, Training},
-    server::Held,
+    server::{Held, Home},
 };
 
 /// Folder of histories, unless `--history` names another.
@@ -71,6 +71,9 @@ const HISTORIES: &str = ".graftwork/nightly";
 
 /// Folder of copies of those that a database holds, likewise.
 const COPIES: &str = ".graftwork/copies";
+
+/// How often a state is looked into where files of a history are lost.
+const LOOKS: u32 = 5;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -181,6 +184,11 @@ pub(crate) async fn run(mut arguments: Arguments) -> Result<u8, Failure> {
 
 /// The history that is asked about: that of a folder, or a copy of one that a database holds.
 async fn open(arguments: &Arguments, name: &str) -> Result<History, Failure> {
+    if arguments.state.is_none()
+        && let Some(option) = arguments.servers.named()
+    {
+        return Err(Failure::input(anyhow!("{option} is for a history that a database holds: name it with --state")));
+    }
     let folder = arguments.history.clone().unwrap_or_else(|| Path::new(HISTORIES).join(name));
     let history = History::open(std::path::absolute(&folder)?, |words| eprintln!("{words}"))?;
     let Some(state) = &arguments.state else { return Ok(history) };
@@ -194,15 +202,26 @@ async fn open(arguments: &Arguments, name: &str) -> Result<History, Failure> {
         return Err(Failure::input(anyhow!(words)));
     }
     let name = name.to_owned();
-    let looked = tokio::task::spawn_blocking(move || {
-        let held = Held::look(&home, &name).map_err(Failure::input)?;
+    let looked = tokio::task::spawn_blocking(move || look(&home, &name, history));
+    looked.await.map_err(anyhow::Error::from)?
+}
+
+/// Makes a history a copy of one that a database holds. Whoever leads meanwhile lets go of files and renames others, so what
+/// is lost at first is looked for once more.
+fn look(home: &Home, name: &str, history: History) -> Result<History, Failure> {
+    let mut looks = 0;
+    loop {
+        let held = Held::look(home, name).map_err(Failure::input)?;
         if held.files.is_empty() {
             return Err(Failure::input(anyhow!("the state holds no history of nights that is called {name}")));
         }
-        history.copy(&held)?;
-        Ok(history)
-    });
-    looked.await.map_err(anyhow::Error::from)?
+        let lost = history.copy(&held)?;
+        looks += 1;
+        if lost.is_empty() || looks == LOOKS {
+            history.tell_lost(&lost);
+            return Ok(history);
+        }
+    }
 }
 
 /// Prints what a night came to.

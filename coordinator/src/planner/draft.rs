@@ -22,9 +22,9 @@ pub(crate) async fn check_draft(job: &Job, spans: &Spans, said: &[Diagnostic], c
     let doubts = Doubts::of(spans, said);
     let problems = Problems::new(spans);
     if !doubts.concern("publish") {
-        check_hub(&job.publish.hub, &problems);
+        check_hub(&job.publish.hub, None, &problems);
     }
-    let planning = Planning { cache: cache.to_owned().into(), machine: None, uploads: None };
+    let planning = Planning { cache: cache.to_owned().into(), machine: None, uploads: None, nights: None };
     let base = async {
         if doubts.concern("base_model") || job.base_model.location.is_empty() {
             return None;

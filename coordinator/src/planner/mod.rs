@@ -22,7 +22,7 @@ mod task;
 mod tests;
 mod uploads;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub(crate) use asked::read_texts;
 pub(crate) use door::{PlannerDoor, plan_with_spans};
@@ -40,7 +40,7 @@ use graftwork_store::{Fetched, NoUploads, Uploads};
 use problems::Problems;
 use task::PlannedTask;
 
-use crate::{downloads::Downloads, server::BlobStore};
+use crate::{downloads::Downloads, publish::hub_folder, server::BlobStore};
 
 /// Where planning keeps what it downloads.
 #[derive(Clone, Debug)]
@@ -51,6 +51,8 @@ pub(crate) struct Planning {
     pub(crate) machine: Option<Machine>,
     /// Where uploaded files lie, when a coordinator plans.
     pub(crate) uploads: Option<BlobStore>,
+    /// Folder of the nights that a coordinator runs, when one plans.
+    pub(crate) nights: Option<PathBuf>,
 }
 
 impl Planning {
@@ -83,7 +85,7 @@ struct Base {
 /// Plans a job, or says everything that is wrong with it; `spans` place what is said in the job file.
 pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result<Planned, Vec<Diagnostic>> {
     let problems = Problems::new(spans);
-    check_hub(&job.publish.hub, &problems);
+    check_hub(&job.publish.hub, planning.nights.as_deref(), &problems);
     let (named, uploads) = (job.clone(), planning.uploads.clone());
     // From an object store they are fetched.
     let files = tokio::task::spawn_blocking(move || uploads::files(&named, uploads.as_ref())).await;
@@ -126,13 +128,16 @@ pub(crate) async fn plan(job: Job, spans: &Spans, planning: &Planning) -> Result
 }
 
 /// Results go into a folder: what has its name, or that of a folder around it, must not be a file.
-fn check_hub(hub: &str, problems: &Problems<'_>) {
-    let in_the_way = Path::new(hub).ancestors().find(|path| path.exists()).filter(|path| !path.is_dir());
-    if let Some(file) = in_the_way {
-        let message = format!("results cannot go to the folder {hub}: {} is a file", file.display());
-        let problem = Diagnostic::error("hub", message).help("name a folder, which is made when it does not exist");
-        problems.add("publish.hub", problem);
-    }
+fn check_hub(hub: &str, nights: Option<&Path>, problems: &Problems<'_>) {
+    let folder = hub_folder(hub, nights);
+    let in_the_way = Path::new(&folder).ancestors().find(|path| path.exists()).filter(|path| !path.is_dir());
+    let message = match in_the_way {
+        _ if folder.contains("://") => format!("results cannot go to {hub}: a hub is a folder"),
+        Some(file) => format!("results cannot go to the folder {hub}: {} is a file", file.display()),
+        None => return,
+    };
+    let problem = Diagnostic::error("hub", message).help("name a folder, which is made when it does not exist");
+    problems.add("publish.hub", problem);
 }
 
 async fn open_base(job: &Job, planning: &Planning, problems: &Problems<'_>) -> Option<Base> {

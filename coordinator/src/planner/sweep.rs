@@ -83,7 +83,12 @@ mod tests {
 
     async fn plan(world: &World, tasks: &str) -> Result<Planned, Vec<Diagnostic>> {
         let (_, job, spans) = world.job(tasks);
-        plan_with_spans(job, spans, Planning { cache: world.path("cache").into(), machine: None, uploads: None }).await
+        plan_with_spans(
+            job,
+            spans,
+            Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights: None },
+        )
+        .await
     }
 
     const SWEEP: &str = "[tasks.mood.sweep]\nlearning_rate = [1e-3, 1e-4]\nseed = [1, 2]\n\

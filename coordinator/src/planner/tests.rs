@@ -20,7 +20,12 @@ use crate::fixture::{TASK, World};
 
 async fn plan(world: &World, tasks: &str) -> Result<Planned, Vec<Diagnostic>> {
     let (_, job, spans) = world.job(tasks);
-    plan_with_spans(job, spans, Planning { cache: world.path("cache").into(), machine: None, uploads: None }).await
+    plan_with_spans(
+        job,
+        spans,
+        Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights: None },
+    )
+    .await
 }
 
 /// The message of the only problem, and the text of the job file that it points at.
@@ -235,8 +240,24 @@ async fn a_hub_that_is_a_file_is_refused() {
     assert_eq!(message, "results cannot go to the folder WORLD/hub: WORLD/hub is a file");
     let (_, mut job, spans) = world.job(TASK);
     job.publish.hub = world.path("hub/below").display().to_string();
-    let planning = Planning { cache: world.path("cache").into(), machine: None, uploads: None };
+    let planning = Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights: None };
     assert_eq!(plan_with_spans(job, spans, planning).await.unwrap_err()[0].code, "hub");
+}
+
+#[tokio::test]
+async fn a_hub_is_a_folder_or_one_of_the_nights_of_a_coordinator() {
+    let world = World::new();
+    let said = async |hub: &str, nights: Option<&str>| {
+        let (_, mut job, spans) = world.job(TASK);
+        job.publish.hub = hub.to_owned();
+        let nights = nights.map(|folder| world.path(folder));
+        let planning = Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights };
+        plan_with_spans(job, spans, planning).await.map_err(|problems| problems[0].message.clone())
+    };
+    for (hub, nights) in [("s3://bucket/hub", None), ("nights://mail/1", None), ("nights://../other", Some("nights"))] {
+        assert_eq!(said(hub, nights).await.unwrap_err(), format!("results cannot go to {hub}: a hub is a folder"));
+    }
+    assert!(said("nights://mail/1", Some("nights")).await.is_ok());
 }
 
 #[tokio::test]
@@ -267,7 +288,7 @@ async fn a_fusion_that_the_python_library_cannot_use_is_a_warning() {
     // Each leaves out a layer of the other.
     let each = format!("{TASK}adapter = {{ leave_out = [1] }}\n{other}adapter = {{ leave_out = [0] }}\n{fusion}");
     let (text, job, spans) = world.job(&each);
-    let planning = Planning { cache: world.path("cache").into(), machine: None, uploads: None };
+    let planning = Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights: None };
     let planned = plan_with_spans(job, spans, planning).await.unwrap();
     let [warning] = &planned.warnings[..] else { panic!("{:?}", planned.warnings) };
     assert_eq!(
@@ -311,7 +332,7 @@ async fn too_little_memory_is_told_with_both_numbers() {
     let world = World::new();
     let (_, job, spans) = world.job(TASK);
     let machine = Machine { memory_bytes: 1 << 20, threads: 1, workers: 1, state: world.path("state") };
-    let planning = Planning { cache: world.path("cache").into(), machine: Some(machine), uploads: None };
+    let planning = Planning { cache: world.path("cache").into(), machine: Some(machine), uploads: None, nights: None };
     let of_task = spans.of(&format!("tasks.{}", job.tasks[0].name));
     let problems = plan_with_spans(job, spans, planning).await.unwrap_err();
     assert!(of_task.is_some() && problems[0].span == of_task, "{:?}", problems[0]);
@@ -348,17 +369,20 @@ async fn rows_that_no_validation_was_cut_from_cannot_choose_weights() {
     let world = World::new();
     let (_, mut job, spans) = world.job(TASK);
     job.tasks[0].data.validation = None;
-    let problems =
-        plan_with_spans(job, spans, Planning { cache: world.path("cache").into(), machine: None, uploads: None })
-            .await
-            .unwrap_err();
+    let problems = plan_with_spans(
+        job,
+        spans,
+        Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights: None },
+    )
+    .await
+    .unwrap_err();
     assert_eq!(problems[0].code, "no-validation");
 }
 
 #[tokio::test]
 async fn a_secret_is_named_for_one_place_alone() {
     let world = World::new();
-    let planning = || Planning { cache: world.path("cache").into(), machine: None, uploads: None };
+    let planning = || Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights: None };
     let (_, mut job, spans) = world.job(TASK);
     let plain = plan_with_spans(job.clone(), spans.clone(), planning()).await.unwrap();
     // Variables that every environment has.

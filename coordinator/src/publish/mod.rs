@@ -30,6 +30,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     downloads::Downloads,
+    nightly,
     server::{Publication, Publisher, StageOfPlan},
 };
 
@@ -43,16 +44,16 @@ pub(crate) struct PublisherDoor {
     /// Whether a release of another owner stays.
     pub(crate) by_owner: bool,
     /// Where nights lie whose job names their hub as every host reads it.
-    pub(crate) nights: PathBuf,
+    pub(crate) nights: Option<PathBuf>,
 }
 
 /// What the hub of a night begins with that is one of a folder of the coordinator's own.
 pub(crate) const NIGHTS: &str = "nights://";
 
-/// The folder of a hub.
-fn hub_folder(hub: &str, nights: &Path) -> String {
-    let below = hub.strip_prefix(NIGHTS);
-    below.map_or_else(|| hub.to_owned(), |below| nights.join(below).display().to_string())
+/// The folder of a hub, where it names one: that of a night leads into `nights`.
+pub(crate) fn hub_folder(hub: &str, nights: Option<&Path>) -> String {
+    let of_night = || nightly::place(nights?, hub.strip_prefix(NIGHTS)?);
+    of_night().map_or_else(|| hub.to_owned(), |folder| folder.display().to_string())
 }
 
 /// Why a stage was not published.
@@ -112,7 +113,7 @@ impl From<PublishError> for Failure {
 
 impl PublisherDoor {
     fn hub(&self, stage: &StageOfPlan) -> String {
-        hub_folder(&stage.plan.job.publish.hub, &self.nights)
+        hub_folder(&stage.plan.job.publish.hub, self.nights.as_deref())
     }
 
     async fn trunk(&self, stage: &StageOfPlan) -> Result<TrunkDescription, PublishError> {

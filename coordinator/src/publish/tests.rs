@@ -1,10 +1,6 @@
 //! Releases are functions of results, can be read back, and give the result again.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use graftwork_model::{
     HostTensor, Tensors, TrunkDescription, adapter_shapes, fusion_shapes, head_shapes,
@@ -59,10 +55,13 @@ async fn trained() -> Trained {
         TASK.replace("tasks.mood", "tasks.other")
     );
     let (_, job, spans) = world.job(&tasks);
-    let planned =
-        plan_with_spans(job, spans, Planning { cache: world.path("cache").into(), machine: None, uploads: None })
-            .await
-            .unwrap();
+    let planned = plan_with_spans(
+        job,
+        spans,
+        Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights: None },
+    )
+    .await
+    .unwrap();
     let trunk = TrunkDescription::read(&world.path("base")).unwrap();
     let blobs = BlobStore::open(&world.path("state")).unwrap();
     let mut results = BTreeMap::new();
@@ -232,12 +231,7 @@ async fn a_copied_organisation_can_be_loaded_and_verified() {
 #[tokio::test]
 async fn a_result_comes_back_out_of_its_release() {
     let trained = trained().await;
-    let door = PublisherDoor {
-        cache: trained.world.path("cache").into(),
-        reuse: true,
-        by_owner: false,
-        nights: PathBuf::new(),
-    };
+    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false, nights: None };
     for name in ["mood", "both"] {
         assert_eq!(door.reusable(trained.stage(name), vec![class()]).await, None, "nothing is published yet");
         publish(&trained.publication(name), &trained.trunk).unwrap();
@@ -273,7 +267,7 @@ fn edit(path: &Path, before: &[u8], after: &[u8]) {
 impl Trained {
     /// The same job planned again over the files as they are now.
     async fn plan_again(&mut self) {
-        let planning = Planning { cache: self.world.path("cache").into(), machine: None, uploads: None };
+        let planning = Planning { cache: self.world.path("cache").into(), machine: None, uploads: None, nights: None };
         let job = self.planned.plan.job.clone();
         self.planned = plan_with_spans(job, graftwork_shared::job::Spans::default(), planning).await.unwrap();
     }
@@ -282,12 +276,7 @@ impl Trained {
 #[tokio::test]
 async fn an_edit_that_no_footer_shows_is_no_earlier_result() {
     let mut trained = trained().await;
-    let door = PublisherDoor {
-        cache: trained.world.path("cache").into(),
-        reuse: true,
-        by_owner: false,
-        nights: PathBuf::new(),
-    };
+    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false, nights: None };
     let names = ["mood", "other", "both"];
     for name in names {
         publish(&trained.publication(name), &trained.trunk).unwrap();
@@ -376,12 +365,7 @@ async fn source_and_licence_of_rows_are_published_and_decide_nothing() {
         files.map(|(path, digest)| (path.clone(), *digest)).collect::<Vec<_>>()
     };
     assert_eq!(others(&said), others(&silent));
-    let door = PublisherDoor {
-        cache: trained.world.path("cache").into(),
-        reuse: true,
-        by_owner: false,
-        nights: PathBuf::new(),
-    };
+    let door = PublisherDoor { cache: trained.world.path("cache").into(), reuse: true, by_owner: false, nights: None };
     assert!(door.reusable(trained.stage("both"), vec![class()]).await.is_some());
 }
 
@@ -392,7 +376,7 @@ async fn what_is_said_of_rows_changes_the_job_and_no_recipe() {
     for said in ["", "origin = { source = \"Ada\", license = \"cc0-1.0\" }\n"] {
         let (_, job, spans) = world.job(&format!("{TASK}{said}"));
         let digest = job.digest();
-        let planning = Planning { cache: world.path("cache").into(), machine: None, uploads: None };
+        let planning = Planning { cache: world.path("cache").into(), machine: None, uploads: None, nights: None };
         let planned = plan_with_spans(job, spans, planning).await.unwrap();
         found.push((digest, planned.plan.stages[0].recipe_digest));
     }
@@ -402,9 +386,10 @@ async fn what_is_said_of_rows_changes_the_job_and_no_recipe() {
 
 #[test]
 fn the_hub_of_a_night_lies_in_the_folder_of_whoever_publishes() {
-    let folder = |hub: &str| super::hub_folder(hub, Path::new("/var/own/histories"));
+    let folder = |hub: &str| super::hub_folder(hub, Some(Path::new("/var/own/histories")));
     assert_eq!(folder("nights://mail/tonight/hub/000001-a"), "/var/own/histories/mail/tonight/hub/000001-a");
     assert_eq!(folder("/srv/hub"), "/srv/hub");
+    assert_eq!(folder("nights://../hub"), "nights://../hub", "which no hub is opened by");
 }
 
 #[tokio::test]

@@ -75,7 +75,7 @@ async fn try_once(
 ) -> Result<Tried, Failure> {
     let threads = training.threads * training.workers;
     let machine = Machine::here(threads, training.workers, training.folder.clone());
-    let planning = Planning { cache: cache_folder().into(), machine: Some(machine), uploads: None };
+    let planning = Planning { cache: cache_folder().into(), machine: Some(machine), uploads: None, nights: None };
     let planned = tokio::select! {
         planned = plan_with_spans(training.job.clone(), training.spans.clone(), planning.clone()) => planned,
         () = signals.stop() => {
@@ -131,12 +131,8 @@ async fn serve(
     socket: &Path,
 ) -> Result<Running, ServerError> {
     let planner = Arc::new(PlannerDoor::new(planning, Some(planned)));
-    let publisher = Arc::new(PublisherDoor {
-        cache: cache_folder().into(),
-        reuse: training.reuse,
-        by_owner: false,
-        nights: PathBuf::new(),
-    });
+    let publisher =
+        Arc::new(PublisherDoor { cache: cache_folder().into(), reuse: training.reuse, by_owner: false, nights: None });
     let mut options = Options::new(training.folder.clone(), planner, publisher);
     options.listen = vec![Listen::Unix(socket.to_owned())];
     // A worker of this process whose connection is gone is gone itself.

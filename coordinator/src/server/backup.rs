@@ -1,12 +1,12 @@
 //! A state put aside and brought back, wherever it lies: in a folder, or in PostgreSQL and an object store.
 //!
 //! A backup is a folder with the journal of one moment as a SQLite file, every blob that the journal refers to, the
-//! histories of nights as files, also those that a database holds, and `backup.json`, which says what it holds. So it may be brought back at a place of another kind
-//! than it was taken from. It may be taken while a coordinator leads: the journal is read in one transaction, and blobs
-//! never change. What a coordinator lets go of meanwhile makes the copy begin anew with a later journal. Every blob is read
-//! whole and held against its digest, on the way out and on the way back, and so are the histories together. A folder has
-//! its name only when it is whole, and a database gets the journal in one transaction, after the bucket has all blobs;
-//! nothing is written over anything.
+//! histories of nights as files, also those that a database holds, and `backup.json`, which says what it holds. So it may
+//! be brought back at a place of another kind than it was taken from. It may be taken while a coordinator leads: the journal
+//! is read in one transaction, and blobs never change. What a coordinator lets go of meanwhile makes the copy begin anew with
+//! a later journal. Every blob is read whole and held against its digest, on the way out and on the way back, and so are the
+//! histories together. A folder has its name only when it is whole, and a database gets the journal in one transaction, after
+//! the bucket has all blobs; nothing is written over anything.
 //!
 //! A restored state leads under a term far above that of the backup: coordinators and workers that were there when it was
 //! taken may have gone on since, and whoever knows a higher term obeys no lower one.
@@ -149,7 +149,7 @@ pub(crate) fn back_up(home: &Home, histories: Option<&Path>, to: &Path) -> Resul
     let files = home.nights(histories).map(|from| nights::put_aside(&from, aside.folder())).transpose()?.unwrap_or(0);
     let named = nights::names(aside.folder())?;
     let store = BlobStore::open(aside.folder())?;
-    let mut attempt = 0;
+    let (mut attempt, mut missed) = (0, None);
     let (opened, kept, (blobs, bytes)) = loop {
         let mut opened = copy_journal(home, aside.folder())?;
         // Listed after the journal was read: what is missing was let go of since.
@@ -157,8 +157,13 @@ pub(crate) fn back_up(home: &Home, histories: Option<&Path>, to: &Path) -> Resul
         let kept = nights::take_out(&mut opened, &from, (aside.folder(), &named));
         match kept.and_then(|kept| Ok((kept, copy_blobs(&from, &store, &opened.state.blobs())?))) {
             Ok((kept, copied)) => break (opened, kept, copied),
-            Err(BackupError::Blob(BlobError::Missing(_))) if attempt < ATTEMPTS => attempt += 1,
-            Err(BackupError::Blob(BlobError::Missing(_))) => return Err(BackupError::Restless),
+            Err(BackupError::Blob(BlobError::Missing(blob))) if attempt < ATTEMPTS => {
+                (attempt, missed) = (attempt + 1, Some(blob));
+            }
+            Err(BackupError::Blob(BlobError::Missing(blob))) if missed != Some(blob) => {
+                return Err(BackupError::Restless);
+            }
+            // Later journals refer to a missing one too: it was not let go of, but lost.
             Err(error) => return Err(error),
         }
     };

@@ -102,6 +102,17 @@ impl Gauges {
         self.nights.send_if_modified(|known| known.insert(name.to_owned(), nights) != Some(nights));
     }
 
+    /// The first night of a job is due then, as long as nothing else is known of them.
+    pub(crate) fn await_nights(&self, name: &str, due_ms: Option<u64>) {
+        self.nights.send_if_modified(|known| {
+            let unknown = !known.contains_key(name);
+            if unknown {
+                known.insert(name.to_owned(), Nights { due_ms, last: None });
+            }
+            unknown
+        });
+    }
+
     /// Nothing is told of the nights of a job any more.
     pub(crate) fn forget_nights(&self, name: &str) {
         self.nights.send_if_modified(|known| known.remove(name).is_some());

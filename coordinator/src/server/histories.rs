@@ -11,6 +11,7 @@ use std::{
 };
 
 use graftwork_shared::digest::Digest;
+use graftwork_store::StoreError;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -33,6 +34,9 @@ pub(crate) enum HistoryError {
     /// The blobs.
     #[error(transparent)]
     Blob(#[from] BlobError),
+    /// A file that is written.
+    #[error(transparent)]
+    Place(#[from] StoreError),
     /// A file that is to be kept.
     #[error("{}: {error}", path.display())]
     File {
@@ -41,6 +45,13 @@ pub(crate) enum HistoryError {
         /// What the system says.
         error: io::Error,
     },
+}
+
+impl HistoryError {
+    /// Whether the bytes of a file are lost.
+    pub(crate) fn is_loss(&self) -> bool {
+        matches!(self, Self::Blob(BlobError::Missing(_) | BlobError::Damaged { .. }))
+    }
 }
 
 /// The histories of the coordinator that leads. All of it blocks, and none of it may be called on a thread that the
@@ -74,8 +85,8 @@ impl Histories {
         self.ask(|to| Input::History(history.to_owned(), to))
     }
 
-    /// Puts a file into a folder as it is kept; false where its bytes are lost.
-    pub(crate) fn fetch(&self, digest: Digest, to: &Path) -> Result<bool, HistoryError> {
+    /// Puts a file into a folder as it is kept.
+    pub(crate) fn fetch(&self, digest: Digest, to: &Path) -> Result<(), HistoryError> {
         fetch(&self.blobs, digest, to)
     }
 
@@ -109,17 +120,7 @@ pub(super) fn put(blobs: &BlobStore, path: &Path) -> Result<Digest, HistoryError
     }
 }
 
-/// Puts a blob into a file; false where its bytes are lost.
-pub(super) fn fetch(blobs: &BlobStore, digest: Digest, to: &Path) -> Result<bool, HistoryError> {
-    let bytes = match blobs.read(digest) {
-        Ok(bytes) => bytes,
-        Err(BlobError::Missing(_) | BlobError::Damaged { .. }) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
-    let failed = |error| HistoryError::File { path: to.to_owned(), error };
-    if let Some(folder) = to.parent() {
-        std::fs::create_dir_all(folder).map_err(failed)?;
-    }
-    std::fs::write(to, bytes).map_err(failed)?;
-    Ok(true)
+/// Puts a blob into a file, which is durable then.
+pub(super) fn fetch(blobs: &BlobStore, digest: Digest, to: &Path) -> Result<(), HistoryError> {
+    Ok(graftwork_store::write_atomically(to, &blobs.read(digest)?)?)
 }

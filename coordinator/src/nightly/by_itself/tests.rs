@@ -58,13 +58,15 @@ fn open(folder: &Path) -> Result<History, Failure> {
     History::open(folder.to_owned(), |_| {})
 }
 
-#[test]
-fn a_history_that_another_process_holds_is_read_once_it_is_free() {
+#[tokio::test]
+async fn a_history_that_another_process_holds_is_read_once_it_is_free() {
     let mut job = Job::new();
     job.begin();
     let other = job.history().unwrap();
     assert_eq!(job.due(4 * HOUR), None);
     assert!(job.watched.said.contains("runs a night in"), "{}", job.watched.said);
+    let text = job.nights.gauges.metrics().await.unwrap();
+    assert!(text.contains("graftwork_nightly_due_seconds{nightly=\"tiny\"} 93600.0"), "it may be missed: {text}");
     drop(other);
     assert_eq!(job.due(5 * HOUR), Some(5 * HOUR), "what is under way there goes on");
     assert!(job.history().is_err(), "and nobody begins another one beside it");
@@ -177,7 +179,7 @@ async fn whoever_watches_is_told_when_a_night_is_due_and_how_the_last_one_ended(
         assert!(lines.iter().any(|found| found == line), "{line}: {lines:?}");
     }
     // One that is no nightly any more is no late one.
-    job.write(&job.text.replace("cron = \"0 2 * * *\"", "seeds = [1, 2]"));
+    job.write(&job.text.replace("cron = \"0 2 * * *\"", "seeds = [1, 2]").replace("\"tiny\"", "\"other\""));
     job.due(29 * HOUR);
     assert!(told(&job).await.is_empty());
 }

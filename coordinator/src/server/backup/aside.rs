@@ -218,7 +218,7 @@ impl Named {
     }
 }
 
-fn sync(path: &Path) -> Result<(), BackupError> {
+pub(super) fn sync(path: &Path) -> Result<(), BackupError> {
     File::open(path).and_then(|file| file.sync_all()).map_err(io_error(path))
 }
 

@@ -104,13 +104,22 @@ pub(crate) enum BackupError {
     Nights(#[from] AsideError),
     /// A history of nights that a database holds.
     #[error(transparent)]
-    History(#[from] HistoryError),
+    History(HistoryError),
     /// A blob.
     #[error(transparent)]
     Blob(#[from] BlobError),
     /// The journal.
     #[error(transparent)]
     Journal(#[from] ServerError),
+}
+
+impl From<HistoryError> for BackupError {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::Blob(error) => Self::Blob(error),
+            error => Self::History(error),
+        }
+    }
 }
 
 impl BackupError {

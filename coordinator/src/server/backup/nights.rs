@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BackupError, Home, NIGHTS,
-    aside::{Aside, MARK, Named},
+    aside::{Aside, MARK, Named, sync},
     blobs_of, copy_journal, io_error,
 };
 use crate::{
     nightly,
     server::{
-        BlobError, BlobStore, ServerError,
+        BlobStore, ServerError,
         histories::{Files, HistoryError, fetch},
         journal::Opened,
     },
@@ -128,12 +128,15 @@ pub(super) fn take_out(
             if folder.exists() {
                 fs::remove_dir_all(&folder).map_err(io_error(&folder))?;
             }
+            // There is a history also where no night has ended.
+            fs::create_dir_all(folder.join("nights")).map_err(io_error(&folder))?;
             for (name, blob) in files.iter().filter(|(name, _)| !name.starts_with("tonight/")) {
                 let path = nightly::place(&folder, name).ok_or_else(|| wrong(backup, name))?;
-                if !fetch(blobs, *blob, &path)? {
-                    return Err(BlobError::Missing(*blob).into());
-                }
+                fetch(blobs, *blob, &path)?;
                 nights += u64::from(name.starts_with("nights/") && name.ends_with("/night.json"));
+            }
+            for made in [&folder.join("nights"), &folder, &backup.join(NIGHTS)] {
+                sync(made)?;
             }
         }
         let gone = files.into_keys().map(|name| (name, None)).collect();
@@ -178,8 +181,8 @@ impl Held {
         Ok(Self { files, blobs: blobs_of(home)? })
     }
 
-    /// Puts a file into a folder as it is held; false where its bytes are lost.
-    pub(crate) fn fetch(&self, digest: Digest, to: &Path) -> Result<bool, HistoryError> {
+    /// Puts a file into a folder as it is held.
+    pub(crate) fn fetch(&self, digest: Digest, to: &Path) -> Result<(), HistoryError> {
         fetch(&self.blobs, digest, to)
     }
 }

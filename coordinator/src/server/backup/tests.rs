@@ -1,4 +1,4 @@
-//! A restore that is cut off, wherever that may be, comes to the same end when it is run again.
+//! A restore that is cut off, wherever that may be, comes to the same end when it is run again; and histories in a journal.
 
 use std::collections::BTreeMap;
 
@@ -184,4 +184,28 @@ fn nights_whose_state_is_not_brought_back_have_no_name() {
     let error = kept.restore(at.path()).unwrap_err();
     assert!(matches!(error, BackupError::Exists { .. }), "{error}");
     assert_eq!(fs::read(at.path().join("nights/mail/nights/000002/night.json")).unwrap(), b"{ }");
+}
+
+/// The name of a file in which a job is listed that is to be forgotten.
+const ABANDONED: &str = "abandoned/job";
+
+#[test]
+fn a_history_in_a_journal_is_put_aside_before_its_first_night_has_ended_and_what_is_lost_of_it_is_named() {
+    let folder = TempDir::new().unwrap();
+    let (state, listed) = (folder.path().join("state"), folder.path().join("listed"));
+    fs::create_dir(&state).unwrap();
+    let mut opened = Opened::lead_folder(&state).unwrap();
+    fs::write(&listed, "").unwrap();
+    let blob = put(&BlobStore::open(&state).unwrap(), &listed).unwrap();
+    opened.keep_history("mail".to_owned(), BTreeMap::from([(ABANDONED.to_owned(), Some(blob))])).unwrap();
+    drop(opened);
+
+    let (backup, again) = (folder.path().join("backup"), folder.path().join("again"));
+    back_up(&home(&state), None, &backup).unwrap();
+    restore(&backup, &home(&again), None).unwrap();
+    assert!(again.join(NIGHTS).join("mail").join(ABANDONED).is_file(), "the job of a night is to be forgotten");
+
+    fs::remove_dir_all(state.join("blobs")).unwrap();
+    let lost = back_up(&home(&state), None, &folder.path().join("another")).unwrap_err();
+    assert!(matches!(lost, BackupError::Blob(BlobError::Missing(of)) if of == blob), "{lost}");
 }
