@@ -8,7 +8,7 @@
 //! export   the thread that sends them to a collector
 //! ```
 //! Nothing here decides anything or is waited for: a collector that is gone costs spans and never work. No label names a
-//! job, a stage or an owner, and no secret comes here.
+//! job, a stage or an owner, but for the names of a coordinator's own nights, and no secret comes here.
 
 mod export;
 mod listen;
