@@ -1,12 +1,7 @@
 //! Broken connections, lost blobs, and jobs that nobody here can take up: one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
 use std::collections::BTreeMap;
 
-use fixture::{Machine, assigned, class, fenced, info, key, name, plan, result, small_plan, stage};
 use graftwork_scheduler::{Command, Event, Fact, Plan, Policy, WorkerInfo};
 use graftwork_shared::{
     assignment::Assignment,
@@ -16,6 +11,8 @@ use graftwork_shared::{
     job::{Device, Resources},
     view::{Refusal, StageState},
 };
+
+use crate::fixture::{Machine, assigned, class, fenced, info, key, name, plan, result, small_plan, stage};
 
 fn one() -> Plan {
     plan("one", vec![stage("a", &[], 100)])

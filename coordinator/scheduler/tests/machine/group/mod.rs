@@ -1,7 +1,5 @@
 //! A stage that a group trains, and what was told to its members.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "each test file uses its own part of it")]
-
 use graftwork_scheduler::{Command, Event, Fact, Plan, WorkerInfo};
 use graftwork_shared::{
     assignment::{Blame, Failure},

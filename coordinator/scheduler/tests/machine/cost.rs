@@ -1,16 +1,14 @@
 //! What a job cost: every attempt counts, also one that failed, was killed or was given back.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
 #![allow(clippy::float_cmp, reason = "sums of a few halves and quarters are exact")]
 
-mod fixture;
-
-use fixture::{Machine, assigned, info, key, plan, result, stage};
 use graftwork_scheduler::Event;
 use graftwork_shared::{
     assignment::{Blame, Failure, Usage},
     id::{JobId, LeaseId, WorkerId},
 };
+
+use crate::fixture::{Machine, assigned, info, key, plan, result, stage};
 
 /// One stage that runs.
 fn running() -> (Machine, JobId, (WorkerId, LeaseId)) {

@@ -1,14 +1,12 @@
 //! Groups whose members cannot reach each other while all of them reach the coordinator; one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
-use fixture::{grouped, invited};
 use graftwork_scheduler::{Command, Event};
 use graftwork_shared::{event::StepReport, id::WorkerId};
-use group::{World, fences, keyed, places, reasons};
+
+use crate::{
+    fixture::{grouped, invited},
+    group::{World, fences, keyed, places, reasons},
+};
 
 /// Members beat, one second later; these say that they have waited for too long in this epoch.
 fn beat(world: &mut World, waiting: &[usize], epoch: u64) -> Vec<Command> {

@@ -1,18 +1,16 @@
 //! Pre-emption: who gives its place to whom, and that there is an end to it; one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
-use fixture::{Machine, assigned, info, plan, result, stage};
 use graftwork_scheduler::{Command, Event, Fact, Plan, WorkerInfo};
 use graftwork_shared::{
     event::{EventKind, StepReport},
     id::{JobId, LeaseId, WorkerId},
     view::StageState,
 };
-use group::{fences, keyed, released};
+
+use crate::{
+    fixture::{Machine, assigned, info, plan, result, stage},
+    group::{fences, keyed, released},
+};
 
 fn of(priority: i32, job: &str, stages: &[(&str, u64)]) -> Plan {
     let mut plan = plan(job, stages.iter().map(|(text, steps)| stage(text, &[], *steps)).collect());
@@ -55,7 +53,7 @@ fn the_running_stage_of_lower_priority_that_loses_least_checkpoints_and_gives_it
     assert!(released(&machine.apply(Event::Tick)).is_empty(), "it is asked once");
     machine.checkpoint((worker, lease), 91);
     let commands = machine.apply(Event::Released { worker, lease });
-    let told = EventKind::Preempted { by_job: urgent.clone(), by: fixture::name("x"), step: 91 };
+    let told = EventKind::Preempted { by_job: urgent.clone(), by: crate::fixture::name("x"), step: 91 };
     assert!(commands.iter().any(|command| matches!(command, Command::Tell { kind, .. } if *kind == told)));
     assert_eq!(assigned(&commands)[0].0, "x");
     let view = machine.scheduler.view(&job).unwrap().stages[0].clone();
@@ -108,7 +106,7 @@ fn a_place_that_comes_anyway_is_waited_for() {
 
 #[test]
 fn a_group_gives_its_place_as_a_whole() {
-    let mut world = group::World::of(&fixture::grouped(4, 100), 2);
+    let mut world = crate::group::World::of(&crate::fixture::grouped(4, 100), 2);
     let [first, second] = world.members[..] else { panic!() };
     let lease = world.lease;
     let commands = submit(&mut world.machine, &of(1, "urgent", &[("x", 10), ("y", 10)])).1;
@@ -184,7 +182,7 @@ fn jobs_of_many_priorities_on_one_place_do_not_take_it_from_each_other_in_turns(
                 machine.finish((worker, lease), result("s", 100, 0.9))
             } else if turn % 7 == 3 {
                 held = None;
-                let failure = group::failure(graftwork_shared::assignment::Blame::Machine);
+                let failure = crate::group::failure(graftwork_shared::assignment::Blame::Machine);
                 machine.fail((worker, lease), failure)
             } else {
                 held = Some((lease, trained + 1));

@@ -1,18 +1,16 @@
 //! A long stage that would hold up its job gets helpers before short ones start; one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
-use fixture::{Machine, assigned, invited, name, plan, refusal, result, stage};
 use graftwork_scheduler::{Command, Event, Plan, Why};
 use graftwork_shared::{
     event::StepReport,
     id::{JobId, LeaseId, WorkerId},
     view::Refusal,
 };
-use group::{failure, keyed, reasons, released};
+
+use crate::{
+    fixture::{Machine, assigned, invited, name, plan, refusal, result, stage},
+    group::{failure, keyed, reasons, released},
+};
 
 /// A long task of so many updates and lanes, and short ones of 10 updates.
 fn tailed(long: u64, short: usize) -> Plan {

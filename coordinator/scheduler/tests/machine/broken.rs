@@ -1,14 +1,12 @@
 //! Groups that lose members, break, and are formed again; who may speak for them; one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
-use fixture::{Machine, assigned, grouped, info, invited, plan, result, stage};
 use graftwork_scheduler::{Command, Event};
 use graftwork_shared::{assignment::Blame, event::StepReport, view::StageState};
-use group::{World, failure, fences, keyed, places, reasons};
+
+use crate::{
+    fixture::{Machine, assigned, grouped, info, invited, plan, result, stage},
+    group::{World, failure, fences, keyed, places, reasons},
+};
 
 #[test]
 fn a_lost_member_costs_no_attempt() {

@@ -1,10 +1,5 @@
 //! Time limits: one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
-use fixture::{Machine, assigned, fenced, info, plan, result, stage};
 use graftwork_scheduler::{Command, Event, Plan};
 use graftwork_shared::{
     assignment::{Blame, Usage},
@@ -13,6 +8,8 @@ use graftwork_shared::{
     job::Resources,
     view::StageState,
 };
+
+use crate::fixture::{Machine, assigned, fenced, info, plan, result, stage};
 
 /// A job of two stages with a limit for each.
 fn limited(limit_s: u64) -> Plan {
@@ -56,7 +53,7 @@ fn a_stage_that_trains_longer_than_its_limit_fails_by_the_users_fault_and_the_ot
     let (stage, _, lease) = [assigned(&commands), running_again(&machine, &job)].concat()[0].clone();
     assert_eq!(stage, "b");
     machine.finish((worker, lease), result("b", 100, 0.9));
-    machine.apply(Event::Published { key: fixture::key(&job, "b"), release: "org/b".to_owned() });
+    machine.apply(Event::Published { key: crate::fixture::key(&job, "b"), release: "org/b".to_owned() });
     assert_eq!(machine.scheduler.view(&job).unwrap().outcome, Some(Outcome::Failed));
 }
 

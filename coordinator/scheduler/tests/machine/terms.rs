@@ -1,18 +1,16 @@
 //! What outlives a coordinator, and what does not: one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
-use fixture::{Machine, assigned, fenced, grouped, info, invited, plan, result, stage};
 use graftwork_scheduler::{Command, Event, Fact, Policy, Scheduler, WorkerInfo};
 use graftwork_shared::{
     digest::Digest,
     id::{JobId, LeaseId, WorkerId},
     view::StageState,
 };
-use group::{World, keyed, places, without_versions};
+
+use crate::{
+    fixture::{Machine, assigned, fenced, grouped, info, invited, plan, result, stage},
+    group::{World, keyed, places, without_versions},
+};
 
 /// A coordinator that was killed while one worker trained, and has just started again.
 struct Restarted {

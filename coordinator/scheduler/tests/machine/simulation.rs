@@ -4,18 +4,16 @@
 //! Time is the simulation's own. A coordinator that is killed loses what its journal did not have: the world cuts the
 //! facts at a random length at or behind what was acknowledged, and starts the next one over the fold.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod world;
-
 use std::collections::BTreeSet;
 
-use fixture::class;
 use graftwork_scheduler::{Event, Fact};
 use graftwork_shared::id::JobId;
 use proptest::prelude::*;
-use world::{World, plans};
+
+use crate::{
+    fixture::class,
+    world::{World, plans},
+};
 
 /// One thing that the world does; the numbers choose among what there is.
 #[derive(Clone, Debug)]

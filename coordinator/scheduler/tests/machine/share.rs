@@ -1,16 +1,13 @@
 //! Fair share between owners, and quotas: one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
-use fixture::{Machine, assigned, info, invited, owned, plan, result, stage};
 use graftwork_scheduler::{Command, Event, Plan, Policy, Quota};
 use graftwork_shared::{
     assignment::{StageResult, Usage},
     id::{JobId, WorkerId},
     view::{QuotaOf, Refusal, StageState},
 };
+
+use crate::fixture::{Machine, assigned, info, invited, owned, plan, result, stage};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -159,7 +156,7 @@ fn an_owner_has_no_more_places_than_its_quota() {
 #[test]
 fn helpers_count_and_are_given_back_for_a_stage_of_the_same_owner() {
     let grouped = |owner: &str| {
-        let mut plan = owned(owner, fixture::grouped(4, 100));
+        let mut plan = owned(owner, crate::fixture::grouped(4, 100));
         plan.job.priority = 1;
         plan
     };

@@ -1,12 +1,9 @@
 //! Whose arithmetic may go on with a stage, and which results are believed; one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
-use fixture::{Machine, assigned, class, fenced, info, plan, refusal, result, stage};
 use graftwork_scheduler::{Event, WorkerInfo};
 use graftwork_shared::{training::EarlyStopping, view::Refusal};
+
+use crate::fixture::{Machine, assigned, class, fenced, info, plan, refusal, result, stage};
 
 #[test]
 fn a_checkpoint_is_continued_only_in_its_numeric_class() {

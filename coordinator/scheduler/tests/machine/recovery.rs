@@ -1,12 +1,9 @@
 //! What a restart finds: facts fold into the same state, and what cannot be scheduled or folded is refused.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
-use fixture::{Machine, assigned, info, key, name, plan, result, small_plan, stage};
 use graftwork_scheduler::{Event, Fact, Plan, PlanError, State};
 use graftwork_shared::{digest::Digest, event::Outcome, id::LeaseId, view::StageState};
+
+use crate::fixture::{Machine, assigned, info, key, name, plan, result, small_plan, stage};
 
 #[test]
 fn a_restart_ends_leases_without_blame_and_goes_on_from_the_checkpoint() {

@@ -1,14 +1,11 @@
 //! Histories of nights stay, whoever leads, and their files go when others take their place.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
 use std::{collections::BTreeMap, hint::black_box, time::Instant};
 
-use fixture::Machine;
 use graftwork_scheduler::{Command, Event, Fact, State};
 use graftwork_shared::digest::Digest;
+
+use crate::fixture::Machine;
 
 type Files = BTreeMap<String, Option<Digest>>;
 

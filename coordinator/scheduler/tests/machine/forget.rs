@@ -1,12 +1,9 @@
 //! Ended jobs are forgotten with their blobs; others are not, and what they share stays.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
-use fixture::{Machine, assigned, info, key, plan, result, stage};
 use graftwork_scheduler::{Command, Event, Fact, Standing};
 use graftwork_shared::{digest::Digest, id::JobId};
+
+use crate::fixture::{Machine, assigned, info, key, plan, result, stage};
 
 fn ended(machine: &mut Machine, name: &str, weights: &str) -> JobId {
     let job = machine.submit(&plan(name, vec![stage("a", &[], 100)]));

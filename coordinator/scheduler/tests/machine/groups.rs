@@ -1,14 +1,12 @@
 //! Leases that several workers hold: who joins, who leaves, who is taken back; one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
-use fixture::{Machine, assigned, class, fenced, grouped, info, invited, key, plan, stage};
 use graftwork_scheduler::{Command, Event, Fact, Plan, WorkerInfo};
 use graftwork_shared::{assignment::Blame, digest::Digest, event::EventKind, id::WorkerId, job::Device};
-use group::{World, failure, fences, keyed, places, reasons, released};
+
+use crate::{
+    fixture::{Machine, assigned, class, fenced, grouped, info, invited, key, plan, stage},
+    group::{World, failure, fences, keyed, places, reasons, released},
+};
 
 #[test]
 fn a_joiner_is_formed_only_when_it_is_prepared() {
@@ -48,7 +46,7 @@ fn a_group_grows_only_where_it_helps() {
         change(&mut plan);
         let mut machine = Machine::new();
         machine.submit(&plan);
-        machine.join(fixture::info(1));
+        machine.join(crate::fixture::info(1));
         let (_, commands) = machine.join(info);
         invited(&commands).is_empty()
     };

@@ -1,17 +1,15 @@
 //! Three members of which two do not reach each other, while all reach the coordinator: the stage goes on, whoever they are
 //! and however the cut shows.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use fixture::{grouped, invited, result};
 use graftwork_scheduler::{Command, Event};
 use graftwork_shared::{event::StepReport, id::WorkerId, view::StageState};
-use group::{World, fences};
+
+use crate::{
+    fixture::{grouped, invited, result},
+    group::{World, fences},
+};
 
 /// How a cut shows.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,13 +1,7 @@
 //! Measured rates: where stages go, whose lanes move, and what explain says of it; one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
 use std::time::Duration;
 
-use fixture::{Machine, assigned, class, grouped, info, invited, name, plan, result, stage};
 use graftwork_scheduler::{Command, Event, OtherClass, OtherVersion, Slow, StageExplanation, Versions, WorkerInfo};
 use graftwork_shared::{
     assignment::Holdings,
@@ -15,7 +9,11 @@ use graftwork_shared::{
     id::{JobId, LeaseId, WorkerId},
     recipe::NumericClass,
 };
-use group::{World, keyed, places, reasons, released};
+
+use crate::{
+    fixture::{Machine, assigned, class, grouped, info, invited, name, plan, result, stage},
+    group::{World, keyed, places, reasons, released},
+};
 
 fn report(step: u64, lanes: u32, computing: f64) -> StepReport {
     StepReport {

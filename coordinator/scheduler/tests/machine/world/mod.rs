@@ -11,7 +11,7 @@ use graftwork_shared::{
     recipe::NumericClass,
 };
 
-use super::fixture::{self, Machine, class, info, plan, result, stage};
+use super::fixture::{Machine, class, info, key, plan, result, stage};
 
 /// A worker that the world moves.
 #[derive(Clone)]
@@ -332,7 +332,7 @@ impl World {
         for id in &self.jobs {
             for stage in self.machine.scheduler.view(id).map(|view| view.stages).unwrap_or_default() {
                 if matches!(stage.state, graftwork_shared::view::StageState::Trained { .. }) {
-                    let key = fixture::key(id, stage.name.as_str());
+                    let key = key(id, stage.name.as_str());
                     self.publishing.push_back(Event::Published { key, release: format!("org/{}", stage.name) });
                 }
             }

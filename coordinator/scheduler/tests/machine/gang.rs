@@ -1,18 +1,16 @@
 //! Gangs: stages that start on several workers at once, or not at all; one promise a test.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod group;
-
-use fixture::{Machine, assigned, grouped, invited, name, plan, refusal, result, stage};
 use graftwork_scheduler::{Command, Event, Fact, Plan, Policy, Quota, WorkerInfo};
 use graftwork_shared::{
     event::{EventKind, StepReport},
     id::{JobId, LeaseId, WorkerId},
     view::{QuotaOf, Refusal, StageState},
 };
-use group::{failure, fences, keyed, places, reasons, released};
+
+use crate::{
+    fixture::{Machine, assigned, grouped, invited, name, plan, refusal, result, stage},
+    group::{failure, fences, keyed, places, reasons, released},
+};
 
 /// A job of one stage that starts on so many workers.
 fn gang(text: &str, workers: u32, priority: i32) -> Plan {
@@ -158,7 +156,7 @@ fn members_that_cannot_reach_each_other_or_compute_otherwise_make_no_gang() {
     let mut machine = Machine::new();
     let of = |number: usize, host: &str, instructions: &str| WorkerInfo {
         reached_on: host.to_owned(),
-        class: fixture::class(instructions),
+        class: crate::fixture::class(instructions),
         ..keyed(number)
     };
     let (job, _) = submit(&mut machine, &gang("g", 2, 0));
@@ -360,7 +358,7 @@ fn a_quota_is_held_for_all_places_of_a_gang_at_once() {
 
 /// An owner of another name, and jobs that may have helpers.
 fn of(owner: &str, plan: Plan) -> Plan {
-    let mut plan = fixture::owned(owner, plan);
+    let mut plan = crate::fixture::owned(owner, plan);
     plan.digest = plan.job.digest();
     plan
 }
@@ -427,7 +425,7 @@ fn a_link_that_breaks_for_a_moment_gives_no_kept_place_away() {
 #[test]
 fn workers_that_cannot_be_of_a_gang_are_not_kept_for_it() {
     let mut machine = Machine::new();
-    let wide = |number: usize| WorkerInfo { class: fixture::class("avx512"), ..keyed(number) };
+    let wide = |number: usize| WorkerInfo { class: crate::fixture::class("avx512"), ..keyed(number) };
     let (worker, _) = machine.join(wide(0));
     let (_, commands) = submit(&mut machine, &gang("g", 1, 0));
     let lease = assigned(&commands)[0].2;

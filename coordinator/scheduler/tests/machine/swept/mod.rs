@@ -14,7 +14,7 @@ use graftwork_shared::{
 
 use super::{
     fixture::{Machine, info, name, plan, result, stage},
-    user_failure,
+    sweeps::user_failure,
 };
 
 /// Updates of each trial.

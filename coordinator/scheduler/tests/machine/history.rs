@@ -1,12 +1,7 @@
 //! The history checker is fed histories that cannot be, one for each thing that it must name.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
 use std::collections::BTreeMap;
 
-use fixture::{Machine, assigned, info, key, name, plan, result, stage};
 use graftwork_scheduler::{
     Event, Fact,
     history::{Broken, Finding, History, check},
@@ -17,6 +12,8 @@ use graftwork_shared::{
     event::{Event as Told, EventKind, Outcome, StepReport},
     id::{JobId, LeaseId, Term, WorkerId},
 };
+
+use crate::fixture::{Machine, assigned, info, key, name, plan, result, stage};
 
 /// The rows of two epochs.
 fn epochs() -> Vec<Digest> {

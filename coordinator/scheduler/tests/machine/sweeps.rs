@@ -1,11 +1,5 @@
 //! Sweeps: whole rungs, whatever comes first, who fails and who is killed.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-mod swept;
-
-use fixture::{key, name, result};
 use graftwork_scheduler::{Command, Event, Fact, Scheduler, Standing};
 use graftwork_shared::{
     assignment::{Blame, Failure},
@@ -14,16 +8,20 @@ use graftwork_shared::{
     view::StageState,
 };
 use proptest::prelude::*;
-use swept::{Run, asynchronous, decisions, evaluation, swept, whole};
 
-fn user_failure() -> Failure {
+use crate::{
+    fixture::{key, name, result},
+    swept::{Run, asynchronous, decisions, evaluation, swept, whole},
+};
+
+pub(crate) fn user_failure() -> Failure {
     Failure { blame: Blame::User, message: "training diverged".to_owned() }
 }
 
 #[test]
 fn the_best_trial_becomes_the_task_and_the_fusion_reads_it() {
     let mut run = Run::start(swept(4, whole(2)), &[2]);
-    // Scores by number: 0.4, 0.7, 0.9, 0.5 at rung 0 and so on; see `swept::score`.
+    // Scores by number: 0.4, 0.7, 0.9, 0.5 at rung 0 and so on; see `crate::swept::score`.
     run.run_out();
     let facts = decisions(&run.machine.facts);
     assert_eq!(facts, ["rung 0: [2, 3] to 1, [1, 4] stop", "rung 1: [3] to 2, [2] stop", "chosen 3"]);

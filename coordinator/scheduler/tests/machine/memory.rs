@@ -1,11 +1,6 @@
 //! What workers took of memory corrects what stages are expected to need. Stages of the fixture are planned with 1 MiB each,
 //! beside 1 MiB of a worker's process.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
-use fixture::{Machine, assigned, class, grouped, info, name, plan, refusal, result, stage};
 use graftwork_scheduler::{Event, FACT_VERSION, Fact, Plan, State, WorkerInfo};
 use graftwork_shared::{
     assignment::{MemoryPeak, StageResult},
@@ -13,6 +8,8 @@ use graftwork_shared::{
     id::{JobId, LeaseId, WorkerId},
     view::{Refusal, StageState},
 };
+
+use crate::fixture::{Machine, assigned, class, grouped, info, name, plan, refusal, result, stage};
 
 const MIB: u64 = 1 << 20;
 
@@ -122,11 +119,11 @@ fn what_was_measured_outlives_the_coordinator() {
     again.finish((worker, held.unwrap()), result("b", 10, 0.9));
     again.apply(Event::Cancel { job: job.clone(), reason: "enough".to_owned() });
     for stage in ["a", "b"] {
-        again.apply(Event::Published { key: fixture::key(&job, stage), release: format!("org/{stage}") });
+        again.apply(Event::Published { key: crate::fixture::key(&job, stage), release: format!("org/{stage}") });
     }
     again.apply(Event::Forget { job: job.clone() });
     assert!(again.scheduler.explain(&job).is_none());
-    let later = again.submit(&crate::job("later", &["x"]));
+    let later = again.submit(&self::job("later", &["x"]));
     let again = Machine::recover(again.facts, 90_000);
     assert_eq!(needs_bytes(&again, &later, "x") * 100 / MIB, 167);
 }

@@ -1,10 +1,5 @@
 //! What the scheduler promises, one promise a test. Every turn is also checked against all invariants.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails, and says where")]
-
-mod fixture;
-
-use fixture::{Machine, assigned, class, fenced, info, key, name, plan, refusal, result, small_plan, stage};
 use graftwork_scheduler::{Command, Event, Fact, Plan, Policy, Standing};
 use graftwork_shared::{
     assignment::{Blame, Failure},
@@ -12,6 +7,8 @@ use graftwork_shared::{
     job::Device,
     view::{Refusal, StageState},
 };
+
+use crate::fixture::{Machine, assigned, class, fenced, info, key, name, plan, refusal, result, small_plan, stage};
 
 fn machine_failure() -> Failure {
     Failure { blame: Blame::Machine, message: "out of memory".to_owned() }
