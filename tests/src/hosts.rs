@@ -274,7 +274,7 @@ impl Hosts {
         ]);
         // Every update is told, so that one that is made twice is seen.
         command.args(["--report-every", "0"]);
-        command.args(["--private-network", "--group-address", &format!("10.77.0.{host}")]);
+        command.args(["--group-tls", "tls", "--group-address", &format!("10.77.0.{host}")]);
         let log = File::options().create(true).append(true).open(self.path().join(format!("worker-{host}.log")))?;
         let worker = command.stderr(log).spawn()?;
         self.workers.insert(host, worker);
