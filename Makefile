@@ -14,13 +14,14 @@ NIGHT_DATA := $(foreach set,$(NIGHT_SETS),$(HOME_FOLDER)/data/$(set)/import.json
 GRAFTWORK := target/release/graftwork
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: quickstart nightly night-data test test-servers test-deploy test-gpu test-all check bench bench-peer bench-gpu bench-pieces bench-programs golden follow build nccl data release fit-memory clean help
+.PHONY: quickstart nightly night-data test test-servers test-azure test-deploy test-gpu test-all check bench bench-peer bench-gpu bench-pieces bench-programs golden follow build nccl data release fit-memory clean help
 
 help:
 	@echo "make quickstart   set up, then train adapters and a fusion on real data and show the report"
 	@echo "make nightly      set up, then train and compare one night of the benchmark (jobs/nightly.toml)"
 	@echo "make test         set up, then run all tests"
 	@echo "make test-servers  the coordinator over PostgreSQL and an object store (make test-all does it too)"
+	@echo "make test-azure   the same stores in Azurite, where Node.js and npm are (make test-all does it too)"
 	@echo "make test-all     and the tests that need servers, namespaces or the Python peer, or take long"
 	@echo "make test-deploy  deployment: chart, images, Prometheus, traces, Slurm, a release on a bare machine (make test-all does it too)"
 	@echo "make test-gpu     on a machine with NVIDIA GPUs: numbers and steps against the processor, collectives over NCCL"
@@ -82,6 +83,15 @@ test-servers: $(WEED) build
 		cargo test --release --locked --workspace --test deploy -- a_state_moves'; \
 		code=$$?; [ $$code -eq 75 ] || exit $$code
 
+# The same stores in Azurite, which speaks as Azure's blob storage does: blobs alone, and a coordinator over them.
+test-azure: build
+	@$(PYTHON) scripts/setup.py postgres azurite
+	@scripts/servers.py --azurite sh -ec ' \
+		cargo test --release --locked --workspace --bin graftwork -- --include-ignored blobs; \
+		cargo test --release --locked --workspace --test recovery --test standby --test uploads; \
+		cargo test --release --locked --workspace --test deploy -- a_state_moves'; \
+		code=$$?; [ $$code -eq 75 ] || exit $$code
+
 $(WEED): | $(LIBTORCH)
 	@$(PYTHON) scripts/setup.py seaweedfs
 
@@ -96,7 +106,7 @@ test-gpu: build $(NCCL)
 	cargo test --release --locked --workspace --test gpu
 	cargo test --release --locked --workspace --test groups -- gpu
 
-test-all: test test-servers test-deploy
+test-all: test test-servers test-azure test-deploy
 	@scripts/peer.sh
 	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test scale
 

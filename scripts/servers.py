@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Runs a command beside a PostgreSQL server and SeaweedFS's S3, both thrown away afterwards.
+"""Runs a command beside a PostgreSQL server and an object store, both thrown away afterwards.
 
-    scripts/servers.py COMMAND...
+    scripts/servers.py [--azurite] COMMAND...
 
-The command finds them in GRAFTWORK_TEST_POSTGRES (an address without a password), GRAFTWORK_TEST_PASSWORD and
-GRAFTWORK_TEST_S3 (an endpoint; the keys stand in GRAFTWORK_TEST_S3_KEYS); GRAFTWORK_TEST_POSTGRES_CA names the CA of the
-database's certificate, which `graftwork cert` makes. They listen on 127.0.0.1, or on the address in
+The object store is SeaweedFS's S3, or Azurite, which speaks as Azure's blob storage does. The command finds the database in
+GRAFTWORK_TEST_POSTGRES (an address without a password) and GRAFTWORK_TEST_PASSWORD, and the store in GRAFTWORK_TEST_STORE
+(`s3://` or `az://` with the bucket), GRAFTWORK_TEST_STORE_ENDPOINT and GRAFTWORK_TEST_STORE_KEYS;
+GRAFTWORK_TEST_POSTGRES_CA names the CA of the database's certificate, which `graftwork cert` makes. They listen on 127.0.0.1, or on the address in
 GRAFTWORK_SERVERS_ADDRESS. PostgreSQL is the machine's own, or the one that `scripts/setup.py postgres` fetched; a server
 of another folder is named by GRAFTWORK_POSTGRES_BIN. As root it runs as user postgres or nobody, since it refuses root.
 Without one of the servers, this says so and exits with 75.
 """
+import base64
 import glob
+import hmac
 import json
 import os
 import pwd
@@ -23,6 +26,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from email.utils import formatdate
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent / ".graftwork"
@@ -139,7 +143,7 @@ def start_postgres(folder, environment):
     environment["GRAFTWORK_TEST_POSTGRES"] = f"postgres://graftwork@{ADDRESS}:{port}/postgres"
     environment["GRAFTWORK_TEST_POSTGRES_CA"] = str(folder / "postgres-ca.pem")
     environment["GRAFTWORK_TEST_PASSWORD"] = password
-    return process, port, log, "PostgreSQL"
+    return process, port, log, "PostgreSQL", None
 
 
 def start_weed(folder, environment):
@@ -159,20 +163,52 @@ def start_weed(folder, environment):
              f"-master.port={port + 1}", f"-volume.port={port + 2}", f"-filer.port={port + 3}", "-volume.max=0",
              "-master.volumeSizeLimitMB=64", "-volume.preStopSeconds=0", "-master.telemetry=false"],
             preexec_fn=os.setsid, cwd=home, stdout=output, stderr=output)
-    environment["GRAFTWORK_TEST_S3"] = f"http://{ADDRESS}:{port}"
-    environment["GRAFTWORK_TEST_S3_KEYS"] = f"{key}:{secret}"
-    return process, port, log, "SeaweedFS"
+    environment["GRAFTWORK_TEST_STORE"] = "s3://graftwork"
+    environment["GRAFTWORK_TEST_STORE_ENDPOINT"] = f"http://{ADDRESS}:{port}"
+    environment["GRAFTWORK_TEST_STORE_KEYS"] = f"{key}:{secret}"
+    # The bucket of the tests, as a folder of the filer.
+    bucket = urllib.request.Request(f"http://{ADDRESS}:{port + 3}/buckets/graftwork/", method="POST")
+    return process, port, log, "SeaweedFS", bucket
 
 
-def make_bucket(filer_port):
-    """The bucket of the tests, as a folder of the filer: what lists it may come before what writes to it."""
+def start_azurite(folder, environment):
+    installed, node = HOME / "azurite", shutil.which("node")
+    program = installed / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    if node is None or not (installed / "ready").exists():
+        lacking("Azurite is not there (scripts/setup.py azurite, which needs Node.js with npm)")
+    home, account, key = folder / "azurite", "graftwork", base64.b64encode(secrets.token_bytes(48)).decode()
+    home.mkdir()
+    log, port = home / "log", free_port()
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [node, str(program), "--silent", "--disableTelemetry", "--blobHost", ADDRESS, "--blobPort", str(port),
+             "--location", str(home / "data")],
+            preexec_fn=os.setsid, cwd=home, stdout=output, stderr=output,
+            env={**os.environ, "AZURITE_ACCOUNTS": f"{account}:{key}"})
+    endpoint = f"http://{ADDRESS}:{port}/{account}"
+    environment["GRAFTWORK_TEST_STORE"] = "az://graftwork"
+    environment["GRAFTWORK_TEST_STORE_ENDPOINT"] = endpoint
+    environment["GRAFTWORK_TEST_STORE_KEYS"] = f"{account}:{key}"
+    # The container of the tests. What is signed, and how: Microsoft's "Authorize with Shared Key".
+    now = formatdate(usegmt=True)
+    signed = "PUT" + "\n" * 12 + f"x-ms-date:{now}\nx-ms-version:2021-08-06\n/{account}/{account}/graftwork\nrestype:container"
+    signature = base64.b64encode(hmac.digest(base64.b64decode(key), signed.encode(), "sha256")).decode()
+    headers = {"x-ms-date": now, "x-ms-version": "2021-08-06", "Authorization": f"SharedKey {account}:{signature}"}
+    bucket = urllib.request.Request(f"{endpoint}/graftwork?restype=container", method="PUT", headers=headers)
+    return process, port, log, "Azurite", bucket
+
+
+def make_bucket(bucket):
+    """What lists it may come before what writes to it."""
+    problem = None
     for _ in range(600):
         try:
-            urllib.request.urlopen(urllib.request.Request(f"http://{ADDRESS}:{filer_port}/buckets/graftwork/", method="POST"))
+            urllib.request.urlopen(bucket)
             return
-        except OSError:
+        except OSError as error:
+            problem = error
             time.sleep(0.05)
-    sys.exit("servers: the bucket of the tests cannot be made")
+    sys.exit(f"servers: the bucket of the tests cannot be made: {problem}")
 
 
 def stop(process):
@@ -184,19 +220,22 @@ def stop(process):
 
 
 def main():
-    if len(sys.argv) < 2:
+    azurite, command = sys.argv[1:2] == ["--azurite"], sys.argv[1:]
+    command = command[1:] if azurite else command
+    if not command:
         sys.exit(__doc__)
     # A stopped command still takes its servers with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     environment, running = dict(os.environ), []
     with tempfile.TemporaryDirectory(prefix="graftwork-servers-") as folder:
         try:
-            for start in (start_postgres, start_weed):
+            for start in (start_postgres, start_azurite if azurite else start_weed):
                 running.append(start(Path(folder), environment))
-            for process, port, log, what in running:
+            for process, port, log, what, bucket in running:
                 wait_for(port, process, log, what)
-            make_bucket(running[1][1] + 3)
-            return subprocess.run(sys.argv[1:], env=environment).returncode
+                if bucket:
+                    make_bucket(bucket)
+            return subprocess.run(command, env=environment).returncode
         finally:
             for process, *_ in running:
                 stop(process)

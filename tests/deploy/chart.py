@@ -230,6 +230,21 @@ def device_problems(documents, chart):
         yield "no pool runs on GPUs"
 
 
+ENDPOINTS = {"s3": "AWS_ENDPOINT_URL_S3", "gs": "GOOGLE_BASE_URL", "az": "AZURE_STORAGE_ENDPOINT"}
+
+
+def store_problems(documents):
+    """Coordinators are told another address of their object store than its usual one by the variable of its own kind."""
+    for document in (document for document in documents if document["kind"] in RUNNERS):
+        for container in document["spec"]["template"]["spec"]["containers"]:
+            stores = [word.split("=", 1)[1] for word in container.get("args", []) if word.startswith("--blobs=")]
+            told = {variable["name"] for variable in container.get("env", [])} & set(ENDPOINTS.values())
+            if not told <= {ENDPOINTS[store.split("://")[0]] for store in stores}:
+                yield f"{name(document)}/{container['name']}: {told} says nothing of {stores}"
+            if "s3" in [store.split("://")[0] for store in stores] and not told:
+                yield f"{name(document)}/{container['name']}: nothing says where {stores} is"
+
+
 def main():
     helm, chart, settings = sys.argv[1], sys.argv[2], sys.argv[3:]
     documents = rendered(helm, chart, settings)
@@ -244,6 +259,7 @@ def main():
     of_nights, nights = night_problems(documents)
     problems += of_nights
     problems += device_problems(documents, chart)
+    problems += store_problems(documents)
     print("\n".join(problems) or f"{len(documents)} objects are right, and {nights} nights in them")
     sys.exit(bool(problems))
 

@@ -221,10 +221,17 @@ impl Hosts {
                 command.args(["--state", &settings["GRAFTWORK_TEST_POSTGRES"]]);
                 command.args(["--database-ca", &settings["GRAFTWORK_TEST_POSTGRES_CA"]]);
                 command.args(["--database-password-env", "GRAFTWORK_TEST_PASSWORD"]);
-                command.args(["--blobs", "s3://graftwork/hosts", "--blobs-credentials-env", "GRAFTWORK_TEST_S3_KEYS"]);
+                command.args([
+                    "--blobs",
+                    "s3://graftwork/hosts",
+                    "--blobs-credentials-env",
+                    "GRAFTWORK_TEST_STORE_KEYS",
+                ]);
                 command.args(["--folder", &format!("coordinator-{host}")]).envs(settings);
                 // SeaweedFS speaks plain HTTP here, on a network that is the test's alone.
-                command.env("AWS_ALLOW_HTTP", "true").env("AWS_ENDPOINT_URL_S3", &settings["GRAFTWORK_TEST_S3"])
+                command
+                    .env("AWS_ALLOW_HTTP", "true")
+                    .env("AWS_ENDPOINT_URL_S3", &settings["GRAFTWORK_TEST_STORE_ENDPOINT"])
             }
         };
         command.env("XDG_CACHE_HOME", self.path().join("cache"));

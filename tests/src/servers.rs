@@ -14,13 +14,15 @@ pub struct Servers {
     user: String,
     port: u16,
     password: String,
+    /// The object store: its bucket, the address at which it is asked, and the keys of whoever may write.
+    store: String,
     endpoint: String,
     keys: String,
 }
 
 /// Whether they are there: then every cluster keeps its state in a database and its blobs in the object store.
 pub fn servers_run() -> bool {
-    env::var_os("GRAFTWORK_TEST_POSTGRES").is_some() && env::var_os("GRAFTWORK_TEST_S3").is_some()
+    env::var_os("GRAFTWORK_TEST_POSTGRES").is_some() && env::var_os("GRAFTWORK_TEST_STORE").is_some()
 }
 
 impl Servers {
@@ -32,8 +34,9 @@ impl Servers {
         let (user, rest) = rest.split_once("@127.0.0.1:").context("an address on this machine")?;
         let port = rest.split('/').next().unwrap_or_default().parse()?;
         let password = named("GRAFTWORK_TEST_PASSWORD")?;
-        let (endpoint, keys) = (named("GRAFTWORK_TEST_S3")?, named("GRAFTWORK_TEST_S3_KEYS")?);
-        Ok(Self { user: user.to_owned(), port, password, endpoint, keys })
+        let (store, endpoint) = (named("GRAFTWORK_TEST_STORE")?, named("GRAFTWORK_TEST_STORE_ENDPOINT")?);
+        let keys = named("GRAFTWORK_TEST_STORE_KEYS")?;
+        Ok(Self { user: user.to_owned(), port, password, store, endpoint, keys })
     }
 
     /// The port of PostgreSQL.
@@ -69,8 +72,9 @@ impl Servers {
 
     /// Names the prefix in the object store by this option, and its keys.
     pub(crate) fn name_blobs(&self, command: &mut Command, option: &str, prefix: &str) {
-        command.args([option, &format!("s3://graftwork/{prefix}"), "--blobs-credentials-env", "STORE_KEYS"]);
-        command.env("STORE_KEYS", &self.keys).env("AWS_ENDPOINT_URL_S3", &self.endpoint);
+        command.args([option, &format!("{}/{prefix}", self.store), "--blobs-credentials-env", "STORE_KEYS"]);
+        let endpoint = if self.store.starts_with("az://") { "AZURE_STORAGE_ENDPOINT" } else { "AWS_ENDPOINT_URL_S3" };
+        command.env("STORE_KEYS", &self.keys).env(endpoint, &self.endpoint);
     }
 
     /// What no log may hold.

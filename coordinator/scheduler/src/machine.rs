@@ -42,8 +42,11 @@ pub struct Policy {
     pub backoff_ms: u64,
     /// Longest wait between attempts.
     pub backoff_most_ms: u64,
-    /// A stage with fewer updates left gets no further worker: loading would cost more than it brings.
+    /// A stage with fewer updates left, or only one, and fewer tokens in them than `grow_tokens` gets no further worker:
+    /// loading would cost more than it brings.
     pub grow_steps: u64,
+    /// See `grow_steps`; a processor of two cores takes some seconds for so many.
+    pub grow_tokens: u64,
     /// How long the cause of a broken group may take to be seen before the same members try again.
     pub broken_wait_ms: u64,
     /// How long those who are asked for their place may take to checkpoint and give it back.
@@ -70,6 +73,7 @@ impl Default for Policy {
             backoff_ms: 500,
             backoff_most_ms: 60_000,
             grow_steps: 20,
+            grow_tokens: 32_768,
             broken_wait_ms: 250,
             release_ms: 30_000,
             reshape_ms: 30_000,
@@ -80,6 +84,11 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// Whether so many updates of so many tokens are work enough for one more worker.
+    pub(crate) fn is_worth_joining(&self, updates: u64, tokens: u64) -> bool {
+        updates >= self.grow_steps || (updates > 1 && updates.saturating_mul(tokens) >= self.grow_tokens)
+    }
+
     /// The wait after so many failures before the one of now.
     pub(crate) fn wait_ms(&self, before: u32) -> u64 {
         self.backoff_ms.saturating_mul(1 << before.min(32)).min(self.backoff_most_ms)

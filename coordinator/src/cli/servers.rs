@@ -16,12 +16,13 @@ pub(crate) struct Servers {
     /// the connection is encrypted unless the address ends in ?sslmode=disable.
     #[arg(long, value_name = "FILE")]
     database_ca: Option<PathBuf>,
-    /// Where checkpoints, results and uploads lie: s3://BUCKET/PREFIX, which a state in a database needs. Without it, in
-    /// the state folder. Endpoint and region come from AWS_ENDPOINT_URL_S3 and AWS_REGION.
+    /// Where checkpoints, results and uploads lie: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX, of which
+    /// a state in a database needs one. Without it, in the state folder. Another endpoint than the usual one comes from
+    /// AWS_ENDPOINT_URL_S3, GOOGLE_BASE_URL or AZURE_STORAGE_ENDPOINT, the region of S3 from AWS_REGION.
     #[arg(long, value_name = "URL")]
     blobs: Option<String>,
-    /// Environment variable that holds the object store's keys, ACCESS_KEY:SECRET_KEY or
-    /// ACCESS_KEY:SECRET_KEY:SESSION_TOKEN.
+    /// Environment variable that holds the object store's keys: for s3:// ACCESS_KEY:SECRET_KEY or
+    /// ACCESS_KEY:SECRET_KEY:SESSION_TOKEN, for gs:// the JSON text of a service account's key, for az:// ACCOUNT:ACCESS_KEY.
     #[arg(long, value_name = "NAME")]
     blobs_credentials_env: Option<String>,
 }
@@ -73,7 +74,7 @@ impl Servers {
                 Ok(Some(Bucket::open(url, keys.as_deref()).map_err(Failure::input)?))
             }
             None if needed => Err(Failure::input(anyhow!(
-                "a state in a database needs --blobs s3://BUCKET/PREFIX: the coordinator that takes over must find the \
+                "a state in a database needs --blobs s3://BUCKET/PREFIX (or gs://, az://): the coordinator that takes over must find the \
                  checkpoints and results there"
             ))),
             None => Ok(None),

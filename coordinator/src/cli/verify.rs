@@ -30,11 +30,10 @@ pub(crate) struct Arguments {
     #[arg(long)]
     retrain: bool,
     /// Where uploaded rows and models lie: the state folder of the coordinator that trained it, or its --blobs,
-    /// s3://BUCKET/PREFIX.
+    /// such as s3://BUCKET/PREFIX.
     #[arg(long, value_name = "FOLDER|URL")]
     uploads: Option<String>,
-    /// Environment variable that holds the object store's keys, ACCESS_KEY:SECRET_KEY or
-    /// ACCESS_KEY:SECRET_KEY:SESSION_TOKEN.
+    /// Environment variable that holds the object store's keys, as for the coordinator.
     #[arg(long, value_name = "NAME", requires = "uploads")]
     blobs_credentials_env: Option<String>,
     /// Trainer threads.

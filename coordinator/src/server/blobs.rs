@@ -11,6 +11,7 @@
 mod bucket;
 mod error;
 mod folder;
+mod kind;
 mod objects;
 mod proof;
 #[cfg(test)]

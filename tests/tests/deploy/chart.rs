@@ -29,6 +29,8 @@ pub(crate) fn the_chart_is_right() -> Result<()> {
         &["--set", "traces=https://otel:4317"],
         &["--set", "queueMetric.from=keda"],
         &["--set", "queueMetric.from=other"],
+        &["--set", "store.url=az://graftwork/state,store.endpoint=https://graftwork.example.com"],
+        &["--set", "store.url=gs://graftwork/state,store.endpoint="],
     ] {
         let (right, said) = check(&chart, settings)?;
         ensure!(right && said.contains("objects are right, and 0 nights"), "{settings:?}: {said}");

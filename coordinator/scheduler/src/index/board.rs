@@ -284,7 +284,8 @@ impl Scheduler {
         let (gang, grant) = (job.gang(at) as usize, job.stages[at].phase.grant()?);
         let left = job.pause_step(at).unwrap_or(job.plan.stages[at].total_steps);
         let left = left.saturating_sub(job.stages[at].checkpoint_step());
-        if gang < 2 || left < self.policy.grow_steps || (grant.class.device == "cpu") != job.is_for_cpu() {
+        let worth = self.policy.is_worth_joining(left, job.index.shape.tokens[at]);
+        if gang < 2 || !worth || (grant.class.device == "cpu") != job.is_for_cpu() {
             return None;
         }
         let group = self.groups.get(&lease);
@@ -320,7 +321,7 @@ impl Scheduler {
         let fits = u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < job.most_workers(at))
             && (grant.class.device == "cpu") == job.is_for_cpu();
         let left = job.pause_step(at).unwrap_or(stage.total_steps).saturating_sub(record.checkpoint_step());
-        if !quiet || !fits || left < self.policy.grow_steps {
+        if !quiet || !fits || !self.policy.is_worth_joining(left, job.index.shape.tokens[at]) {
             return None;
         }
         let leader = self.board.fleet.seats.get(&grant.worker)?;

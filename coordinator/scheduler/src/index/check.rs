@@ -222,7 +222,7 @@ impl Scheduler {
             && fits
             && self.may_grow(job)
             && u32::try_from(grant.others.len() + 1).is_ok_and(|members| members < most)
-            && left >= self.policy.grow_steps
+            && self.policy.is_worth_joining(left, stage.tokens_per_step())
     }
 
     /// What is left undone that could be done: no question to the hub is open to be asked, and no job's being stuck is

@@ -53,6 +53,14 @@ fn a_group_grows_only_where_it_helps() {
     assert!(!refused(&|_| {}, info(1)));
     assert!(refused(&|plan| plan.stages[0].recipe.training.lanes = 1, info(1)));
     assert!(refused(&|plan| plan.stages[0].total_steps = 19, info(1)), "so few steps are not worth loading");
+    let few_of_many_rows = |updates: u64| {
+        move |plan: &mut Plan| {
+            plan.stages[0].total_steps = updates;
+            plan.stages[0].recipe.training.accumulation = 64;
+        }
+    };
+    assert!(!refused(&few_of_many_rows(2), info(1)), "two updates of 1,024 rows each are");
+    assert!(refused(&few_of_many_rows(1), info(1)), "nobody joins within an update");
     assert!(refused(&|plan| plan.job.resources.workers_per_task = Some(1), info(1)));
     assert!(refused(&|_| {}, WorkerInfo { class: class("avx512"), ..info(1) }));
     assert!(refused(&|_| {}, WorkerInfo { memory_bytes: 1 << 10, ..info(1) }));

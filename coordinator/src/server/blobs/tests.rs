@@ -357,6 +357,8 @@ fn plain_http_beyond_this_machine_is_refused() {
     {
         let error = at(endpoint).unwrap_err().to_string();
         assert!(error.contains("plain HTTP beyond this machine") && error.contains("AWS_ALLOW_HTTP=true"), "{error}");
+        let error = Bucket::open_at("gs://bucket/prefix", None, Some(endpoint)).unwrap_err().to_string();
+        assert!(error.contains("plain HTTP beyond this machine") && error.contains("ALLOW_HTTP=true"), "{error}");
     }
     for endpoint in ["http://127.0.0.1:8333", "http://localhost", "http://[::1]:8333/", "https://store.example"] {
         at(endpoint).unwrap();
@@ -371,11 +373,18 @@ fn keys_are_shown_nowhere() {
         ("s3://bucket/prefix?key=hunter2", None),
         ("s3://bucket", Some("key:hunter2")),
         ("gs://bucket/prefix", Some("key:hunter2")),
+        ("gs://bucket/prefix", Some(r#"{"private_key": "hunter2"}"#)),
+        ("az://container/prefix", Some("hunter2")),
+        ("az://container/prefix", Some("account:hunter2 ")),
+        ("az://container/prefix", None),
+        ("ftp://bucket/hunter2", None),
         ("s3://bucket/prefix", Some("hunter2")),
     ] {
         let error = at(url, keys).unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
     }
-    let bucket = at("s3://bucket/prefix", Some("key:hunter2")).unwrap();
-    assert_eq!(format!("{bucket:?}"), "Bucket { place: \"s3://bucket/prefix\", .. }");
+    for (url, keys) in [("s3://bucket/prefix", "key:hunter2"), ("az://bucket/prefix", "account:aHVudGVyMg==")] {
+        let bucket = at(url, Some(keys)).unwrap();
+        assert_eq!(format!("{bucket:?}"), format!("Bucket {{ place: {url:?}, .. }}"));
+    }
 }

@@ -48,8 +48,9 @@ pub(crate) fn needed() -> Database {
 /// A prefix of its own in an object store, where there is a server.
 pub(crate) fn bucket() -> Option<Bucket> {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let (endpoint, keys) = (variable("GRAFTWORK_TEST_S3")?, variable("GRAFTWORK_TEST_S3_KEYS")?);
-    let url = format!("s3://graftwork/test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
+    let (endpoint, keys) = (variable("GRAFTWORK_TEST_STORE_ENDPOINT")?, variable("GRAFTWORK_TEST_STORE_KEYS")?);
+    let (bucket, number) = (variable("GRAFTWORK_TEST_STORE")?, NEXT.fetch_add(1, Ordering::SeqCst));
+    let url = format!("{bucket}/test-{}-{number}", std::process::id());
     Some(Bucket::open_at(&url, Some(&keys), Some(&endpoint)).unwrap())
 }
 
