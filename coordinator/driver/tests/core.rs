@@ -47,8 +47,12 @@ impl Bench {
     }
 
     fn join(&mut self, session: u64) -> WorkerId {
-        let info = WorkerInfo { key: "key".to_owned(), ..info(1) };
-        let event = Event::WorkerJoined { session, info, leases: vec![LeaseId(1)] };
+        self.join_as(session, "key", vec![LeaseId(1)])
+    }
+
+    fn join_as(&mut self, session: u64, key: &str, leases: Vec<LeaseId>) -> WorkerId {
+        let info = WorkerInfo { key: key.to_owned(), ..info(1) };
+        let event = Event::WorkerJoined { session, info, leases };
         self.core.on_join(self.now_ms, (session, event));
         let welcomed = self.settled().into_iter().find_map(|output| match output {
             Output::Command(Command::Welcome { worker, .. }) => Some(worker),
@@ -181,19 +185,23 @@ fn gives_up(outputs: &[Output<&'static str>]) -> bool {
 #[test]
 fn a_core_that_heard_nothing_blames_itself_and_silence_counts_from_then_on() {
     let (mut bench, worker) = Bench::training();
+    let other = bench.join_as(2, "another", Vec::new());
     bench.now_ms += 60_000;
     bench.core.tick(bench.now_ms);
     assert!(!gives_up(&bench.settled()), "nobody listened for a minute");
-    for _ in 0..9 {
+    let second = |bench: &mut Bench| {
         bench.now_ms += 1_000;
+        bench.core.on_worker(bench.now_ms, (other, 2), Event::Heartbeat { worker: other, leases: Vec::new() });
         bench.core.tick(bench.now_ms);
+    };
+    for _ in 0..9 {
+        second(&mut bench);
     }
     assert!(!gives_up(&bench.settled()));
     bench.core.on_worker(bench.now_ms, (worker, 1), Event::Heartbeat { worker, leases: vec![LeaseId(1)] });
     for _ in 0..10 {
         assert!(!gives_up(&bench.settled()));
-        bench.now_ms += 1_000;
-        bench.core.tick(bench.now_ms);
+        second(&mut bench);
     }
     assert!(gives_up(&bench.settled()), "it was silent, and somebody listened");
 }

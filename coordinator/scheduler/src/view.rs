@@ -19,6 +19,7 @@ use crate::{
     message::{StageKey, WorkerInfo},
     phase::Phase,
     plan::FusedSource,
+    worker::Worker,
 };
 
 /// Why each stage of a job stands where it stands.
@@ -228,7 +229,11 @@ impl Scheduler {
                 let members = std::iter::once(worker).chain(others);
                 let members: Vec<String> = members.map(|worker| format!("{worker} ({})", place(worker))).collect();
                 let total = stage.total_steps;
-                format!("runs on {}; step {checkpoint_step} of {total} is safe", members.join(", "))
+                let away = match self.workers.get(worker).and_then(Worker::kept_because) {
+                    Some(reason) => format!("; {reason}, and nobody else could have it, so {worker} keeps it"),
+                    None => String::new(),
+                };
+                format!("runs on {}; step {checkpoint_step} of {total} is safe{away}", members.join(", "))
             }
             StageState::Trained { reused } => match record.failures.last() {
                 None => format!("trained{}; being published", from_hub(reused)),

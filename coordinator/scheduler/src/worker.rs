@@ -4,6 +4,9 @@
 //! gets them, so there is still one holder (invariant 2), and when it comes back under its key nothing is lost. What it
 //! does not list then never reached it, or ended unheard, and is handed out again without blame. Whoever does not come
 //! back was killed, perhaps by the stage itself, and that counts as a failed attempt.
+//!
+//! Nobody is given up for nothing: where no other worker could have what it holds, it keeps its leases until one comes, and
+//! where nobody is heard of at all, everybody does. So a worker that trained on beyond a broken network goes on where it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +21,7 @@ use crate::{
     attempt::machine_failure,
     fact::Fact,
     group::Role,
+    index::Demand,
     machine::{Policy, Scheduler},
     message::{Command, StageKey, WorkerInfo},
     pace::SpeedOf,
@@ -40,8 +44,10 @@ pub(crate) struct Worker {
     pub(crate) lateness: Lateness,
     /// The most that was predicted of its process when it told of a peak.
     pub(crate) predicted_bytes: u64,
-    /// Its connection broke.
+    /// Its connection broke, or it was silent for too long.
     pub(crate) apart: Option<Apart>,
+    /// It would have been given up, but nothing was to be won; looked at again then.
+    pub(crate) kept_until_ms: Option<u64>,
 }
 
 /// How far apart a worker's heartbeats arrive, as a moving mean and a moving mean of what they differ from it by (the
@@ -95,6 +101,12 @@ impl Lateness {
 /// so several beats in a row were lost by then.
 const ROUND_TRIPS: u64 = 10;
 
+/// How often it is looked again whether a worker that is out of reach keeps what it holds.
+const KEPT_MS: u64 = 250;
+
+/// Workers that are looked at for one that was heard of.
+const MOST_LOOKED_AT: usize = 64;
+
 /// However slow a link is, a worker is not waited for longer than so many times the silence of the policy.
 const MOST_PATIENCE: u64 = 6;
 
@@ -131,7 +143,14 @@ impl Worker {
             lateness: Lateness::default(),
             predicted_bytes: 0,
             apart: None,
+            kept_until_ms: None,
         }
+    }
+
+    /// Why it would have been given up, had there been anything to win.
+    pub(crate) fn kept_because(&self) -> Option<&str> {
+        let apart = self.apart.as_ref().filter(|_| self.kept_until_ms.is_some())?;
+        Some(&apart.reason)
     }
 
     /// Whether new work may go to it.
@@ -142,14 +161,15 @@ impl Worker {
     /// Whoever speaks is here, also if the end of an earlier connection was told after the next one began.
     pub(crate) fn heard(&mut self, now_ms: u64) {
         self.seen_ms = now_ms;
-        self.apart = None;
+        (self.apart, self.kept_until_ms) = (None, None);
         self.lateness.on_word();
     }
 
     /// When it is given up if nothing is heard of it.
     pub(crate) fn deadline_ms(&self, policy: &Policy) -> u64 {
         let silence = self.seen_ms + self.lateness.silence_ms(policy);
-        self.apart.as_ref().map_or(silence, |apart| silence.min(apart.until_ms(policy)))
+        let due = self.apart.as_ref().map_or(silence, |apart| silence.min(apart.until_ms(policy)));
+        self.kept_until_ms.map_or(due, |until| due.max(until))
     }
 }
 
@@ -312,7 +332,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives up workers that were silent, or apart, for too long.
+    /// Gives up workers that were silent, or apart, for too long, unless nobody else could have what they hold.
     pub(crate) fn expire(&mut self) {
         let over = self.board.fleet.deadlines.range(..=(self.now_ms, WorkerId(u64::MAX)));
         let over: BTreeSet<WorkerId> = over.map(|(_, worker)| *worker).collect();
@@ -323,9 +343,47 @@ impl Scheduler {
                 || format!("it was silent for {} ms", self.silence_ms(worker)),
                 |apart| format!("{}, and it did not come back", apart.reason),
             );
+            // It takes no work any more, so whoever does is another.
+            let apart = Apart { since_ms: self.now_ms, reason: reason.clone(), since_restart: false };
+            self.edit_worker(worker, |known| known.apart = known.apart.take().or(Some(apart)));
+            if self.is_kept(worker) {
+                let kept_until_ms = Some(self.now_ms + KEPT_MS);
+                self.edit_worker(worker, |known| known.kept_until_ms = kept_until_ms);
+                continue;
+            }
             self.out.commands.push(Command::Disconnect { worker, reason: reason.clone() });
             self.remove_worker(worker, &reason);
         }
+    }
+
+    /// Whether a worker that is out of reach keeps what it holds: it may come back, and nothing would be won without it.
+    fn is_kept(&self, worker: WorkerId) -> bool {
+        let held = self.held_by(worker);
+        let Some(known) = self.workers.get(&worker) else { return false };
+        // Whom an earlier coordinator knew may be gone since long: what nobody here could have waits and says why.
+        let is_of_before = known.apart.as_ref().is_some_and(|apart| apart.since_restart);
+        if held.is_empty() || is_of_before || known.draining || known.info.key.is_empty() || self.stopping.is_some() {
+            return false;
+        }
+        self.hears_nobody() || held.iter().all(|(key, lease)| self.is_irreplaceable(worker, key, *lease))
+    }
+
+    /// Whether none of the workers that count as here was heard of lately. Then it is this coordinator that is cut off.
+    fn hears_nobody(&self) -> bool {
+        let lately_ms = self.now_ms.saturating_sub(self.policy.silence_ms / 4);
+        // Whoever was heard last is given up last.
+        let last = self.board.fleet.deadlines.iter().rev().take(MOST_LOOKED_AT);
+        !last.filter_map(|(_, id)| self.workers.get(id)).any(|of| of.apart.is_none() && of.seen_ms >= lately_ms)
+    }
+
+    /// Whether a worker trains a stage alone, and no other could hold it.
+    fn is_irreplaceable(&self, worker: WorkerId, key: &StageKey, lease: LeaseId) -> bool {
+        let alone = self.state.grant(lease).is_some_and(|grant| grant.worker == worker && grant.others.is_empty());
+        alone
+            && self.state.record(key).is_some_and(|(job, at)| {
+                let demand = Demand { gang: 1, ..job.demand(at) };
+                self.board.fleet.hold(&demand).is_none_or(|most| most < self.state.needed_bytes(job, at))
+            })
     }
 
     fn silence_ms(&self, worker: WorkerId) -> u64 {

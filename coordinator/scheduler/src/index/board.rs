@@ -19,7 +19,7 @@ use super::{
     fleet::{Fleet, Seat},
     job::Stand,
     leases::{Berth, JoinRank, LackRank, Leases},
-    queue::{Demand, Entry, Queue, Wait},
+    queue::{Entry, Queue, Wait},
     state::{Spot, Touched},
 };
 use crate::{
@@ -364,11 +364,10 @@ impl Scheduler {
                 Some(Reuse::Answered) => Wait::Place,
             }
         };
-        let class = record.checkpoint.as_ref().map(|checkpoint| checkpoint.class.clone());
         Some(Entry {
             line: (Reverse(job.index.shape.priority), job.index.shape.owner.clone()),
             rank: (job.order, Reverse(job.index.chain(at)), at),
-            demand: Demand::new(job.is_for_cpu(), stage.recipe.numerics_version, class, job.gang(at)),
+            demand: job.demand(at),
             memory_bytes: self.state.needed_bytes(job, at),
             wait,
         })

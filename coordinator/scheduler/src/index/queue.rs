@@ -12,7 +12,7 @@ use std::{
 use graftwork_shared::recipe::NumericClass;
 
 use super::{ranked::Ranked, state::Spot};
-use crate::message::Arithmetic;
+use crate::{job::JobState, message::Arithmetic};
 
 /// A line: the priority and the owner.
 pub(crate) type LineKey = (Reverse<i32>, String);
@@ -74,11 +74,19 @@ pub(crate) struct Queue {
     pub(crate) lines: BTreeMap<LineKey, Line>,
 }
 
-impl Demand {
-    pub(crate) fn new(cpu: bool, version: u32, class: Option<NumericClass>, gang: u32) -> Self {
-        Self { cpu, version, class, gang }
+impl JobState {
+    /// Which workers could have a stage.
+    pub(crate) fn demand(&self, at: usize) -> Demand {
+        Demand {
+            cpu: self.is_for_cpu(),
+            version: self.plan.stages[at].recipe.numerics_version,
+            class: self.stages[at].checkpoint.as_ref().map(|checkpoint| checkpoint.class.clone()),
+            gang: self.gang(at),
+        }
     }
+}
 
+impl Demand {
     /// Whether some worker could suit both.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         self.cpu == other.cpu && (self.class.is_none() || other.class.is_none() || self.class == other.class)

@@ -210,7 +210,15 @@ impl Run {
                 let plan = Box::new(self.plan(job));
                 self.apply(Event::Submitted { plan, gone: Vec::new() });
             }
-            Deed::Join(process) => self.join(process),
+            Deed::Join(process) => {
+                if let Some(of) = self.processes.get(&process) {
+                    if !of.silent {
+                        return;
+                    }
+                    self.by_worker.remove(&of.number);
+                }
+                self.join(process);
+            }
             Deed::Heartbeat(process) => {
                 let Some(of) = self.processes.get(&process).filter(|of| !of.silent) else { return };
                 let (worker, leases) = (of.number, of.leases.keys().copied().collect());
@@ -257,8 +265,9 @@ impl Run {
         let Some(of) = self.processes.get_mut(&process) else { return };
         self.curve.deaths += 1;
         if silent {
-            // Nobody says so: it is missed after a while.
+            // Nobody says so: it is missed after a while, or at the latest when another one is started in its place.
             of.silent = true;
+            self.after(120_000, Deed::Join(process));
         } else {
             let (worker, reason) = (of.number, "killed".to_owned());
             self.processes.remove(&process);

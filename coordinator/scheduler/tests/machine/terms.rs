@@ -82,7 +82,9 @@ fn nobody_else_gets_the_work_while_its_holder_may_come_back() {
 fn whoever_does_not_come_back_costs_no_attempt() {
     let mut after = restarted();
     let other = welcomed(&after.come_back(1, Vec::new()))[0];
-    let commands = after.machine.after(Policy::default().return_ms, Event::Tick);
+    let beat = Event::Heartbeat { worker: other, leases: Vec::new() };
+    assert_eq!(assigned(&after.machine.after(Policy::default().return_ms - 1, beat)), []);
+    let commands = after.machine.after(1, Event::Tick);
     let (stage, worker, lease) = assigned(&commands)[0].clone();
     assert_eq!((stage.as_str(), worker), ("a", other));
     assert!(matches!(after.machine.state_of(&after.job, "a"), StageState::Running { checkpoint_step: 40, .. }));
@@ -117,7 +119,9 @@ fn a_group_goes_on_under_the_next_coordinator_without_those_who_do_not_return() 
         let rank = u32::try_from(member).unwrap();
         assert_eq!(places(&world.come_back(member)), [(members[member], epoch, rank, 3, true)]);
     }
-    let commands = world.machine.after(Policy::default().return_ms, Event::Tick);
+    let beat = Event::Heartbeat { worker: members[0], leases: vec![lease] };
+    assert_eq!(places(&world.machine.after(Policy::default().return_ms - 1, beat)), []);
+    let commands = world.machine.after(1, Event::Tick);
     let formed = [(members[0], epoch + 1, 0, 2, true), (members[1], epoch + 1, 1, 2, true)];
     assert_eq!(places(&commands), formed);
     assert_eq!((world.now(), world.failures()), (members[..2].to_vec(), 0));
