@@ -344,6 +344,7 @@ impl ByItself {
         })?;
         let mut prepared = prepare(history, job, upload.job.digest(), code)?;
         upload.job.publish.hub.clone_from(&prepared.job.publish.hub);
+        prepared.shared = true;
         // Whatever an earlier attempt left at the coordinator goes first: nothing of it gets into this night.
         forget_abandoned(history, client).await?;
         history.submits(&mut prepared.tonight, JobId::of(&upload.job.digest()))?;

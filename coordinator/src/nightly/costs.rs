@@ -20,15 +20,18 @@ pub(super) struct Counted {
 
 /// A number of a night.
 type Number = fn(&Night) -> f64;
+/// Whether nights on shared workers have it: how long those took is what else there was to do, and their peak is that of
+/// everything since they were started.
+type Shared = bool;
 /// Seconds of a measurement.
 type Seconds = fn(&Measurement) -> f64;
 
 /// What is measured of a whole night.
-const WHOLE: [(&str, Number); 4] = [
-    ("the night: wall seconds", |night| night.ended_ms.saturating_sub(night.began_ms) as f64 / 1000.0),
-    ("the night: core-seconds", |night| night.usage.core_seconds),
-    ("the night: GPU-seconds", |night| night.usage.gpu_seconds),
-    ("the night: peak memory, MiB", |night| night.usage.peak_memory_bytes as f64 / f64::from(1 << 20)),
+const WHOLE: [(&str, Number, Shared); 4] = [
+    ("the night: wall seconds", |night| night.ended_ms.saturating_sub(night.began_ms) as f64 / 1000.0, false),
+    ("the night: core-seconds", |night| night.usage.core_seconds, true),
+    ("the night: GPU-seconds", |night| night.usage.gpu_seconds, true),
+    ("the night: peak memory, MiB", |night| night.usage.peak_memory_bytes as f64 / f64::from(1 << 20), false),
 ];
 
 /// What is measured of each task, over all its seeds. Peaks of memory are no part of it: a stage's is that of its whole
@@ -41,14 +44,15 @@ const OF_TASK: [(&str, Seconds); 2] = [
 /// The series that end with the newest night; `since` says where some begin anew.
 ///
 /// Nights that went on after an interruption, or ran on another kind of machine, say nothing of cost and are left out;
-/// so are, for the whole night, those that measured other things.
+/// so are, for the whole night, those that measured other things, and where it matters those on shared workers.
 pub(super) fn count(nights: &[Night], since: &BTreeMap<String, u64>) -> Vec<Counted> {
     let Some(last) = nights.last().filter(|night| night.resumed == 0) else { return Vec::new() };
     let alike: Vec<&Night> = nights.iter().filter(|night| night.resumed == 0 && class(night) == class(last)).collect();
     let from = |name: &str, night: &Night| since.get(name).is_none_or(|first| night.number >= *first);
     let mut counted = Vec::new();
-    for (name, value) in WHOLE {
-        let whole = alike.iter().filter(|night| parts(night) == parts(last) && from(name, night));
+    for (name, value, shared) in WHOLE.into_iter().filter(|(.., shared)| *shared || !last.shared) {
+        let tells = |night: &&&Night| (shared || !night.shared) && parts(night) == parts(last) && from(name, night);
+        let whole = alike.iter().filter(tells);
         counted.extend(of(name.to_owned(), None, whole.map(|night| (night.number, value(night))).collect()));
     }
     for task in tasks(last) {
@@ -67,7 +71,7 @@ pub(super) fn count(nights: &[Night], since: &BTreeMap<String, u64>) -> Vec<Coun
 pub(super) fn pair(before: &Night, after: &Night) -> Vec<PairedCost> {
     let whole = WHOLE
         .iter()
-        .map(|(name, value)| (name.replace("the night", "the run"), Some(value(before)), Some(value(after))));
+        .map(|(name, value, _)| (name.replace("the night", "the run"), Some(value(before)), Some(value(after))));
     let each = tasks(after).into_iter().flat_map(|task| {
         let [before, after] = [before, after].map(|night| of_task(&seeds(night, &task)));
         let both = before.into_iter().zip(after);

@@ -45,6 +45,9 @@ pub(super) struct Night {
     pub(super) ended_ms: u64,
     /// Times it went on after an interruption.
     pub(super) resumed: u32,
+    /// It ran on workers that serve other jobs too and live on behind it; earlier versions did not keep it.
+    #[serde(default)]
+    pub(super) shared: bool,
     /// What was measured.
     pub(super) code: Code,
     /// The resolved job with its seeds.

@@ -79,6 +79,7 @@ fn night(number: u64, tasks: &[(&str, f64)]) -> (Night, Book) {
         began_ms: number * 86_400_000,
         ended_ms: number * 86_400_000 + 60_000,
         resumed: 0,
+        shared: false,
         code: Code {
             version: "0.1.0".to_owned(),
             numerics: 2,
@@ -323,6 +324,35 @@ fn lasting_growth_of_memory_is_named_since_its_night() {
         "{}",
         output::headline(&named)
     );
+}
+
+/// Whatever else their workers did makes such nights longer and larger: no verdict is built on it, not even beside a night
+/// with workers of its own.
+#[test]
+fn nights_on_shared_workers_say_nothing_of_wall_time_and_memory() {
+    fn grow(night: &mut Night, factor: f64) {
+        night.shared = true;
+        if factor > 1.0 {
+            night.ended_ms += 600_000;
+            night.usage.peak_memory_bytes *= 3;
+        }
+    }
+    let numbers = |view: &NightlyView, name: &str| {
+        let cost = view.costs.iter().find(|cost| cost.change.name == name);
+        cost.map(|cost| cost.values.len())
+    };
+    let by_itself = grown(&nights_that_grow(grow), &Nightly::default()).view;
+    assert_eq!(by_itself.outcome, NightOutcome::Good, "{:?}", by_itself.costs);
+    let (wall, memory) = ("the night: wall seconds", "the night: peak memory, MiB");
+    assert_eq!([wall, memory].map(|name| numbers(&by_itself, name)), [None, None]);
+    assert_eq!(numbers(&by_itself, "the night: core-seconds"), Some(20), "these are the night's own");
+    let alone = |night: &mut Night, factor: f64| {
+        grow(night, factor);
+        night.shared = night.number < 18;
+    };
+    let last = grown(&nights_that_grow(alone), &Nightly::default()).view;
+    assert_eq!([wall, memory].map(|name| numbers(&last, name)), [Some(3), Some(3)]);
+    assert_eq!(last.outcome, NightOutcome::Good, "{:?}", last.costs);
 }
 
 #[test]

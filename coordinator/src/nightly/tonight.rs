@@ -35,6 +35,8 @@ pub(super) struct Prepared {
     pub(super) code: Code,
     /// Each task and fusion once for each seed, publishing into a folder of this night alone.
     pub(super) job: Job,
+    /// It runs on workers that are not of this night alone.
+    pub(super) shared: bool,
 }
 
 /// Begins a night, or goes on with the one that was interrupted. `job` has each task and fusion once for each seed, and
@@ -50,7 +52,7 @@ pub(super) fn prepare(history: &History, mut job: Job, of: Digest, code: Code) -
     // It is part of the job: no coordinator takes it for an earlier night's, or for one of other programs.
     let folder = format!("{:06}-{}", tonight.number, measured.short());
     job.publish.hub = history.hub(&folder);
-    Ok(Prepared { tonight, code, job })
+    Ok(Prepared { tonight, code, job, shared: false })
 }
 
 /// Keeps what a night measured, and removes its training. Where that can never be kept, the night is kept as one that failed
@@ -61,7 +63,7 @@ pub(super) fn keep(
     view: &JobView,
     recoveries: Vec<Recovery>,
 ) -> Result<u64, Failure> {
-    let Prepared { tonight, code, job } = prepared;
+    let Prepared { tonight, code, job, shared } = prepared;
     if view.outcome == Some(Outcome::Cancelled) {
         let words = format!("night {} was cancelled; the same command goes on with it", tonight.number);
         return Err(Failure::input(anyhow!(words)));
@@ -81,6 +83,7 @@ pub(super) fn keep(
         began_ms: tonight.began_ms,
         ended_ms: view.ended_ms.unwrap_or_else(now_ms),
         resumed: tonight.resumed,
+        shared,
         code,
         job,
         measurements,

@@ -61,6 +61,7 @@ pub(in super::super) async fn measure(side: Side<'_>, signals: &mut Signals) -> 
         began_ms: view.submitted_ms,
         ended_ms: view.ended_ms.unwrap_or(view.submitted_ms),
         resumed: 0,
+        shared: false,
         code: Code {
             version: version(side.version)?,
             numerics: numerics(&view)?,

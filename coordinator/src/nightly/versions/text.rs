@@ -151,6 +151,16 @@ mod tests {
         assert_eq!(written.tasks.len(), job.tasks.len() * job.nightly.seeds.len());
     }
 
+    /// A dozen tasks, three seeds, single adapters, fusions and AdapterDrop: what a night is to measure at least.
+    #[test]
+    fn the_benchmark_is_as_wide_as_it_was_asked_to_be() {
+        let job = parse(JOB, Path::new(HERE)).job.unwrap();
+        let (tasks, seeds, fusions) = (job.tasks.len(), job.nightly.seeds.len(), job.fusions.len());
+        assert!(tasks >= 12 && seeds >= 3 && fusions >= 1, "{tasks} tasks, {seeds} seeds, {fusions} fusions");
+        let dropping = job.tasks.iter().filter(|task| !task.adapter.leave_out().is_empty()).count();
+        assert!((1..tasks).contains(&dropping), "{dropping} of {tasks} tasks drop adapters of the lowest layers");
+    }
+
     #[test]
     fn one_fusion_takes_what_it_needs_with_it() {
         let (_, written) = written(&["arousal_fused".parse().unwrap()]);
