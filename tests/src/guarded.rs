@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{Servers, World, program, servers_run};
+use crate::{Servers, World, history, program, servers_run};
 
 /// Name and role of each token that is made.
 const TOKENS: [(&str, &str); 5] =
@@ -22,8 +22,8 @@ const TOKENS: [(&str, &str); 5] =
 /// A coordinator on a TLS port, and its workers; all are killed with the value.
 pub struct Guarded {
     folder: tempfile::TempDir,
-    /// Where the state lies if not in the folder.
-    servers: Option<Servers>,
+    /// Where the state lies if not in the folder, with the name of the database.
+    servers: Option<(Servers, String)>,
     coordinator: Child,
     workers: Vec<Child>,
     address: String,
@@ -44,9 +44,10 @@ impl Guarded {
         let mut start = command(folder.path());
         start.args(["coordinator", "--listen", "https://127.0.0.1:0"]);
         let servers = servers_run().then(Servers::find).transpose()?;
+        let servers = servers.map(|servers| servers.new_database().map(|database| (servers, database))).transpose()?;
         match &servers {
             None => drop(start.args(["--state", "state"])),
-            Some(servers) => servers.name(start.args(["--folder", "state"]), &servers.new_database()?, servers.port()),
+            Some((servers, database)) => servers.name(start.args(["--folder", "state"]), database, servers.port()),
         }
         start.args(["--tls", "tls", "--tokens", "tokens.toml", "--hub-root", "hub"]).env("GRAFTWORK_LOG", log);
         start.env("XDG_CACHE_HOME", folder.path().join("cache"));
@@ -76,6 +77,8 @@ impl Guarded {
     pub fn worker(&self, name: &str) -> Result<Command> {
         let mut worker = self.with(name)?;
         worker.args(["worker", "--coordinator", &self.address, "--threads", "2", "--cache", "worker-cache"]);
+        // Every update is told, so that one that is made twice is seen.
+        worker.args(["--report-every", "0"]);
         worker.current_dir(self.path()).stdin(Stdio::null());
         Ok(worker)
     }
@@ -131,7 +134,7 @@ impl Guarded {
             let text = fs::read_to_string(self.path().join(key))?;
             secrets.push(text.lines().nth(1).context("a line of the key")?.to_owned());
         }
-        secrets.extend(self.servers.iter().flat_map(Servers::secrets).map(str::to_owned));
+        secrets.extend(self.servers.iter().flat_map(|(servers, _)| servers.secrets()).map(str::to_owned));
         Ok(secrets)
     }
 
@@ -146,6 +149,13 @@ impl Drop for Guarded {
             // One that has ended already is reaped all the same.
             let _ = process.kill();
             let _ = process.wait();
+        }
+        match &self.servers {
+            None => history::check_at_the_end(self.path()),
+            Some((servers, database)) => {
+                let facts = history::facts_in(&servers.config(database));
+                history::check_facts_at_the_end(facts, &self.path().join("state"));
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Hosts of their own for coordinator and workers: network namespaces on one machine, joined by a switch that delays,
-//! loses and cuts. Coordinators, workers, commands and the database speak TLS and show tokens, as between machines; what members of a
-//! group exchange, and SeaweedFS, are plain on this network, which is the test's alone.
+//! loses and cuts. Coordinators, workers, members of a group, commands and the database speak TLS, as between machines, and
+//! show tokens or certificates; SeaweedFS is plain on this network, which is the test's alone.
 
 use std::{
     collections::BTreeMap,
@@ -30,6 +30,9 @@ const TAKEOVER: Duration = Duration::from_secs(20);
 const SERVERS: usize = 5;
 const STANDBY: usize = 6;
 
+/// How `scripts/servers.py` ends where one of its servers is not installed.
+const SERVERS_MISSING: i32 = 75;
+
 /// Why hosts cannot be made here; `None` when they can.
 pub fn no_hosts() -> Option<String> {
     let version = Command::new("ip").arg("-V").output();
@@ -43,6 +46,18 @@ pub fn no_hosts() -> Option<String> {
     }
     let _ = Command::new("ip").args(["netns", "del", &space]).status();
     (!Path::new("/dev/net/tun").exists()).then(|| "/dev/net/tun is missing".to_owned())
+}
+
+/// Why no database and object store can be started here; `None` when they can, which is tried.
+pub fn no_servers() -> Option<String> {
+    let output = Command::new(servers_script()).arg("true").stdin(Stdio::null()).output().ok()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let reason = said.trim().trim_start_matches("servers: skipped: ");
+    (output.status.code() == Some(SERVERS_MISSING)).then(|| reason.to_owned())
+}
+
+fn servers_script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/servers.py")
 }
 
 /// What the network does to frames.
@@ -184,8 +199,7 @@ impl Hosts {
 
     /// Starts a database and an object store; coordinators that start later keep their state there.
     fn start_servers(&mut self) -> Result<()> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/servers.py");
-        let mut command = self.on(SERVERS, &script);
+        let mut command = self.on(SERVERS, &servers_script());
         command.args(["sh", "-c", "env | grep ^GRAFTWORK_TEST_; echo; exec cat"]);
         command.env("GRAFTWORK_SERVERS_ADDRESS", format!("10.77.0.{SERVERS}"));
         let mut script = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;

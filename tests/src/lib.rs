@@ -17,7 +17,7 @@ mod world;
 
 pub use cluster::{Cluster, Link};
 pub use guarded::Guarded;
-pub use hosts::{Hosts, Toll, Weather, no_hosts};
+pub use hosts::{Hosts, Toll, Weather, no_hosts, no_servers};
 pub use pair::{Coordinator, Pair};
 pub use process::{Finished, Run, kill, program};
 pub use rows::recipes_computed;

@@ -1,9 +1,15 @@
-//! Invariant 5 over many workers: one, four, or two that become four and then one while members are killed, publish the
-//! same bytes through the real programs.
+//! Invariant 5 over many workers: one, four, two that become four and then one while members are killed, or two of whom
+//! one is slow, publish the same bytes through the real programs.
 
 use std::{
     collections::BTreeMap,
     process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
@@ -19,14 +25,24 @@ fn run(
     world: &World,
     cluster: &mut Cluster,
     workers: usize,
+    at: impl FnMut(&Event, &Story, &mut Cluster) -> Result<()>,
+) -> Result<(BTreeMap<String, Digest>, Story)> {
+    world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "")?;
+    run_job(world, cluster, (workers, &[]), at)
+}
+
+/// The same with the job that is written already, and with these options of workers.
+fn run_job(
+    world: &World,
+    cluster: &mut Cluster,
+    (workers, options): (usize, &[&str]),
     mut at: impl FnMut(&Event, &Story, &mut Cluster) -> Result<()>,
 ) -> Result<(BTreeMap<String, Digest>, Story)> {
     cluster.begin_anew()?;
-    world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "")?;
     let (job, _) = cluster.ask(world, &["submit", "job.toml"], 0)?;
     let mut watch = Run::watch(&cluster.address(), &job)?;
     for _ in 0..workers {
-        cluster.start_worker()?;
+        cluster.start_worker_with(&cluster.address(), options)?;
     }
     let mut story = Story::default();
     while let Some(event) = watch.next_event()? {
@@ -127,6 +143,72 @@ fn workers_that_are_told_to_end_hand_over_and_cost_no_attempt() -> Result<()> {
     ensure!(act == 2, "only {act} of the two members were replaced: {:?}", story.largest);
     ensure!(story.failures == 0, "handing over costs no attempt: {}", story.failures);
     assert_eq!(rolled, alone, "members replaced one by one");
+    Ok(())
+}
+
+/// A fusion of so many lanes that a member keeps some of them though it takes several times as long as the other one.
+const MANY_LANES: &str = "[fusions.mood_fused.training]\nepochs = 200\nbatch_size = 16\nlanes = 16\n\
+    evaluate_every = 100\ncheckpoint_every = 100\n";
+
+/// A process that is stopped for three quarters of the time until this goes, several times between two reports.
+struct Slowed {
+    over: Arc<AtomicBool>,
+    signals: Option<JoinHandle<()>>,
+}
+
+impl Slowed {
+    fn begin(pid: u32) -> Self {
+        let over = Arc::<AtomicBool>::default();
+        let is_over = Arc::clone(&over);
+        let signals = thread::spawn(move || {
+            while !is_over.load(Ordering::SeqCst) {
+                for (signal, milliseconds) in [("-STOP", 30), ("-CONT", 10)] {
+                    // One that has ended feels nothing.
+                    let _ = Command::new("kill").args([signal, &pid.to_string()]).status();
+                    thread::sleep(Duration::from_millis(milliseconds));
+                }
+            }
+        });
+        Self { over, signals: Some(signals) }
+    }
+}
+
+impl Drop for Slowed {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        if let Some(signals) = self.signals.take() {
+            // It cannot panic.
+            let _ = signals.join();
+        }
+    }
+}
+
+/// What tells it are the reports of both members, which come as often as they do by default.
+#[test]
+fn a_follower_that_becomes_slow_hands_lanes_over_and_the_bytes_are_the_same() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+    world.job("job.toml", &cluster.path().join("hub").display().to_string(), MANY_LANES)?;
+    let (alone, _) = run_job(&world, &mut cluster, (1, &[]), |_, _, _| Ok(()))?;
+    let (mut slowed, mut moved) = (None::<(WorkerId, Slowed)>, false);
+    let often = ["--report-every", "250"];
+    let (uneven, story) = run_job(&world, &mut cluster, (2, &often), |event, story, _| {
+        if let EventKind::GroupFormed { members, reason, .. } = &event.kind {
+            let hands_over = |(follower, _): &mut (WorkerId, Slowed)| {
+                members.contains(follower) && reason.starts_with(&format!("lanes move: {follower} takes "))
+            };
+            moved |= slowed.take_if(hands_over).is_some();
+        } else if let Some(members) = of_fusion(event, story)
+            && members.len() == 2
+            && slowed.is_none()
+            && !moved
+        {
+            slowed = Some((members[1], Slowed::begin(story.processes[&members[1]])));
+        }
+        Ok(())
+    })?;
+    ensure!(moved, "no lanes moved: {:?}", story.formed);
+    ensure!(story.failures == 0 && story.left.is_empty(), "{} failures, {:?} left", story.failures, story.left);
+    assert_eq!(uneven, alone, "one of two members is slow");
     Ok(())
 }
 

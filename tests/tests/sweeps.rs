@@ -1,5 +1,5 @@
 //! A sweep through the real programs: one worker, two, and two of which one is killed choose the same trial and publish
-//! the same bytes; so does a coordinator that was killed.
+//! the same bytes; so does a coordinator that was killed. One whose choice depends on timing is marked as such.
 
 use std::{
     collections::BTreeMap,
@@ -82,6 +82,19 @@ fn check_releases(world: &World) -> Result<()> {
         let Output { status, stdout, stderr } = verify.arg(format!("hub/tests/{release}")).output()?;
         ensure!(status.success(), "{release}: {}", String::from_utf8([stdout, stderr].concat())?);
     }
+    Ok(())
+}
+
+#[test]
+fn asynchronous_halving_is_marked_in_report_record_and_card() -> Result<()> {
+    let world = World::new()?;
+    let job = world.job("job.toml", "hub", &format!("{SWEEP}asynchronous = true\n[resources]\nworkers = 2\n"))?;
+    let report = Run::start(&job, &["--threads", "2"])?.finish(0)?.stdout;
+    ensure!(report.contains(", asynchronous: timing had a part in who went on"), "{report}");
+    let sweep = record(&world, "mood")?.sweep.context("the record tells of the sweep")?;
+    ensure!(sweep.asynchronous && sweep.trials.iter().any(|trial| trial.scores.len() == 3), "{sweep:?}");
+    let card = std::fs::read_to_string(world.path().join("hub/tests/mood/README.md"))?;
+    ensure!(card.contains("Trials were halved asynchronously"), "{card}");
     Ok(())
 }
 

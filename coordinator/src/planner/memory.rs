@@ -1,8 +1,8 @@
 //! The memory that workers are expected to need: a model with few constants, fitted to measured peaks.
 //!
 //! `tests/tests/memory.rs` holds it to the real program: on each point of its matrix the largest resident memory of a worker
-//! is within a tenth of what is predicted here (`make fit-memory`, and a quarter in `make test`). It also fits the two
-//! constants again to what it measured and prints them, for when the engine has changed.
+//! is within a tenth of what is predicted here (`make test`, and `make fit-memory` alone). It also fits the two constants
+//! again to what it measured and prints them, for when the engine has changed.
 
 use graftwork_model::{Footprint, TrunkDescription};
 use graftwork_shared::{data::SplitManifest, training::Training};

@@ -2,9 +2,10 @@
 //!
 //! `cargo run --release -p graftwork-collective --example exchange`, with `-- FOLDER` for TLS with that worker's pair,
 //! prints a line for every number of ranks and size of bucket: milliseconds for an exchange (median of several), and
-//! megabytes that one rank sends, small and sliced.
+//! megabytes that one rank sends, small and sliced. `--small` stops at three ranks and half a megabyte.
 
 use std::{
+    ffi::OsString,
     net::Ipv4Addr,
     sync::Arc,
     thread,
@@ -17,7 +18,7 @@ use graftwork_collective::{
 };
 
 /// From an adapter with few parameters to a fusion of a base-sized trunk, in bytes.
-const BUCKETS: [usize; 6] = [64 << 10, 256 << 10, 512 << 10, 4 << 20, 16 << 20, 85_000_000];
+const BUCKETS: &[usize] = &[64 << 10, 256 << 10, 512 << 10, 4 << 20, 16 << 20, 85_000_000];
 /// Buckets in memory at once, above which a line is left out: small holds every rank's on every rank, twice.
 const MEMORY_BYTES: usize = 6 << 30;
 
@@ -27,6 +28,7 @@ fn member(
     (rank, ranks): (usize, usize),
     table: MemoryRendezvous,
     identity: Option<Identity>,
+    buckets: &[usize],
 ) -> Result<Vec<Vec<Option<Timed>>>, CollectiveError> {
     let mut request = FormRequest::new("exchange", ranks as u64, rank, ranks);
     if let Some(identity) = identity {
@@ -35,7 +37,7 @@ fn member(
     let mut group = form(request, Arc::new(table))?;
     let plan = ExchangePlan::new(ranks, ranks);
     let mut lines = Vec::new();
-    for bytes in BUCKETS {
+    for &bytes in buckets {
         let length = bytes / size_of::<f32>();
         let mut line = Vec::new();
         for way in [Way::Small, Way::Sliced] {
@@ -70,15 +72,18 @@ fn show(timed: Option<Timed>) -> String {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let identity = std::env::args_os().nth(1).map(|folder| Identity::read(folder.as_ref())).transpose()?;
+    let (small, folders): (Vec<OsString>, Vec<OsString>) =
+        std::env::args_os().skip(1).partition(|word| word == "--small");
+    let identity = folders.first().map(|folder| Identity::read(folder.as_ref())).transpose()?;
+    let (most_ranks, buckets) = if small.is_empty() { (8, BUCKETS) } else { (3, &BUCKETS[..3]) };
     println!("| ranks | bucket MB |  small ms |   sent MB | sliced ms |   sent MB |");
     println!("|---|---|---|---|---|---|");
-    for ranks in 2..=8 {
+    for ranks in 2..=most_ranks {
         let table = MemoryRendezvous::new();
         let lines = thread::scope(|scope| {
             let member = |rank| {
                 let (table, identity) = (table.clone(), identity.clone());
-                scope.spawn(move || member((rank, ranks), table, identity))
+                scope.spawn(move || member((rank, ranks), table, identity, buckets))
             };
             let members: Vec<_> = (0..ranks).map(member).collect();
             let mut results = members.into_iter().filter_map(|member| member.join().ok());
@@ -86,7 +91,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             results.for_each(drop);
             first.unwrap_or_else(|| Ok(Vec::new()))
         })?;
-        for (bytes, line) in BUCKETS.iter().zip(lines) {
+        for (bytes, line) in buckets.iter().zip(lines) {
             println!("| {ranks:>5} | {:>9.2} | {} | {} |", *bytes as f64 / 1e6, show(line[0]), show(line[1]));
         }
     }

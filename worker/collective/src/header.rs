@@ -75,5 +75,8 @@ mod tests {
         assert_eq!(header.check(longer, 1, "send", false), Ok(()));
         let later = Header { step: 4, ..header };
         assert!(matches!(header.check(later, 1, "send", false), Err(CollectiveError::OutOfStep { peer: 1, .. })));
+        // The same operation of an earlier epoch, or of another group.
+        let elsewhere = Header { token: header.token - 1, ..header };
+        assert!(matches!(header.check(elsewhere, 1, "send", false), Err(CollectiveError::OutOfStep { peer: 1, .. })));
     }
 }

@@ -143,6 +143,7 @@ impl<H: Host> Driver<'_, H> {
 
     /// Forms the group this member was told of, if it is in none, and takes up the state of whoever is furthest.
     fn assemble(&mut self) -> Result<(), Halt> {
+        let began = Instant::now();
         let (shape, led) = (self.trainer().shape(), self.membership.leads());
         let Some(formation) = self.membership.assemble(self.host, shape.lanes * shape.accumulation)? else {
             return Ok(());
@@ -187,7 +188,9 @@ impl<H: Host> Driver<'_, H> {
             self.meter.go_on_from(trained);
         }
         let (standing, _) = self.standing()?;
-        self.membership.confirm(&standing.digest)
+        self.membership.confirm(&standing.digest)?;
+        self.meter.pause(began);
+        Ok(())
     }
 
     /// Reading goes on from the trainer's place with the next update.

@@ -167,7 +167,8 @@ impl Meter {
         })
     }
 
-    /// Leaves the time since the last update (an evaluation, a checkpoint) out of the next report's rates.
+    /// Leaves time in which nothing is trained (loading, forming a group, an evaluation, a checkpoint) out of the next
+    /// report's rates.
     pub(super) fn pause(&mut self, began: Instant) {
         self.since_report.at += began.elapsed();
     }
@@ -206,6 +207,15 @@ mod tests {
         assert!(meter.last_report().is_none());
         std::thread::sleep(RARE);
         assert_eq!(meter.report(OUTCOME, [4, 40], Waits::default(), place(4)).unwrap().step, 4);
+    }
+
+    #[test]
+    fn time_in_which_nothing_is_trained_is_in_no_rate() {
+        let (began, mut meter) = (Instant::now(), Meter::start(Duration::ZERO));
+        std::thread::sleep(Duration::from_millis(20));
+        meter.pause(began);
+        let report = meter.report(OUTCOME, [4, 40], Waits::default(), place(1)).unwrap();
+        assert!(report.examples_per_second > 4.0 / began.elapsed().as_secs_f64(), "{}", report.examples_per_second);
     }
 
     #[test]

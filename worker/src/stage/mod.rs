@@ -21,7 +21,10 @@ mod tests;
 pub(crate) use exchange::Cuts;
 pub(crate) use meter::REPORT_EVERY_MS;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use graftwork_collective::{CollectiveError, Group};
 use graftwork_dataset::Access;
@@ -162,7 +165,7 @@ pub(crate) enum StageEnd {
 /// # Errors
 /// A [`Failure`] that says whose fault it is: the job's and its data's, or the machine's.
 pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &H) -> Result<StageEnd, Failure> {
-    let meter = Meter::start(host.report_every());
+    let (meter, began) = (Meter::start(host.report_every()), Instant::now());
     if assignment.recipe.numerics_version != NUMERICS_VERSION {
         return Err(failure::of_numerics(assignment.recipe.numerics_version));
     }
@@ -234,6 +237,8 @@ pub(crate) fn run_stage<H: Host>(assignment: &Assignment, joining: bool, host: &
     let progress = driver.trainer().progress();
     let trained = [progress.examples, progress.tokens];
     driver.meter.go_on_from(trained);
+    // Whoever has loaded for long is not slow for that.
+    driver.meter.pause(began);
     if joining {
         driver.membership = Membership::joining();
         host.on_prepared();

@@ -4,6 +4,7 @@ mod keeping;
 mod local;
 mod overlap;
 mod pausing;
+mod seven;
 mod together;
 
 use std::collections::BTreeMap;

@@ -383,7 +383,13 @@ fn keys_are_shown_nowhere() {
         let error = at(url, keys).unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
     }
-    for (url, keys) in [("s3://bucket/prefix", "key:hunter2"), ("az://bucket/prefix", "account:aHVudGVyMg==")] {
+    let service =
+        r#"{"private_key": "hunter2", "private_key_id": "2", "client_email": "a@b.c", "disable_oauth": true}"#;
+    for (url, keys) in [
+        ("s3://bucket/prefix", "key:hunter2"),
+        ("gs://bucket/prefix", service),
+        ("az://bucket/prefix", "account:aHVudGVyMg=="),
+    ] {
         let bucket = at(url, Some(keys)).unwrap();
         assert_eq!(format!("{bucket:?}"), format!("Bucket {{ place: {url:?}, .. }}"));
     }

@@ -26,14 +26,22 @@ use super::{
 
 const WORKERS: usize = 500;
 
-const STAGES: usize = 3 * WORKERS;
+const ROUNDS: usize = 3;
+
+const STAGES: usize = ROUNDS * WORKERS;
 
 /// How long a stage trains before its checkpoint.
-const TRAINING: Duration = Duration::from_secs(4);
+const TRAINING: Duration = Duration::from_secs(3);
 
-/// After how much silence a worker is given up: less than the crowd works, so heartbeats decide, and more than a machine
-/// with two busy cores takes to hear of 500 workers.
+/// The same of the last stages, as many as there are workers. It is longer than any silence may be, and nobody says a
+/// word of the lease meanwhile, so heartbeats alone keep it.
+const LAST_TRAINING: Duration = Duration::from_millis(SILENCE_MS + 2_000);
+
+/// After how much silence a worker is given up: more than a machine with two busy cores takes to hear of 500 workers.
 const SILENCE_MS: u64 = 10_000;
+
+/// When an answer is late: half of that silence. A heartbeat that is heard so late has half of it left.
+const LATE: Duration = Duration::from_millis(SILENCE_MS / 2);
 
 /// Workers that share a connection, as processes behind one proxy would: the test has not the sockets of 500 machines.
 const ON_ONE_CHANNEL: usize = 50;
@@ -59,7 +67,8 @@ async fn train(peer: &mut Peer, channel: &Channel, (lease, stage): (LeaseId, &st
     for step in [2, 4] {
         peer.send(WorkerMessage::Step(lease, report(step))).await;
     }
-    tokio::time::sleep(TRAINING).await;
+    let is_last = lease > LeaseId(((ROUNDS - 1) * WORKERS) as u64);
+    tokio::time::sleep(if is_last { LAST_TRAINING } else { TRAINING }).await;
     let blob = put(channel, format!("checkpoint of {stage}").as_bytes()).await.unwrap();
     let asked = Instant::now();
     peer.send(WorkerMessage::Checkpoint(lease, 5, blob)).await;
@@ -127,7 +136,6 @@ async fn five_hundred_workers_lose_no_lease() {
         answers.extend(worked.unwrap());
     }
     let took = began.elapsed();
-    assert!(took > Duration::from_millis(SILENCE_MS), "nobody had to beat: {took:?}");
     while view(&channels[0], &job).await.outcome.is_none() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -138,14 +146,13 @@ async fn five_hundred_workers_lose_no_lease() {
     assert_eq!((leases.len(), leases.last()), (STAGES, Some(&last)), "each stage was handed out once");
     let mut answers: Vec<Duration> = answers.into_iter().map(|(_, answered)| answered).collect();
     answers.sort_unstable();
+    let (median, slowest) = (answers[answers.len() / 2], answers[answers.len() * 99 / 100]);
     let grown = resident_bytes().saturating_sub(before);
     println!(
-        "{} stages on {WORKERS} workers in {took:.1?}; a checkpoint was acknowledged after {:.0?} (median), {:.0?} (99th \
-         percentile); resident memory grew by {} MB, the workers' ends of the sessions included",
-        STAGES,
-        answers[answers.len() / 2],
-        answers[answers.len() * 99 / 100],
+        "{STAGES} stages on {WORKERS} workers in {took:.1?}; a checkpoint was acknowledged after {median:.0?} (median) \
+         or {slowest:.0?} (99th percentile); resident memory grew by {} MB, the workers' ends of the sessions included",
         grown >> 20,
     );
+    assert!(slowest < LATE, "one answer of a hundred took {slowest:?} or longer");
     assert!(grown < 512 << 20, "{grown} bytes");
 }

@@ -59,6 +59,8 @@ pub(super) struct State {
     told: BTreeMap<usize, Formation>,
     aborters: BTreeMap<usize, (u64, Aborter)>,
     dismissed: bool,
+    /// All members have as many lanes, if that can be.
+    pub(super) even: bool,
     pub(super) updates: BTreeMap<usize, Vec<Counted>>,
 }
 
@@ -71,7 +73,8 @@ impl State {
             // Whoever is slower gets fewer lanes; here that is another one with every epoch, and some get none.
             let weight = |rank: u32| (u32::try_from(self.epoch).unwrap() + 3 * rank) % 4;
             let weights: Vec<u32> = (0..ranks).map(weight).collect();
-            let shares = if weights.iter().all(|weight| *weight == 0) { Vec::new() } else { weights };
+            let even = self.even || weights.iter().all(|weight| *weight == 0);
+            let shares = if even { Vec::new() } else { weights };
             let formation = Formation { epoch: self.epoch, rank, ranks, at_once, checkpointed: 0, shares };
             self.told.insert(member, formation);
             if let Some((epoch, aborter)) = self.aborters.get(&member).filter(|_| at_once) {
