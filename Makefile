@@ -12,6 +12,8 @@ NIGHT_SETS := question_kind plot_or_review film_intensity product_intensity edit
 DATA := $(foreach set,$(SETS),$(HOME_FOLDER)/data/$(set)/import.json)
 NIGHT_DATA := $(foreach set,$(NIGHT_SETS),$(HOME_FOLDER)/data/$(set)/import.json)
 GRAFTWORK := target/release/graftwork
+# `make quickstart JOB=my.toml` and `make nightly JOB=my.toml` take another job file than their own.
+JOB :=
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: quickstart nightly night-data test test-servers test-azure test-deploy test-gpu test-all check bench bench-peer bench-gpu bench-pieces bench-programs golden follow build nccl data release fit-memory clean help
@@ -37,13 +39,13 @@ help:
 	@echo "make follow TRAJECTORY=DIR      follow a recorded training run step by step"
 
 quickstart: build data
-	@$(GRAFTWORK) run --again jobs/quickstart.toml || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
+	@$(GRAFTWORK) run --again $(or $(JOB),jobs/quickstart.toml) || { code=$$?; [ $$code -eq 3 ] || exit $$code; }
 
 # The night names the commit of this checkout, where git knows one; with changed files it is called dirty, and names none.
 nightly: build data night-data
 	@code=$${GRAFTWORK_CODE:-$$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null)}; \
 		[ -z "$$code" ] || export GRAFTWORK_CODE="$$code"; \
-		$(GRAFTWORK) nightly jobs/nightly.toml
+		$(GRAFTWORK) nightly $(or $(JOB),jobs/nightly.toml)
 
 night-data: $(NIGHT_DATA)
 
@@ -108,7 +110,7 @@ test-gpu: build $(NCCL)
 
 test-all: test test-servers test-azure test-deploy
 	@scripts/peer.sh
-	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test scale
+	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test scale --test operating
 
 fit-memory: $(LIBTORCH) $(BASE) data
 	cargo test --release --locked --workspace --test memory -- --nocapture

@@ -131,7 +131,7 @@ def main():
     options = parser.parse_args()
     print("| | ranks | waits for others | sent an update, MB | examples/s |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        # Nobody is asked to join a stage with fewer than 20 updates left, however long they take.
+        # A stage with fewer than 20 updates left gets helpers only if at least two are left, with 32,768 tokens in all.
         base, updates = (wide(Path(folder)), 26) if options.wide else (BASE, 46)
         for fused in (True,) if options.wide else (False, True):
             for workers in options.ranks:

@@ -198,6 +198,18 @@ def sbom(packages, needs, version):
     }
 
 
+def without_a_text(package):
+    """The text of a crate's licence, where its package carries none: that of this tree, with nobody's name in it."""
+    told = package["license"] or ""
+    name = "LICENSE-APACHE" if "Apache-2.0" in told else "LICENSE-MIT" if "MIT" in told else None
+    if name is None:
+        sys.exit(f"release: {package['name']} {package['version']} carries no text of its licence ({told or 'none is told'})")
+    text = (ROOT / name).read_text()
+    text = "\n".join(line for line in text.split("\n") if not line.startswith("Copyright (c) "))
+    authors = ", ".join(package["authors"]) or "its authors"
+    return f"{package['name']} {package['version']}, by {authors}: {told}. Its package carries no text, which is this:\n\n{text}"
+
+
 def licences(folder, packages):
     for name in ("LICENSE-MIT", "LICENSE-APACHE"):
         shutil.copyfile(ROOT / name, folder / name)
@@ -209,9 +221,12 @@ def licences(folder, packages):
             continue
         lines.append(f"{package['name']} {package['version']}: {package['license'] or 'see its files'}")
         source = Path(package["manifest_path"]).parent
-        for found in sorted(source.iterdir()):
-            if found.is_file() and found.name.upper().startswith(("LICEN", "COPYING", "NOTICE", "COPYRIGHT")):
-                shutil.copyfile(found, place / f"{package['name']}-{package['version']}-{found.name}")
+        texts = [file for file in sorted(source.iterdir())
+                 if file.is_file() and file.name.upper().startswith(("LICEN", "UNLICEN", "COPYING", "NOTICE", "COPYRIGHT"))]
+        for file in texts:
+            shutil.copyfile(file, place / f"{package['name']}-{package['version']}-{file.name}")
+        if not texts:
+            (place / f"{package['name']}-{package['version']}-LICENSE").write_text(without_a_text(package))
     for package in bought():
         lines.append(f"{package['name']} {package['version']}: see its files")
         infos = LIBTORCH.glob(f"{package['name'].replace('-', '_')}-*.dist-info/licenses/*")
@@ -219,8 +234,11 @@ def licences(folder, packages):
         if not found:
             sys.exit(f"release: the licence of {package['name']} is missing: remove {LIBTORCH} and run `make build` again")
         for file in found:
-            shutil.copyfile(file, place / f"{package['name']}-{file.name}")
+            shutil.copyfile(file, place / f"{package['name']}-{package['version']}-{file.name}")
     lines.append("libgomp, as torch's wheel has it: GPL-3.0-or-later WITH GCC-exception-3.1")
+    # The wheel carries neither text.
+    for file in sorted((ROOT / "scripts" / "licences").iterdir()):
+        shutil.copyfile(file, place / f"libgomp-{file.name}")
     (folder / "THIRD-PARTY.txt").write_text("\n".join(lines) + "\n")
 
 

@@ -128,6 +128,11 @@ def container_problems(where, container):
         yield f"{where}: its root can be written"
     if context.get("allowPrivilegeEscalation") is not False or context.get("capabilities", {}).get("drop") != ["ALL"]:
         yield f"{where}: it keeps privileges"
+    if context.get("capabilities", {}).get("add"):
+        yield f"{where}: it adds privileges"
+    # What a container says counts more than what its pod says.
+    if context.get("runAsUser", 1) == 0 or context.get("runAsNonRoot", True) is not True or context.get("privileged"):
+        yield f"{where}: it may run as root although its pod may not"
     resources = container.get("resources", {})
     for kind in ("requests", "limits"):
         for what in ("cpu", "memory"):

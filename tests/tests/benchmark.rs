@@ -1,5 +1,5 @@
-//! `scripts/bench.py` as `make bench` calls it: one measurement of the real program, its record and page, and the verdict
-//! on what must be reached. No figure is held against a bar here: this machine may be busy.
+//! `make bench`, and its script once more over what that measured: one measurement of the real program, its record and page,
+//! and the verdict on what must be reached. No figure is held against a bar here: this machine may be busy.
 
 use std::{
     fs,
@@ -23,6 +23,19 @@ fn bench(out: &Path, options: &[&str]) -> Result<Output> {
     Ok(command.env_remove("GRAFTWORK_BENCH_DATA").args(["--runs", "1", "--rows", "64"]).args(options).output()?)
 }
 
+/// The same by make, with programs and data that are there already.
+fn make_bench(out: &Path, options: &str) -> Result<Output> {
+    let programs = program().parent().context("a folder of programs")?.display().to_string();
+    let mut make = Command::new("make");
+    make.args(["--no-print-directory", "bench", "--assume-old=bench-programs", "--assume-old=data"]);
+    make.arg(format!("BENCH=--programs {programs} --out {} --runs 1 --rows 64 {options}", out.display()));
+    // Of a make that runs these tests.
+    for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "GRAFTWORK_BENCH_DATA"] {
+        make.env_remove(name);
+    }
+    Ok(make.current_dir(root()).output()?)
+}
+
 fn record(out: &Path) -> Result<Value> {
     Ok(serde_json::from_slice(&fs::read(out.join("record.json"))?)?)
 }
@@ -35,7 +48,7 @@ fn row<'a>(record: &'a Value, name: &str) -> Result<&'a Value> {
 fn measured_is_recorded_and_judged() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let out = folder.path();
-    let done = bench(out, &["--only", "start"])?;
+    let done = make_bench(out, "--only start")?;
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     ensure!(done.status.success(), "{said}");
     ensure!(said.contains("the sets of `make data`, not the suite's own"), "{said}");

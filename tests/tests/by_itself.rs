@@ -94,6 +94,9 @@ fn a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_int
 
     let (first, second) = (json(&night(1, "night.json"))?, json(&night(2, "night.json"))?);
     ensure!(first["resumed"] == 0 && second["resumed"] == 1, "{} {}", first["resumed"], second["resumed"]);
+    ensure!(first["shared"] == true && second["shared"] == true, "their workers serve other jobs too");
+    let costs = json(&night(1, "nightly.json"))?["costs"].to_string();
+    ensure!(costs.contains("the night: core-seconds") && !costs.contains("the night: wall seconds"), "{costs}");
     let recovery = &second["recoveries"][0];
     ensure!(recovery["lost"] == "coordinator" && recovery["seconds"].as_f64().is_some(), "{}", second["recoveries"]);
     ensure!(second["began_ms"].as_u64() >= first["ended_ms"].as_u64(), "one night at a time");

@@ -10,7 +10,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use graftwork_shared::event::EventKind;
 use graftwork_tests::{Run, World, program};
 use parquet::file::reader::{FileReader as _, SerializedFileReader};
@@ -153,6 +153,8 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     assert!(page.contains("Rows whose answers got worse") && !page.contains("<script"), "self-contained");
     let junit = read(&folder.join("000002/junit.xml"))?;
     assert!(junit.contains("failures=\"2\"") && junit.contains("name=\"topic accuracy\">\n    <failure"), "{junit}");
+    let [tests, failures, cases, failed] = counted(&folder.join("000002/junit.xml"))?;
+    assert_eq!((tests, failures, failed), (cases, 2, 2), "{junit}");
     assert!(read(&folder.join("000002/nightly.md"))?.contains("| topic accuracy |"));
     assert!(read(&folder.join("000002/nightly.md"))?.contains(&format!("- row {}: `{text}`;", flipped[0]["row"])));
     let posted = heard.join().expect("the listener ends")?;
@@ -161,8 +163,26 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
         (&"regressed".into(), &"topic".into()),
         "{posted}"
     );
+    assert_eq!(posted["text"], "Small nightly, night 2 against night 1: REGRESSED: topic");
+    let (first, lists) = (&posted["regressions"][0], [&posted["regressions"][0]["commits"], &posted["problems"]]);
+    let repeat = first["repeat"].as_str().context("how it is repeated")?;
+    assert!(repeat.ends_with("--repeat 2:topic") && first["verdict"].is_string(), "{posted}");
+    // No night names a commit here, so there is nothing to look for among them.
+    assert!(first["bisect"].is_null() && lists.iter().all(|list| list.is_array()), "{posted}");
 
     look_again(&world)
+}
+
+/// What a reader of XML counts in a file of JUnit's: tests and failures as it says, then its cases and those that failed.
+fn counted(path: &Path) -> Result<[u64; 4]> {
+    let count = "import sys, xml.etree.ElementTree as tree; suite = tree.parse(sys.argv[1]).getroot(); \
+                 print(suite.get('tests'), suite.get('failures'), len(suite.findall('testcase')), \
+                 len(suite.findall('testcase/failure')))";
+    let Output { status, stdout, stderr } = Command::new("python3").args(["-c", count]).arg(path).output()?;
+    ensure!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+    let said = String::from_utf8(stdout)?;
+    let numbers = said.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    <[u64; 4]>::try_from(numbers).map_err(|numbers| anyhow!("{numbers:?} are not four numbers"))
 }
 
 /// Spoils one byte in the middle of a file.
@@ -204,6 +224,7 @@ fn changed_rows_and_damaged_files_stop_no_night() -> Result<()> {
     assert!(said.contains("changed since this job was planned: night 1 starts over"), "{said}");
     let first: Value = serde_json::from_str(&read(&nights.join("000001/night.json"))?)?;
     assert_eq!((first["resumed"].as_u64(), &first["recoveries"]), (Some(0), &Value::Array(Vec::new())), "{first}");
+    assert_eq!(first["shared"], false, "its workers are its own");
     let page = read(&nights.join("000001/nightly.html"))?;
     let training = page.split("id=\"training\"").nth(1).context("the page tells how it was trained")?;
     assert!(training.contains("validation accuracy of topic") && training.contains("mean attention of mood_fused"));
@@ -271,7 +292,11 @@ fn look_again(world: &World) -> Result<()> {
     let said = expect(&nightly(world, &["--compare", "2", "--against", "1"], "")?, 0);
     assert!(said.contains("regressions, all of them expected") && said.contains("counted from one"), "{said}");
     write_job(world, "[nightly.expected.topic]\ncost = \"a reason for something else\"\n")?;
-    expect(&nightly(world, &["--compare", "2"], "")?, 1);
+    let output = nightly(world, &["--compare", "2", "--output", "json"], "")?;
+    expect(&output, 1);
+    let printed: Value = serde_json::from_slice(&output.stdout)?;
+    let written: Value = serde_json::from_str(&read(&world.path().join("history/compared/nightly.json"))?)?;
+    assert_eq!((named(&printed)?, &printed), (vec!["topic".to_owned()], &written));
 
     // The printed command repeats exactly that measurement.
     let said = expect(&nightly(world, &["--repeat", "2:topic"], "")?, 0);

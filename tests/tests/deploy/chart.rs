@@ -62,6 +62,9 @@ impl Nights {
     }
 }
 
+/// Where a container's own rights are told, beside those of its pod.
+const IN_THE_CONTAINER: &str = "readOnlyRootFilesystem: true";
+
 /// The check itself: each change takes away something that it must miss.
 pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -69,8 +72,11 @@ pub(crate) fn a_chart_that_is_wrong_is_found_out() -> Result<()> {
     let copied = Command::new("cp").arg("-r").arg(root().join("deploy/helm/graftwork")).arg(&chart).status()?;
     ensure!(copied.success(), "the chart cannot be copied");
     for (file, right, wrong, problem) in [
-        ("_helpers.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFilesystem: false", "its root can be written"),
-        ("_helpers.tpl", "runAsNonRoot: true", "runAsNonRoot: false", "may run as root"),
+        ("_helpers.tpl", IN_THE_CONTAINER, "readOnlyRootFilesystem: false", "its root can be written"),
+        ("_helpers.tpl", "runAsNonRoot: true", "runAsNonRoot: false", "the pod may run as root"),
+        ("_helpers.tpl", IN_THE_CONTAINER, "runAsUser: 0\n  readOnlyRootFilesystem: true", "its pod may not"),
+        ("_helpers.tpl", IN_THE_CONTAINER, "privileged: true\n  readOnlyRootFilesystem: true", "its pod may not"),
+        ("_helpers.tpl", "drop: [ALL]", "drop: [ALL], add: [SYS_ADMIN]", "it adds privileges"),
         ("workers.yaml", "livenessProbe:", "readinessProbe2:", "no livenessProbe"),
         (
             "workers.yaml",

@@ -78,6 +78,7 @@ fn main() -> ExitCode {
         trial("metrics_are_guarded", None, metrics::metrics_are_guarded),
         trial("one_trace_goes_from_submission_to_release", tools, traces::one_trace_goes_through),
         trial("the_next_coordinator_goes_on_with_the_trace", tools, traces::the_next_coordinator_goes_on),
+        trial("what_a_group_says_stands_in_the_trace", tools, traces::a_group_stands_in_the_trace),
         trial("a_state_is_put_aside_and_brought_back", None, backup::a_state_is_put_aside_and_brought_back),
         trial("of_an_old_job_only_its_releases_stay", None, retention::of_an_old_job_only_its_releases_stay),
         trial("the_store_of_this_version_is_written", unasked, stores::the_store_of_this_version_is_written),

@@ -31,9 +31,14 @@ pub(crate) fn lacks() -> Option<&'static str> {
 fn pack(to: &Path) -> Result<PathBuf> {
     // Those of the tree: building them once more takes half an hour.
     let built = root().join("target/release");
-    let mut command = Command::new("python3");
-    command.arg(root().join("scripts/release.py")).arg("--to").arg(to).arg("--programs").arg(built);
-    let output = command.output()?;
+    let mut make = Command::new("make");
+    make.args(["--no-print-directory", "release"]).current_dir(root());
+    make.arg(format!("RELEASE=--to {} --programs {}", to.display(), built.display()));
+    // Of a make that runs these tests.
+    for name in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL"] {
+        make.env_remove(name);
+    }
+    let output = make.output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(PathBuf::from(String::from_utf8(output.stdout)?.trim()))
 }
@@ -169,7 +174,10 @@ fn packed_elsewhere_it_is_the_same(archive: &Path) -> Result<()> {
 fn the_contents_are_whole(unpacked: &Path) -> Result<()> {
     for name in [
         "LICENSE-MIT",
+        "LICENSE-APACHE",
         "THIRD-PARTY.txt",
+        "licences/libgomp-GPL-3.txt",
+        "licences/libgomp-GCC-exception-3.1.txt",
         "completions/graftwork.bash",
         "completions/_graftwork",
         "completions/graftwork.fish",
@@ -190,12 +198,34 @@ fn the_contents_are_whole(unpacked: &Path) -> Result<()> {
     {
         ensure!(sums.lines().any(|line| line.ends_with(&format!("  {name}"))), "SHA256SUMS does not have {name}");
     }
+    every_licence_is_in(unpacked)?;
     the_sbom_tells(&unpacked.join("sbom.cdx.json"), unpacked)?;
     for name in ["graftwork", "graftwork-worker"] {
         let bytes = fs::read(unpacked.join("bin").join(name))?;
         let has = |text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
         ensure!(!has("/../.graftwork/libtorch"), "{name} looks for libtorch where it was built");
     }
+    Ok(())
+}
+
+/// Whatever is of others has the text of its licence, also where its own package carries none.
+fn every_licence_is_in(unpacked: &Path) -> Result<()> {
+    let mut texts = Vec::new();
+    for entry in fs::read_dir(unpacked.join("licences"))? {
+        let entry = entry?;
+        ensure!(entry.metadata()?.len() > 0, "{} is empty", entry.path().display());
+        texts.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    let told = fs::read_to_string(unpacked.join("THIRD-PARTY.txt"))?;
+    // `tonic 0.14.9: MIT` has a file whose name begins with `tonic-0.14.9-`, and `libgomp, …` one with `libgomp-`.
+    let named = told.lines().filter_map(|line| line.split([',', ':']).next());
+    let lacking: Vec<&str> = named
+        .filter(|name| {
+            let begins = format!("{}-", name.replace(' ', "-"));
+            !texts.iter().any(|text| text.starts_with(&begins))
+        })
+        .collect();
+    ensure!(told.lines().count() > 100 && lacking.is_empty(), "no text of the licences of {lacking:?}");
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use graftwork_tests::{Run, World};
+use graftwork_tests::{Run, Story, World};
 use serde::Deserialize;
 
 use crate::{
@@ -172,6 +172,37 @@ fn connected(spans: &[Span]) -> Result<()> {
     ensure!(roots == ["submit"], "roots: {roots:?}");
     let lost: Vec<_> = spans.iter().filter(|s| !s.parent.is_empty() && !known.contains(s.parent.as_str())).collect();
     ensure!(lost.is_empty(), "spans without their parent: {lost:?}");
+    Ok(())
+}
+
+/// A group of two, one of which is told to end while both train: what members say and are told stands in the trace too.
+pub(crate) fn a_group_stands_in_the_trace() -> Result<()> {
+    let traced = Traced::new()?;
+    traced.world.long_job("job.toml", &traced.hub(), "[resources]\ngang = 2\n")?;
+    let (_coordinator, _first, mut second) = (traced.coordinator()?, traced.worker()?, traced.worker()?);
+    let job = traced.submit()?;
+    let (mut watch, mut story) = (Run::watch(&socket(traced.folder()), &job)?, Story::default());
+    loop {
+        let event = watch.next_event()?.context("the job ended before two workers trained together")?;
+        story.note(&event)?;
+        if story.together(&event).is_some() {
+            break;
+        }
+    }
+    second.terminate()?;
+    // Later stages want two again.
+    let _third = traced.worker()?;
+    watch.finish(0)?;
+    let end = job_of(&traced.receiver)?;
+    for (service, name) in [
+        ("graftwork-coordinator", "message prepared"),
+        ("graftwork-worker", "message form"),
+        ("graftwork-coordinator", "message released"),
+    ] {
+        let is_it = |span: &Span| span.service == service && span.name == name && span.trace == end.trace;
+        let told = until(Duration::from_secs(5), || spans(&traced.receiver).into_iter().find(is_it));
+        told.with_context(|| format!("no span {name} of {service} stands in the trace of the job"))?;
+    }
     Ok(())
 }
 
