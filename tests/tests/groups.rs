@@ -194,7 +194,7 @@ fn a_follower_that_becomes_slow_hands_lanes_over_and_the_bytes_are_the_same() ->
     let (uneven, story) = run_job(&world, &mut cluster, (2, &often), |event, story, _| {
         if let EventKind::GroupFormed { members, reason, .. } = &event.kind {
             let hands_over = |(follower, _): &mut (WorkerId, Slowed)| {
-                members.contains(follower) && reason.starts_with(&format!("lanes move: {follower} takes "))
+                members.contains(follower) && reason.starts_with("lanes move: ")
             };
             moved |= slowed.take_if(hands_over).is_some();
         } else if let Some(members) = of_fusion(event, story)

@@ -170,6 +170,9 @@ fn nights_dealt_out_of_trained_models_name_anything_at_most_as_often_as_stated()
     }
     let rate = f64::from(named) / f64::from(NIGHTS);
     println!("{rate:.4} of {NIGHTS} nights without a change name anything");
-    ensure!(rate <= settings.false_alarm, "{rate} of {NIGHTS} nights without a change name anything");
+    // As many as chance gives to a rate of just so much, twice its standard error above it.
+    let allowed =
+        settings.false_alarm + 2.0 * (settings.false_alarm * (1.0 - settings.false_alarm) / f64::from(NIGHTS)).sqrt();
+    ensure!(rate <= allowed, "{rate} of {NIGHTS} nights without a change name anything");
     Ok(())
 }

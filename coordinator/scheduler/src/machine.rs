@@ -42,8 +42,8 @@ pub struct Policy {
     pub backoff_ms: u64,
     /// Longest wait between attempts.
     pub backoff_most_ms: u64,
-    /// A stage with fewer updates left, or only one, and fewer tokens in them than `grow_tokens` gets no further worker:
-    /// loading would cost more than it brings.
+    /// A stage gets a further worker with so many updates left, or with two that hold `grow_tokens` tokens: with less, loading
+    /// would cost more than it brings.
     pub grow_steps: u64,
     /// See `grow_steps`; a processor of two cores takes some seconds for so many.
     pub grow_tokens: u64,

@@ -230,7 +230,7 @@ impl Scheduler {
                 let members: Vec<String> = members.map(|worker| format!("{worker} ({})", place(worker))).collect();
                 let total = stage.total_steps;
                 let away = match self.workers.get(worker).and_then(Worker::kept_because) {
-                    Some(reason) => format!("; {reason}, and nobody else could have it, so {worker} keeps it"),
+                    Some(reason) => format!("; {reason}, so {worker} keeps it"),
                     None => String::new(),
                 };
                 format!("runs on {}; step {checkpoint_step} of {total} is safe{away}", members.join(", "))

@@ -46,8 +46,8 @@ pub(crate) struct Worker {
     pub(crate) predicted_bytes: u64,
     /// Its connection broke, or it was silent for too long.
     pub(crate) apart: Option<Apart>,
-    /// It would have been given up, but nothing was to be won; looked at again then.
-    pub(crate) kept_until_ms: Option<u64>,
+    /// It would have been given up, but for this; looked at again then.
+    pub(crate) kept: Option<(Kept, u64)>,
 }
 
 /// How far apart a worker's heartbeats arrive, as a moving mean and a moving mean of what they differ from it by (the
@@ -101,8 +101,31 @@ impl Lateness {
 /// so several beats in a row were lost by then.
 const ROUND_TRIPS: u64 = 10;
 
-/// How often it is looked again whether a worker that is out of reach keeps what it holds.
+/// Why a worker that is out of reach keeps what it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// It trains alone, and no other worker could hold that.
+    NobodyElse,
+    /// So it is for all: it is the coordinator that is cut off.
+    NobodyHeard,
+    /// The first of them is heard again; the rest gets as long as behind a restart of the coordinator.
+    OthersBack,
+}
+
+impl Kept {
+    fn wait_ms(self, policy: &Policy) -> u64 {
+        match self {
+            Self::NobodyElse | Self::NobodyHeard => KEPT_MS,
+            Self::OthersBack => policy.return_ms,
+        }
+    }
+}
+
+/// How often it is looked again whether a worker keeps what it holds.
 const KEPT_MS: u64 = 250;
+
+/// For so long a worker trains on without its coordinator.
+const MOST_KEPT_MS: u64 = 24 * 3_600_000;
 
 /// Workers that are looked at for one that was heard of.
 const MOST_LOOKED_AT: usize = 64;
@@ -143,14 +166,19 @@ impl Worker {
             lateness: Lateness::default(),
             predicted_bytes: 0,
             apart: None,
-            kept_until_ms: None,
+            kept: None,
         }
     }
 
-    /// Why it would have been given up, had there been anything to win.
-    pub(crate) fn kept_because(&self) -> Option<&str> {
-        let apart = self.apart.as_ref().filter(|_| self.kept_until_ms.is_some())?;
-        Some(&apart.reason)
+    /// What is said of one that keeps what it holds though it is out of reach.
+    pub(crate) fn kept_because(&self) -> Option<String> {
+        let (apart, (why, _)) = (self.apart.as_ref()?, self.kept?);
+        let why = match why {
+            Kept::NobodyElse => "nobody else could have it",
+            Kept::NobodyHeard => "nobody at all is heard of",
+            Kept::OthersBack => "others are just coming back",
+        };
+        Some(format!("{}, and {why}", apart.reason))
     }
 
     /// Whether new work may go to it.
@@ -161,7 +189,7 @@ impl Worker {
     /// Whoever speaks is here, also if the end of an earlier connection was told after the next one began.
     pub(crate) fn heard(&mut self, now_ms: u64) {
         self.seen_ms = now_ms;
-        (self.apart, self.kept_until_ms) = (None, None);
+        (self.apart, self.kept) = (None, None);
         self.lateness.on_word();
     }
 
@@ -169,7 +197,7 @@ impl Worker {
     pub(crate) fn deadline_ms(&self, policy: &Policy) -> u64 {
         let silence = self.seen_ms + self.lateness.silence_ms(policy);
         let due = self.apart.as_ref().map_or(silence, |apart| silence.min(apart.until_ms(policy)));
-        self.kept_until_ms.map_or(due, |until| due.max(until))
+        self.kept.map_or(due, |(_, until_ms)| due.max(until_ms))
     }
 }
 
@@ -252,7 +280,7 @@ impl Scheduler {
         let Some(known) = self.workers.get(&worker) else { return };
         if holds && !known.draining && !known.info.key.is_empty() && self.policy.grace_ms > 0 {
             let apart = Apart { since_ms: self.now_ms, reason, since_restart: false };
-            self.edit_worker(worker, |known| known.apart = Some(apart));
+            self.edit_worker(worker, |known| (known.apart, known.kept) = (Some(apart), None));
         } else {
             self.remove_worker(worker, &reason);
         }
@@ -290,6 +318,12 @@ impl Scheduler {
         let was_apart = known.apart.is_some();
         known.heard(self.now_ms);
         if was_apart {
+            // Whoever was asked for its place meanwhile did not hear of it.
+            for (_, lease) in self.held_by(worker) {
+                if self.was_asked_back(worker, lease) {
+                    self.edit_group(lease, |group| group.asked_back.remove(&worker));
+                }
+            }
             self.seat(worker);
         } else {
             let deadline_ms = known.deadline_ms(&self.policy);
@@ -332,13 +366,16 @@ impl Scheduler {
         }
     }
 
-    /// Gives up workers that were silent, or apart, for too long, unless nobody else could have what they hold.
+    /// Gives up workers that were silent, or apart, for too long, unless they keep what they hold.
     pub(crate) fn expire(&mut self) {
         let over = self.board.fleet.deadlines.range(..=(self.now_ms, WorkerId(u64::MAX)));
         let over: BTreeSet<WorkerId> = over.map(|(_, worker)| *worker).collect();
-        let apart = |id: WorkerId| self.workers.get(&id).and_then(|worker| worker.apart.clone());
-        let over: Vec<(WorkerId, Option<Apart>)> = over.into_iter().map(|id| (id, apart(id))).collect();
-        for (worker, apart) in over {
+        if over.is_empty() {
+            return;
+        }
+        let hears_nobody = self.hears_nobody();
+        for worker in over {
+            let apart = self.workers.get(&worker).and_then(|known| known.apart.as_ref());
             let reason = apart.map_or_else(
                 || format!("it was silent for {} ms", self.silence_ms(worker)),
                 |apart| format!("{}, and it did not come back", apart.reason),
@@ -346,9 +383,9 @@ impl Scheduler {
             // It takes no work any more, so whoever does is another.
             let apart = Apart { since_ms: self.now_ms, reason: reason.clone(), since_restart: false };
             self.edit_worker(worker, |known| known.apart = known.apart.take().or(Some(apart)));
-            if self.is_kept(worker) {
-                let kept_until_ms = Some(self.now_ms + KEPT_MS);
-                self.edit_worker(worker, |known| known.kept_until_ms = kept_until_ms);
+            let kept = self.why_kept(worker, hears_nobody).map(|why| (why, self.now_ms + why.wait_ms(&self.policy)));
+            if kept.is_some() {
+                self.edit_worker(worker, |known| known.kept = kept);
                 continue;
             }
             self.out.commands.push(Command::Disconnect { worker, reason: reason.clone() });
@@ -356,20 +393,34 @@ impl Scheduler {
         }
     }
 
-    /// Whether a worker that is out of reach keeps what it holds: it may come back, and nothing would be won without it.
-    fn is_kept(&self, worker: WorkerId) -> bool {
-        let held = self.held_by(worker);
-        let Some(known) = self.workers.get(&worker) else { return false };
+    /// Why a worker that is out of reach keeps what it holds, if it does.
+    fn why_kept(&self, worker: WorkerId, hears_nobody: bool) -> Option<Kept> {
+        let (known, held) = (self.workers.get(&worker)?, self.held_by(worker));
+        let may_return = !known.info.key.is_empty() && !known.draining && self.policy.grace_ms > 0;
         // Whom an earlier coordinator knew may be gone since long: what nobody here could have waits and says why.
-        let is_of_before = known.apart.as_ref().is_some_and(|apart| apart.since_restart);
-        if held.is_empty() || is_of_before || known.draining || known.info.key.is_empty() || self.stopping.is_some() {
-            return false;
+        let lately = |apart: &Apart| !apart.since_restart && self.now_ms < apart.since_ms + MOST_KEPT_MS;
+        if held.is_empty() || !may_return || self.stopping.is_some() || !known.apart.as_ref().is_some_and(lately) {
+            return None;
         }
-        self.hears_nobody() || held.iter().all(|(key, lease)| self.is_irreplaceable(worker, key, *lease))
+        let soon = (self.now_ms + KEPT_MS, WorkerId(u64::MAX));
+        let is_one_of_many = self.board.fleet.deadlines.range(..=soon).nth(1).is_some();
+        if hears_nobody && is_one_of_many {
+            return Some(Kept::NobodyHeard);
+        }
+        if held.iter().all(|(key, lease)| self.is_irreplaceable(worker, key, *lease)) {
+            return Some(Kept::NobodyElse);
+        }
+        let was_deaf = known.kept.is_some_and(|(why, _)| why == Kept::NobodyHeard);
+        match (hears_nobody, was_deaf) {
+            (true, _) => Some(Kept::NobodyHeard),
+            (false, true) => Some(Kept::OthersBack),
+            (false, false) => None,
+        }
     }
 
     /// Whether none of the workers that count as here was heard of lately. Then it is this coordinator that is cut off.
-    fn hears_nobody(&self) -> bool {
+    fn hears_nobody(&mut self) -> bool {
+        self.count(MOST_LOOKED_AT.min(self.workers.len()));
         let lately_ms = self.now_ms.saturating_sub(self.policy.silence_ms / 4);
         // Whoever was heard last is given up last.
         let last = self.board.fleet.deadlines.iter().rev().take(MOST_LOOKED_AT);

@@ -74,8 +74,8 @@ impl Servers {
                 Ok(Some(Bucket::open(url, keys.as_deref()).map_err(Failure::input)?))
             }
             None if needed => Err(Failure::input(anyhow!(
-                "a state in a database needs --blobs s3://BUCKET/PREFIX (or gs://, az://): the coordinator that takes over must find the \
-                 checkpoints and results there"
+                "a state in a database needs --blobs s3://BUCKET/PREFIX (or gs://, az://): the coordinator that takes over \
+                 must find the checkpoints and results there"
             ))),
             None => Ok(None),
         }

@@ -201,7 +201,7 @@ impl Scheduler {
         let Some(old) = self.board.fleet.seat(worker, seat) else { return };
         self.board.changes += 1;
         let now = self.board.fleet.seats.get(&worker);
-        let joined = |seat: Option<&Seat>| seat.map(|seat| (seat.takes_work, Arc::clone(&seat.arithmetic)));
+        let joined = |seat: Option<&Seat>| seat.map(|seat| (seat.takes_work, seat.stays, Arc::clone(&seat.arithmetic)));
         if joined(old.as_ref()) != joined(now) {
             let leases: Vec<LeaseId> =
                 self.workers.get(&worker).map(|known| known.leases.keys().copied().collect()).unwrap_or_default();
@@ -224,7 +224,7 @@ impl Scheduler {
             reached_on: known
                 .map_or_else(|| Arc::from(worker.info.reached_on.as_str()), |known| Arc::clone(&known.reached_on)),
             takes_work,
-            stays: !worker.draining,
+            stays: !worker.draining && worker.kept.is_none(),
             hold_bytes,
             room_bytes: left.filter(|_| free && takes_work),
             idle: takes_work && worker.leases.is_empty() && worker.info.slots > 0,

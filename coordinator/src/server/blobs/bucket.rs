@@ -53,8 +53,9 @@ impl Bucket {
         let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
         let prefix = Path::parse(prefix.trim_end_matches('/')).map_err(|error| wrong(&error.to_string()))?;
         if bucket.is_empty() || prefix.as_ref().is_empty() {
+            let bucket = if kind == Kind::Azure { "CONTAINER" } else { "BUCKET" };
             return Err(wrong(&format!(
-                "it needs a bucket and a prefix that nothing else uses: write {scheme}://BUCKET/PREFIX"
+                "it needs a bucket and a prefix that nothing else uses: write {scheme}://{bucket}/PREFIX"
             )));
         }
         let store = kind.open(bucket, keys, endpoint).map_err(|problem| wrong(&problem))?;

@@ -129,7 +129,10 @@ impl Kind {
             }
             Self::Azure => {
                 let form = || expects("ACCOUNT:ACCESS_KEY");
-                let (account, key) = keys.and_then(|keys| keys.split_once(':')).ok_or_else(form)?;
+                let (account, key) = keys
+                    .and_then(|keys| keys.split_once(':'))
+                    .filter(|(account, key)| !account.is_empty() && !key.is_empty())
+                    .ok_or_else(form)?;
                 let builder = MicrosoftAzureBuilder::new().with_account(account).with_access_key(key);
                 let mut builder = builder.with_container_name(bucket).with_client_options(options).with_retry(retry);
                 if let Some(endpoint) = endpoint {

@@ -358,7 +358,7 @@ fn plain_http_beyond_this_machine_is_refused() {
         let error = at(endpoint).unwrap_err().to_string();
         assert!(error.contains("plain HTTP beyond this machine") && error.contains("AWS_ALLOW_HTTP=true"), "{error}");
         let error = Bucket::open_at("gs://bucket/prefix", None, Some(endpoint)).unwrap_err().to_string();
-        assert!(error.contains("plain HTTP beyond this machine") && error.contains("ALLOW_HTTP=true"), "{error}");
+        assert!(error.contains("plain HTTP beyond this machine") && error.contains("set ALLOW_HTTP=true"), "{error}");
     }
     for endpoint in ["http://127.0.0.1:8333", "http://localhost", "http://[::1]:8333/", "https://store.example"] {
         at(endpoint).unwrap();
