@@ -203,7 +203,7 @@ def make_bucket(bucket):
     problem = None
     for _ in range(600):
         try:
-            urllib.request.urlopen(bucket)
+            urllib.request.urlopen(bucket, timeout=5)
             return
         except OSError as error:
             problem = error
