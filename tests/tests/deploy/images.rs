@@ -286,7 +286,7 @@ pub(crate) fn the_images_build_and_run_a_job() -> Result<()> {
     };
     let connected = || {
         let (_, text) = get("127.0.0.1:9464", "/metrics", "").ok()?;
-        text.contains("graftwork_workers{state=\"connected\"} 2\n").then_some(())
+        text.contains("graftwork_workers{state=\"connected\"} 2.0\n").then_some(())
     };
     until(Duration::from_mins(1), connected).with_context(|| format!("two workers never came: {}", said()))?;
     for address in ["127.0.0.1:9465", "127.0.0.1:9466"] {
