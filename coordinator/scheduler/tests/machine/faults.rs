@@ -19,22 +19,22 @@ fn one() -> Plan {
 }
 
 /// A worker with a key of its own.
-fn keyed(key: &str) -> WorkerInfo {
+pub(crate) fn keyed(key: &str) -> WorkerInfo {
     WorkerInfo { key: key.to_owned(), ..info(1) }
 }
 
 /// Submits a job of one stage to one worker; gives the worker and its lease.
-fn working(machine: &mut Machine) -> (JobId, WorkerId, LeaseId) {
+pub(crate) fn working(machine: &mut Machine) -> (JobId, WorkerId, LeaseId) {
     let job = machine.submit(&one());
     let (worker, commands) = machine.join(keyed("k"));
     (job, worker, assigned(&commands)[0].2)
 }
 
-fn lose_link(machine: &mut Machine, worker: WorkerId) -> Vec<Command> {
+pub(crate) fn lose_link(machine: &mut Machine, worker: WorkerId) -> Vec<Command> {
     machine.apply(Event::LinkLost { worker, reason: "connection reset".to_owned() })
 }
 
-fn come_back(machine: &mut Machine, info: WorkerInfo, leases: Vec<LeaseId>) -> Vec<Command> {
+pub(crate) fn come_back(machine: &mut Machine, info: WorkerInfo, leases: Vec<LeaseId>) -> Vec<Command> {
     machine.apply(Event::WorkerJoined { session: 2, info, leases })
 }
 
@@ -46,11 +46,11 @@ fn assignment(commands: &[Command]) -> &Assignment {
     assignments.next().unwrap()
 }
 
-fn failures(machine: &Machine, job: &JobId) -> usize {
+pub(crate) fn failures(machine: &Machine, job: &JobId) -> usize {
     machine.scheduler.explain(job).unwrap().stages[0].failures.len()
 }
 
-fn told(commands: &[Command]) -> Vec<&EventKind> {
+pub(crate) fn told(commands: &[Command]) -> Vec<&EventKind> {
     let told = commands.iter().filter_map(|command| match command {
         Command::Tell { kind, .. } => Some(kind),
         _ => None,
@@ -161,94 +161,6 @@ fn a_worker_that_does_not_come_back_in_time_was_killed_and_that_counts() {
     assert!(!commands.contains(&Command::Welcome { session: 2, worker }));
     let late = machine.apply(Event::Heartbeat { worker: WorkerId(worker.0 + 2), leases: vec![lease] });
     assert_eq!(fenced(&late), [lease]);
-}
-
-/// What `explain` says of the only stage.
-fn explained(machine: &Machine, job: &JobId) -> String {
-    machine.scheduler.explain(job).unwrap().to_string()
-}
-
-#[test]
-fn a_worker_that_nobody_could_replace_keeps_its_leases_and_its_late_result_counts() {
-    let broken = |machine: &mut Machine, worker| drop(lose_link(machine, worker));
-    let silent = |_: &mut Machine, _| {};
-    for lose in [&broken as &dyn Fn(&mut Machine, WorkerId), &silent] {
-        let mut machine = Machine::new();
-        let (job, worker, lease) = working(&mut machine);
-        lose(&mut machine, worker);
-        assert!(!explained(&machine, &job).contains("keeps it"));
-        for _ in 0..600 {
-            assert!(told(&machine.after(500, Event::Tick)).is_empty(), "it is not gone");
-            let next_ms = machine.scheduler.next_deadline().unwrap();
-            assert!(next_ms > machine.now_ms, "nobody is woken in vain");
-        }
-        assert_eq!(failures(&machine, &job), 0);
-        let words = format!("nobody else could have it, so {worker} keeps it");
-        assert!(explained(&machine, &job).contains(&words), "{}", explained(&machine, &job));
-        let commands = come_back(&mut machine, keyed("k"), vec![lease]);
-        assert_eq!(commands, [Command::Welcome { session: 2, worker }]);
-        assert!(!explained(&machine, &job).contains("keeps it"));
-        let commands = machine.finish((worker, lease), result("a", 100, 0.9));
-        assert!(commands.contains(&Command::Accept { worker, lease, step: 100 }));
-    }
-}
-
-#[test]
-fn a_worker_is_kept_until_somebody_comes_who_could_have_its_stage() {
-    let mut machine = Machine::new();
-    let (job, worker, lease) = working(&mut machine);
-    machine.checkpoint((worker, lease), 50);
-    lose_link(&mut machine, worker);
-    machine.after(20_000, Event::Tick);
-    let beat = |machine: &mut Machine, other| {
-        machine.after(1_000, Event::Heartbeat { worker: other, leases: Vec::new() });
-        failures(machine, &job)
-    };
-    let (avx512, _) = machine.join(WorkerInfo { class: class("avx512"), ..keyed("of another class") });
-    assert_eq!(beat(&mut machine, avx512), 0);
-    let (small, _) = machine.join(WorkerInfo { memory_bytes: 1 << 10, ..keyed("of too little memory") });
-    assert_eq!(beat(&mut machine, small), 0);
-    let (other, _) = machine.join(keyed("suited"));
-    assert_eq!(beat(&mut machine, other), 1);
-    let commands = machine.after(1_000, Event::Tick);
-    assert_eq!(
-        assigned(&commands).into_iter().map(|(stage, worker, _)| (stage, worker)).collect::<Vec<_>>(),
-        [("a".to_owned(), other)]
-    );
-    let commands = come_back(&mut machine, keyed("k"), vec![lease]);
-    assert!(!commands.contains(&Command::Welcome { session: 2, worker }));
-}
-
-#[test]
-fn a_coordinator_that_hears_nobody_gives_nobody_up_who_holds_something() {
-    let mut machine = Machine::new();
-    let job = machine.submit(&plan("two", vec![stage("a", &[], 100), stage("b", &[], 100)]));
-    let held: Vec<_> = ["k", "l"].map(|key| machine.join(keyed(key)).1).iter().flat_map(|all| assigned(all)).collect();
-    let (idle, _) = machine.join(keyed("idle"));
-    // Their last words came at different times, the idle one's last of all.
-    for (_, worker, lease) in &held {
-        machine.after(700, Event::Heartbeat { worker: *worker, leases: vec![*lease] });
-    }
-    machine.after(700, Event::Heartbeat { worker: idle, leases: Vec::new() });
-    for _ in 0..60 {
-        machine.after(500, Event::Tick);
-    }
-    let here: Vec<WorkerId> = machine.scheduler.workers().into_iter().map(|known| known.id).collect();
-    assert_eq!(here, [held[0].1, held[1].1], "the idle one has nothing to keep");
-    assert_eq!(failures(&machine, &job), 0);
-    assert!(explained(&machine, &job).contains("nobody at all is heard of"), "{}", explained(&machine, &job));
-    // One is heard again. The other one may take some seconds more to be back; then it is away, and what it has waits for room.
-    let beat = Event::Heartbeat { worker: held[0].1, leases: vec![held[0].2] };
-    machine.apply(beat.clone());
-    let return_ms = machine.scheduler.policy().return_ms;
-    for _ in 0..return_ms / 500 {
-        machine.after(500, beat.clone());
-        assert_eq!(machine.scheduler.workers().len(), 2);
-    }
-    machine.after(500, beat);
-    let here: Vec<WorkerId> = machine.scheduler.workers().into_iter().map(|known| known.id).collect();
-    assert_eq!(here, [held[0].1]);
-    assert!(matches!(machine.state_of(&job, &held[1].0), StageState::Ready { .. }));
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod group;
 mod groups;
 mod histories;
 mod history;
+mod kept;
 mod limit;
 mod memory;
 mod pace;
