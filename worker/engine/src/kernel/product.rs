@@ -82,7 +82,7 @@ pub(crate) fn product_once(
     while column + HALF <= columns {
         let halves = (columns - column).div_euclid(HALF).min(2);
         let values = right.values.get(column..).unwrap_or(&[]);
-        for (row, height) in instructions.tiles(rows) {
+        for (row, height) in instructions.tiles(rows, halves) {
             let factors = Factors { left: left.below(row), right: values, right_row: right.row, sums, ahead: &[] };
             tile(
                 instructions,
@@ -117,9 +117,15 @@ fn run(instructions: Instructions, left: Left, rows: usize, right: &Panels, star
     }
     // Rows that stay in the cache while all panels pass by.
     let chunk = (CHUNK / sums.max(1) / TALLEST).max(2) * TALLEST;
+    let block = instructions.block().min(sums.max(1));
     for first in (0..rows).step_by(chunk) {
+        let rows = first..rows.min(first + chunk);
         for panel in 0..columns.div_ceil(WIDE) {
-            run_panel(instructions, left, first..rows.min(first + chunk), (right, panel), start, out);
+            for term in (0..sums.max(1)).step_by(block) {
+                let start = if term == 0 { start } else { Start::Out };
+                let terms = term..sums.min(term + block);
+                run_panel(instructions, left, rows.clone(), (right, panel, terms), start, out);
+            }
         }
     }
 }
@@ -134,21 +140,25 @@ fn run_panel(
     instructions: Instructions,
     left: Left,
     rows: Range<usize>,
-    (right, panel): (&Panels, usize),
+    (right, panel, terms): (&Panels, usize, Range<usize>),
     start: Start,
     out: &mut [f32],
 ) {
-    let (sums, columns) = (right.sums(), right.columns());
+    let (sums, columns) = (terms.len(), right.columns());
     let column = panel * WIDE;
     let width = WIDE.min(columns - column);
-    // Each tile asks for its share of the next panel, so that few tiles wait for it.
+    let halves = width.div_ceil(HALF);
+    // Each tile asks for its share of what comes next, so that few tiles wait for it.
+    let (here, behind) = right.panel(panel)[terms.start * WIDE..].split_at(sums * WIDE);
     let last = columns.div_ceil(WIDE) - 1;
-    let next = if sums < LONG { &[] } else { right.panel(last.min(panel + 1)) };
-    for (row, height) in instructions.tiles(rows.len()) {
+    let next = if behind.is_empty() { right.panel(last.min(panel + 1)) } else { behind };
+    let next = if sums < LONG { &[] } else { &next[..next.len().min(sums * WIDE)] };
+    let left = left.from_term(terms.start);
+    for (row, height) in instructions.tiles(rows.len(), halves) {
         let ahead = &next[next.len() * row / rows.len()..next.len() * (row + height) / rows.len()];
         let row = rows.start + row;
         let at = row * columns + column;
-        let factors = Factors { left: left.below(row), right: right.panel(panel), right_row: WIDE, sums, ahead };
+        let factors = Factors { left: left.below(row), right: here, right_row: WIDE, sums, ahead };
         if width == WIDE {
             let from = match start {
                 Start::Zero => From::Here(&ZEROS, 0),
@@ -169,7 +179,6 @@ fn run_panel(
             };
             edge[..width].copy_from_slice(&begin[..width]);
         }
-        let halves = width.div_ceil(HALF);
         tile(instructions, [height, halves], factors, From::Out, (edge.as_flattened_mut(), WIDE));
         for (out, edge) in out[at..].chunks_mut(columns).zip(&edge[..height]) {
             out[..width].copy_from_slice(&edge[..width]);
@@ -184,12 +193,18 @@ const TALLEST: usize = 12;
 static ZEROS: [f32; WIDE] = [0.0; WIDE];
 
 impl Instructions {
-    /// First row and number of rows of each tile. Tiles are of about the same height: a last tile of one or two rows
-    /// would leave the adders idle.
-    fn tiles(self, rows: usize) -> impl Iterator<Item = (usize, usize)> {
+    /// Terms of a sum after which a tile lays its sums down and the next one begins. With vectors of 8 tiles are low, and
+    /// long panels would leave the nearest cache between two of them.
+    fn block(self) -> usize {
+        if self == Self::Avx2 { 384 } else { usize::MAX }
+    }
+
+    /// First row and number of rows of each tile of one or two halves. Tiles are of about the same height: a last tile of
+    /// one or two rows would leave the adders idle.
+    fn tiles(self, rows: usize, halves: usize) -> impl Iterator<Item = (usize, usize)> {
         let tallest = match self {
             Self::Avx512 => TALLEST,
-            Self::Avx2 => 6,
+            Self::Avx2 => 6 / halves,
             Self::Plain => 4,
         };
         let count = rows.div_ceil(tallest);
@@ -204,6 +219,11 @@ impl Left<'_> {
     fn check(&self, rows: usize, sums: usize) {
         let last = (rows - 1) * self.row + sums.saturating_sub(1) * self.column;
         assert!(sums == 0 || last < self.values.len(), "a left factor has all values that the product reads");
+    }
+
+    /// The factor from a term of its sums on.
+    fn from_term(self, term: usize) -> Self {
+        Self { values: self.values.get(term * self.column..).unwrap_or(&[]), ..self }
     }
 
     /// The factor from a row on.

@@ -71,7 +71,7 @@ unsafe fn tall<const HALVES: usize>(height: usize, tile: &Tile) {
 }
 
 /// # Safety
-/// As for [`avx512`], with AVX2 and FMA, and `height` 1 to 6.
+/// As for [`avx512`], with AVX2 and FMA, and `height` 1 to 6, or 1 to 3 if there are two halves.
 #[target_feature(enable = "avx2,fma")]
 pub(super) unsafe fn avx2(height: usize, halves: usize, tile: &Tile) {
     // SAFETY: what the caller promises for `height` rows and `halves` times 16 columns; these are the distances.
@@ -89,19 +89,18 @@ pub(super) unsafe fn avx2(height: usize, halves: usize, tile: &Tile) {
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn short<const PACKED: bool>(height: usize, halves: usize, tile: &Tile) {
-    for half in 0..halves {
-        let length = tile.ahead_length / halves;
-        let ahead = (tile.ahead.wrapping_add(half * length), length);
-        // SAFETY: what the caller promises for `height` rows; each half has 16 columns.
-        unsafe {
-            match height {
-                1 => narrow::<1, PACKED>(tile, 16 * half, ahead),
-                2 => narrow::<2, PACKED>(tile, 16 * half, ahead),
-                3 => narrow::<3, PACKED>(tile, 16 * half, ahead),
-                4 => narrow::<4, PACKED>(tile, 16 * half, ahead),
-                5 => narrow::<5, PACKED>(tile, 16 * half, ahead),
-                _ => narrow::<6, PACKED>(tile, 16 * half, ahead),
-            }
+    // SAFETY: what the caller promises for `height` rows.
+    unsafe {
+        match (halves, height) {
+            (1, 1) => narrow::<1, 2, PACKED>(tile),
+            (1, 2) => narrow::<2, 2, PACKED>(tile),
+            (1, 3) => narrow::<3, 2, PACKED>(tile),
+            (1, 4) => narrow::<4, 2, PACKED>(tile),
+            (1, 5) => narrow::<5, 2, PACKED>(tile),
+            (1, _) => narrow::<6, 2, PACKED>(tile),
+            (_, 1) => narrow::<1, 4, PACKED>(tile),
+            (_, 2) => narrow::<2, 4, PACKED>(tile),
+            (_, _) => narrow::<3, 4, PACKED>(tile),
         }
     }
 }
@@ -147,35 +146,50 @@ unsafe fn wide<const ROWS: usize, const HALVES: usize>(tile: &Tile) {
 /// Terms of a sum between two requests for what comes next.
 const STRIDE: usize = 4;
 
+/// Twelve sums, at most, beside the fewer of a term's factors and values: three rows of 32 columns ask for 7 values of
+/// memory for 12 multiply-adds, six of 16 columns for 8, of which six lie a row apart each.
+///
 /// # Safety
-/// As for [`short`], for `ROWS` rows of 16 columns from column `first` on.
+/// As for [`short`], for `ROWS` rows of `VECTORS` times 8 columns.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn narrow<const ROWS: usize, const PACKED: bool>(
-    tile: &Tile,
-    first: usize,
-    (mut ahead, length): (*const f32, usize),
-) {
-    let &Tile { mut left, row, column, right, right_row, sums, begin, begin_row, out, out_row, .. } = tile;
+unsafe fn narrow<const ROWS: usize, const VECTORS: usize, const PACKED: bool>(tile: &Tile) {
+    let &Tile { mut left, row, column, mut right, right_row, sums, begin, begin_row, out, out_row, .. } = tile;
+    let &Tile { mut ahead, ahead_length, .. } = tile;
     // Known distances are parts of the instructions.
     let (column, right_row) = if PACKED { (1, WIDE) } else { (column, right_row) };
-    let mut sum = [[_mm256_setzero_ps(); 2]; ROWS];
+    let mut sum = [[_mm256_setzero_ps(); VECTORS]; ROWS];
     // SAFETY: every address is one that the caller promises; `left` and `right` are not read behind the last sum.
     // What is only asked for may lie anywhere.
     unsafe {
-        let mut right = right.wrapping_add(first);
-        let step = if PACKED { length / (sums / STRIDE).max(1) } else { 0 };
+        let step = if PACKED { ahead_length / (sums / STRIDE).max(1) } else { 0 };
         for (line, sum) in sum.iter_mut().enumerate() {
-            let begin = begin.add(line * begin_row + first);
-            *sum = [_mm256_loadu_ps(begin), _mm256_loadu_ps(begin.add(8))];
-            _mm_prefetch::<_MM_HINT_ET0>(out.add(line * out_row + first).cast());
+            for (vector, sum) in sum.iter_mut().enumerate() {
+                *sum = _mm256_loadu_ps(begin.add(line * begin_row + 8 * vector));
+            }
+            for half in 0..VECTORS / 2 {
+                _mm_prefetch::<_MM_HINT_ET0>(out.add(line * out_row + 16 * half).cast());
+            }
         }
         let mut term = |left: *const f32, right: *const f32| {
-            let (low, high) = (_mm256_loadu_ps(right), _mm256_loadu_ps(right.add(8)));
-            for (line, sum) in sum.iter_mut().enumerate() {
-                let factor = _mm256_set1_ps(*left.add(line * row));
-                sum[0] = _mm256_fmadd_ps(factor, low, sum[0]);
-                sum[1] = _mm256_fmadd_ps(factor, high, sum[1]);
+            let factor = |line: usize| _mm256_set1_ps(*left.add(line * row));
+            let value = |vector: usize| _mm256_loadu_ps(right.add(8 * vector));
+            if ROWS < VECTORS {
+                let factors: [__m256; ROWS] = std::array::from_fn(factor);
+                for vector in 0..VECTORS {
+                    let value = value(vector);
+                    for (sum, factor) in sum.iter_mut().zip(factors) {
+                        sum[vector] = _mm256_fmadd_ps(factor, value, sum[vector]);
+                    }
+                }
+            } else {
+                let values: [__m256; VECTORS] = std::array::from_fn(value);
+                for (line, sum) in sum.iter_mut().enumerate() {
+                    let factor = factor(line);
+                    for (sum, value) in sum.iter_mut().zip(values) {
+                        *sum = _mm256_fmadd_ps(factor, value, *sum);
+                    }
+                }
             }
         };
         let strides = if PACKED { sums / STRIDE } else { 0 };
@@ -197,9 +211,9 @@ unsafe fn narrow<const ROWS: usize, const PACKED: bool>(
             right = right.wrapping_add(right_row);
         }
         for (line, sum) in sum.iter().enumerate() {
-            let out = out.add(line * out_row + first);
-            _mm256_storeu_ps(out, sum[0]);
-            _mm256_storeu_ps(out.add(8), sum[1]);
+            for (vector, sum) in sum.iter().enumerate() {
+                _mm256_storeu_ps(out.add(line * out_row + 8 * vector), *sum);
+            }
         }
     }
 }
