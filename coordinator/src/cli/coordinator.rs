@@ -198,13 +198,14 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
     let database = arguments.servers.database(&arguments.state)?;
     let kept = database.is_some() && arguments.nightly_history.is_none();
     let bucket = arguments.servers.bucket(database.is_some())?;
-    let leadership = database.map(|database| Leadership { database, lease_ms: arguments.lease * 1_000 });
-    let folder = match (&arguments.folder, &leadership) {
+    let folder = match (&arguments.folder, &database) {
         (Some(folder), _) => folder,
         (None, None) => Path::new(&arguments.state),
         (None, Some(_)) => Path::new(FOLDER),
     };
     let folder = std::path::absolute(folder)?;
+    let lease_ms = arguments.lease * 1_000;
+    let leadership = database.map(|database| Leadership { database, lease_ms, folder: Some(folder.clone()) });
     let histories =
         arguments.nightly_history.clone().unwrap_or_else(|| folder.join(if kept { COPIES } else { NIGHTS }));
     let histories = std::path::absolute(histories)?;

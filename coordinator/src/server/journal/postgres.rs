@@ -13,6 +13,7 @@ use std::{
     fmt,
     fs::File,
     io::Read as _,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -46,6 +47,8 @@ pub(crate) struct Leadership {
     pub(crate) database: Database,
     /// Milliseconds for which the row leads; it is renewed every third of them.
     pub(crate) lease_ms: u64,
+    /// The folder whose lock the coordinator holds. Whoever led from it before runs no more, so its row is not waited for.
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// A connection, and what was prepared on it.
@@ -62,6 +65,8 @@ pub(super) struct Postgres {
     session: Option<Session>,
     /// This process alone.
     id: String,
+    /// Whoever led from the same folder before.
+    before: String,
     /// Where others find it.
     who: String,
     addresses: String,
@@ -106,6 +111,17 @@ fn who() -> String {
     format!("{}:{}", host.trim(), std::process::id())
 }
 
+/// Leaves word in a folder of who leads from it, and gives who did before; empty if nobody did.
+fn succeed(folder: &Path, id: &str) -> std::io::Result<String> {
+    let path = folder.join("leader");
+    let before = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        read => read?,
+    };
+    std::fs::write(path, id)?;
+    Ok(before)
+}
+
 impl Postgres {
     /// Connects, and makes the tables if there are none. `addresses` are told to others.
     pub(super) fn open(leadership: Leadership, addresses: String) -> Result<Self, JournalError> {
@@ -122,11 +138,14 @@ impl Postgres {
         let mut random = [0; 32];
         File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).map_err(io)?;
         let id = Digest::of(&random).short();
+        let before =
+            leadership.folder.as_deref().map_or(Ok(String::new()), |folder| succeed(folder, &id)).map_err(io)?;
         Ok(Self {
             leadership,
             runtime: Some(runtime),
             session: None,
             id,
+            before,
             who: who(),
             addresses,
             term: Term(0),
@@ -390,8 +409,9 @@ impl Ledger for Postgres {
         let began = Instant::now();
         let (known, lease_ms) = (column(known.0), self.leadership.lease_ms as f64);
         let (id, who, addresses) = (self.id.clone(), self.who.clone(), self.addresses.clone());
+        let before = self.before.clone();
         let taken = self.ask_once(async |Session { client, .. }| {
-            let taken = client.query_opt(LEAD, &[&known, &id, &who, &addresses, &lease_ms]).await?;
+            let taken = client.query_opt(LEAD, &[&known, &id, &who, &addresses, &lease_ms, &before]).await?;
             Ok(taken.map(|row| number(row.get(0))))
         })?;
         match taken {

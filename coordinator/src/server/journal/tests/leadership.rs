@@ -80,6 +80,24 @@ fn renewing_and_writing_prolong_the_lead_and_resigning_ends_it() {
 
 #[test]
 #[ignore = "needs PostgreSQL: scripts/servers.py"]
+fn whoever_starts_in_the_folder_of_a_leader_that_was_killed_leads_at_once() {
+    let (database, folders) = (needed(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
+    let from = |folder: &Path| {
+        let leadership = Leadership { folder: Some(folder.to_owned()), ..leadership(&database, LEASE_MS) };
+        Postgres::open(leadership, "unix:///there".to_owned()).unwrap()
+    };
+    let mut killed = from(folders[0].path());
+    assert_eq!(killed.lead(Term(0)).unwrap().unwrap(), Term(1));
+    let mut standby = from(folders[1].path());
+    assert!(standby.lead(Term(0)).unwrap().is_err());
+    let mut next = from(folders[0].path());
+    assert_eq!(next.lead(Term(0)).unwrap().unwrap(), Term(2));
+    assert!(matches!(killed.renew(), Err(JournalError::Superseded { .. })));
+    assert!(standby.lead(Term(0)).unwrap().is_err() && from(folders[1].path()).lead(Term(0)).unwrap().is_err());
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: scripts/servers.py"]
 fn of_coordinators_that_race_one_leads() {
     let database = needed();
     let barrier = Barrier::new(8);
