@@ -27,6 +27,21 @@ const WORDS: [&str; 24] = [
     "the", "a", "of", "in", "is", "was", "very", "quite", "not", "and",
 ];
 
+/// Sizes of a BERT that is made for a test.
+#[derive(Clone, Copy, Debug)]
+pub struct BaseSizes {
+    /// Transformer layers.
+    pub layers: usize,
+    /// Width of the hidden states.
+    pub hidden: usize,
+    /// Width between the two feed-forward projections.
+    pub intermediate: usize,
+    /// Rows of the word table.
+    pub vocabulary: usize,
+    /// Rows of the position table.
+    pub positions: usize,
+}
+
 /// A folder with everything that a job needs.
 pub struct World {
     folder: tempfile::TempDir,
@@ -157,8 +172,14 @@ fn write_base(folder: &Path) -> Result<()> {
     });
     fs::write(folder.join("config.json"), serde_json::to_string_pretty(&config)?)?;
     fs::write(folder.join("tokenizer.json"), serde_json::to_string(&tokenizer(&vocabulary))?)?;
-    let shapes = shapes(vocabulary.len());
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
+    let sizes = BaseSizes {
+        layers: LAYERS,
+        hidden: HIDDEN,
+        intermediate: INTERMEDIATE,
+        vocabulary: vocabulary.len(),
+        positions: POSITIONS,
+    };
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = base_shapes(&sizes)
         .into_iter()
         .enumerate()
         .map(|(index, (name, shape))| {
@@ -197,32 +218,34 @@ fn tokenizer(vocabulary: &[&str]) -> serde_json::Value {
     })
 }
 
-fn shapes(vocabulary: usize) -> Vec<(String, Vec<usize>)> {
+/// Names and shapes of the tensors of a BERT, its pooler among them.
+pub fn base_shapes(sizes: &BaseSizes) -> Vec<(String, Vec<usize>)> {
+    let BaseSizes { layers, hidden, intermediate, vocabulary, positions } = *sizes;
     let mut shapes = vec![
-        ("embeddings.word_embeddings.weight".to_owned(), vec![vocabulary, HIDDEN]),
-        ("embeddings.position_embeddings.weight".to_owned(), vec![POSITIONS, HIDDEN]),
-        ("embeddings.token_type_embeddings.weight".to_owned(), vec![2, HIDDEN]),
+        ("embeddings.word_embeddings.weight".to_owned(), vec![vocabulary, hidden]),
+        ("embeddings.position_embeddings.weight".to_owned(), vec![positions, hidden]),
+        ("embeddings.token_type_embeddings.weight".to_owned(), vec![2, hidden]),
     ];
     let mut linear = |name: String, outputs: usize, inputs: usize| {
         shapes.push((format!("{name}.weight"), vec![outputs, inputs]));
         shapes.push((format!("{name}.bias"), vec![outputs]));
     };
-    for layer in 0..LAYERS {
+    for layer in 0..layers {
         let prefix = format!("encoder.layer.{layer}");
         for matrix in ["query", "key", "value"] {
-            linear(format!("{prefix}.attention.self.{matrix}"), HIDDEN, HIDDEN);
+            linear(format!("{prefix}.attention.self.{matrix}"), hidden, hidden);
         }
-        linear(format!("{prefix}.attention.output.dense"), HIDDEN, HIDDEN);
-        linear(format!("{prefix}.intermediate.dense"), INTERMEDIATE, HIDDEN);
-        linear(format!("{prefix}.output.dense"), HIDDEN, INTERMEDIATE);
+        linear(format!("{prefix}.attention.output.dense"), hidden, hidden);
+        linear(format!("{prefix}.intermediate.dense"), intermediate, hidden);
+        linear(format!("{prefix}.output.dense"), hidden, intermediate);
     }
-    linear("pooler.dense".to_owned(), HIDDEN, HIDDEN);
-    let norms = (0..LAYERS).flat_map(|layer| {
+    linear("pooler.dense".to_owned(), hidden, hidden);
+    let norms = (0..layers).flat_map(|layer| {
         ["attention.output", "output"].map(|place| format!("encoder.layer.{layer}.{place}.LayerNorm"))
     });
     for norm in std::iter::once("embeddings.LayerNorm".to_owned()).chain(norms) {
-        shapes.push((format!("{norm}.weight"), vec![HIDDEN]));
-        shapes.push((format!("{norm}.bias"), vec![HIDDEN]));
+        shapes.push((format!("{norm}.weight"), vec![hidden]));
+        shapes.push((format!("{norm}.bias"), vec![hidden]));
     }
     shapes
 }
