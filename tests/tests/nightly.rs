@@ -55,19 +55,21 @@ fn expect(output: &Output, code: i32) -> String {
     said
 }
 
-/// Takes one request, and gives its body.
-fn listen() -> Result<(String, JoinHandle<Result<Value>>)> {
+/// Takes one request, and gives its idempotency key and its body.
+fn listen() -> Result<(String, JoinHandle<Result<(String, Value)>>)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = format!("http://{}/hooks/secret-path", listener.local_addr()?);
     let heard = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept()?;
         let mut reader = BufReader::new(stream.try_clone()?);
-        let mut length = 0;
+        let (mut length, mut key) = (0, String::new());
         loop {
             let mut line = String::new();
             reader.read_line(&mut line)?;
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse()?;
+            match line.to_lowercase().split_once(':') {
+                Some(("content-length", value)) => length = value.trim().parse()?,
+                Some(("idempotency-key", value)) => value.trim().clone_into(&mut key),
+                _ => {}
             }
             if line.trim().is_empty() {
                 break;
@@ -76,7 +78,7 @@ fn listen() -> Result<(String, JoinHandle<Result<Value>>)> {
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         stream.write_all(b"HTTP/1.1 204 No Content\r\ncontent-length: 0\r\n\r\n")?;
-        Ok(serde_json::from_slice(&body)?)
+        Ok((key, serde_json::from_slice(&body)?))
     });
     Ok((address, heard))
 }
@@ -157,7 +159,8 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     assert_eq!((tests, failures, failed), (cases, 2, 2), "{junit}");
     assert!(read(&folder.join("000002/nightly.md"))?.contains("| topic accuracy |"));
     assert!(read(&folder.join("000002/nightly.md"))?.contains(&format!("- row {}: `{text}`;", flipped[0]["row"])));
-    let posted = heard.join().expect("the listener ends")?;
+    let (key, posted) = heard.join().expect("the listener ends")?;
+    assert_eq!((key, posted["id"].as_str().map(str::len)), (posted["id"].to_string(), Some(64)), "{posted}");
     assert_eq!(
         (&posted["outcome"], &posted["regressions"][0]["task"]),
         (&"regressed".into(), &"topic".into()),
@@ -170,7 +173,7 @@ fn a_spoiled_task_is_named_although_the_coordinator_was_killed() -> Result<()> {
     // No night names a commit here, so there is nothing to look for among them.
     assert!(first["bisect"].is_null() && lists.iter().all(|list| list.is_array()), "{posted}");
 
-    look_again(&world)
+    look_again(&world, &posted["id"])
 }
 
 /// What a reader of XML counts in a file of JUnit's: tests and failures as it says, then its cases and those that failed.
@@ -272,19 +275,22 @@ fn changed_rows_and_damaged_files_stop_no_night() -> Result<()> {
     Ok(())
 }
 
-/// What can be asked of a history without training all of it.
-fn look_again(world: &World) -> Result<()> {
+/// What can be asked of a history without training all of it. The second night was posted under this id.
+fn look_again(world: &World, id: &Value) -> Result<()> {
     // A kill between training and comparing leaves a night without a verdict: it gets one before another one begins.
     let path = world.path().join("history/nights/000002/night.json");
     let mut night: Value = serde_json::from_str(&read(&path)?)?;
     ensure!(night["judged"]["good"] == false && night["judged"]["baseline"] == 1, "{}", night["judged"]);
     night["judged"] = Value::Null;
     fs::write(&path, serde_json::to_vec(&night)?)?;
-    let said = expect(&nightly(world, &[], "http://127.0.0.1:9/")?, 1);
+    let (address, heard) = listen()?;
+    let said = expect(&nightly(world, &[], &address)?, 1);
     assert!(
         said.contains("night 2 is trained and was not compared yet") && said.contains("REGRESSED: topic"),
         "{said}"
     );
+    let (_, posted) = heard.join().expect("the listener ends")?;
+    assert_eq!(&posted["id"], id, "whoever heard of it drops the repeat: {posted}");
     assert!(!world.path().join("history/nights/000003").exists(), "no further night was begun");
 
     // A reason in the job file excuses that task, and the night stays what it was.

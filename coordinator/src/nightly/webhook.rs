@@ -1,15 +1,19 @@
 //! Posts the end of a night to an address that only an environment variable holds: it may be a secret, so no message
-//! shows it.
+//! shows it. HTTP delivers nothing exactly once: each post carries the night's own key, by which a repeat is told.
 
 use std::time::Duration;
 
-use graftwork_web::NightlyView;
+use graftwork_shared::digest::Digest;
+use graftwork_web::{Head, NightlyView};
 use serde_json::json;
 
 use super::output::headline;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The header of draft-ietf-httpapi-idempotency-key-header; its value is a string in quotes.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// Posts the summary; `Err` says what went wrong, which fails nothing.
 pub(super) async fn post(variable: &str, view: &NightlyView) -> Result<(), String> {
@@ -20,6 +24,12 @@ pub(super) async fn post(variable: &str, view: &NightlyView) -> Result<(), Strin
     };
     let told = |reason| format!("the end of the night could not be posted to the address in {variable}: {reason}");
     send(&address, view).await.map_err(told)
+}
+
+/// The same whenever this night is posted, by whatever host or version, and no other night's.
+fn key(view: &NightlyView) -> Digest {
+    let Head { number, began_ms, ended_ms, code, .. } = &view.night;
+    Digest::of_value("graftwork posted night", &(&view.job, number, began_ms, ended_ms, code))
 }
 
 async fn send(address: &str, view: &NightlyView) -> Result<(), String> {
@@ -40,7 +50,9 @@ async fn send(address: &str, view: &NightlyView) -> Result<(), String> {
             })
         }))
         .collect();
+    let key = key(view);
     let body = json!({
+        "id": key,
         "text": headline(view),
         "job": view.job,
         "night": view.night,
@@ -53,6 +65,7 @@ async fn send(address: &str, view: &NightlyView) -> Result<(), String> {
     let told = |error: reqwest::Error| graftwork_shared::cause::told(&error.without_url());
     let client = reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none());
     let request = client.build().map_err(told)?.post(address).header("content-type", "application/json");
+    let request = request.header(IDEMPOTENCY_KEY, format!("\"{key}\""));
     let answer = request.body(body.to_string()).send().await.map_err(told)?;
     if answer.status().is_success() { Ok(()) } else { Err(format!("it answered {}", answer.status())) }
 }
