@@ -84,6 +84,11 @@ fn main() -> ExitCode {
         trial("the_store_of_this_version_is_written", unasked, stores::the_store_of_this_version_is_written),
         trial("every_released_store_opens", None, stores::every_released_store_opens),
         trial("a_state_moves_to_servers_and_back", moved::lacks(), moved::a_state_moves_to_servers_and_back),
+        trial(
+            "a_state_moves_to_servers_from_every_released_store",
+            moved::lacks(),
+            stores::every_released_store_moves_to_servers,
+        ),
         trial("the_sbom_is_right", tools, release::the_sbom_is_right),
         trial("a_program_that_names_a_folder_is_found_out", None, release::a_program_that_names_a_folder_is_found_out),
         trial("a_job_runs_from_the_release_without_rust", release::lacks(), release::a_job_runs_without_rust),

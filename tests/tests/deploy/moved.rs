@@ -15,21 +15,27 @@ pub(crate) fn lacks() -> Option<&'static str> {
 }
 
 /// A database and a prefix of one name, as a command is told of them.
-struct Place<'a> {
+pub(crate) struct Place<'a> {
     servers: &'a Servers,
     database: String,
     prefix: String,
 }
 
-impl Place<'_> {
-    fn command(&self, folder: &Path, words: &[&str]) -> Command {
+impl<'a> Place<'a> {
+    /// A new database, and a prefix of the same name.
+    pub(crate) fn make(servers: &'a Servers, name: &str) -> Result<Self> {
+        servers.make(name)?;
+        Ok(Self { servers, database: name.to_owned(), prefix: name.to_owned() })
+    }
+
+    pub(crate) fn command(&self, folder: &Path, words: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.current_dir(folder).args(words);
         self.servers.name_both(&mut command, &self.database, &self.prefix, self.servers.port());
         command
     }
 
-    fn run(&self, folder: &Path, words: &[&str], code: i32) -> Result<String> {
+    pub(crate) fn run(&self, folder: &Path, words: &[&str], code: i32) -> Result<String> {
         ended(&mut self.command(folder, words), code)
     }
 }
@@ -68,8 +74,7 @@ pub(crate) fn a_state_moves_to_servers_and_back() -> Result<()> {
 
     let servers = Servers::find()?;
     let name = format!("moved_{}", std::process::id());
-    let place = Place { servers: &servers, database: name.clone(), prefix: name.clone() };
-    servers.make(&name)?;
+    let place = Place::make(&servers, &name)?;
     let said = place.run(folder, &["backup", "--to", "none"], 1)?;
     ensure!(said.contains(&format!("{name} holds no journal")), "{said}");
     let said = place.run(folder, &["restore", "first"], 0)?;

@@ -1,10 +1,11 @@
-//! The store of every released version, opened by the programs of now: its jobs are told, what was begun goes on, and new
-//! jobs are taken.
+//! The store of every released version, opened by the programs of now: its jobs and nights are told, what was begun goes on,
+//! and new jobs are taken.
 //!
 //! A store is a backup in `tests/fixtures/stores/VERSION`, with `store.json` beside, which says what is in it: one job that
-//! had ended, and one that was killed behind a snapshot of the journal. `GRAFTWORK_WRITE_STORE=1` writes that of this
-//! version; how that belongs to a release stands in `tests/fixtures/stores/README.md`. The store of this version has facts of
-//! this version, so whoever gives facts another one leaves a store of the old ones behind.
+//! had ended, and one that was killed behind a snapshot of the journal. A history of one night lies in it too, but in those
+//! from before the first release. `GRAFTWORK_WRITE_STORE=1` writes that of this version; how that belongs to a release stands
+//! in `tests/fixtures/stores/README.md`. The store of this version has facts of this version, so whoever gives facts another
+//! one leaves a store of the old ones behind.
 
 use std::{
     collections::BTreeMap,
@@ -16,17 +17,21 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_scheduler::FACT_VERSION;
 use graftwork_shared::{VERSION, event::EventKind};
-use graftwork_tests::{Run, World};
+use graftwork_tests::{Run, Servers, World};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
+    moved::Place,
     process::{Process, ask, coordinator, graftwork, socket, until, worker},
     root,
 };
 
 /// Jobs name the hub by its whole path, so it is the same one whenever a store is opened.
 const PLACE: &str = "/tmp/graftwork-stores";
+
+/// The job of the nights, by which their history is named.
+const NIGHT: &str = "night";
 
 /// What is in a store.
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,17 +69,22 @@ fn led(folder: &Path) -> Result<Process> {
     Ok(leader)
 }
 
-/// One task that writes a checkpoint, a fact each, with every update.
-fn write_begun(world: &World, hub: &Path) -> Result<()> {
+/// Writes a job of one task that writes a checkpoint, a fact each, with every update; `more` is put at its end.
+fn write_job(world: &World, name: &str, hub: &Path, epochs: u32, more: &str) -> Result<()> {
     let text = format!(
-        "name = \"begun\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"{}\"\norganisation = \"tests\"\n\
-         [defaults.training]\nepochs = 120\nbatch_size = 8\nlanes = 2\nlearning_rate = 1e-3\nmax_length = 32\n\
+        "name = \"{name}\"\n[base_model]\nlocation = \"base\"\n[publish]\nhub = \"{}\"\norganisation = \"tests\"\n\
+         [defaults.training]\nepochs = {epochs}\nbatch_size = 8\nlanes = 2\nlearning_rate = 1e-3\nmax_length = 32\n\
          checkpoint_every = 1\nevaluate_every = 400\n[defaults.adapter]\nmethod = \"seq_bn\"\nreduction_factor = 8\n\
          [tasks.topic]\ntrain = \"data/topic/train.parquet\"\nvalidation = \"data/topic/validation.parquet\"\n\
-         text = \"text\"\nlabel = \"label\"\nhead = \"classification\"\n",
+         text = \"text\"\nlabel = \"label\"\nhead = \"classification\"\n{more}",
         hub.display()
     );
-    Ok(fs::write(world.path().join("begun.toml"), text)?)
+    Ok(fs::write(world.path().join(format!("{name}.toml")), text)?)
+}
+
+/// The job whose nights a store has.
+fn write_night(world: &World, hub: &Path) -> Result<()> {
+    write_job(world, NIGHT, hub, 1, "test = \"data/topic/test.parquet\"\n[nightly]\nseeds = [1]\n")
 }
 
 /// Writes the store of this version, if it is not there.
@@ -89,12 +99,16 @@ pub(crate) fn the_store_of_this_version_is_written() -> Result<()> {
     world.job("whole.toml", &hub.display().to_string(), "")?;
     let whole = ask(&world, folder, &["submit", "whole.toml"], &[])?;
     Run::watch(&socket(folder), &whole)?.finish(0)?;
-    write_begun(&world, &hub)?;
+    write_job(&world, "begun", &hub, 120, "")?;
     let begun = ask(&world, folder, &["submit", "begun.toml"], &[])?;
     let step = 1_100;
     Run::watch(&socket(folder), &begun)?.wait_for_checkpoint("topic", step)?;
     working.kill();
     leader.kill();
+    write_night(&world, &hub)?;
+    let history = history(&folder.join("state")).display().to_string();
+    let trained = ["nightly", "night.toml", "--history", &history, "--threads", "2", "--progress", "none"];
+    graftwork(world.path(), &trained, 0)?;
     graftwork(folder, &["backup", "--state", "state", "--to", "store"], 0)?;
     let journal = folder.join("store/journal.sqlite");
     let (snapshots, facts) = rows(&journal)?;
@@ -131,7 +145,13 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn every_released_store_opens() -> Result<()> {
+/// Where a state folder, or a backup, has the nights.
+fn history(state: &Path) -> PathBuf {
+    state.join("nightly").join(NIGHT)
+}
+
+/// All stores by their names: their folders, and what is in them.
+fn released() -> Result<BTreeMap<String, (PathBuf, Store)>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(stores())? {
         let entry = entry?;
@@ -143,6 +163,11 @@ pub(crate) fn every_released_store_opens() -> Result<()> {
             found.insert(entry.file_name().to_string_lossy().into_owned(), (path, store));
         }
     }
+    Ok(found)
+}
+
+pub(crate) fn every_released_store_opens() -> Result<()> {
+    let found = released()?;
     let facts = found.get(VERSION).map(|(_, store)| store.facts);
     ensure!(
         facts == Some(FACT_VERSION),
@@ -150,6 +175,8 @@ pub(crate) fn every_released_store_opens() -> Result<()> {
          tests/fixtures/stores/README.md says how it is written",
         found.keys()
     );
+    let path = stores().join(VERSION);
+    ensure!(history(&path).is_dir(), "no night lies in {}, which is of this version", path.display());
     let older = found.values().filter(|(_, store)| store.facts < FACT_VERSION).count();
     ensure!(older > 0, "no store is older than facts of version {FACT_VERSION}: {:?}", found.keys());
     let (_lock, hub) = hub()?;
@@ -169,14 +196,19 @@ fn opens(path: &Path, store: &Store, hub: &Path) -> Result<()> {
     ensure!(facts == store.facts, "its facts have version {facts}, and store.json says {}", store.facts);
     graftwork(folder, &["restore", &path.display().to_string(), "--state", "restored"], 0)?;
     let world = World::new()?;
+    if history(path).exists() {
+        for state in ["state", "restored"] {
+            let history = history(&folder.join(state)).display().to_string();
+            let look = |words: &[&str]| {
+                let nightly = ["nightly", "night.toml", "--history", &history];
+                graftwork(world.path(), &[&nightly[..], words].concat(), 0)
+            };
+            tells_its_night(&world, hub, look).with_context(|| format!("the nights in {state}"))?;
+        }
+    }
     let _leader = led(folder)?;
+    tells_its_jobs(&world, folder, store)?;
     let told = |words: &[&str]| ask(&world, folder, words, &[]);
-    let jobs: Vec<Value> = serde_json::from_str(&told(&["status", "--output", "json"])?)?;
-    let outcomes: BTreeMap<&str, &Value> =
-        jobs.iter().filter_map(|job| Some((job["id"].as_str()?, &job["outcome"]))).collect();
-    ensure!(outcomes.len() == 2, "jobs: {outcomes:?}");
-    ensure!(outcomes[store.whole.as_str()] == "succeeded", "the job that had ended: {outcomes:?}");
-    ensure!(outcomes[store.begun.as_str()].is_null(), "the job that had not: {outcomes:?}");
     for words in [&["report"][..], &["status"], &["explain"]] {
         let said = told(&[words, &[store.whole.as_str()]].concat())?;
         ensure!(said.contains("mood_fused") && said.contains("strength"), "{words:?}: {said}");
@@ -195,6 +227,55 @@ fn opens(path: &Path, store: &Store, hub: &Path) -> Result<()> {
     fs::write(&path, fs::read_to_string(&path)?.replace("epochs = 2\n", "epochs = 1\n"))?;
     let new = told(&["submit", "new.toml"])?;
     Run::watch(&socket(folder), &new)?.finish(0).map(drop)
+}
+
+fn tells_its_jobs(world: &World, folder: &Path, store: &Store) -> Result<()> {
+    let jobs: Vec<Value> = serde_json::from_str(&ask(world, folder, &["status", "--output", "json"], &[])?)?;
+    let outcomes: BTreeMap<&str, &Value> =
+        jobs.iter().filter_map(|job| Some((job["id"].as_str()?, &job["outcome"]))).collect();
+    ensure!(outcomes.len() == 2, "jobs: {outcomes:?}");
+    ensure!(outcomes[store.whole.as_str()] == "succeeded", "the job that had ended: {outcomes:?}");
+    ensure!(outcomes[store.begun.as_str()].is_null(), "the job that had not: {outcomes:?}");
+    Ok(())
+}
+
+/// The only night of a history is compared once more and exported; `look` runs `graftwork nightly` over it.
+fn tells_its_night(world: &World, hub: &Path, look: impl Fn(&[&str]) -> Result<String>) -> Result<()> {
+    write_night(world, hub)?;
+    let said = look(&["--compare", "1"])?;
+    ensure!(said.contains("night, night 1: the first one") && said.contains("topic accuracy"), "{said}");
+    let said = look(&["--export", "exported"])?;
+    ensure!(said.contains("1 nights in exported") && !said.contains("without its"), "{said}");
+    let nights: Value = serde_json::from_slice(&fs::read(world.path().join("exported/history.json"))?)?;
+    let measured = &nights[0]["measurements"][0];
+    ensure!(measured["task"] == "topic" && measured["seed"] == 1, "{nights}");
+    Ok(())
+}
+
+/// Every store is restored into a database and an object store; a coordinator leads it there, and tells what is in it.
+pub(crate) fn every_released_store_moves_to_servers() -> Result<()> {
+    let servers = Servers::find()?;
+    for (name, (path, store)) in released()? {
+        let place = Place::make(&servers, &format!("store_{}_{}", name.replace(['.', '-'], "_"), std::process::id()))?;
+        moves_to_servers(&path, &store, &place).with_context(|| format!("the store {name}"))?;
+    }
+    Ok(())
+}
+
+fn moves_to_servers(path: &Path, store: &Store, place: &Place<'_>) -> Result<()> {
+    let (world, folder) = (World::new()?, tempfile::tempdir()?);
+    let folder = folder.path();
+    place.run(folder, &["restore", &path.display().to_string()], 0)?;
+    let listen = socket(folder);
+    let mut leads = place.command(folder, &["coordinator", "--listen", &listen, "--folder", "own"]);
+    let leader = Process::start(&mut leads)?;
+    leader.wait_for("listens on")?;
+    tells_its_jobs(&world, folder, store)?;
+    if history(path).exists() {
+        let look = |words: &[&str]| place.run(world.path(), &[&["nightly", "night.toml"][..], words].concat(), 0);
+        tells_its_night(&world, Path::new("hub"), look)?;
+    }
+    Ok(())
 }
 
 /// How the stage stands that had not ended.
