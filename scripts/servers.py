@@ -104,6 +104,27 @@ def wait_for(port, process, log, what):
     sys.exit(f"servers: {what} does not listen after 30 s:\n{log.read_text()[-2000:]}")
 
 
+def weed_program():
+    weed = os.environ.get("GRAFTWORK_WEED") or str(HOME / "seaweedfs" / "weed")
+    if not os.access(weed, os.X_OK):
+        lacking("SeaweedFS is not there (scripts/setup.py seaweedfs)")
+    return weed
+
+
+def azurite_command():
+    installed, node = HOME / "azurite", shutil.which("node")
+    if node is None or not (installed / "ready").exists():
+        lacking("Azurite is not there (scripts/setup.py azurite, which needs Node.js with npm)")
+    return [node, str(installed / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js")]
+
+
+def look(store):
+    """For all that is needed, before any of it is started: a server that does not start is another matter."""
+    postgres_programs()
+    other_user()
+    store()
+
+
 def start_postgres(folder, environment):
     programs, user = postgres_programs(), other_user()
     if user:
@@ -147,10 +168,7 @@ def start_postgres(folder, environment):
 
 
 def start_weed(folder, environment):
-    weed = os.environ.get("GRAFTWORK_WEED") or str(HOME / "seaweedfs" / "weed")
-    if not os.access(weed, os.X_OK):
-        lacking("SeaweedFS is not there (scripts/setup.py seaweedfs)")
-    home, key, secret = folder / "weed", secrets.token_hex(8), secrets.token_hex(16)
+    weed, home, key, secret = weed_program(), folder / "weed", secrets.token_hex(8), secrets.token_hex(16)
     (home / "data").mkdir(parents=True)
     identity = {"name": "test", "credentials": [{"accessKey": key, "secretKey": secret}],
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
@@ -172,16 +190,12 @@ def start_weed(folder, environment):
 
 
 def start_azurite(folder, environment):
-    installed, node = HOME / "azurite", shutil.which("node")
-    program = installed / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-    if node is None or not (installed / "ready").exists():
-        lacking("Azurite is not there (scripts/setup.py azurite, which needs Node.js with npm)")
     home, account, key = folder / "azurite", "graftwork", base64.b64encode(secrets.token_bytes(48)).decode()
     home.mkdir()
     log, port = home / "log", free_port()
     with open(log, "w") as output:
         process = subprocess.Popen(
-            [node, str(program), "--silent", "--disableTelemetry", "--blobHost", ADDRESS, "--blobPort", str(port),
+            [*azurite_command(), "--silent", "--disableTelemetry", "--blobHost", ADDRESS, "--blobPort", str(port),
              "--location", str(home / "data")],
             preexec_fn=os.setsid, cwd=home, stdout=output, stderr=output,
             env={**os.environ, "AZURITE_ACCOUNTS": f"{account}:{key}"})
@@ -226,6 +240,7 @@ def main():
         sys.exit(__doc__)
     # A stopped command still takes its servers with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    look(azurite_command if azurite else weed_program)
     environment, running = dict(os.environ), []
     with tempfile.TemporaryDirectory(prefix="graftwork-servers-") as folder:
         try:

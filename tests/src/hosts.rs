@@ -35,9 +35,11 @@ const SERVERS_MISSING: i32 = 75;
 
 /// Why hosts cannot be made here; `None` when they can.
 pub fn no_hosts() -> Option<String> {
-    let version = Command::new("ip").arg("-V").output();
-    if !version.is_ok_and(|output| output.status.success()) {
-        return Some("`ip` is not installed (package iproute2)".to_owned());
+    for (program, package) in [("ip", "iproute2"), ("python3", "python3")] {
+        let version = Command::new(program).arg("-V").output();
+        if !version.is_ok_and(|output| output.status.success()) {
+            return Some(format!("`{program}` is not installed (package {package})"));
+        }
     }
     let space = format!("gwprobe{}", std::process::id());
     let made = Command::new("ip").args(["netns", "add", &space]).output();
@@ -208,7 +210,7 @@ impl Hosts {
         let settings =
             lines.filter_map(|line| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())));
         let settings: BTreeMap<String, String> = settings.collect();
-        ensure!(settings.len() == 5, "the servers do not run: {:?}", settings.keys());
+        ensure!(settings.contains_key("GRAFTWORK_TEST_STORE"), "the servers do not run: {:?}", settings.keys());
         self.servers = Some(Servers { script, settings });
         Ok(())
     }

@@ -1,8 +1,10 @@
-//! Invariant 5 over many workers: one, four, two that become four and then one while members are killed, or two of whom
-//! one is slow, publish the same bytes through the real programs.
+//! Invariant 5 over many workers: one, four, two that become four and then one while members are killed, two of whom one
+//! is slow, or two whose places go to an urgent job meanwhile, publish the same bytes through the real programs.
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::Path,
     process::{Command, Output},
     sync::{
         Arc,
@@ -12,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_shared::{
     digest::Digest,
     event::{Event, EventKind},
@@ -240,6 +242,70 @@ fn a_gang_starts_with_its_second_worker_and_publishes_the_same_bytes() -> Result
     Ok(())
 }
 
+/// Writes a job of one short task that goes before the long one, and starts on two workers at once or not at all.
+fn write_urgent(world: &World, hub: &Path) -> Result<()> {
+    let path = world.job("urgent.toml", &hub.display().to_string(), "")?;
+    let tiny = fs::read_to_string(&path)?;
+    let (one_task, _) = tiny.split_once("[tasks.mood]").context("the job's second task")?;
+    fs::write(&path, format!("priority = 1\n{one_task}[resources]\ngang = 2\n"))?;
+    Ok(())
+}
+
+/// A job that has succeeded, and when it ended, in milliseconds since 1970.
+fn ended_ms(world: &World, cluster: &Cluster, job: &str) -> Result<u64> {
+    let (status, _) = cluster.ask(world, &["status", job, "--output", "json"], 0)?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    ensure!(status["outcome"] == "succeeded", "{status}");
+    status["ended_ms"].as_u64().context("when it ended")
+}
+
+/// A gang is asked for its places while it trains, since the urgent one needs both: its members stop after the same update,
+/// make it durable, and go on from there once the urgent job's stage is trained.
+#[test]
+fn a_gang_gives_its_places_to_an_urgent_one_as_a_whole_and_publishes_the_same_bytes_later() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+    let (alone, _) = run(&world, &mut cluster, 1, |_, _, _| Ok(()))?;
+    world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "[resources]\ngang = 2\n")?;
+    write_urgent(&world, &cluster.path().join("urgent"))?;
+    let (mut urgent, mut reported) = (String::new(), 0);
+    let (mut given, mut taken_up) = (Vec::new(), Vec::new());
+    let one_place = ["--slots", "1"];
+    let (preempted, story) = run_job(&world, &mut cluster, (2, &one_place), |event, story, cluster| {
+        match &event.kind {
+            EventKind::Step(report) => {
+                reported = report.step;
+                if urgent.is_empty() && story.together(event).is_some() {
+                    urgent = cluster.ask(&world, &["submit", "urgent.toml"], 0)?.0;
+                }
+            }
+            EventKind::Preempted { .. } => given.push((event.clone(), reported)),
+            EventKind::StageStarted { from_step, .. } => {
+                taken_up.extend(given.iter().filter(|(earlier, _)| earlier.stage == event.stage).map(|_| *from_step));
+            }
+            _ => {}
+        }
+        Ok(())
+    })?;
+    let [(Event { job, stage: Some(stage), kind: EventKind::Preempted { by_job, by, step }, .. }, reported)] =
+        given.as_slice()
+    else {
+        bail!("not one stage gave its place, once: {given:?}; urgent was {urgent:?}")
+    };
+    ensure!(by_job.to_string() == urgent && by.as_str() == "topic", "its place went to {by} of {by_job}");
+    ensure!(*step > 0 && step >= reported, "update {reported} of {stage} was reported, and {step} is safe");
+    ensure!(taken_up == [*step], "{stage} stopped after update {step} and went on from {taken_up:?}");
+    ensure!(story.failures == 0 && story.left.is_empty(), "{} failures, {:?} left", story.failures, story.left);
+    let long = job.to_string();
+    let (explained, _) = cluster.ask(&world, &["explain", &long], 0)?;
+    let told = format!("at step {step} its place went to {by} of job {urgent}, which has a higher priority");
+    ensure!(explained.contains(&told), "{explained}");
+    let [urgent, long] = [&urgent, &long].map(|job| ended_ms(&world, &cluster, job));
+    let (urgent, long) = (urgent.context("the urgent job")?, long.context("the long job")?);
+    ensure!(urgent < long, "the urgent job ended at {urgent}, the long one at {long}");
+    assert_eq!(preempted, alone, "a gang that gave its places and took them up again");
+    Ok(())
+}
+
 /// The transport's own all-reduce trains too; that its bytes are outside the promise is in the record and on the card.
 #[test]
 fn a_fast_reduction_over_two_workers_is_recorded_and_told_on_the_card() -> Result<()> {
@@ -259,8 +325,8 @@ fn a_fast_reduction_over_two_workers_is_recorded_and_told_on_the_card() -> Resul
     ensure!(together > 10, "two workers made {together} updates of the fusion: {:?}", story.largest);
     let told = |name: &str| -> Result<(bool, bool)> {
         let release = cluster.path().join("hub/tests").join(name);
-        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(release.join("graftwork.json"))?)?;
-        let card = std::fs::read_to_string(release.join("README.md"))?;
+        let record: serde_json::Value = serde_json::from_slice(&fs::read(release.join("graftwork.json"))?)?;
+        let card = fs::read_to_string(release.join("README.md"))?;
         let recorded = record["recipe"]["training"]["reduction"] == "fast";
         Ok((recorded, card.contains("added by the transport's own all-reduce")))
     };

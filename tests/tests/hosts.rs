@@ -1,5 +1,6 @@
-//! Coordinator and workers on hosts of their own: whatever the network and the machines do, the published tensors are
-//! those of the undisturbed run on one worker. Part of `make test-all`; needs root for network namespaces.
+//! Coordinator and workers on hosts of their own: however many workers there are, and whatever the network and the machines
+//! do, the published tensors are those of the undisturbed run on one worker. Part of `make test-all`; needs root for network
+//! namespaces.
 //!
 //! Each fault meets members of a group whose updates were reported, so that they have the state, and has to show in what
 //! is told, or in what the switch and the disk count: one that does nothing fails its test.
@@ -31,15 +32,20 @@ const PARTED: Duration = Duration::from_mins(1);
 /// A job that ends not within this time is stuck.
 const MOST: Duration = Duration::from_mins(5);
 
-/// Workers' own hosts; the coordinator is on the first one.
-const WORKERS: std::ops::RangeInclusive<usize> = 2..=4;
+/// Workers, where nothing else is said. Each has a host of its own, the first of them the second one, behind the
+/// coordinator's.
+const WORKERS: usize = 3;
+
+/// The stage of the job that is trained last, and by all workers.
+const LAST: &str = "mood_fused";
 
 /// What a member already had on its way when a fault began arrives within this time.
 const ON_ITS_WAY_MS: u64 = 2_000;
 
-/// A job under way on three workers, two of which are one group at least.
+/// A job under way on workers of which two are one group at least, where they are several.
 struct UnderWay {
     hosts: Hosts,
+    workers: usize,
     watch: Run,
     story: Story,
     told: Vec<Event>,
@@ -50,9 +56,9 @@ struct UnderWay {
 
 impl UnderWay {
     fn start(world: &World, stage: Stage) -> Result<Self> {
-        let mut hosts = Hosts::new(if stage == Stage::Pair { 6 } else { 4 })?;
+        let mut hosts = Hosts::new(if stage == Stage::Pair { 6 } else { 5 })?;
         match stage {
-            Stage::Plain => hosts.start_coordinator()?,
+            Stage::Plain | Stage::Workers(_) => hosts.start_coordinator()?,
             Stage::SlowDisk => {
                 hosts.slow_disk(300)?;
                 hosts.start_coordinator()?;
@@ -62,12 +68,15 @@ impl UnderWay {
         world.long_job("job.toml", &hosts.path().join("hub").display().to_string(), "")?;
         let job = hosts.ask(world, 1, &["submit", "job.toml"])?;
         let watch = hosts.watch(&job)?;
-        WORKERS.into_iter().try_for_each(|host| hosts.start_worker(host))?;
+        let workers = stage.workers();
+        (2..2 + workers).try_for_each(|host| hosts.start_worker(host))?;
         let (story, told, stage, group) = (Story::default(), Vec::new(), String::new(), Formation::default());
-        let mut run = Self { hosts, watch, story, told, stage, group };
-        run.until("an update of a group", |run, event| run.story.together(event).is_some())?;
-        let newest = run.told.last().context("an event")?;
-        (run.stage, run.group) = run.story.together(newest).context("a group")?;
+        let mut run = Self { hosts, workers, watch, story, told, stage, group };
+        if workers > 1 {
+            run.until("an update of a group", |run, event| run.story.together(event).is_some())?;
+            let newest = run.told.last().context("an event")?;
+            (run.stage, run.group) = run.story.together(newest).context("a group")?;
+        }
         Ok(run)
     }
 
@@ -88,6 +97,21 @@ impl UnderWay {
         }
         let last = &self.told[self.told.len().saturating_sub(40)..];
         bail!("the job ended before {what}; the last that was told: {last:#?}")
+    }
+
+    /// The members that made an update of this stage, as whoever leads them reports it.
+    fn made(&self, event: &Event, stage: &str) -> Option<&[WorkerId]> {
+        let EventKind::Step(report) = &event.kind else { return None };
+        event.stage.as_ref().filter(|of| of.as_str() == stage)?;
+        let formed = self.story.formed.get(stage).filter(|formed| formed.epoch == report.group)?;
+        Some(&formed.members)
+    }
+
+    /// Reads on to an update of the last stage that so many members made, so that all of them have the state; gives them.
+    fn until_trained_by(&mut self, count: usize) -> Result<Vec<WorkerId>> {
+        let made = |run: &Self, event: &Event| run.made(event, LAST).is_some_and(|members| members.len() == count);
+        self.until(&format!("{LAST} is trained by {count}"), made)?;
+        Ok(self.story.formed[LAST].members.clone())
     }
 
     /// Reads on until the stage is trained without a member, so long after the fault began that nobody takes it back.
@@ -175,6 +199,24 @@ fn both_ways(pairs: impl IntoIterator<Item = (usize, usize)>) -> Vec<(usize, usi
 fn nothing_happens(run: &mut UnderWay) -> Result<()> {
     while run.next()? {}
     ensure!(run.story.left.is_empty() && run.story.failures == 0, "something happened: {:#?}", run.told);
+    let largest = run.story.largest.get(LAST).copied().unwrap_or(1);
+    ensure!(largest == run.workers, "{LAST} was trained by {largest} of {} workers", run.workers);
+    Ok(())
+}
+
+/// The leader of the four is killed, and then two of the three that are left.
+fn two_workers_become_four_and_then_one(run: &mut UnderWay) -> Result<()> {
+    run.until_trained_by(2)?;
+    (4..=5).try_for_each(|host| run.hosts.start_worker(host))?;
+    for (count, killed) in [(4, 1), (3, 2)] {
+        let members = run.until_trained_by(count)?;
+        for member in &members[..killed] {
+            let host = run.hosts.host_of(run.story.processes[member])?;
+            run.hosts.kill_worker(host);
+        }
+    }
+    run.until_trained_by(1)?;
+    ensure!(run.story.failures == 0, "members that are lost cost no attempt: {}", run.story.failures);
     Ok(())
 }
 
@@ -207,7 +249,7 @@ fn a_worker_does_not_hear(run: &mut UnderWay) -> Result<()> {
 
 fn a_worker_is_cut_off_from_all(run: &mut UnderWay) -> Result<()> {
     let (follower, host) = run.member(1)?;
-    let others = std::iter::once(1).chain(WORKERS).filter(|other| *other != host);
+    let others = (1..2 + run.workers).filter(|other| *other != host);
     run.cut_until_gone(follower, both_ways(others.map(|other| (host, other))))
 }
 
@@ -219,10 +261,8 @@ fn two_members_cannot_reach_each_other(run: &mut UnderWay) -> Result<()> {
     run.hosts.weather(&Weather { cut: cut.clone(), ..Weather::default() })?;
     // While they are cut off from each other, and not once that is over.
     let goes_on = run.until(&format!("{stage} is trained on by one of {pair:?}"), |run, event| {
-        let formed = &run.story.formed[&stage];
-        let parted = formed.epoch > epoch && !pair.iter().all(|member| formed.members.contains(member));
-        let of_stage = event.stage.as_ref().is_some_and(|of| of.as_str() == stage);
-        of_stage && parted && matches!(&event.kind, EventKind::Step(report) if report.group == formed.epoch)
+        let parted = |members: &[WorkerId]| !pair.iter().all(|member| members.contains(member));
+        run.story.formed[&stage].epoch > epoch && run.made(event, &stage).is_some_and(parted)
     })?;
     let waited = began.elapsed();
     println!("{stage} goes on after {waited:?}: {:?}", run.told[goes_on]);
@@ -327,10 +367,21 @@ fn leader_cut_off(run: &mut UnderWay, cut: Vec<(usize, usize)>) -> Result<()> {
 enum Stage {
     /// One coordinator.
     Plain,
+    /// The same with so many workers at the start.
+    Workers(usize),
     /// One whose disk takes 300 ms for each sync.
     SlowDisk,
     /// One that leads and one that waits, on a database and an object store.
     Pair,
+}
+
+impl Stage {
+    fn workers(self) -> usize {
+        match self {
+            Self::Workers(workers) => workers,
+            Self::Plain | Self::SlowDisk | Self::Pair => WORKERS,
+        }
+    }
 }
 
 /// What happens, and on what.
@@ -346,8 +397,12 @@ fn main() -> ExitCode {
     if let Some(reason) = &lacking {
         eprintln!("skipped, what needs two coordinators: {reason}");
     }
-    let troubles: [(&str, Trouble); 15] = [
+    let troubles: [(&str, Trouble); 19] = [
         ("nothing_happens", (nothing_happens, Stage::Plain)),
+        ("nothing_happens_to_one_worker", (nothing_happens, Stage::Workers(1))),
+        ("nothing_happens_to_two_workers", (nothing_happens, Stage::Workers(2))),
+        ("nothing_happens_to_four_workers", (nothing_happens, Stage::Workers(4))),
+        ("two_workers_become_four_and_then_one", (two_workers_become_four_and_then_one, Stage::Workers(2))),
         ("a_worker_is_killed", (a_worker_is_killed, Stage::Plain)),
         ("a_worker_freezes_and_thaws", (a_worker_freezes_and_thaws, Stage::Plain)),
         ("a_worker_is_not_heard", (a_worker_is_not_heard, Stage::Plain)),
