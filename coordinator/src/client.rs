@@ -16,6 +16,7 @@ use graftwork_proto::{
 };
 use graftwork_scheduler::Explanation;
 use graftwork_shared::{
+    VERSION,
     address::Address,
     diagnostic::Diagnostic,
     digest::Digest,
@@ -92,8 +93,8 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects, and shows the token with every request; of several coordinators to the first that answers: those that
-    /// wait to lead do not listen.
+    /// Connects, and shows the token and this version with every request; of several coordinators to the first that
+    /// answers: those that wait to lead do not listen.
     pub(crate) async fn connect(routes: &[Route], token: Token) -> Result<Self, ClientError> {
         if let [only] = routes {
             return Self::connect_to(only, token).await;
@@ -126,6 +127,7 @@ impl Client {
             address: route.address().to_string(),
             problem: error.to_string(),
         })?;
+        let token = token.with_version(VERSION);
         let jobs = JobsClient::with_interceptor(channel.clone(), token.clone());
         let blobs = BlobsClient::with_interceptor(channel, token);
         Ok(Self {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use graftwork_shared::{address::Address, cause::told, credentials, trace::TRACE_HEADER};
+use graftwork_shared::{address::Address, cause::told, credentials, id::Term, trace::TRACE_HEADER};
 use tokio_rustls::rustls::{
     self, CertificateError,
     pki_types::{CertificateDer, pem::PemObject as _},
@@ -21,7 +21,7 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::{KEY_HEADER, trace::trace_context};
+use crate::{KEY_HEADER, TERM_HEADER, VERSION_HEADER, trace::trace_context};
 
 /// Variable that holds the token, when no option names another.
 pub const TOKEN_VARIABLE: &str = "GRAFTWORK_TOKEN";
@@ -232,11 +232,13 @@ pub fn pushback(status: &Status) -> Option<Duration> {
     Some(Duration::from_millis(milliseconds).min(LONGEST_PUSHBACK))
 }
 
-/// Who asks, as a secret; empty on a private socket.
+/// Who asks, as a secret, empty on a private socket; and what else goes with every request.
 #[derive(Clone, Default)]
 pub struct Token {
     header: Option<MetadataValue<Ascii>>,
     key: Option<MetadataValue<Ascii>>,
+    version: Option<MetadataValue<Ascii>>,
+    term: Option<MetadataValue<Ascii>>,
 }
 
 impl Token {
@@ -255,12 +257,22 @@ impl Token {
     pub fn new(text: &str) -> Option<Self> {
         let mut header: MetadataValue<Ascii> = format!("Bearer {text}").parse().ok()?;
         header.set_sensitive(true);
-        Some(Self { header: Some(header), key: None })
+        Some(Self { header: Some(header), ..Self::default() })
     }
 
     /// The same, with the key of this process for what is uploaded.
     pub fn with_key(self, key: &str) -> Self {
         Self { key: key.parse().ok(), ..self }
+    }
+
+    /// The same, with the version of a program that has no session to say it in.
+    pub fn with_version(self, version: &str) -> Self {
+        Self { version: version.parse().ok(), ..self }
+    }
+
+    /// The same, for the coordinator of this term alone; for any of them if it is 0, which none has.
+    pub fn with_term(self, term: Term) -> Self {
+        Self { term: (term.0 > 0).then(|| term.0.into()), ..self }
     }
 }
 
@@ -275,8 +287,11 @@ impl Interceptor for Token {
         if let Some(header) = &self.header {
             request.metadata_mut().insert("authorization", header.clone());
         }
-        if let Some(key) = &self.key {
-            request.metadata_mut().insert(KEY_HEADER, key.clone());
+        let said = [(KEY_HEADER, &self.key), (VERSION_HEADER, &self.version), (TERM_HEADER, &self.term)];
+        for (name, value) in said {
+            if let Some(value) = value {
+                request.metadata_mut().insert(name, value.clone());
+            }
         }
         if let Some(context) = trace_context().and_then(|context| context.to_string().parse().ok()) {
             request.metadata_mut().insert(TRACE_HEADER, context);
@@ -296,6 +311,15 @@ mod tests {
         assert_eq!(request.metadata().get("authorization").unwrap(), "Bearer secret");
         assert!(!format!("{token:?} {request:?}").contains("secret"));
         assert!(Token::new("two\nlines").is_none());
+    }
+
+    #[test]
+    fn what_is_said_beside_the_token_goes_with_every_request() {
+        let said = |mut token: Token| token.call(Request::new(())).unwrap().into_parts().0;
+        let metadata = said(Token::default().with_key("key").with_version("1.2.3").with_term(Term(7)));
+        let values = [KEY_HEADER, VERSION_HEADER, TERM_HEADER].map(|name| metadata.get(name).unwrap());
+        assert_eq!(values, ["key", "1.2.3", "7"]);
+        assert!(said(Token::default().with_term(Term(0))).is_empty());
     }
 
     #[test]

@@ -24,6 +24,12 @@ pub mod v1 {
 /// Metadata of a blob's Put with the key of the worker's hello: what it uploaded and never spoke of goes with it.
 pub const KEY_HEADER: &str = "graftwork-key";
 
+/// Metadata of a command's requests with its version; who says none is served as before.
+pub const VERSION_HEADER: &str = "graftwork-version";
+
+/// Metadata of a worker's requests for blobs with the term of the coordinator that welcomed it.
+pub const TERM_HEADER: &str = "graftwork-term";
+
 /// Bytes of one chunk of a blob on the wire.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 

@@ -182,7 +182,8 @@ impl fmt::Display for JobId {
 #[serde(transparent)]
 pub struct WorkerId(pub u64);
 
-/// How many coordinators have led this state so far. Each start takes the next one; every message carries it.
+/// How many coordinators have led this state so far. Each start takes the next one; all that workers and coordinators say
+/// to each other carries it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Term(pub u64);

@@ -10,13 +10,24 @@ fn numbers(version: &str) -> Option<(u64, u64)> {
 }
 
 /// Whether programs of these versions may talk to each other.
-pub fn works_with(ours: &str, theirs: &str) -> bool {
+fn works_with(ours: &str, theirs: &str) -> bool {
     match (numbers(ours), numbers(theirs)) {
         (Some((major, minor)), Some((their_major, their_minor))) => {
             major == their_major && minor.abs_diff(their_minor) <= 1
         }
         _ => false,
     }
+}
+
+/// Why a coordinator of the version `ours` does not serve this peer (a worker, a command) of the version `theirs`, and what
+/// to do; `None` if it does.
+pub fn objection(peer: &str, theirs: &str, ours: &str) -> Option<String> {
+    (!works_with(ours, theirs)).then(|| {
+        format!(
+            "the {peer} is version {theirs:?} and the coordinator is version {ours:?}; versions of one major number \
+             work side by side when their minor numbers differ by one at most: upgrade the older one"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -31,5 +42,14 @@ mod tests {
         for theirs in ["1.2.9", "1.6.0", "2.4.2", "0.4.2", "", "1", "one.4.2", "1.x"] {
             assert!(!works_with("1.4.2", theirs), "{theirs}");
         }
+    }
+
+    #[test]
+    fn an_objection_names_both_versions_and_says_what_to_do() {
+        assert_eq!(objection("worker", "1.3.0", "1.4.2"), None);
+        let said = objection("command", "1.2.9", "1.4.2").unwrap();
+        let versions = "the command is version \"1.2.9\" and the coordinator is version \"1.4.2\"; ";
+        assert!(said.starts_with(versions), "{said}");
+        assert!(said.ends_with("upgrade the older one"), "{said}");
     }
 }

@@ -1,7 +1,8 @@
 //! Blobs over the wire: content-addressed bytes, put and fetched in chunks.
 //!
 //! The digest is checked on both ends: damaged bytes are asked for again and never handed on. A broken connection or
-//! a coordinator that restarts costs a wait, not the work: every request is repeated for [`Blobs::new`]'s patience.
+//! a coordinator that restarts costs a wait, not the work: every request is repeated for [`Blobs::new`]'s patience. Each try
+//! names the coordinator that has welcomed this worker last; another one refuses it, and takes it once it has, too.
 
 use std::time::{Duration, Instant};
 
@@ -75,7 +76,8 @@ impl Blobs {
     }
 
     fn client(&self) -> BlobsClient<InterceptedService<Channel, Token>> {
-        BlobsClient::with_interceptor(self.channels.current(), self.token.clone())
+        let token = self.token.clone().with_term(self.channels.term());
+        BlobsClient::with_interceptor(self.channels.current(), token)
     }
 
     /// Stores bytes; they are durable when this returns.

@@ -1,17 +1,18 @@
 //! Where coordinators listen, of which one leads: whoever waits to take over does not listen, so that the one that
-//! answers is the leader. What does not answer, or is of an older term, makes room for the next in turn.
+//! answers is the leader. What does not answer, or is of an older term, makes room for the next in turn. What is asked
+//! beside the session is asked of the coordinator that has welcomed this worker, by its term.
 
 use std::{
     fmt,
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use graftwork_proto::{DialError, Route};
-use graftwork_shared::address::Address;
+use graftwork_shared::{address::Address, id::Term};
 use tonic::transport::Channel;
 
 /// Addresses in turn; clones turn together.
@@ -19,6 +20,7 @@ use tonic::transport::Channel;
 pub(crate) struct Coordinators {
     all: Arc<[Route]>,
     turn: Arc<AtomicUsize>,
+    term: Arc<AtomicU64>,
 }
 
 impl Coordinators {
@@ -27,7 +29,7 @@ impl Coordinators {
         let several = addresses.len() > 1;
         let routes = addresses.into_iter().map(|address| Route::new(address, ca));
         let routes = routes.map(|route| route.map(|route| if several { route.impatient() } else { route }));
-        Ok(Self { all: routes.collect::<Result<_, _>>()?, turn: Arc::default() })
+        Ok(Self { all: routes.collect::<Result<_, _>>()?, turn: Arc::default(), term: Arc::default() })
     }
 
     /// The way to the one whose turn it is.
@@ -45,9 +47,15 @@ impl Coordinators {
         self.turn.load(Ordering::Relaxed).is_multiple_of(self.all.len())
     }
 
+    /// A coordinator of this term has welcomed this worker.
+    pub(crate) fn led_by(&self, term: Term) {
+        self.term.store(term.0, Ordering::Relaxed);
+    }
+
     /// Channels that connect when they are used.
     pub(crate) fn lazy(&self) -> Channels {
-        Channels { all: self.all.iter().map(Route::lazy).collect(), turn: Arc::clone(&self.turn) }
+        let all = self.all.iter().map(Route::lazy).collect();
+        Channels { all, turn: Arc::clone(&self.turn), term: Arc::clone(&self.term) }
     }
 }
 
@@ -65,6 +73,7 @@ impl fmt::Display for Coordinators {
 pub(crate) struct Channels {
     all: Arc<[Channel]>,
     turn: Arc<AtomicUsize>,
+    term: Arc<AtomicU64>,
 }
 
 impl Channels {
@@ -72,11 +81,16 @@ impl Channels {
     pub(crate) fn current(&self) -> Channel {
         self.all[self.turn.load(Ordering::Relaxed) % self.all.len()].clone()
     }
+
+    /// Of the coordinator that welcomed this worker last; 0 before.
+    pub(crate) fn term(&self) -> Term {
+        Term(self.term.load(Ordering::Relaxed))
+    }
 }
 
 impl From<Channel> for Channels {
     fn from(channel: Channel) -> Self {
-        Self { all: Arc::new([channel]), turn: Arc::default() }
+        Self { all: Arc::new([channel]), turn: Arc::default(), term: Arc::default() }
     }
 }
 

@@ -2,14 +2,7 @@
 //!
 //! The calls block and come from the stage's own thread, or from a transport's; never from the runtime.
 
-use std::{
-    net::IpAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{net::IpAddr, time::Duration};
 
 use graftwork_collective::{Backend, Rendezvous, RendezvousError, tls::Identity};
 use graftwork_proto::{
@@ -32,8 +25,6 @@ pub(crate) struct Place {
     channels: Channels,
     token: Token,
     reached: Reached,
-    /// Of the coordinator that welcomed this worker last.
-    term: Arc<AtomicU64>,
 }
 
 /// How other members of a group reach this worker.
@@ -69,12 +60,7 @@ impl Reached {
 impl Place {
     /// Meets over these channels, and is reached so.
     pub(crate) fn new(channels: impl Into<Channels>, token: Token, reached: Reached) -> Self {
-        Self { channels: channels.into(), token, reached, term: Arc::default() }
-    }
-
-    /// A coordinator of this term leads.
-    pub(crate) fn led_by(&self, term: Term) {
-        self.term.store(term.0, Ordering::Relaxed);
+        Self { channels: channels.into(), token, reached }
     }
 
     /// What carries a group of processors.
@@ -89,18 +75,18 @@ pub(crate) struct Meeting {
     runtime: Handle,
     lease: LeaseId,
     epoch: u64,
-    term: u64,
+    term: Term,
 }
 
 impl Meeting {
     pub(crate) fn new(place: &Place, runtime: Handle, lease: LeaseId, epoch: u64) -> Self {
         // The coordinator of this epoch; another one would end the group, and open none of its epochs.
         let client = GroupsClient::with_interceptor(place.channels.current(), place.token.clone());
-        Self { client, runtime, lease, epoch, term: place.term.load(Ordering::Relaxed) }
+        Self { client, runtime, lease, epoch, term: place.channels.term() }
     }
 
     fn ask(&self, name: &str, what: What, patience: Duration) -> Result<MeetReply, RendezvousError> {
-        let (lease, epoch, term, name) = (self.lease.0, self.epoch, self.term, name.to_owned());
+        let (lease, epoch, term, name) = (self.lease.0, self.epoch, self.term.0, name.to_owned());
         let request = MeetRequest { lease, epoch, name: name.clone(), what: Some(what), term };
         let mut client = self.client.clone();
         let unreachable = |problem: String| RendezvousError::Unreachable(format!("the coordinator: {problem}"));

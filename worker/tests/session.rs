@@ -95,6 +95,21 @@ async fn an_assignment_that_fails_costs_neither_the_worker_nor_its_session() {
 }
 
 #[tokio::test]
+async fn what_a_newer_coordinator_says_beyond_this_version_is_left_out_and_the_session_goes_on() {
+    let mut coordinator = Coordinator::listen();
+    let _worker = coordinator.worker(&[]);
+    let mut session = coordinator.session().await;
+    session.say_unknown(5).await;
+    session.welcome(5).await;
+    session.say_unknown(5).await;
+    session.say(5, CoordinatorMessage::Assign { lease: LeaseId(11), assignment: impossible(), joining: false }).await;
+    session.say_unknown(5).await;
+    let said = session.next().await.expect("the session goes on");
+    assert!(matches!(said.message, WorkerMessage::Failed(LeaseId(11), _)), "{said:?}");
+    assert!(session.heartbeat().await.is_empty());
+}
+
+#[tokio::test]
 async fn a_broken_session_is_opened_again() {
     let mut coordinator = Coordinator::listen();
     let _worker = coordinator.worker(&[]);

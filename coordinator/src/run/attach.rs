@@ -1,6 +1,9 @@
 //! Watching a job that another process on this machine trains.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 use futures::StreamExt as _;
@@ -9,7 +12,7 @@ use graftwork_shared::id::JobId;
 use super::{End, Recoveries, Signals, Training};
 use crate::{
     cli::{Failure, OURS},
-    client::Client,
+    client::{Client, ClientError},
     progress::Progress,
     server::{self, Holder},
 };
@@ -51,17 +54,19 @@ pub(super) async fn watch(training: &Training, holder: &Holder, signals: &mut Si
 
 /// The socket of the process that leads the folder; it may still be starting.
 async fn connect(training: &Training, holder: &Holder) -> Result<Client, Failure> {
-    let since = Instant::now();
+    let (since, job) = (Instant::now(), JobId::of(&training.job.digest()));
     let mut holder = holder.clone();
     loop {
-        if let Some(socket) = holder.socket()
-            && let Ok(mut client) = Client::local(socket).await
-            && client.view(&JobId::of(&training.job.digest())).await.is_ok()
-        {
-            return Ok(client);
-        }
+        let problem = match holder.socket() {
+            Some(socket) => match knows(socket, &job).await {
+                Ok(client) => return Ok(client),
+                Err(error) => error.to_string(),
+            },
+            None => "it does not listen".to_owned(),
+        };
         if since.elapsed() > STARTING {
-            let words = format!("process {} holds {} but does not answer", holder.pid, training.folder.display());
+            let (pid, folder) = (holder.pid, training.folder.display());
+            let words = format!("process {pid} holds {folder} but does not show the job: {problem}");
             return Err(Failure { code: OURS, error: anyhow!(words) });
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -73,4 +78,11 @@ async fn connect(training: &Training, holder: &Holder) -> Result<Client, Failure
             }
         }
     }
+}
+
+/// Who listens there, if it knows the job.
+async fn knows(socket: &Path, job: &JobId) -> Result<Client, ClientError> {
+    let mut client = Client::local(socket).await?;
+    client.view(job).await?;
+    Ok(client)
 }

@@ -10,6 +10,7 @@
 
 mod bucket;
 mod error;
+mod fault;
 mod folder;
 mod kind;
 mod objects;

@@ -344,7 +344,7 @@ pub(crate) async fn start(options: Options) -> Result<Running, ServerError> {
         };
         let gate = Gate::new(keys, &limits, Arc::clone(&failures));
         let workers = workers::Workers { inputs: inputs.clone(), blobs: blobs.clone(), rate: limits.of_session };
-        let transfer = transfer::Transfer { blobs: blobs.clone(), inputs: inputs.clone() };
+        let transfer = transfer::Transfer { blobs: blobs.clone(), inputs: inputs.clone(), term };
         let services = Services { jobs: jobs.clone(), workers, transfer, meet: meet.clone() };
         tokio::spawn(serve(socket, (gate, limits), services))
     });

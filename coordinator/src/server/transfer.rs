@@ -1,13 +1,14 @@
 //! The Blobs service: bytes in and out, in chunks, on threads that may block.
 //!
 //! A blob is durable when Put answers. Whoever stalls holds no thread: each chunk is its own short piece of work, and
-//! a stream on which nothing comes for a minute is ended.
+//! a stream on which nothing comes for a minute is ended. What a worker asks in the name of another coordinator is refused: a
+//! late worker puts nothing here, and an old coordinator takes nothing from one that has turned to the next.
 
 use std::{pin::Pin, time::Duration};
 
 use futures::Stream;
-use graftwork_proto::{CHUNK_BYTES, KEY_HEADER, v1};
-use graftwork_shared::digest::Digest;
+use graftwork_proto::{CHUNK_BYTES, KEY_HEADER, TERM_HEADER, v1};
+use graftwork_shared::{digest::Digest, id::Term};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -24,6 +25,8 @@ const MOST_DIGESTS: usize = 100_000;
 pub(super) struct Transfer {
     pub(super) blobs: BlobStore,
     pub(super) inputs: mpsc::Sender<Input>,
+    /// Of this coordinator.
+    pub(super) term: Term,
 }
 
 fn status(error: &BlobError) -> Status {
@@ -47,6 +50,18 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Transfer {
+    /// Refuses what is of another term, as a coordinator that cannot be reached would: a worker asks again once it is
+    /// welcomed. Commands say no term.
+    fn check_term<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let Some(said) = request.metadata().get(TERM_HEADER) else { return Ok(()) };
+        let theirs = said.to_str().ok().and_then(|text| text.parse().ok()).map(Term);
+        let theirs = theirs.ok_or_else(|| Status::invalid_argument(format!("{TERM_HEADER}: it is no number")))?;
+        if theirs == self.term {
+            return Ok(());
+        }
+        Err(Status::unavailable(format!("the request is of {theirs}, but this is {}", self.term)))
+    }
+
     /// Reads from a blob. When it is missing or damaged, the driver hears of it before whoever asked.
     async fn watched<T: Send + 'static>(
         &self,
@@ -68,6 +83,7 @@ fn digest(text: &str) -> Result<Digest, Status> {
 #[tonic::async_trait]
 impl v1::blobs_server::Blobs for Transfer {
     async fn put(&self, request: Request<Streaming<v1::Chunk>>) -> Result<Response<v1::BlobDigest>, Status> {
+        self.check_term(&request)?;
         let key = request.metadata().get(KEY_HEADER).and_then(|key| key.to_str().ok()).map(str::to_owned);
         let mut stream = request.into_inner();
         let blobs = self.blobs.clone();
@@ -90,6 +106,7 @@ impl v1::blobs_server::Blobs for Transfer {
     type GetStream = Pin<Box<dyn Stream<Item = Result<v1::Chunk, Status>> + Send>>;
 
     async fn get(&self, request: Request<v1::BlobDigest>) -> Result<Response<Self::GetStream>, Status> {
+        self.check_term(&request)?;
         let digest = digest(&request.into_inner().digest)?;
         let blobs = self.blobs.clone();
         let here = self.clone();
@@ -102,6 +119,7 @@ impl v1::blobs_server::Blobs for Transfer {
     }
 
     async fn has(&self, request: Request<v1::BlobDigests>) -> Result<Response<v1::BlobDigests>, Status> {
+        self.check_term(&request)?;
         let texts = request.into_inner().digests;
         if texts.len() > MOST_DIGESTS {
             let message = format!("digests: {} at a time, but at most {MOST_DIGESTS} are answered", texts.len());

@@ -7,7 +7,7 @@ use std::{pin::Pin, time::Duration};
 
 use futures::Stream;
 use graftwork_driver::Gone;
-use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnvelope, WorkerMessage, v1};
+use graftwork_proto::{CoordinatorEnvelope, CoordinatorMessage, WorkerEnvelope, WorkerMessage, v1};
 use graftwork_shared::{VERSION, digest::Digest, id::Term, version};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
@@ -64,16 +64,6 @@ fn refuse(outgoing: &Outgoing, reason: String) {
     let _ = outgoing.try_send(Ok(v1::CoordinatorMessage::from(envelope)));
 }
 
-fn objection(hello: &Hello) -> Option<String> {
-    let theirs = &hello.version;
-    (!version::works_with(VERSION, theirs)).then(|| {
-        format!(
-            "the worker is version {theirs:?} and the coordinator is version {VERSION:?}; versions work side by side \
-             when their minor numbers differ by one at most"
-        )
-    })
-}
-
 impl Workers {
     async fn serve(&self, mut stream: Streaming<v1::WorkerMessage>, outgoing: &Outgoing) -> Result<(), Status> {
         let first = tokio::time::timeout(HELLO_WAIT, next(&mut stream));
@@ -81,7 +71,7 @@ impl Workers {
         let Some(WorkerEnvelope { message: WorkerMessage::Hello(hello), .. }) = first else {
             return Err(Status::failed_precondition("the first message of a session must be a hello"));
         };
-        if let Some(reason) = objection(&hello) {
+        if let Some(reason) = version::objection("worker", &hello.version, VERSION) {
             refuse(outgoing, reason);
             return Ok(());
         }

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::stream::BoxStream;
 use graftwork_proto::{
-    PUSHBACK_HEADER, Route, Token,
+    PUSHBACK_HEADER, Route, Token, VERSION_HEADER,
     v1::{
         BlobDigest, BlobDigests, Chunk,
         blobs_server::{Blobs, BlobsServer},
@@ -28,6 +28,8 @@ struct Scripted {
     refuse: Arc<Mutex<Option<Status>>>,
     /// Refuses so many with a limit that passes.
     busy: Arc<Mutex<u32>>,
+    /// The version that was said last.
+    version: Arc<Mutex<Option<String>>>,
 }
 
 #[tonic::async_trait]
@@ -60,6 +62,8 @@ impl Blobs for Scripted {
     }
 
     async fn has(&self, request: Request<BlobDigests>) -> Result<Response<BlobDigests>, Status> {
+        let version = request.metadata().get(VERSION_HEADER).map(|version| version.to_str().unwrap().to_owned());
+        *self.version.lock().unwrap() = version;
         let mut digests = request.into_inner().digests;
         digests.retain(|digest| self.blobs.lock().unwrap().contains_key(digest));
         Ok(Response::new(BlobDigests { digests }))
@@ -93,6 +97,13 @@ async fn local_files_become_their_digests_and_go_once() {
     assert_eq!(service.blobs.lock().unwrap().len(), 5, "rows, and the base model's three files with their list");
     *service.refuse.lock().unwrap() = Some(Status::internal("nothing is put again"));
     send(&uploaded, &mut client, submission().context()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_says_its_version() {
+    let (service, mut client) = serve().await;
+    client.has(&[Digest::of(b"rows")].into()).await.unwrap();
+    assert_eq!(service.version.lock().unwrap().as_deref(), Some(graftwork_shared::VERSION));
 }
 
 #[tokio::test]

@@ -108,3 +108,12 @@ fn a_worker_without_threads_is_refused() {
     let wire = v1::WorkerMessage::from(WorkerEnvelope { term: Term(0), trace: String::new(), message });
     assert!(WorkerEnvelope::try_from(wire).unwrap_err().to_string().starts_with("hello.threads"));
 }
+
+#[test]
+fn a_kind_of_message_that_is_not_known_is_read_as_none() {
+    use prost::Message as _;
+    let known = v1::CoordinatorMessage { term: 7, trace: String::new(), message: None };
+    // Field 99, of two bytes: `(99 << 3) | 2` as a varint, the length, and the bytes.
+    let bytes = [known.encode_to_vec(), vec![0x9a, 0x06, 2, 1, 2]].concat();
+    assert_eq!(v1::CoordinatorMessage::decode(bytes.as_slice()).unwrap(), known);
+}

@@ -8,17 +8,19 @@ use std::{
 
 use futures::Stream;
 use graftwork_proto::{
-    PUSHBACK_HEADER, Route,
+    PUSHBACK_HEADER, Route, TERM_HEADER,
     v1::{
         BlobDigests,
         blobs_server::{Blobs as Service, BlobsServer},
     },
 };
+use graftwork_shared::id::Term;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Streaming, transport::Server};
 
 use super::*;
+use crate::coordinators::Coordinators;
 
 /// What the server does to one request.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,9 +44,19 @@ const BUSY_MS: u64 = 300;
 struct Scripted {
     acts: Arc<Mutex<VecDeque<Act>>>,
     blobs: Arc<Mutex<HashMap<String, Vec<u8>>>>,
+    /// Whose requests it takes alone, if it is given.
+    term: Arc<Mutex<Option<u64>>>,
 }
 
 impl Scripted {
+    fn check_term<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let said = request.metadata().get(TERM_HEADER).map(|term| term.to_str().unwrap().parse::<u64>().unwrap());
+        match *self.term.lock().unwrap() {
+            Some(term) if said != Some(term) => Err(Status::unavailable("of another term")),
+            _ => Ok(()),
+        }
+    }
+
     fn act(&self) -> Result<Option<Act>, Status> {
         match self.acts.lock().unwrap().pop_front() {
             Some(Act::Unavailable) => Err(Status::unavailable("restarting")),
@@ -62,6 +74,7 @@ impl Scripted {
 #[tonic::async_trait]
 impl Service for Scripted {
     async fn put(&self, request: Request<Streaming<Chunk>>) -> Result<Response<BlobDigest>, Status> {
+        self.check_term(&request)?;
         let act = self.act()?;
         let mut stream = request.into_inner();
         let mut bytes = Vec::new();
@@ -82,6 +95,7 @@ impl Service for Scripted {
     type GetStream = Pin<Box<dyn Stream<Item = Result<Chunk, Status>> + Send>>;
 
     async fn get(&self, request: Request<BlobDigest>) -> Result<Response<Self::GetStream>, Status> {
+        self.check_term(&request)?;
         let act = self.act()?;
         let blobs = self.blobs.lock().unwrap();
         let bytes = blobs.get(&request.into_inner().digest).ok_or_else(|| Status::not_found("no such blob"))?;
@@ -103,13 +117,19 @@ fn channel(address: &str) -> Channel {
     Route::new(address.parse().unwrap(), None).unwrap().lazy()
 }
 
+/// Serves it; gives its address.
+async fn listen(service: Scripted) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let server = Server::builder().add_service(BlobsServer::new(service));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    address
+}
+
 async fn serve(acts: &[Act], patience: Duration) -> (Scripted, Blobs) {
     let service = Scripted::default();
     service.acts.lock().unwrap().extend(acts);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let server = Server::builder().add_service(BlobsServer::new(service.clone()));
-    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let address = listen(service.clone()).await;
     let blobs = Blobs::new(channel(&address), Token::default(), patience);
     (service, blobs)
 }
@@ -182,5 +202,20 @@ async fn a_coordinator_that_restarts_costs_a_wait_alone() {
     assert!(!put.is_finished());
     let server = Server::builder().add_service(BlobsServer::new(Scripted::default()));
     tokio::spawn(server.serve(address));
+    assert_eq!(put.await.unwrap().unwrap(), Digest::of(&bytes()));
+}
+
+#[tokio::test]
+async fn what_is_put_waits_until_the_coordinator_that_leads_now_has_welcomed_this_worker() {
+    let service = Scripted::default();
+    *service.term.lock().unwrap() = Some(2);
+    let address = listen(service.clone()).await.parse().unwrap();
+    let coordinators = Coordinators::new(vec![address], None).unwrap();
+    coordinators.led_by(Term(1));
+    let blobs = Blobs::new(coordinators.lazy(), Token::default(), Duration::from_secs(20));
+    let put = tokio::spawn(async move { blobs.put(&bytes()).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!put.is_finished() && service.blobs.lock().unwrap().is_empty());
+    coordinators.led_by(Term(2));
     assert_eq!(put.await.unwrap().unwrap(), Digest::of(&bytes()));
 }

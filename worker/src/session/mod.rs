@@ -348,7 +348,7 @@ impl Session {
         let mut events: VecDeque<Event> = holds.into_iter().chain([event]).chain(waits).chain(probe).collect();
         while let Some(event) = events.pop_front() {
             let commands = self.machine.apply(event);
-            self.shared.place.led_by(self.machine.term());
+            self.options.coordinators.led_by(self.machine.term());
             for command in commands {
                 match command {
                     Command::Exit(exit) => return Some(exit),

@@ -86,6 +86,12 @@ impl Session {
         self.outgoing.send(Ok(envelope.into())).await.expect("the worker listens");
     }
 
+    /// Says what this version does not know: a newer one's kind of message is read as none.
+    pub(crate) async fn say_unknown(&self, term: u64) {
+        let message = v1::CoordinatorMessage { term, trace: "trace".to_owned(), message: None };
+        self.outgoing.send(Ok(message)).await.expect("the worker listens");
+    }
+
     /// Greets and welcomes.
     pub(crate) async fn welcome(&mut self, term: u64) -> (u64, Hello) {
         let hello = self.hello().await;

@@ -1,6 +1,7 @@
-//! What every request passes before a service hears of it: token, rate, role, in this order.
+//! What every request passes before a service hears of it: token, rate, version, role, in this order.
 //!
-//! A refusal is a gRPC status like any other. What passes carries its [`Caller`] on.
+//! A refusal is a gRPC status like any other. What passes carries its [`Caller`] on. Commands say their version; a request
+//! that says none is no command of ours (a worker's, or another client's) and passes.
 
 use std::{
     convert::Infallible,
@@ -14,7 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use graftwork_proto::PUSHBACK_HEADER;
+use graftwork_proto::{PUSHBACK_HEADER, VERSION_HEADER};
+use graftwork_shared::{VERSION, version};
 use tonic::{Status, body::Body, codegen::http};
 use tower_layer::Layer;
 use tower_service::Service;
@@ -95,6 +97,7 @@ impl Gate {
             let words = format!("token {name:?} asks too often: {burst} requests at once and {per_second} a second");
             Refusal::for_now(words, wait)
         })?;
+        check_version(request)?;
         let path = request.uri().path();
         let (deed, wanted) = role::wanted(path);
         if let Some(role) = caller.role
@@ -145,6 +148,15 @@ impl Gate {
 
     fn refuse(&self, words: &str) -> Refusal {
         Refusal { status: Status::unauthenticated(words), delay: self.failure_delay }
+    }
+}
+
+/// Refuses a command of a version that this one does not work with. A worker says its own in its hello.
+fn check_version(request: &http::Request<Body>) -> Result<(), Refusal> {
+    let Some(theirs) = request.headers().get(VERSION_HEADER) else { return Ok(()) };
+    match version::objection("command", theirs.to_str().unwrap_or_default(), VERSION) {
+        Some(words) => Err(Refusal { status: Status::failed_precondition(words), delay: Duration::ZERO }),
+        None => Ok(()),
     }
 }
 

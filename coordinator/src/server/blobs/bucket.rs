@@ -8,7 +8,7 @@ use std::{fmt, sync::Arc};
 use graftwork_shared::{cause::told, digest::Digest};
 use object_store::{Error, ObjectStore, PutMode, PutOptions, PutPayload, path::Path};
 
-use super::{BlobError, kind::Kind};
+use super::{BlobError, fault::advice, kind::Kind};
 
 /// A prefix in an object store. `Debug` shows no keys.
 #[derive(Clone)]
@@ -16,6 +16,8 @@ pub(crate) struct Bucket {
     pub(super) store: Arc<dyn ObjectStore>,
     pub(super) prefix: Path,
     place: String,
+    /// `None` for what only tests use.
+    kind: Option<Kind>,
     /// Of the place and of the address at which it is reached.
     pub(super) identity: Digest,
 }
@@ -61,13 +63,14 @@ impl Bucket {
         let store = kind.open(bucket, keys, endpoint).map_err(|problem| wrong(&problem))?;
         let place = format!("{scheme}://{bucket}/{prefix}");
         let identity = identity(&place, endpoint);
-        Ok(Self { store, prefix, place, identity })
+        Ok(Self { store, prefix, place, kind: Some(kind), identity })
     }
 
     /// Another implementation, as tests make them.
     #[cfg(test)]
     pub(in crate::server) fn of(store: Arc<dyn ObjectStore>, place: &str) -> Self {
-        Self { store, prefix: Path::from("blobs"), place: place.to_owned(), identity: identity(place, None) }
+        let (prefix, identity) = (Path::from("blobs"), identity(place, None));
+        Self { store, prefix, place: place.to_owned(), kind: None, identity }
     }
 
     /// The store, as errors name it.
@@ -75,8 +78,14 @@ impl Bucket {
         &self.place
     }
 
+    /// What an error about this object says, behind what to do about it where that is known.
     pub(super) fn error(&self, key: &Path, error: &Error) -> BlobError {
-        BlobError::Store { place: format!("{} ({key})", self.place), problem: told(error) }
+        let words = told(error);
+        let problem = match self.kind.and_then(|kind| advice(kind, error, &words)) {
+            Some(advice) => format!("{advice} ({words})"),
+            None => words,
+        };
+        BlobError::Store { place: format!("{} ({key})", self.place), problem }
     }
 
     /// Creates an object that must not be there yet.

@@ -9,6 +9,7 @@ use object_store::{
     azure::MicrosoftAzureBuilder,
     gcp::GoogleCloudStorageBuilder,
 };
+use reqwest::Url;
 
 /// Whose protocol a store speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +51,36 @@ impl Kind {
 
     /// The address that is to be asked instead of the usual one, where the environment names one.
     pub(super) fn endpoint(self) -> Option<String> {
-        variable(match self {
+        variable(self.endpoint_variables())
+    }
+
+    /// The variable that names it first.
+    pub(super) fn endpoint_variable(self) -> &'static str {
+        self.endpoint_variables()[0]
+    }
+
+    fn endpoint_variables(self) -> &'static [&'static str] {
+        match self {
             Self::Amazon => &["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"],
             Self::Google => &["GOOGLE_BASE_URL"],
             Self::Azure => &["AZURE_STORAGE_ENDPOINT"],
-        })
+        }
+    }
+
+    /// What its buckets are called.
+    pub(super) fn bucket(self) -> &'static str {
+        match self {
+            Self::Amazon | Self::Google => "bucket",
+            Self::Azure => "container",
+        }
+    }
+
+    /// An address in the form in which requests are made. One that is none is not repeated: it may be a secret.
+    fn address(self, endpoint: &str) -> Result<String, String> {
+        match Url::parse(endpoint) {
+            Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url.as_str().trim_end_matches('/').to_owned()),
+            _ => Err(format!("the address in {} is none: write https://HOST", self.endpoint_variable())),
+        }
     }
 
     /// The variables of which one, being `true`, allows plain HTTP beyond this machine.
@@ -65,13 +91,16 @@ impl Kind {
         }
     }
 
-    /// The bucket (Azure's container) of this name. Connects to nothing. An error names no key.
+    /// The bucket (Azure's container) of this name. Connects to nothing. An error names no key, and is about the keys only
+    /// where nothing else is wrong.
     pub(super) fn open(
         self,
         bucket: &str,
         keys: Option<&str>,
         endpoint: Option<&str>,
     ) -> Result<Arc<dyn ObjectStore>, String> {
+        let endpoint = endpoint.map(|endpoint| self.address(endpoint)).transpose()?;
+        let endpoint = endpoint.as_deref();
         let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
         if let Some(endpoint) = endpoint.filter(|endpoint| plain && !is_loopback(endpoint)) {
             let names = self.plain_variables();

@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::TryStreamExt as _;
 use object_store::{ObjectStoreExt as _, memory::InMemory};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
 use crate::server::tests::servers;
@@ -365,6 +367,90 @@ fn plain_http_beyond_this_machine_is_refused() {
     }
 }
 
+/// A store of each kind, with keys of a form that it takes.
+const STORES: [(&str, &str); 3] = [
+    ("s3://bucket/prefix", "key:hunter2"),
+    (
+        "gs://bucket/prefix",
+        r#"{"private_key": "hunter2", "private_key_id": "2", "client_email": "a@b.c", "disable_oauth": true}"#,
+    ),
+    ("az://bucket/prefix", "account:aHVudGVyMg=="),
+];
+
+#[test]
+fn an_address_that_is_none_is_not_taken_for_a_wrong_key() {
+    for (url, keys) in STORES {
+        for endpoint in
+            ["store.example", "store.example:8333", "https://hunter2 .example", "ftp://hunter2.example", "https://"]
+        {
+            let error = Bucket::open_at(url, Some(keys), Some(endpoint)).unwrap_err().to_string();
+            assert!(error.contains("is none: write https://HOST") && !error.contains("hunter2"), "{endpoint}: {error}");
+        }
+        Bucket::open_at(url, Some(keys), Some("https://store.example/")).unwrap();
+    }
+}
+
+/// The address of a server that gives every request this answer.
+async fn answering(status: &str, body: &str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let length = body.len();
+    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut bytes = [0; 8 << 10];
+            assert!(stream.read(&mut bytes).await.unwrap() > 0);
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            // What is left unread would cut the answer off.
+            while stream.read(&mut bytes).await.is_ok_and(|count| count > 0) {}
+        }
+    });
+    endpoint
+}
+
+/// What comes of creating an object, and of looking for some.
+async fn refusals(bucket: &Bucket) -> [String; 2] {
+    let key = bucket.prefix.clone().join("object");
+    let created = bucket.create(&key, "bytes".into()).await.unwrap_err();
+    let listed = bucket.store.list(Some(&bucket.prefix)).try_collect::<Vec<_>>().await.unwrap_err();
+    [(&key, &created), (&bucket.prefix, &listed)].map(|(key, error)| bucket.error(key, error).to_string())
+}
+
+#[tokio::test]
+async fn a_store_that_refuses_is_told_with_what_to_mend() {
+    let (absent, keys_refused) = ("there is no such ", "check what the variable of --blobs-credentials-env holds");
+    for (url, keys) in STORES {
+        for (status, body, expected) in [
+            ("404 Not Found", "<Error><Code>NoSuchBucket</Code></Error>", absent),
+            ("404 Not Found", "<Error><Code>ContainerNotFound</Code></Error>", absent),
+            ("404 Not Found", "<html>another server</html>", absent),
+            ("403 Forbidden", "<Error><Code>AccessDenied</Code></Error>", keys_refused),
+            ("401 Unauthorized", "", keys_refused),
+        ] {
+            let endpoint = answering(status, body).await;
+            let bucket = Bucket::open_at(url, Some(keys), Some(&endpoint)).unwrap();
+            for said in refusals(&bucket).await {
+                assert!(said.contains(expected) && said.contains(status) && !said.contains("hunter2"), "{said}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_there_is_told_so() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for (url, keys) in STORES {
+        let bucket = Bucket::open_at(url, Some(keys), Some(&endpoint)).unwrap();
+        let key = bucket.prefix.clone().join("object");
+        let error = bucket.create(&key, "bytes".into()).await.unwrap_err();
+        let said = bucket.error(&key, &error).to_string();
+        assert!(said.contains("the store cannot be reached: check the network"), "{said}");
+    }
+}
+
 #[test]
 fn keys_are_shown_nowhere() {
     let at = |url: &str, keys: Option<&str>| Bucket::open_at(url, keys, Some("http://127.0.0.1:1"));
@@ -383,13 +469,7 @@ fn keys_are_shown_nowhere() {
         let error = at(url, keys).unwrap_err().to_string();
         assert!(!error.contains("hunter2"), "{error}");
     }
-    let service =
-        r#"{"private_key": "hunter2", "private_key_id": "2", "client_email": "a@b.c", "disable_oauth": true}"#;
-    for (url, keys) in [
-        ("s3://bucket/prefix", "key:hunter2"),
-        ("gs://bucket/prefix", service),
-        ("az://bucket/prefix", "account:aHVudGVyMg=="),
-    ] {
+    for (url, keys) in STORES {
         let bucket = at(url, Some(keys)).unwrap();
         assert_eq!(format!("{bucket:?}"), format!("Bucket {{ place: {url:?}, .. }}"));
     }

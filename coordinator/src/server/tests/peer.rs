@@ -6,7 +6,7 @@ use std::{
 };
 
 use graftwork_proto::{
-    CoordinatorEnvelope, CoordinatorMessage, Hello, WorkerEnvelope, WorkerMessage, from_document, to_document,
+    CoordinatorEnvelope, CoordinatorMessage, Hello, Token, WorkerEnvelope, WorkerMessage, from_document, to_document,
     v1::{self, blobs_client::BlobsClient, jobs_client::JobsClient, workers_client::WorkersClient},
 };
 use graftwork_shared::{
@@ -67,6 +67,13 @@ pub(super) async fn put_as(channel: &Channel, bytes: &[u8], key: &str) -> Result
         request.metadata_mut().insert(graftwork_proto::KEY_HEADER, key.parse().unwrap());
     }
     let reply = BlobsClient::new(channel.clone()).put(request).await?;
+    Ok(reply.into_inner().digest.parse().unwrap())
+}
+
+/// Puts a blob as a worker does that the coordinator of this term has welcomed.
+pub(super) async fn put_for(channel: &Channel, bytes: &[u8], term: Term) -> Result<Digest, Status> {
+    let mut blobs = BlobsClient::with_interceptor(channel.clone(), Token::default().with_term(term));
+    let reply = blobs.put(futures::stream::iter([v1::Chunk { data: bytes.to_vec() }])).await?;
     Ok(reply.into_inner().digest.parse().unwrap())
 }
 

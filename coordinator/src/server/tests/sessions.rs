@@ -1,7 +1,7 @@
 //! Workers that work, come late, lie, or are not what they say; coordinators that are killed between.
 
 use graftwork_proto::{
-    CoordinatorMessage, Hello, WorkerMessage,
+    CoordinatorMessage, Hello, Token, WorkerMessage, pushback,
     v1::{self, blobs_client::BlobsClient, jobs_client::JobsClient},
 };
 use graftwork_shared::{
@@ -18,7 +18,7 @@ use super::{
     Place,
     fixture::{plan, stage},
     fused_plan,
-    peer::{Peer, connect, get, hello, put, submit, view, watch},
+    peer::{Peer, connect, get, hello, put, put_for, submit, view, watch},
 };
 
 fn one() -> graftwork_scheduler::Plan {
@@ -330,6 +330,36 @@ async fn blobs_go_in_and_come_out_whole_or_with_an_error() {
 }
 
 #[tokio::test]
+async fn what_a_worker_puts_for_another_coordinator_is_refused_until_this_one_has_welcomed_it() {
+    let place = Place::new(one());
+    let running = place.start().await;
+    let channel = connect(&running).await;
+    let before = Peer::join(&channel).await.term;
+    let here = put_for(&channel, b"in time", before).await.unwrap();
+    assert_eq!(get(&channel, &here.to_string()).await.unwrap(), b"in time");
+    drop(running);
+
+    let running = place.start().await;
+    let channel = connect(&running).await;
+    let now = Term(before.0 + 1);
+    let late = Digest::of(b"late").to_string();
+    // Of the coordinator before, and of one that leads already while this one does not know it.
+    for term in [before, Term(now.0 + 1)] {
+        let refused = put_for(&channel, b"late", term).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "the worker asks again");
+        assert_eq!(refused.message(), format!("the request is of {term}, but this is {now}"));
+        let mut blobs = BlobsClient::with_interceptor(channel.clone(), Token::default().with_term(term));
+        let wanted = v1::BlobDigest { digest: late.clone() };
+        assert_eq!(blobs.get(wanted).await.unwrap_err().code(), Code::Unavailable, "and not that it is missing");
+    }
+    assert_eq!(get(&channel, &late).await.unwrap_err().code(), Code::NotFound, "nothing was kept");
+    let welcomed = Peer::join(&channel).await;
+    assert_eq!(welcomed.term, now);
+    put_for(&channel, b"late", now).await.unwrap();
+    assert_eq!(get(&channel, &late).await.unwrap(), b"late");
+}
+
+#[tokio::test]
 async fn a_lease_that_never_was_is_fenced() {
     let place = Place::new(one());
     let running = place.start().await;
@@ -369,11 +399,39 @@ async fn a_worker_one_minor_version_apart_is_welcome() {
     let place = Place::new(one());
     let running = place.start().await;
     let channel = connect(&running).await;
-    let (major, rest) = VERSION.split_once('.').unwrap();
-    let minor: u64 = rest.split('.').next().unwrap().parse().unwrap();
-    for (minor, welcome) in [(minor + 1, true), (minor + 2, false)] {
-        let version = format!("{major}.{minor}.0");
+    for (version, welcome) in others() {
         let (_, answer) = Peer::say(&channel, Hello { version, ..hello() }).await.unwrap();
         assert_eq!(matches!(answer, CoordinatorMessage::Welcome { .. }), welcome, "{answer:?}");
     }
+}
+
+/// Other versions, and whether they work with this one.
+fn others() -> [(String, bool); 3] {
+    let mut numbers = VERSION.split('.').map(|number| number.parse::<u64>().unwrap());
+    let (major, minor) = (numbers.next().unwrap(), numbers.next().unwrap());
+    [(major, minor + 1, true), (major, minor + 2, false), (major + 1, minor, false)]
+        .map(|(major, minor, works)| (format!("{major}.{minor}.0"), works))
+}
+
+#[tokio::test]
+async fn a_command_one_minor_version_apart_is_served_and_others_are_told_both_versions() {
+    let place = Place::new(one());
+    let running = place.start().await;
+    let channel = connect(&running).await;
+    for (version, served) in others() {
+        let token = Token::default().with_version(&version);
+        let answer = JobsClient::with_interceptor(channel.clone(), token).coordinator(v1::Empty {}).await;
+        if served {
+            answer.unwrap();
+            continue;
+        }
+        let refused = answer.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        let said = refused.message();
+        assert!(said.contains(&format!("{version:?}")) && said.contains(&format!("{VERSION:?}")), "{said}");
+        assert!(said.starts_with("the command is version") && said.ends_with("upgrade the older one"), "{said}");
+        assert_eq!(pushback(&refused), None, "asking again does not help");
+    }
+    // Other clients of the protocol have no version of ours.
+    JobsClient::new(channel).coordinator(v1::Empty {}).await.unwrap();
 }
