@@ -2,7 +2,7 @@
 //!
 //! The digest is checked on both ends: damaged bytes are asked for again and never handed on. A broken connection or
 //! a coordinator that restarts costs a wait, not the work: every request is repeated for [`Blobs::new`]'s patience. Each try
-//! names the coordinator that has welcomed this worker last; another one refuses it, and takes it once it has, too.
+//! names the coordinator that welcomed this worker last. Another one refuses it until it has welcomed the worker itself.
 
 use std::time::{Duration, Instant};
 
@@ -91,10 +91,17 @@ impl Blobs {
         self.repeat(digest, || self.get_once(digest)).await
     }
 
-    /// The whole stream of one attempt; a break in it is the caller's to mend.
+    /// The stream of something uploaded; a break in it is the caller's to mend.
     async fn open(self, digest: Digest) -> Result<Streaming<Chunk>, StoreError> {
-        let request = BlobDigest { digest: digest.to_string() };
-        self.client().get(request).await.map(Response::into_inner).map_err(|status| of_upload(digest, &status))
+        let attempt = || async {
+            let request = BlobDigest { digest: digest.to_string() };
+            match self.client().get(request).await.map(Response::into_inner) {
+                Err(status) if !is_final(&status) => Attempt::Broken(status),
+                answered => Attempt::Done(answered.map_err(|status| of_upload(digest, &status))),
+            }
+        };
+        let lost = |error: BlobError| StoreError::Network { url: place(digest), problem: error.to_string() };
+        self.repeat(digest, attempt).await.map_err(lost)?
     }
 
     async fn put_once(&self, bytes: &[u8], digest: Digest) -> Attempt<Digest> {
@@ -178,7 +185,12 @@ fn of_upload(digest: Digest, status: &Status) -> StoreError {
     if is_final(status) {
         return StoreError::Upload(status.message().to_owned());
     }
-    StoreError::Network { url: format!("blob {} of the coordinator", digest.short()), problem: describe(status) }
+    StoreError::Network { url: place(digest), problem: describe(status) }
+}
+
+/// A blob, as errors of stores name it.
+fn place(digest: Digest) -> String {
+    format!("blob {} of the coordinator", digest.short())
 }
 
 /// Whether the coordinator's answer stays the same however often it is asked. Everything else may be the network, or

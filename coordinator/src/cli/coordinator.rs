@@ -204,8 +204,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<u8, Failure> {
         (None, Some(_)) => Path::new(FOLDER),
     };
     let folder = std::path::absolute(folder)?;
-    let lease_ms = arguments.lease * 1_000;
-    let leadership = database.map(|database| Leadership { database, lease_ms, folder: Some(folder.clone()) });
+    let leadership = database.map(|database| Leadership { database, lease_ms: arguments.lease * 1_000 });
     let histories =
         arguments.nightly_history.clone().unwrap_or_else(|| folder.join(if kept { COPIES } else { NIGHTS }));
     let histories = std::path::absolute(histories)?;

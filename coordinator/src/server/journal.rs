@@ -9,6 +9,7 @@
 mod error;
 mod ledger;
 mod postgres;
+mod signed;
 mod sqlite;
 #[cfg(test)]
 pub(super) mod tests;
@@ -30,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use self::{
     ledger::{Batch, Ledger},
     postgres::Postgres,
+    signed::Signed,
     sqlite::Sqlite,
 };
 use super::lock::Lock;
@@ -70,11 +72,19 @@ impl Opened {
         Ok(opened)
     }
 
-    /// Waits until no other coordinator leads the journal of a database, leads it, and reads it.
-    pub(super) fn lead_database(leadership: Leadership, addresses: String) -> Result<Self, JournalError> {
+    /// Waits until no other coordinator leads the journal of a database, leads it, and reads it. The lock of `folder` must be
+    /// held: whoever led from there before runs no more.
+    pub(super) fn lead_database(
+        leadership: Leadership,
+        addresses: String,
+        folder: &Path,
+    ) -> Result<Self, JournalError> {
         let mut ledger = Box::new(Postgres::open(leadership, addresses)?);
+        let signed = Signed::add(folder, ledger.id());
+        ledger.succeed(signed.before.clone());
         // Whoever led before can write nothing from here on, so what is read is all there is.
         let term = wait_to_lead(ledger.as_mut(), Term(0))?;
+        signed.keep_last();
         let mut opened = Self::read(ledger)?;
         opened.begin(term)?;
         Ok(opened)

@@ -370,7 +370,7 @@ fn take_lock(folder: &Path) -> Result<Lock, ServerError> {
 /// Waits for the lead where others may have it, and folds the journal.
 fn lead(leadership: Option<Leadership>, folder: &Path, addresses: String) -> Result<Opened, ServerError> {
     Ok(match leadership {
-        Some(leadership) => Opened::lead_database(leadership, addresses)?,
+        Some(leadership) => Opened::lead_database(leadership, addresses, folder)?,
         None => Opened::lead_folder(folder)?,
     })
 }

@@ -25,7 +25,9 @@ impl Noise {
     /// Standard error from both. What a single row's answer owes to the seed is in both parts, so this is too large
     /// rather than too small.
     pub fn total(&self) -> f64 {
-        self.rows.hypot(self.of_seeds())
+        // Not `hypot`: the one of newer C libraries is not in older ones.
+        let seeds = self.of_seeds();
+        (self.rows * self.rows + seeds * seeds).sqrt()
     }
 
     /// The smaller of the two, of those that there are: the standard error is not below it.

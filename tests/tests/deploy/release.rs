@@ -147,6 +147,14 @@ fn another_libtorch_is_taken(world: &World) -> Result<()> {
     Ok(())
 }
 
+/// The minor number of the newest glibc whose symbols a program names.
+fn newest_glibc(program: &[u8]) -> u32 {
+    let name = b"GLIBC_2.";
+    let places = (0..program.len().saturating_sub(name.len())).filter(|at| program[*at..].starts_with(name));
+    let digits = |at: usize| program[at + name.len()..].iter().take_while(|byte| byte.is_ascii_digit());
+    places.map(|at| digits(at).fold(0, |number, digit| 10 * number + u32::from(digit - b'0'))).max().unwrap_or(0)
+}
+
 /// A copy of the tree in another folder, without its history, packs the same programs into the same bytes.
 fn packed_elsewhere_it_is_the_same(archive: &Path) -> Result<()> {
     let (folder, tree) = (tempfile::tempdir()?, fs::canonicalize(root())?);
@@ -192,6 +200,10 @@ fn the_contents_are_whole(unpacked: &Path) -> Result<()> {
     }
     let worker = fs::read_to_string(unpacked.join("man/man1/graftwork-worker.1"))?;
     ensure!(worker.contains("group") && worker.contains("metrics"), "the worker's page lacks its options");
+    for program in ["bin/graftwork", "bin/graftwork-worker"] {
+        let newest = newest_glibc(&fs::read(unpacked.join(program))?);
+        ensure!((1..=34).contains(&newest), "{program} needs glibc 2.{newest}, and docs/install.md says 2.34");
+    }
     // That they are true, the script has asked sha256sum.
     let sums = fs::read_to_string(unpacked.join("SHA256SUMS"))?;
     for name in ["sbom.cdx.json", "completions/graftwork.fish", "bin/graftwork-worker", "bin/libtorch/lib/libgomp.so.1"]

@@ -219,3 +219,21 @@ async fn what_is_put_waits_until_the_coordinator_that_leads_now_has_welcomed_thi
     coordinators.led_by(Term(2));
     assert_eq!(put.await.unwrap().unwrap(), Digest::of(&bytes()));
 }
+
+#[tokio::test]
+async fn what_was_uploaded_is_asked_for_until_the_coordinator_is_back() {
+    let (_, blobs) = serve(&[], Duration::from_secs(5)).await;
+    let digest = blobs.put(&bytes()).await.unwrap();
+    let read = async |blobs: &Blobs, digest| -> Result<Vec<u8>, StoreError> {
+        let parts: Vec<Bytes> = blobs.read(digest).try_collect().await?;
+        Ok(parts.concat())
+    };
+    assert_eq!(read(&blobs, digest).await.unwrap(), bytes());
+    let (service, blobs) = serve(&[], Duration::from_secs(20)).await;
+    let digest = blobs.put(&bytes()).await.unwrap();
+    service.acts.lock().unwrap().extend([Act::Unavailable; 6]);
+    assert_eq!(read(&blobs, digest).await.unwrap(), bytes());
+    assert!(service.acts.lock().unwrap().is_empty());
+    let error = read(&blobs, Digest::of(b"never put")).await.unwrap_err();
+    assert!(matches!(&error, StoreError::Upload(words) if words.contains("no such blob")), "{error}");
+}

@@ -24,6 +24,9 @@ enum Fault {
 /// What stores say of an object, or of a part of one, in a bucket that is there.
 const OF_OBJECTS: [&str; 4] = ["NoSuchKey", "NoSuchUpload", "BlobNotFound", "CannotVerifyCopySource"];
 
+/// What is no matter of a network or of keys: certificates, clocks, firewalls and limits.
+const OF_OTHERS: [&str; 5] = ["ertificate", "RequestTimeTooSkewed", "AuthorizationFailure", "imitExceeded", "illing"];
+
 /// What stores say of a name that no bucket can have.
 const OF_NAMES: [&str; 2] = ["InvalidBucketName", "InvalidResourceName"];
 
@@ -31,6 +34,9 @@ impl Fault {
     /// Of an error, and all that it says.
     fn of(error: &Error, words: &str) -> Option<Self> {
         let says = |texts: &[&str]| texts.iter().any(|text| words.contains(text));
+        if says(&OF_OTHERS) {
+            return None;
+        }
         let refused = matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. });
         if is_unreachable(error) {
             Some(Self::Unreachable)
@@ -101,6 +107,11 @@ mod tests {
         let said = |words: &str| generic(io::Error::other(words.to_owned()));
         assert_eq!(of(&said("non-2xx status code: 403 Forbidden: AccessDenied")), Some(Fault::Keys));
         assert_eq!(of(&said("non-2xx status code: 400 Bad Request: InvalidResourceName")), Some(Fault::NoBucket));
+        assert_eq!(of(&said("status code: 403 Forbidden: <Code>RequestTimeTooSkewed</Code>")), None);
+        assert_eq!(
+            of(&generic(HttpError::new(HttpErrorKind::Connect, io::Error::other("invalid peer certificate")))),
+            None
+        );
         assert_eq!(of(&said("non-2xx status code: 503 Service Unavailable: SlowDown")), None);
     }
 

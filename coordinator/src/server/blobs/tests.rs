@@ -382,6 +382,9 @@ fn an_address_that_is_none_is_not_taken_for_a_wrong_key() {
     for (url, keys) in STORES {
         for endpoint in
             ["store.example", "store.example:8333", "https://hunter2 .example", "ftp://hunter2.example", "https://"]
+                .into_iter()
+                .chain(["https://me:hunter2@store.example", "http://localhost:hunter2@store.example"])
+                .chain(["https://store.example/?sig=hunter2", "https://store.example/#hunter2"])
         {
             let error = Bucket::open_at(url, Some(keys), Some(endpoint)).unwrap_err().to_string();
             assert!(error.contains("is none: write https://HOST") && !error.contains("hunter2"), "{endpoint}: {error}");

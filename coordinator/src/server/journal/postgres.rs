@@ -13,7 +13,6 @@ use std::{
     fmt,
     fs::File,
     io::Read as _,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -24,6 +23,7 @@ use tokio_postgres::{Client, Statement, error::SqlState};
 use super::{
     JournalError, Leader,
     ledger::{Batch, Kept, Ledger, Row},
+    signed::host_name,
 };
 pub(crate) use database::Database;
 use database::words;
@@ -47,8 +47,6 @@ pub(crate) struct Leadership {
     pub(crate) database: Database,
     /// Milliseconds for which the row leads; it is renewed every third of them.
     pub(crate) lease_ms: u64,
-    /// The folder whose lock the coordinator holds. Whoever led from it before runs no more, so its row is not waited for.
-    pub(crate) folder: Option<PathBuf>,
 }
 
 /// A connection, and what was prepared on it.
@@ -65,8 +63,8 @@ pub(super) struct Postgres {
     session: Option<Session>,
     /// This process alone.
     id: String,
-    /// Whoever led from the same folder before.
-    before: String,
+    /// Coordinators whose row is not waited for.
+    dead: Vec<String>,
     /// Where others find it.
     who: String,
     addresses: String,
@@ -107,19 +105,7 @@ fn row(row: &tokio_postgres::Row) -> Row {
 
 /// `HOST:PID`, as workers name their places.
 fn who() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "unknown".to_owned());
-    format!("{}:{}", host.trim(), std::process::id())
-}
-
-/// Leaves word in a folder of who leads from it, and gives who did before; empty if nobody did.
-fn succeed(folder: &Path, id: &str) -> std::io::Result<String> {
-    let path = folder.join("leader");
-    let before = match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        read => read?,
-    };
-    std::fs::write(path, id)?;
-    Ok(before)
+    format!("{}:{}", host_name(), std::process::id())
 }
 
 impl Postgres {
@@ -130,6 +116,16 @@ impl Postgres {
         Ok(open)
     }
 
+    /// The name under which it leads.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whoever led under one of these names runs no more.
+    pub(super) fn succeed(&mut self, dead: Vec<String>) {
+        self.dead = dead;
+    }
+
     /// Looks for no tables.
     fn connect(leadership: Leadership, addresses: String) -> Result<Self, JournalError> {
         let place = leadership.database.place().to_owned();
@@ -138,14 +134,12 @@ impl Postgres {
         let mut random = [0; 32];
         File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random)).map_err(io)?;
         let id = Digest::of(&random).short();
-        let before =
-            leadership.folder.as_deref().map_or(Ok(String::new()), |folder| succeed(folder, &id)).map_err(io)?;
         Ok(Self {
             leadership,
             runtime: Some(runtime),
             session: None,
             id,
-            before,
+            dead: Vec::new(),
             who: who(),
             addresses,
             term: Term(0),
@@ -409,9 +403,9 @@ impl Ledger for Postgres {
         let began = Instant::now();
         let (known, lease_ms) = (column(known.0), self.leadership.lease_ms as f64);
         let (id, who, addresses) = (self.id.clone(), self.who.clone(), self.addresses.clone());
-        let before = self.before.clone();
+        let dead = self.dead.clone();
         let taken = self.ask_once(async |Session { client, .. }| {
-            let taken = client.query_opt(LEAD, &[&known, &id, &who, &addresses, &lease_ms, &before]).await?;
+            let taken = client.query_opt(LEAD, &[&known, &id, &who, &addresses, &lease_ms, &dead]).await?;
             Ok(taken.map(|row| number(row.get(0))))
         })?;
         match taken {

@@ -31,7 +31,8 @@ impl Place {
         match self {
             Self::File(folder) => Opened::lead_folder(folder.path()).unwrap(),
             Self::Database(database) => {
-                Opened::lead_database(servers::leadership(database, LEASE_MS), String::new()).unwrap()
+                let folder = tempfile::tempdir().unwrap();
+                Opened::lead_database(servers::leadership(database, LEASE_MS), String::new(), folder.path()).unwrap()
             }
         }
     }

@@ -56,7 +56,7 @@ pub(crate) fn bucket() -> Option<Bucket> {
 
 /// Leadership of a database that lasts so long.
 pub(crate) fn leadership(database: &Database, lease_ms: u64) -> Leadership {
-    Leadership { database: database.clone(), lease_ms, folder: None }
+    Leadership { database: database.clone(), lease_ms }
 }
 
 /// Runs statements in a database, over a connection of its own, wherever this is called.

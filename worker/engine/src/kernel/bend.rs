@@ -97,7 +97,8 @@ const CUBE: f32 = 0.044_715;
 /// Share of a standard normal distribution below `x`, within 2e-7.
 ///
 /// Above ½ it is x P(x²) / Q(x²), both of degree 5, fitted to |x| ≤ 5.3 with the largest error made small (4e-9 before
-/// rounding); beyond, 0 or 1, which is right to 6e-8. No exponential, since forward passes alone need none.
+/// rounding); beyond, 0 or 1, which is right to 6e-8. Far below 0 the share is right absolutely, not in its digits. No
+/// exponential, since forward passes alone need none.
 #[inline(always)]
 #[expect(
     clippy::excessive_precision,

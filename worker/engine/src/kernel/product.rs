@@ -1,7 +1,8 @@
 //! Products of activations with a packed right factor.
 //!
-//! A tile of up to 12 rows and 32 columns keeps its sums in registers while the index runs from front to back. Each
-//! element is one chain of multiply-adds in the order of the index, so it is the same whatever tile it falls into.
+//! A tile of up to 12 rows and 32 columns keeps its sums in registers while the index runs from front to back, or through one
+//! block of it after the other. Each element is one chain of multiply-adds in the order of the index, so it is the same whatever
+//! tile it falls into, and however many blocks there are.
 
 use std::ops::Range;
 
@@ -117,7 +118,7 @@ fn run(instructions: Instructions, left: Left, rows: usize, right: &Panels, star
     }
     // Rows that stay in the cache while all panels pass by.
     let chunk = (CHUNK / sums.max(1) / TALLEST).max(2) * TALLEST;
-    let block = instructions.block().min(sums.max(1));
+    let block = sums.div_ceil(sums.div_ceil(instructions.block()).max(1)).max(1);
     for first in (0..rows).step_by(chunk) {
         let rows = first..rows.min(first + chunk);
         for panel in 0..columns.div_ceil(WIDE) {
@@ -193,7 +194,7 @@ const TALLEST: usize = 12;
 static ZEROS: [f32; WIDE] = [0.0; WIDE];
 
 impl Instructions {
-    /// Terms of a sum after which a tile lays its sums down and the next one begins. With vectors of 8 tiles are low, and
+    /// Most terms of a sum after which a tile lays its sums down and the next one begins. With vectors of 8 tiles are low, and
     /// long panels would leave the nearest cache between two of them.
     fn block(self) -> usize {
         if self == Self::Avx2 { 384 } else { usize::MAX }
@@ -339,169 +340,4 @@ pub(crate) fn turned(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn wave(length: usize, step: f64) -> Vec<f32> {
-        #[expect(clippy::cast_possible_truncation, reason = "test values")]
-        (0..length).map(|n| ((n as f64 + 1.0) * step).sin() as f32).collect()
-    }
-
-    fn all() -> Vec<Instructions> {
-        let all = [Instructions::Plain, Instructions::Avx2, Instructions::Avx512];
-        let here = all.iter().position(|known| *known == Instructions::here()).unwrap();
-        all[..=here].to_vec()
-    }
-
-    fn run(instructions: Instructions, left: Left, rows: usize, right: &Panels, start: Start) -> Vec<f32> {
-        let mut out = wave(rows * right.columns(), 0.3);
-        super::run(instructions, left, rows, right, start, &mut out);
-        out
-    }
-
-    /// In f64.
-    fn expected(left: Left, rows: usize, right: (&[f32], [usize; 2]), start: Start) -> Vec<f64> {
-        let (values, [sums, columns]) = right;
-        let held = wave(rows * columns, 0.3);
-        let begin = |row: usize, column: usize| match start {
-            Start::Zero => 0.0,
-            Start::Bias(bias) => bias[column],
-            Start::Matrix(matrix) => matrix[row * columns + column],
-            Start::Out => held[row * columns + column],
-        };
-        let one = |place: usize| {
-            let (row, column) = (place / columns, place % columns);
-            let product = |k: usize| {
-                f64::from(left.values[row * left.row + k * left.column]) * f64::from(values[k * columns + column])
-            };
-            f64::from(begin(row, column)) + (0..sums).map(product).sum::<f64>()
-        };
-        (0..rows * columns).map(one).collect()
-    }
-
-    #[test]
-    fn every_set_of_instructions_multiplies() {
-        for [rows, sums, columns] in [[1, 1, 1], [5, 7, 31], [13, 40, 32], [25, 33, 65], [3, 16, 96], [37, 9, 24]] {
-            let (a, b, bias, matrix) =
-                (wave(rows * sums, 0.7), wave(sums * columns, 1.3), wave(columns, 0.9), wave(rows * columns, 1.9));
-            let right = Panels::of_rows(&b, [sums, columns]);
-            for left in [Left::rows(&a, sums), Left::turned(&a, rows)] {
-                for start in [Start::Zero, Start::Bias(&bias), Start::Matrix(&matrix), Start::Out] {
-                    let expected = expected(left, rows, (&b, [sums, columns]), start);
-                    let results: Vec<Vec<f32>> =
-                        all().iter().map(|&instructions| run(instructions, left, rows, &right, start)).collect();
-                    for found in &results {
-                        let far = found.iter().zip(&expected).any(|(a, b)| (f64::from(*a) - b).abs() > 1e-5);
-                        assert!(!far, "{rows} {sums} {columns} {start:?}");
-                    }
-                    // Both sets with fused multiply-add give the same bytes.
-                    assert!(results.get(2).is_none_or(|wide| *wide == results[1]));
-                }
-            }
-        }
-    }
-
-    // 1,536 values a row: a chunk has 84 rows, so there are three, the last one of 32.
-    #[test]
-    fn long_left_factors_are_multiplied_chunk_by_chunk() {
-        let [rows, sums, columns] = [200, 1536, 40];
-        assert!(rows > 2 * (CHUNK / sums / TALLEST) * TALLEST);
-        let (a, b) = (wave(rows * sums, 0.7), wave(sums * columns, 1.3));
-        let (bias, matrix) = (wave(columns, 0.9), wave(rows * columns, 1.9));
-        let right = Panels::of_rows(&b, [sums, columns]);
-        // Row r of this one lies in column r.
-        let mut turned_a = vec![0.0; a.len()];
-        turned([rows, sums], (&a, sums), (&mut turned_a, rows));
-        for instructions in all() {
-            for start in [Start::Zero, Start::Bias(&bias), Start::Matrix(&matrix), Start::Out] {
-                let whole = run(instructions, Left::rows(&a, sums), rows, &right, start);
-                let expected = expected(Left::rows(&a, sums), rows, (&b, [sums, columns]), start);
-                let far = whole.iter().zip(&expected).any(|(a, b)| (f64::from(*a) - b).abs() > 1e-3);
-                assert!(!far, "{instructions:?} {start:?}");
-                // The same values from the other side are the same bytes.
-                assert_eq!(run(instructions, Left::turned(&turned_a, rows), rows, &right, start), whole);
-            }
-            let whole = run(instructions, Left::rows(&a, sums), rows, &right, Start::Zero);
-            for first in [0, 83, 84, 168, 199] {
-                let alone = run(instructions, Left::rows(&a[first * sums..], sums), 1, &right, Start::Zero);
-                assert_eq!(alone, whole[first * columns..(first + 1) * columns], "row {first}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_turned_left_factor_is_the_transpose_of_what_lies_there() {
-        let (rows, sums) = (5, 3);
-        // Element (row, k) lies at k · rows + row.
-        let values: Vec<f32> = (0..rows * sums).map(|n| n as f32).collect();
-        let left = Left::turned(&values, rows);
-        let identity = Panels::of_rows(&[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0], [3, 3]);
-        for instructions in all() {
-            let out = run(instructions, left, rows, &identity, Start::Zero);
-            for (row, out) in out.chunks(sums).enumerate() {
-                let expected = [0, 1, 2].map(|k| (k * rows + row) as f32);
-                assert_eq!(out, expected, "{instructions:?} row {row}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_is_the_same_bytes_among_any_number_of_rows() {
-        let (sums, columns) = (50, 70);
-        let (a, b) = (wave(40 * sums, 0.7), wave(sums * columns, 1.3));
-        let right = Panels::of_rows(&b, [sums, columns]);
-        for instructions in all() {
-            let whole = run(instructions, Left::rows(&a, sums), 40, &right, Start::Zero);
-            for (first, rows) in [(0, 1), (3, 2), (7, 5), (11, 12), (20, 13), (1, 39)] {
-                let part = run(instructions, Left::rows(&a[first * sums..], sums), rows, &right, Start::Zero);
-                assert_eq!(part, whole[first * columns..(first + rows) * columns], "{first} {rows}");
-            }
-        }
-    }
-
-    #[test]
-    fn factors_that_are_not_packed_give_the_same_products() {
-        for [rows, sums, columns] in [[1, 1, 1], [5, 7, 31], [13, 20, 32], [25, 33, 50], [3, 16, 96]] {
-            let (a, b) = (wave(rows * sums, 0.7), wave(sums * (columns + 3), 1.3));
-            let dense: Vec<f32> = b.chunks(columns + 3).flat_map(|row| row[..columns].to_vec()).collect();
-            let expected = expected(Left::rows(&a, sums), rows, (&dense, [sums, columns]), Start::Zero);
-            let mut out = vec![9.0; rows * (columns + 2)];
-            let right = Right { values: &b, row: columns + 3 };
-            product_once([rows, sums, columns], Left::rows(&a, sums), right, (&mut out, columns + 2));
-            for (out, expected) in out.chunks(columns + 2).zip(expected.chunks(columns)) {
-                assert!(out.iter().zip(expected).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-5));
-                assert_eq!(out[columns..], [9.0, 9.0]);
-            }
-        }
-    }
-
-    #[test]
-    fn turning_moves_every_element() {
-        for [rows, columns] in [[1, 1], [8, 8], [20, 32], [9, 17], [16, 5]] {
-            let from = wave(rows * (columns + 1), 0.7);
-            let mut out = vec![9.0; columns * (rows + 2)];
-            turned([rows, columns], (&from, columns + 1), (&mut out, rows + 2));
-            for row in 0..rows {
-                for column in 0..columns {
-                    let (moved, value) = (out[column * (rows + 2) + row], from[row * (columns + 1) + column]);
-                    assert_eq!(moved.to_bits(), value.to_bits());
-                }
-            }
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "a left factor has all values")]
-    fn a_left_factor_that_is_too_short_is_refused() {
-        let right = Panels::of_rows(&[0.0; 64], [2, 32]);
-        product(Left::rows(&[0.0; 5], 2), 3, &right, Start::Zero, &mut [0.0; 96]);
-    }
-
-    #[test]
-    fn sums_over_nothing_are_the_start() {
-        let right = Panels::of_rows(&[], [0, 3]);
-        let mut out = [9.0; 6];
-        product(Left::rows(&[], 0), 2, &right, Start::Bias(&[1.0, 2.0, 3.0]), &mut out);
-        assert_eq!(out.map(f32::to_bits), [1.0_f32, 2.0, 3.0, 1.0, 2.0, 3.0].map(f32::to_bits));
-    }
-}
+mod tests;

@@ -21,7 +21,7 @@ pub(crate) enum Filled {
 
 /// Nothing hangs on how long such a session would lead: it never does.
 fn leadership(database: &Database) -> Leadership {
-    Leadership { database: database.clone(), lease_ms: 0, folder: None }
+    Leadership { database: database.clone(), lease_ms: 0 }
 }
 
 /// What a database keeps at one moment, and the term of its last leader; `None` if it has no journal. Whoever leads it is

@@ -34,7 +34,7 @@ pub(super) const FOUND: &str = "
 pub(super) const LEAD: &str = "
     UPDATE graftwork.leader SET term = greatest(term, $1) + 1, leader = $2, who = $3, addresses = $4,
         since = clock_timestamp(), expires = clock_timestamp() + $5::float8 * interval '1 millisecond'
-    WHERE expires <= clock_timestamp() OR leader IN ($2, $6) RETURNING term
+    WHERE expires <= clock_timestamp() OR leader = $2 OR leader = ANY($6) RETURNING term
 ";
 
 pub(super) const LEADER: &str = "

@@ -18,7 +18,8 @@ fn open(database: &Database, lease_ms: u64) -> Box<dyn Ledger> {
 }
 
 fn lead(database: &Database, lease_ms: u64) -> Opened {
-    Opened::lead_database(leadership(database, lease_ms), "unix:///there".to_owned()).unwrap()
+    let folder = tempfile::tempdir().unwrap();
+    Opened::lead_database(leadership(database, lease_ms), "unix:///there".to_owned(), folder.path()).unwrap()
 }
 
 fn written(database: &Database) -> u64 {
@@ -83,8 +84,9 @@ fn renewing_and_writing_prolong_the_lead_and_resigning_ends_it() {
 fn whoever_starts_in_the_folder_of_a_leader_that_was_killed_leads_at_once() {
     let (database, folders) = (needed(), [(); 2].map(|()| tempfile::tempdir().unwrap()));
     let from = |folder: &Path| {
-        let leadership = Leadership { folder: Some(folder.to_owned()), ..leadership(&database, LEASE_MS) };
-        Postgres::open(leadership, "unix:///there".to_owned()).unwrap()
+        let mut ledger = Postgres::open(leadership(&database, LEASE_MS), "unix:///there".to_owned()).unwrap();
+        ledger.succeed(Signed::add(folder, ledger.id()).before);
+        ledger
     };
     let mut killed = from(folders[0].path());
     assert_eq!(killed.lead(Term(0)).unwrap().unwrap(), Term(1));

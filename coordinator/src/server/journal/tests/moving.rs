@@ -30,7 +30,7 @@ fn a_journal_comes_out_of_a_database_as_it_went_in() {
         let copy = Opened::copy_database(&database, back.path()).unwrap().unwrap();
         assert_eq!((copy.number, &copy.state), (facts().len() as u64, &fold(&facts())));
         assert_eq!(opened.fill_database(&database, Term(1_000)).unwrap(), Filled::Holds);
-        let next = Opened::lead_database(leadership(&database, LEASE_MS), String::new()).unwrap();
+        let next = Opened::lead_database(leadership(&database, LEASE_MS), String::new(), back.path()).unwrap();
         assert_eq!(next.state.term(), Term(1_000), "it goes on above what was said");
     }
 }
@@ -39,7 +39,8 @@ fn a_journal_comes_out_of_a_database_as_it_went_in() {
 #[ignore = "needs PostgreSQL: scripts/servers.py"]
 fn a_database_that_somebody_leads_is_not_filled() {
     let (database, (_folder, mut opened)) = (needed(), folder(false));
-    let leader = Opened::lead_database(leadership(&database, LEASE_MS), String::new()).unwrap();
+    let here = tempfile::tempdir().unwrap();
+    let leader = Opened::lead_database(leadership(&database, LEASE_MS), String::new(), here.path()).unwrap();
     assert_eq!(opened.fill_database(&database, Term(1_000)).unwrap(), Filled::Led);
     assert!(!Opened::is_kept(&database).unwrap());
     drop(leader);
