@@ -94,7 +94,7 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
 
     // Two workers, a third and a fourth while the fusion trains, then the leader is killed, then two more.
     // Each at the first update that the group of then reports, so that everyone in it has the state.
-    let mut act = 0;
+    let (mut act, mut resting) = (0, None);
     let (changing, story) = run(&world, &mut cluster, 2, |event, story, cluster| {
         let Some(members) = of_fusion(event, story) else { return Ok(()) };
         let mut kill = |count: usize| {
@@ -104,6 +104,8 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
             (0, 2) => {
                 cluster.start_worker()?;
                 cluster.start_worker()?;
+                // Whoever waits for it computes nothing, so the two have time to come.
+                resting = Some(rest(story.processes[&members[1]], Duration::from_secs(5)));
             }
             (1, 4) => kill(1),
             (2, 3) => kill(2),
@@ -113,6 +115,9 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
         act += 1;
         Ok(())
     })?;
+    if let Some(resting) = resting {
+        ensure!(resting.join().is_ok(), "a member was not let go on");
+    }
     ensure!(act == 4, "only {act} of the four changes came about: {:?}", story.largest);
     ensure!(story.failures == 0, "members that are lost cost no attempt: {}", story.failures);
     assert_eq!(changing, alone, "two workers, four, and one");
@@ -151,6 +156,17 @@ fn workers_that_are_told_to_end_hand_over_and_cost_no_attempt() -> Result<()> {
 /// A fusion of so many lanes that a member keeps some of them though it takes several times as long as the other one.
 const MANY_LANES: &str = "[fusions.mood_fused.training]\nepochs = 200\nbatch_size = 16\nlanes = 16\n\
     evaluate_every = 100\ncheckpoint_every = 100\n";
+
+/// Stops a process for so long, which is less than the silence after which a worker is given up.
+fn rest(pid: u32, time: Duration) -> JoinHandle<()> {
+    thread::spawn(move || {
+        for (signal, time) in [("-STOP", time), ("-CONT", Duration::ZERO)] {
+            let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
+            assert!(sent.is_ok_and(|status| status.success()), "process {pid} felt no {signal}");
+            thread::sleep(time);
+        }
+    })
+}
 
 /// A process that is stopped for three quarters of the time until this goes, several times between two reports.
 struct Slowed {
@@ -264,8 +280,15 @@ fn ended_ms(world: &World, cluster: &Cluster, job: &str) -> Result<u64> {
 #[test]
 fn a_gang_gives_its_places_to_an_urgent_one_as_a_whole_and_publishes_the_same_bytes_later() -> Result<()> {
     let (world, mut cluster) = (World::new()?, Cluster::new()?);
-    let (alone, _) = run(&world, &mut cluster, 1, |_, _, _| Ok(()))?;
-    world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "[resources]\ngang = 2\n")?;
+    // A third of the long job's updates is long enough.
+    let hub = cluster.path().join("hub").display().to_string();
+    let write = |more: &str| -> Result<()> {
+        let job = world.long_job("job.toml", &hub, more)?;
+        Ok(fs::write(&job, fs::read_to_string(&job)?.replacen("epochs = 120", "epochs = 40", 1))?)
+    };
+    write("")?;
+    let (alone, _) = run_job(&world, &mut cluster, (1, &[]), |_, _, _| Ok(()))?;
+    write("[resources]\ngang = 2\n")?;
     write_urgent(&world, &cluster.path().join("urgent"))?;
     let (mut urgent, mut reported) = (String::new(), 0);
     let (mut given, mut taken_up) = (Vec::new(), Vec::new());
