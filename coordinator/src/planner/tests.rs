@@ -337,7 +337,7 @@ async fn too_little_memory_is_told_with_both_numbers() {
     let problems = plan_with_spans(job, spans, planning).await.unwrap_err();
     assert!(of_task.is_some() && problems[0].span == of_task, "{:?}", problems[0]);
     insta::assert_snapshot!(told(&problems[0]), @r"
-    training is expected to need 113 MiB of memory, but 1 MiB are free [memory]
+    training is expected to need 129 MiB of memory, but 1 MiB are free [memory]
     help: use a smaller batch_size or max_length, fewer threads, or a machine with more memory
     ");
 }
