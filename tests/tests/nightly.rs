@@ -55,8 +55,11 @@ fn expect(output: &Output, code: i32) -> String {
     said
 }
 
+/// The idempotency key and the body of what is posted, once it is.
+type Posted = JoinHandle<Result<(String, Value)>>;
+
 /// Takes one request, and gives its idempotency key and its body.
-fn listen() -> Result<(String, JoinHandle<Result<(String, Value)>>)> {
+fn listen() -> Result<(String, Posted)> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = format!("http://{}/hooks/secret-path", listener.local_addr()?);
     let heard = std::thread::spawn(move || {

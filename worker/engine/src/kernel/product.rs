@@ -154,7 +154,7 @@ fn run_panel(
     let last = columns.div_ceil(WIDE) - 1;
     let next = if behind.is_empty() { right.panel(last.min(panel + 1)) } else { behind };
     let next = if sums < LONG { &[] } else { &next[..next.len().min(sums * WIDE)] };
-    let left = left.from_term(terms.start);
+    let left = left.behind(terms.start);
     for (row, height) in instructions.tiles(rows.len(), halves) {
         let ahead = &next[next.len() * row / rows.len()..next.len() * (row + height) / rows.len()];
         let row = rows.start + row;
@@ -223,7 +223,7 @@ impl Left<'_> {
     }
 
     /// The factor from a term of its sums on.
-    fn from_term(self, term: usize) -> Self {
+    fn behind(self, term: usize) -> Self {
         Self { values: self.values.get(term * self.column..).unwrap_or(&[]), ..self }
     }
 
