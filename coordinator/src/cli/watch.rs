@@ -10,7 +10,7 @@ use graftwork_shared::{
 };
 
 use super::{
-    Connection, Failure, INPUT,
+    Connection, Failure,
     jobs::{connected, exit_code},
     which::Which,
 };
@@ -81,7 +81,7 @@ async fn find_again(at: &Connection) -> Result<Client, Failure> {
         match at.client().await {
             Ok(Some(client)) => return Ok(client),
             Ok(None) => unreachable!("only a named coordinator is looked for again"),
-            Err(failure) if failure.code == INPUT || began.elapsed() > PATIENCE => return Err(failure),
+            Err(failure) if began.elapsed() > PATIENCE => return Err(failure),
             Err(_) => {}
         }
     }
