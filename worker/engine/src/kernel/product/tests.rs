@@ -1,3 +1,5 @@
+//! Products beside sums in f64, and their bytes whatever the tiles, the blocks and the set of instructions.
+
 use super::*;
 
 fn wave(length: usize, step: f64) -> Vec<f32> {
