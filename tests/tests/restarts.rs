@@ -15,7 +15,8 @@ use graftwork_shared::{
 use graftwork_tests::{Cluster, Run, World, tree_digests};
 use serde_json::Value;
 
-/// Trains the long job with two workers, killing the coordinator so often; gives what was published.
+/// Trains the long job with two workers, killing the coordinator so often while one `watch` goes on over all of it; gives
+/// what was published.
 fn train(world: &World, cluster: &mut Cluster, kills: u64) -> Result<BTreeMap<String, Digest>> {
     cluster.begin_anew()?;
     world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "")?;
@@ -23,15 +24,17 @@ fn train(world: &World, cluster: &mut Cluster, kills: u64) -> Result<BTreeMap<St
     for _ in 0..2 {
         cluster.start_worker()?;
     }
+    let mut watch = Run::watch(&cluster.address(), &job)?;
     for _ in 0..kills {
-        let mut watch = Run::watch(&cluster.address(), &job)?;
         let steps = |event: &Event| matches!(event.kind, EventKind::Step(report) if report.step >= 20);
         watch.wait_for("training", steps)?;
         watch.wait_for("a checkpoint", |event| matches!(event.kind, EventKind::Checkpointed { .. }))?;
         cluster.kill_coordinator();
         cluster.start_coordinator()?;
+        // The same one shows what the next coordinator tells.
+        watch.wait_for("the next coordinator", |event| matches!(event.kind, EventKind::JobStarted { .. }))?;
     }
-    Run::watch(&cluster.address(), &job)?.finish(0)?;
+    watch.finish(0)?;
     let (explained, _) = cluster.ask(world, &["explain", &job, "--output", "json"], 0)?;
     let explained: serde_json::Value = serde_json::from_str(&explained)?;
     for stage in explained["stages"].as_array().into_iter().flatten() {

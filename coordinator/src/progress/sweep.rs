@@ -12,8 +12,11 @@ pub(super) fn sweep_words(kind: &EventKind, metric: Option<Metric>) -> Option<St
             format!("pauses at rung {} (step {}): validation {metric}{score}{from}", score.rung + 1, score.step)
         }
         EventKind::RungDecided { rung, to, promoted, stopped, asynchronous } => {
-            let stopped = if stopped.is_empty() { String::new() } else { format!(", {} stop", trials(stopped)) };
-            format!("rung {}: {} go on to rung {}{stopped}{}", rung + 1, trials(promoted), to + 1, early(*asynchronous))
+            let (go, stop) =
+                (if promoted.len() == 1 { "goes" } else { "go" }, if stopped.len() == 1 { "stops" } else { "stop" });
+            let stopped = if stopped.is_empty() { String::new() } else { format!(", {} {stop}", trials(stopped)) };
+            let early = early(*asynchronous);
+            format!("rung {}: {} {go} on to rung {}{stopped}{early}", rung + 1, trials(promoted), to + 1)
         }
         EventKind::TrialChosen { trial, score, asynchronous } => {
             let score = score.map(|score| format!(", validation {metric}{score:.4}")).unwrap_or_default();
@@ -53,8 +56,16 @@ mod tests {
             decided(&[1, 4], &[2, 3, 5], false),
             "rung 1: trials 1 and 4 go on to rung 2, trials 2, 3 and 5 stop"
         );
-        assert_eq!(decided(&[2], &[], true), "rung 1: trial 2 go on to rung 2, before the whole rung was there");
-        let chosen = EventKind::TrialChosen { trial: 4, score: Some(0.75), asynchronous: false };
-        assert_eq!(sweep_words(&chosen, Some(Metric::F1)).unwrap(), "trial 4 is chosen, validation f1 0.7500");
+        assert_eq!(decided(&[2], &[], true), "rung 1: trial 2 goes on to rung 2, before the whole rung was there");
+        assert_eq!(decided(&[2], &[1], false), "rung 1: trial 2 goes on to rung 2, trial 1 stops");
+        let chosen = |asynchronous| {
+            let chosen = EventKind::TrialChosen { trial: 4, score: Some(0.75), asynchronous };
+            sweep_words(&chosen, Some(Metric::F1)).unwrap()
+        };
+        assert_eq!(chosen(false), "trial 4 is chosen, validation f1 0.7500");
+        assert_eq!(
+            chosen(true),
+            "trial 4 is chosen, validation f1 0.7500 (asynchronous halving: timing had a part in it)"
+        );
     }
 }

@@ -15,8 +15,10 @@ use graftwork_shared::{
     metric::Metric,
     recipe::{Method, NumericClass, trained_slot},
     record::Record,
+    sweep::{Halving, RungScore, SweepRecord, TrialRecord},
 };
 use graftwork_store::{Hub, RECORD_FILE};
+use serde_json::json;
 use tokio::runtime::Handle;
 
 use super::{PublishError, PublisherDoor, holds, rows};
@@ -333,6 +335,46 @@ async fn the_card_says_how_to_load_and_what_was_measured() {
     let card = std::fs::read_to_string(trained.folder("mood").join("README.md")).unwrap();
     for part in ["adapter-transformers", "load_adapter(", "graftwork predict", "0.7500", "| seed |"] {
         assert!(card.contains(part), "{part} is missing in\n{card}");
+    }
+}
+
+/// A rate of two, of which the second was published.
+fn swept(asynchronous: bool) -> SweepRecord {
+    let trial = |rate: f64, scores: &[f64]| TrialRecord {
+        values: BTreeMap::from([("training.learning_rate".to_owned(), json!(rate))]),
+        recipe: Digest::of(&rate.to_le_bytes()),
+        scores: (0..)
+            .zip(scores)
+            .map(|(rung, score)| RungScore::new(rung, 2 * u64::from(rung + 1), Some(*score)))
+            .collect(),
+        failed: None,
+    };
+    let trials = vec![trial(0.1, &[0.25]), trial(0.01, &[0.5, 0.75])];
+    SweepRecord {
+        trial: 2,
+        values: trials[1].values.clone(),
+        asynchronous,
+        halving: Some(Halving { factor: 2, first: 0.5, asynchronous }),
+        combinations: 2,
+        rungs: vec![2, 4],
+        trials,
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_is_in_the_card_and_marked_where_timing_had_a_part_in_it() {
+    let trained = trained().await;
+    let timed = "Trials were halved asynchronously, so which of them went on depended on timing.";
+    for asynchronous in [false, true] {
+        let mut publication = trained.publication("mood");
+        publication.sweep = Some(swept(asynchronous));
+        publish(&publication, &trained.trunk).unwrap();
+        let record = Hub::verify(&trained.folder("mood")).unwrap();
+        assert_eq!(record.sweep, publication.sweep);
+        let card = std::fs::read_to_string(trained.folder("mood").join("README.md")).unwrap();
+        assert!(card.contains("Trial 2 of 2 trials, the best by accuracy on validation rows."), "{card}");
+        assert!(card.contains("| trial | values | at step 2 | at step 4 |"), "{card}");
+        assert_eq!(card.contains(timed), asynchronous, "{card}");
     }
 }
 

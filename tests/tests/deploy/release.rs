@@ -144,6 +144,11 @@ fn another_libtorch_is_taken(world: &World) -> Result<()> {
     let output = bare(world.path(), &format!("export GRAFTWORK_LIBTORCH=/nowhere; {doctor}"))?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.code() == Some(1) && said.contains("no libtorch_cpu.so in /nowhere"), "{said}");
+    let by_its_name = "unpacked/bin/graftwork-worker --version > /dev/null";
+    let output = bare(world.path(), by_its_name)?;
+    ensure!(!output.status.success(), "the worker starts without any libtorch");
+    let output = bare(world.path(), &format!("export LD_LIBRARY_PATH=\"$PWD/elsewhere/lib\"; {by_its_name}"))?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use graftwork_tests::{Cluster, Guarded, Run, World, program, tensor_digests};
 
 use crate::{installed, process::until, root};
 
-/// Why it cannot be tried here, if so.
+/// Why it cannot be tried here, if so: a Slurm that is installed is started once to see whether it does.
 pub(crate) fn lacks() -> Option<&'static str> {
     if std::env::var_os("GRAFTWORK_LONG_TESTS").is_none() {
         return Some("it waits for Slurm's own minutes: GRAFTWORK_LONG_TESTS=1, as make test-deploy sets");
@@ -26,7 +26,9 @@ pub(crate) fn lacks() -> Option<&'static str> {
     if !is_root() {
         return Some("only root can start a Slurm of one's own");
     }
-    None
+    let error = Slurm::start().err()?;
+    eprintln!("{error:#}");
+    Some("Slurm is installed and does not start here")
 }
 
 fn is_root() -> bool {
