@@ -110,7 +110,7 @@ test-gpu: build $(NCCL)
 
 test-all: test test-servers test-azure test-deploy
 	@scripts/peer.sh
-	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test quickstart --test hosts --test scale --test operating
+	GRAFTWORK_LONG_TESTS=1 cargo test --release --locked --workspace --test peer --test benchmark --test quickstart --test hosts --test scale --test operating
 
 fit-memory: $(LIBTORCH) $(BASE) data
 	cargo test --release --locked --workspace --test memory -- --nocapture
@@ -128,7 +128,7 @@ bench-peer: bench-programs data
 	@scripts/peer.sh
 	@scripts/bench.py --peer $(BENCH)
 
-# Both programs on the first GPU. Rows that have a bar on the processor have none here: no figure was taken yet.
+# Both programs on the first GPU, in bf16 unless BENCH names a --precision; rows with a counterpart in the library have a bar.
 bench-gpu: bench-programs data
 	@scripts/peer.sh
 	@scripts/bench.py --peer --device cuda --out out/bench-gpu $(BENCH)

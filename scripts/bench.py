@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Graftwork, and beside it AdapterHub's library, and holds the ratios against what must be reached.
 
-    scripts/bench.py [--peer] [--device cuda [--precision bf16]] [--data DIR] [--rows N] [--runs N] [--only ROW…] [--go-on]
+    scripts/bench.py [--peer] [--device cuda [--precision fp32]] [--data DIR] [--rows N] [--runs N] [--only ROW…] [--go-on]
 
 `make bench` measures Graftwork alone; `make bench-peer` installs the library too (scripts/peer.sh), measures both in turn,
 and ends with 1 when a row is below "at least", with 2 when a measurement failed. The record (machine, versions, every
@@ -39,7 +39,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="store_true", help="measure AdapterHub's library too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what both programs compute on; a GPU has rows of its own")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="numbers in which both base models multiply; others than fp32 need --device cuda")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="numbers in which both base models multiply: fp32 on a processor; on a GPU bf16, unless another is named")
     parser.add_argument("--data", type=pathlib.Path, default=os.environ.get("GRAFTWORK_BENCH_DATA"), help="folder with the texts of the suite")
     parser.add_argument("--rows", type=int, default=0, help="training rows of each task at most; 0: all")
     parser.add_argument("--runs", type=int, default=5, help="runs of each measurement, in turn")
@@ -50,6 +50,7 @@ def parse():
     parser.add_argument("--programs", type=pathlib.Path, default=ROOT / "target/release", help="folder of graftwork, graftwork-worker and examples")
     parser.add_argument("--peer-python", type=pathlib.Path, default=ROOT / ".graftwork/peer/bin/python")
     options = parser.parse_args()
+    options.precision = options.precision or ("bf16" if options.device == "cuda" else "fp32")
     if options.precision != "fp32" and options.device == "cpu":
         parser.error(f"--precision {options.precision} needs --device cuda")
     for name in ("base", "programs", "out"):

@@ -3,7 +3,7 @@
 
     scripts/compare.py --data FOLDER --tasks trec cr mrpc [--seeds 5] [--rows 1500] [--epochs 2]
 
-FOLDER/<task>/{train,validation}.parquet hold `text` or `text_a`, `text_b`, and a whole-number `label`. Both programs
+FOLDER/<task>/{train,validation}.parquet hold `text` or `text_a`, `text_b`, and `label`, a number or a name. Both programs
 take the same rows, base model, adapter, learning rate, batch and epochs, and score the last weights on validation.
 Needs `make build` and scripts/peer.sh. Prints a table; exits 1 when the 95 % interval of a difference of means lies below 0.
 """

@@ -6,6 +6,9 @@ import pathlib
 import platform
 import subprocess
 
+# What `ours.py` runs; some rows need no example.
+PROGRAMS = ("graftwork", "graftwork-worker", "examples/step_time", "examples/roofline", "examples/input_rate")
+
 
 def facts():
     cpu = {}
@@ -27,8 +30,9 @@ def facts():
 
 
 def programs(folder):
-    """Digests of the programs, so that figures of other ones are not mixed in."""
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in ("graftwork", "graftwork-worker")}
+    """Digests of the programs that are there, so that figures of other ones are not mixed in."""
+    there = [name for name in PROGRAMS if (folder / name).exists()]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in there}
 
 
 def first_line(*command, folder=None):

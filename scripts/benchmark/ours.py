@@ -34,8 +34,10 @@ class Ours:
         job = self.job([section(task.name, task) for task in self.data.suite], {"epochs": 1, **training})
         done = self.run(job)
         rows = sum(stage["rows"][0] for stage in done.stages)
-        scores = {f"accuracy_{stage['name']}": score(stage) for stage in done.stages}
-        return {"wall_s": done.seconds, "first_step_s": done.first_step, "rows_per_second": rows / done.seconds, **scores}
+        figures = {f"accuracy_{stage['name']}": score(stage) for stage in done.stages}
+        # The largest share of the time between two reports in which training waited for rows.
+        figures["most_input_wait"] = max(event["input_wait"] for event in done.events if event["event"] == "step")
+        return {"wall_s": done.seconds, "first_step_s": done.first_step, "rows_per_second": rows / done.seconds, **figures}
 
     # -- paces of single stages -----------------------------------------------------------------------------------
 
@@ -135,18 +137,19 @@ class Ours:
 
     def steps(self):
         figures = {}
-        for line in self.step_time("seq_bn", 3, ["--batches", "16,64", "--cuts", "1x1,2x2"]):
+        for line in self.step_time("seq_bn", 3, self.data.pairs.train, ["--batches", "16,64", "--cuts", "1x1,2x2"]):
             name = f"batch{line['batch']}_threads{line['threads']}"
             for figure in ("share_of_sgemm", "useful_gflops", "sgemm_gflops", "examples_per_second", "tokens_per_batch"):
                 figures[f"{name}_{figure}"] = line[figure]
         return figures
 
     def single_rows(self):
-        line, = self.step_time("seq_bn+predict", 2, ["--batches", "1", "--cuts", "1x1"])
+        """Passes over single rows whose tokens are in memory, on one thread."""
+        line, = self.step_time("seq_bn+predict", 2, self.data.pairs.validation, ["--batches", "1", "--cuts", "1x1"])
         return {"median_ms": line["step_ms_median"], "90_percent_ms": line["step_ms_90"]}
 
-    def step_time(self, preset, seconds, options):
-        texts = ["--texts", self.data.pairs.train, "--columns", ",".join(self.data.pairs.columns)]
+    def step_time(self, preset, seconds, file, options):
+        texts = ["--texts", file, "--columns", ",".join(self.data.pairs.columns)]
         return self.example("step_time", [self.base, preset, seconds, *texts, *options, "--json"])
 
     def grid(self):

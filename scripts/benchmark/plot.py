@@ -122,7 +122,8 @@ def gauge(value, least, aim, lower):
     parts = [f'<rect x="0" y="5" width="170" height="10" rx="5" fill="#e6e9ec"/>']
     parts.append(f'<rect x="{good[0]:.1f}" y="5" width="{good[1] - good[0]:.1f}" height="10" fill="#cfe6d4"/>')
     for bar, colour in ((least, "#666"), (aim, "#3a8a4d")):
-        parts.append(f'<line x1="{at(bar):.1f}" x2="{at(bar):.1f}" y1="2" y2="18" stroke="{colour}" stroke-width="1.5"/>')
+        if bar is not None:
+            parts.append(f'<line x1="{at(bar):.1f}" x2="{at(bar):.1f}" y1="2" y2="18" stroke="{colour}" stroke-width="1.5"/>')
     if value is not None:
         reached = value <= least if lower else value >= least
         parts.append(f'<circle cx="{at(value):.1f}" cy="10" r="5" fill="{"#2563a8" if reached else "#b3261e"}"/>')

@@ -2,7 +2,7 @@
 
     python train.py --base FOLDER --data FOLDER --tasks trec cr [--seeds 1 2] [--rows N] [--epochs 2] [--padding group]
 
-FOLDER/<task>/{train,validation}.parquet hold `text` or `text_a`, `text_b`, and a whole-number `label`.
+FOLDER/<task>/{train,validation}.parquet hold `text` or `text_a`, `text_b`, and `label`, a number or a name.
 """
 import argparse
 import json
@@ -23,24 +23,29 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, TrainingArgumen
 logging.set_verbosity_error()
 
 
-def rows_of(path, tokenizer, options, limit):
-    table = parquet.read_table(path)
-    if limit:
-        table = table.slice(0, limit)
-    names = ("text_a", "text_b") if "text_a" in table.column_names else ("text",)
-    encoded = tokenizer(*(table[name].to_pylist() for name in names), truncation=True, max_length=options.max_length)
-    return datasets.Dataset.from_dict({**encoded, "labels": table["label"].to_pylist()})
+def rows_of(task, tokenizer, options):
+    """The rows to train on and those held out, with labels numbered in sorted order, and how many labels there are."""
+    folder = os.path.join(options.data, task)
+    train, validation = (parquet.read_table(os.path.join(folder, f"{split}.parquet")) for split in ("train", "validation"))
+    tables = [train.slice(0, options.rows) if options.rows else train, validation]
+    labels = sorted({label for table in tables for label in table["label"].to_pylist()})
+    numbers = {label: number for number, label in enumerate(labels)}
+
+    def rows(table):
+        names = ("text_a", "text_b") if "text_a" in table.column_names else ("text",)
+        encoded = tokenizer(*(table[name].to_pylist() for name in names), truncation=True, max_length=options.max_length)
+        return datasets.Dataset.from_dict({**encoded, "labels": [numbers[label] for label in table["label"].to_pylist()]})
+
+    return *map(rows, tables), len(labels)
 
 
 def train(task, seed, tokenizer, options):
     set_seed(seed)
     dropout = {} if options.dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = AutoAdapterModel.from_pretrained(options.base, **dropout)
-    folder = os.path.join(options.data, task)
-    rows = rows_of(os.path.join(folder, "train.parquet"), tokenizer, options, options.rows)
-    held_out = rows_of(os.path.join(folder, "validation.parquet"), tokenizer, options, 0)
+    rows, held_out, labels = rows_of(task, tokenizer, options)
     model.add_adapter(task, config=options.method)
-    model.add_classification_head(task, num_labels=max(rows["labels"] + held_out["labels"]) + 1)
+    model.add_classification_head(task, num_labels=labels)
     model.train_adapter(task)
     arguments = TrainingArguments(
         output_dir=options.scratch, learning_rate=options.learning_rate, num_train_epochs=options.epochs,

@@ -30,7 +30,7 @@ const AGAINST: (&str, &str) = ("versions.rs", "two_versions_are_measured_side_by
 const BY_ITSELF: (&str, &str) =
     ("by_itself.rs", "a_coordinator_runs_nights_when_they_are_due_and_goes_on_with_one_that_was_interrupted");
 
-const LIST: [Elsewhere; 28] = [
+const LIST: [Elsewhere; 31] = [
     Elsewhere { page: "README.md", begins: "make quickstart", test: QUICKSTART, why: "it fetches, builds, and trains" },
     Elsewhere { page: "README.md", begins: "make test", test: TARGETS, why: "it runs these tests" },
     Elsewhere { page: "README.md", begins: "make check", test: TARGETS, why: "it builds everything once more" },
@@ -38,6 +38,19 @@ const LIST: [Elsewhere; 28] = [
     Elsewhere { page: "README.md", begins: "make nightly", test: QUICKSTART, why: "most of an hour" },
     Elsewhere { page: "README.md", begins: "make golden ", test: FOLLOWED, why: "it names a folder of the reader's" },
     Elsewhere { page: "README.md", begins: "make follow ", test: FOLLOWED, why: "the same" },
+    Elsewhere {
+        page: "docs/performance.md",
+        begins: "make bench-peer",
+        test: ("benchmark.rs", "the_library_is_measured_beside_ours"),
+        why: "it needs AdapterHub's library, and hours",
+    },
+    Elsewhere {
+        page: "docs/performance.md",
+        begins: "make bench-pieces",
+        test: ("benchmark.rs", "pieces_are_measured_alone"),
+        why: "it is built for it",
+    },
+    Elsewhere { page: "docs/performance.md", begins: "make bench-gpu", test: TARGETS, why: "it needs a GPU" },
     Elsewhere { page: "docs/performance.md", begins: "make bench", test: BENCH, why: "hours" },
     Elsewhere {
         page: "docs/performance.md",
