@@ -52,7 +52,7 @@ pub use plan::{ExchangePlan, share};
 pub use reduce::{Reduced, Way, reduce_lanes};
 pub use rendezvous::{MemoryRendezvous, Rendezvous, RendezvousError};
 pub use sum::{Partial, SumError, combine, partial_sums, tree_sum};
-pub use tree::{Node, Tree};
+pub use tree::{Fold, Node, Tree};
 
 /// What NCCL says of itself on this machine.
 pub mod nccl {

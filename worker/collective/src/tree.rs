@@ -105,19 +105,54 @@ impl Tree {
     /// When there are not as many items as lanes.
     pub fn fold<T>(self, items: Vec<Option<T>>, mut add: impl FnMut(T, T) -> T) -> Option<T> {
         assert_eq!(items.len(), self.lanes, "one item for each lane");
-        let mut row = items;
-        while row.len() > 1 {
-            let mut above = Vec::with_capacity(row.len().div_ceil(2));
-            let mut pairs = row.into_iter();
-            while let Some(left) = pairs.next() {
-                above.push(match (left, pairs.next().flatten()) {
-                    (Some(left), Some(right)) => Some(add(left, right)),
-                    (left, right) => left.or(right),
-                });
-            }
-            row = above;
+        let mut fold = Fold::default();
+        items.into_iter().for_each(|item| fold.push(item, &mut add));
+        fold.finish(add)
+    }
+}
+
+/// [`Tree::fold`] of values that come lane after lane. Of what has come it holds one value for each level.
+#[derive(Debug)]
+pub struct Fold<T> {
+    /// By level, the left child whose sibling has not come; it has a value where one of its lanes has.
+    waiting: Vec<Option<Option<T>>>,
+}
+
+impl<T> Default for Fold<T> {
+    fn default() -> Self {
+        Self { waiting: Vec::new() }
+    }
+}
+
+impl<T> Fold<T> {
+    /// Takes the next lane's value.
+    pub fn push(&mut self, item: Option<T>, mut add: impl FnMut(T, T) -> T) {
+        let mut node = item;
+        for place in &mut self.waiting {
+            let Some(left) = place.take() else {
+                *place = Some(node);
+                return;
+            };
+            node = both(left, node, &mut add);
         }
-        row.pop().flatten()
+        self.waiting.push(Some(node));
+    }
+
+    /// The value of all lanes that have come; `None` when no lane has one.
+    pub fn finish(self, mut add: impl FnMut(T, T) -> T) -> Option<T> {
+        self.waiting.into_iter().flatten().fold(None, |right, left| both(left, right, &mut add))
+    }
+
+    /// How many values it holds.
+    pub fn held(&self) -> usize {
+        self.waiting.iter().flatten().flatten().count()
+    }
+}
+
+fn both<T>(left: Option<T>, right: Option<T>, add: impl FnOnce(T, T) -> T) -> Option<T> {
+    match (left, right) {
+        (Some(left), Some(right)) => Some(add(left, right)),
+        (left, right) => left.or(right),
     }
 }
 
@@ -165,5 +200,17 @@ mod tests {
         assert_eq!(folded.unwrap(), "(((01)(23))4)");
         let sparse = vec![None, Some("1".to_owned()), None, None, Some("4".to_owned())];
         assert_eq!(Tree::new(5).fold(sparse, |a, b| format!("({a}{b})")).unwrap(), "(14)");
+        let six = (0..6).map(|lane| Some(lane.to_string())).collect();
+        assert_eq!(Tree::new(6).fold(six, |a, b| format!("({a}{b})")).unwrap(), "(((01)(23))(45))");
+    }
+
+    #[test]
+    fn one_value_a_level_is_held_of_lanes_that_come_one_after_the_other() {
+        let mut fold = Fold::default();
+        for lane in 0..64_usize {
+            fold.push(Some(1), |a, b| a + b);
+            assert_eq!(fold.held(), (lane + 1).count_ones() as usize);
+        }
+        assert_eq!(fold.finish(|a, b| a + b), Some(64));
     }
 }

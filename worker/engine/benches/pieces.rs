@@ -11,7 +11,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest, RowReader, open, select};
 use graftwork_engine::{
     BatchShape, Input, InputRequest, Position, TextEncoder,
-    pieces::{Attention, Gelu, LayerNorm, Mask, Product},
+    pieces::{Activation, Attention, FirstAttention, Fusion, LayerNorm, Mask, Optimizer, Product, ProductOnce},
     use_one_thread,
 };
 use graftwork_shared::{
@@ -34,6 +34,22 @@ fn kernels(criterion: &mut Criterion) {
         }
     }
     group.finish();
+    // Scores and contexts of attention: rows of 20 and of 44 tokens, and all heads of one query.
+    let mut group = criterion.benchmark_group("product_once");
+    let sizes = [[20, 32, 32], [44, 32, 48], [20, 20, 32], [44, 44, 32], [12, 384, 48], [12, 44, 384]];
+    for [rows, sums, columns] in sizes {
+        let mut product = ProductOnce::new([rows, sums, columns]);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number")]
+        group.throughput(Throughput::Elements(product.operations() as u64));
+        let name = BenchmarkId::new(format!("{sums}x{columns}"), rows);
+        group.bench_function(name, |bencher| bencher.iter(|| black_box(product.run())[0]));
+    }
+    group.finish();
+    elementwise(criterion);
+    attentions(criterion);
+}
+
+fn elementwise(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("elementwise");
     for rows in [20, 320] {
         group.throughput(Throughput::Elements(rows * 384));
@@ -46,16 +62,45 @@ fn kernels(criterion: &mut Criterion) {
         let mask = Mask::new(sizes[0]);
         group.bench_function(BenchmarkId::new("dropout_mask", rows), |bencher| bencher.iter(|| mask.run(384)));
         group.throughput(Throughput::Elements(rows * 1536));
-        let mut gelu = Gelu::new(sizes[0] * 1536);
-        group.bench_function(BenchmarkId::new("gelu", rows), |bencher| bencher.iter(|| black_box(gelu.run())[0]));
+        for (name, mut activation) in Activation::all(sizes[0] * 1536) {
+            group.bench_function(BenchmarkId::new(name, rows), |bencher| {
+                bencher.iter(|| black_box(activation.run())[0]);
+            });
+        }
     }
     group.finish();
+    // About what an adapter of 24 columns has in 6 layers, and a fusion.
+    let mut group = criterion.benchmark_group("optimizer");
+    for numbers in [100_000, 3_000_000] {
+        group.throughput(Throughput::Elements(numbers));
+        let mut optimizer = Optimizer::new(usize::try_from(numbers).unwrap_or_default());
+        group.bench_function(BenchmarkId::new("update", numbers), |bencher| {
+            bencher.iter(|| black_box(optimizer.run()).0);
+        });
+    }
+    group.finish();
+}
+
+fn attentions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("attention");
     for tokens in [10, 20, 44, 128] {
         group.throughput(Throughput::Elements(8 * tokens as u64));
         for (name, dropout) in [("plain", false), ("dropout", true)] {
             let attention = Attention::new([8, tokens], dropout);
             group.bench_function(BenchmarkId::new(name, tokens), |bencher| bencher.iter(|| attention.run()));
+        }
+        let first = FirstAttention::new([8, tokens]);
+        group.bench_function(BenchmarkId::new("first", tokens), |bencher| bencher.iter(|| first.run()));
+    }
+    group.finish();
+    let mut group = criterion.benchmark_group("fusion");
+    for tokens in [20, 320] {
+        for adapters in [3, 8] {
+            group.throughput(Throughput::Elements(tokens));
+            let mut fusion = Fusion::new([usize::try_from(tokens).unwrap_or_default(), adapters]);
+            let name = |way: &str| BenchmarkId::new(format!("{way}_{adapters}"), tokens);
+            group.bench_function(name("forward"), |bencher| bencher.iter(|| black_box(fusion.forward())[0]));
+            group.bench_function(name("backward"), |bencher| bencher.iter(|| black_box(fusion.backward())[0]));
         }
     }
     group.finish();

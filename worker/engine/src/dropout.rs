@@ -174,8 +174,16 @@ vectorised! {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::transfer::to_host;
+    use crate::{
+        kernel::Instructions,
+        testing::{cases, ragged},
+        transfer::to_host,
+    };
 
     fn masks(step: u64) -> Masks {
         let options = LaneOptions {
@@ -197,16 +205,27 @@ mod tests {
         assert_eq!(to_host(&masks(1).tokens(address, &later, 7, 0.3)), alone[7..]);
     }
 
+    /// Elements of a row's mask, each from a block of its own.
+    fn of_single_blocks(address: Address, span: &Span, probability: f64, elements: Range<usize>) -> Vec<f32> {
+        let Masks { stream, .. } = masks(1);
+        let dropped = (probability * 65536.0).round();
+        let of = |element: usize| {
+            let block = stream.block(address.major(span.copy), span.row << 24 | (element / 8) as u64);
+            let bits = block[element % 8 / 2] >> (16 * (element % 2)) & 0xffff;
+            #[expect(clippy::cast_possible_truncation, reason = "masks are f32")]
+            let factor = (65536.0 / (65536.0 - dropped)) as f32;
+            if f64::from(bits) < dropped { 0.0 } else { factor }
+        };
+        elements.map(of).collect()
+    }
+
     #[test]
     fn every_element_has_the_bits_of_its_own_position() {
         let address = Address::of(3, Place::Output);
         let mask = to_host(&masks(1).tokens(address, &Spans::new(&[41], &[77]), 7, 0.25));
-        let Masks { stream, .. } = masks(1);
-        for (index, value) in mask.iter().enumerate() {
-            let block = stream.block(address.major(0), 77 << 24 | (index / 8) as u64);
-            let bits = block[index % 8 / 2] >> (16 * (index % 2)) & 0xffff;
-            assert_eq!(*value == 0.0, bits < 16384, "{index}");
-        }
+        let own = of_single_blocks(address, &Spans::new(&[41], &[77]).0[0], 0.25, 0..mask.len());
+        assert_eq!(mask, own);
+        assert!(mask.contains(&0.0));
     }
 
     #[test]
@@ -229,5 +248,40 @@ mod tests {
         let copied = of(1, 0, Place::Output, &spans.repeat(2));
         assert_eq!(copied[..128], first);
         assert_ne!(copied[128..], first);
+    }
+
+    proptest! {
+        #![proptest_config(cases(48))]
+
+        #[test]
+        fn any_mask_is_that_of_single_blocks(
+            (spans, cut, copies) in (ragged(30), 0..10_usize, 1..4_usize),
+            (layer, module, width) in (0..1024_u32, 0..256_u32, 1..40_usize),
+            (heads, probability) in (1..4_usize, 0.0..=1.0_f64),
+        ) {
+            let address = Address { layer, place: Place::OutputFusion, module };
+            let spans = spans.cut(cut, 30).0.repeat(copies);
+            prop_assume!(spans.tokens() > 0);
+            let found = Instructions::same(|| to_host(&masks(1).tokens(address, &spans, width, probability)));
+            let of_row = |span: &Span| {
+                let elements = span.first * width..(span.first + span.length) * width;
+                of_single_blocks(address, span, probability, elements)
+            };
+            prop_assert_eq!(found, spans.0.iter().flat_map(of_row).collect::<Vec<f32>>());
+            for span in &spans.0 {
+                let (queries, keys) = (span.length, span.visible);
+                let found = Instructions::same(|| {
+                    let mut mask = vec![9.0; heads * queries * keys];
+                    masks(1).fill_attention(address, span, [heads, keys], probability, &mut mask);
+                    mask
+                });
+                // (head · keys + query) · keys + key.
+                let of_head = |head: usize| {
+                    let first = head * keys * keys;
+                    of_single_blocks(address, span, probability, first..first + queries * keys)
+                };
+                prop_assert_eq!(found, (0..heads).flat_map(of_head).collect::<Vec<f32>>());
+            }
+        }
     }
 }

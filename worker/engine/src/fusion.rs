@@ -4,10 +4,13 @@
 //! scores `(Q x)·(K aᵢ + b)` are computed as `(Kᵀ Q x)·aᵢ + (Q x)·b`, and `Σ sᵢ V aᵢ` as `V Σ sᵢ aᵢ`: three products
 //! whatever the number of adapters, where the Python peer needs 1 + 2n.
 
+use std::sync::{Arc, OnceLock};
+
 use graftwork_shared::adapter::FusionConfig;
 use tch::{Kind, Tensor};
 
 use crate::{
+    direct::Joined,
     parameters::{Leaves, Parameter},
     rows::FusionAttention,
     transfer::{doubles_to_host, to_host},
@@ -57,13 +60,15 @@ pub(crate) struct FusionWeights {
     pub(crate) query: Option<[Parameter; 2]>,
     pub(crate) key: Option<[Parameter; 2]>,
     pub(crate) value_dd: Option<Parameter>,
+    /// Projections of its adapters side by side, where all are frozen.
+    pub(crate) joined: Arc<OnceLock<Joined>>,
 }
 
 impl FusionWeights {
     pub(crate) fn new(config: &FusionConfig, mut take: impl FnMut(&str) -> Option<Parameter>) -> Self {
         let mut pair = |at: &str| Some([take(&format!("{at}.weight"))?, take(&format!("{at}.bias"))?]);
         let (query, key) = (pair("query"), pair("key"));
-        Self { config: config.clone(), query, key, value_dd: take("value.weight") }
+        Self { config: config.clone(), query, key, value_dd: take("value.weight"), joined: Arc::default() }
     }
 
     /// Fused output and attention: `query_td`, adapter outputs `n × [t, d]`, `residual_td` to `[t, d]` and `[t, n]`.
@@ -113,6 +118,7 @@ impl FusionWeights {
             query: pair(&self.query),
             key: pair(&self.key),
             value_dd: self.value_dd.as_ref().map(Parameter::share),
+            joined: Arc::clone(&self.joined),
         }
     }
 }

@@ -27,6 +27,34 @@ pub(crate) fn fresh([rows, columns]: [usize; 2]) -> Tensor {
     Tensor::empty([signed(rows), signed(columns)], (Kind::Float, Device::Cpu))
 }
 
+/// A vector of numbers in host memory that a tensor writes into.
+pub(crate) struct Written {
+    tensor: Tensor,
+    values: Vec<f32>,
+}
+
+impl Written {
+    /// Zeros.
+    pub(crate) fn zeros(count: usize) -> Self {
+        let values = vec![0.0; count];
+        // SAFETY: the vector has so many floats, never grows, and is touched by nobody but the tensor until `into_values`.
+        let tensor =
+            unsafe { Tensor::from_blob(values.as_ptr().cast(), &[signed(count)], &[1], Kind::Float, Device::Cpu) };
+        Self { tensor, values }
+    }
+
+    /// What writes into it. Views of it must be gone before [`Written::into_values`].
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.tensor
+    }
+
+    /// The numbers, without a copy.
+    pub(crate) fn into_values(self) -> Vec<f32> {
+        drop(self.tensor);
+        self.values
+    }
+}
+
 /// The sizes of a matrix.
 pub(crate) fn sizes(matrix: &Tensor) -> [usize; 2] {
     let (rows, columns) = matrix.size2().expect("a matrix");
@@ -58,6 +86,14 @@ fn usable(tensor: &Tensor) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_tensor_writes_stands_in_the_vector() {
+        let written = Written::zeros(4);
+        let _ = written.tensor().narrow(0, 1, 2).fill_(3.0);
+        assert_eq!(written.into_values(), [0.0, 3.0, 3.0, 0.0]);
+        assert!(Written::zeros(0).into_values().is_empty());
+    }
 
     #[test]
     fn only_dense_floats_in_host_memory_are_slices() {

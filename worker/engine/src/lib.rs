@@ -69,5 +69,5 @@ pub use shelf::{Shelves, Visit};
 /// Where tensors live.
 pub use tch::Device;
 pub use timing::{Work, take_work_times};
-pub use trainer::{Course, LaneSum, Progress, StepOptions, StepOutcome, TrainError, Trainer};
+pub use trainer::{Course, LaneSum, LaneSums, Progress, StepOptions, StepOutcome, TrainError, Trainer};
 pub use trunk::Trunk;

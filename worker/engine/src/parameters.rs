@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     direct::Through,
-    host,
+    host::{self, Written},
     kernel::{Left, Panels, Start, product},
     rows::LaneOutput,
     spans::signed,
@@ -161,11 +161,27 @@ fn sum(losses: &[f32]) -> f64 {
     losses.iter().copied().map(f64::from).sum()
 }
 
+/// A lane's gradient: in host memory as the vector that is asked for in the end.
+enum Flat {
+    Host(Written),
+    Device(Tensor),
+}
+
+impl Flat {
+    fn tensor(&self) -> &Tensor {
+        match self {
+            Self::Host(written) => written.tensor(),
+            Self::Device(tensor) => tensor,
+        }
+    }
+}
+
 /// One lane's view of the trained parameters, and their gradients.
 pub(crate) struct Leaves {
     tensors: Vec<Tensor>,
+    /// Views of the flat gradient.
     gradients: Vec<Tensor>,
-    flat_gradient: Tensor,
+    flat_gradient: Flat,
     /// Whether autograd may record what is done with them.
     recorded: bool,
 }
@@ -176,8 +192,14 @@ impl Leaves {
         let leaf = |tensor: &TrainedTensor| tensor.view(flat).detach().set_requires_grad(gradients);
         let tensors = layout.tensors.iter().map(leaf).collect();
         let size = if gradients { layout.len } else { 0 };
-        let flat_gradient = Tensor::zeros([signed(size)], (Kind::Float, flat.device()));
-        let views = layout.tensors.iter().filter(|_| gradients).map(|tensor| tensor.view(&flat_gradient)).collect();
+        let on_host = flat.device() == Device::Cpu && !host::is_off();
+        let flat_gradient = if on_host {
+            Flat::Host(Written::zeros(size))
+        } else {
+            Flat::Device(Tensor::zeros([signed(size)], (Kind::Float, flat.device())))
+        };
+        let view = |tensor: &TrainedTensor| tensor.view(flat_gradient.tensor());
+        let views = layout.tensors.iter().filter(|_| gradients).map(view).collect();
         Self { tensors, gradients: views, flat_gradient, recorded: gradients }
     }
 
@@ -253,27 +275,40 @@ impl Leaves {
 
     /// The gradient so far at these places of the flat buffer, one behind the other.
     pub(crate) fn gradient_at(&self, ranges: &[Range<usize>]) -> Vec<f32> {
-        let values =
-            |range: &Range<usize>| to_host(&self.flat_gradient.narrow(0, signed(range.start), signed(range.len())));
+        let values = |range: &Range<usize>| {
+            to_host(&self.flat_gradient.tensor().narrow(0, signed(range.start), signed(range.len())))
+        };
         ranges.iter().flat_map(values).collect()
     }
 
     /// The sum of scalar losses and the flat gradient, for which a device is waited for once.
     pub(crate) fn into_output(self, losses: &[Tensor]) -> LaneOutput {
-        let on_host = self.flat_gradient.device() == Device::Cpu && !host::is_off();
-        let lane = self.into_unread(losses);
-        if on_host {
-            // A copy of the gradient would be the larger cost.
-            return LaneOutput { loss: sum(&to_host(&lane.losses)), gradient: to_host(&lane.gradient) };
+        let Self { gradients, flat_gradient, .. } = self;
+        drop(gradients);
+        match flat_gradient {
+            Flat::Host(written) => {
+                let loss = sum(&to_host(&together(losses)));
+                LaneOutput { loss, gradient: written.into_values() }
+            }
+            Flat::Device(gradient) => Unread::read(&[Unread { gradient, losses: together(losses) }]).remove(0),
         }
-        Unread::read(&[lane]).remove(0)
     }
 
     /// Scalar losses and the flat gradient, to be read later.
     pub(crate) fn into_unread(self, losses: &[Tensor]) -> Unread {
-        let losses: Vec<Tensor> = losses.iter().map(|loss| loss.detach().view([1])).collect();
-        Unread { gradient: self.flat_gradient, losses: Tensor::cat(&losses, 0) }
+        let gradient = match self.flat_gradient {
+            Flat::Device(gradient) => gradient,
+            // It goes with the leaves.
+            Flat::Host(written) => written.tensor().copy(),
+        };
+        Unread { gradient, losses: together(losses) }
     }
+}
+
+/// Losses as a vector.
+fn together(losses: &[Tensor]) -> Tensor {
+    let losses: Vec<Tensor> = losses.iter().map(|loss| loss.detach().view([1])).collect();
+    Tensor::cat(&losses, 0)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use graftwork_shared::{
     id::Name,
     random::{Purpose, Stream},
 };
+use proptest::prelude::*;
 use tch::Tensor;
 
 use crate::{
@@ -17,9 +18,29 @@ use crate::{
     network::Network,
     rows::{Dropout, Lane, LaneOptions, Targets, Tokens},
     setup::{Setup, Trained},
+    spans::{FILLER, Spans},
     transfer::to_host,
     trunk::Trunk,
 };
+
+/// So many random cases. A case that fails is told, and written nowhere.
+pub(crate) fn cases(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// One to four rows of up to so many tokens, some of which are hidden; the first row shows all of its own, two at least.
+pub(crate) fn ragged(longest: usize) -> impl Strategy<Value = Spans> {
+    let first = (2..=longest, Just(0), 0..FILLER);
+    let others = prop::collection::vec((1..=longest, 0..longest, 0..FILLER), 0..4);
+    (first, others).prop_map(|(first, mut rows)| {
+        rows.insert(0, first);
+        let lengths: Vec<usize> = rows.iter().map(|row| row.0).collect();
+        let numbers: Vec<u64> = rows.iter().map(|row| row.2).collect();
+        let mut spans = Spans::new(&lengths, &numbers);
+        spans.0.iter_mut().zip(rows).for_each(|(span, row)| span.visible -= row.1 % span.length);
+        spans
+    })
+}
 
 /// Standard normal numbers, other ones for each number `major`.
 pub(crate) fn normal(major: u32, shape: &[i64]) -> Tensor {

@@ -6,7 +6,9 @@
 
 use std::{ops::Range, sync::Arc};
 
-use graftwork_engine::{Consumed, EngineError, InputError, Lane, LaneOutput, Network, StagedLane, StepOptions, Update};
+use graftwork_engine::{
+    Consumed, EngineError, InputError, Lane, LaneOutput, LaneSums, Network, StagedLane, StepOptions, Update,
+};
 use graftwork_shared::assignment::Failure;
 
 use super::{
@@ -92,25 +94,56 @@ impl<H: Host> Driver<'_, H> {
         Ok((OwnLanes { first: own.start, lanes, staged }, consumed))
     }
 
-    /// Every lane's loss and gradient, in the order of the lanes.
-    pub(super) fn compute(&mut self, own: OwnLanes, options: StepOptions) -> Result<Vec<Option<LaneOutput>>, Failure> {
+    /// What the lanes add up to but for the last of them, and those: lanes whose gradients would take much memory together
+    /// are computed and added some after the others.
+    pub(super) fn compute(
+        &mut self,
+        own: OwnLanes,
+        options: StepOptions,
+    ) -> Result<(LaneSums, Vec<Option<LaneOutput>>), Failure> {
         let (options, present) = (Arc::new(options), own.present());
-        let outputs = if self.host.lanes_together() {
+        if self.host.lanes_together() {
             let task = self.together(own, options);
             let ((outputs, next), cost) = run_one(self.host, Turn::Behind, move || measured(|| task.run()));
             self.meter.add_task(cost, self.on_gpu);
             self.keep_staged(next);
-            outputs.map_err(failure::of_engine)?
-        } else {
-            let lanes = own.lanes.into_iter().flatten();
-            let tasks = lanes.map(|lane| lane_task(self.network.share(), lane, Arc::clone(&options)));
-            let mut outputs = Vec::with_capacity(present.len());
-            for (output, cost) in self.host.run(Turn::Behind, tasks.collect()) {
+            let mut outputs = outputs.map_err(failure::of_engine)?.into_iter();
+            let lanes = present.into_iter().map(|present| if present { outputs.next() } else { None });
+            return Ok((LaneSums::default(), lanes.collect()));
+        }
+        let at_once = lanes_at_once(self.trainer().parameters().len(), self.trainer().shape().lanes);
+        let mut lanes = own.lanes.into_iter();
+        let (mut sums, mut last) = (LaneSums::default(), Vec::new());
+        while lanes.len() > 0 {
+            if !last.is_empty() {
+                let cost;
+                (sums, cost) = run_one(self.host, Turn::Behind, move || {
+                    measured(move || {
+                        sums.extend(last);
+                        sums
+                    })
+                });
                 self.meter.add_task(cost, self.on_gpu);
-                outputs.push(output.map_err(failure::of_engine)?);
             }
-            outputs
-        };
+            last = self.compute_some(lanes.by_ref().take(at_once).collect(), &options)?;
+        }
+        Ok((sums, last))
+    }
+
+    /// Loss and gradient of each lane, at the same time.
+    fn compute_some(
+        &mut self,
+        lanes: Vec<Option<Lane>>,
+        options: &Arc<StepOptions>,
+    ) -> Result<Vec<Option<LaneOutput>>, Failure> {
+        let present: Vec<bool> = lanes.iter().map(Option::is_some).collect();
+        let task = |lane| lane_task(self.network.share(), lane, Arc::clone(options));
+        let tasks = lanes.into_iter().flatten().map(task).collect();
+        let mut outputs = Vec::new();
+        for (output, cost) in self.host.run(Turn::Behind, tasks) {
+            self.meter.add_task(cost, self.on_gpu);
+            outputs.push(output.map_err(failure::of_engine)?);
+        }
         let mut outputs = outputs.into_iter();
         Ok(present.into_iter().map(|present| if present { outputs.next() } else { None }).collect())
     }
@@ -136,8 +169,29 @@ impl<H: Host> Driver<'_, H> {
     }
 }
 
+/// Bytes of gradients of lanes that are computed at the same time, unless those of one batch take more.
+const GRADIENT_BYTES: usize = 32 << 20;
+
+/// How many lanes with so many gradients each are computed before they are added up: those of a batch at least, so that
+/// accumulation over many batches takes hardly more memory than one.
+fn lanes_at_once(gradients: usize, of_a_batch: usize) -> usize {
+    (GRADIENT_BYTES / (size_of::<f32>() * gradients.max(1))).max(of_a_batch)
+}
+
 type LaneTask = Box<dyn FnOnce() -> (Result<LaneOutput, EngineError>, TaskCost) + Send>;
 
 fn lane_task(network: Network, lane: Lane, options: Arc<StepOptions>) -> LaneTask {
     Box::new(move || measured(|| network.lane(&lane, &options.lane())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_gradients_are_added_batch_by_batch() {
+        // An adapter of MiniLM, a fusion of it, and one of a BERT of 12 layers.
+        assert_eq!([340_000, 2_700_000, 21_000_000].map(|numbers| lanes_at_once(numbers, 2)), [24, 3, 2]);
+        assert_eq!(lanes_at_once(0, 4), 1 << 23);
+    }
 }

@@ -261,8 +261,11 @@ impl<H: Host> Driver<'_, H> {
         let (computed, ahead) = (u32::try_from(own.lanes.len()).unwrap_or(u32::MAX), own.are_staged());
         let outcome = match self.membership.plan().cloned() {
             None => {
-                let outputs = self.compute(own, options)?;
-                self.on_trainer(move |trainer| trainer.apply(outputs, consumed))?
+                let (mut sums, rest) = self.compute(own, options)?;
+                self.on_trainer(move |trainer| {
+                    sums.extend(rest);
+                    trainer.apply_sum(sums.finish(), consumed)
+                })?
             }
             Some(plan) => {
                 let sum = self.compute_and_exchange(&plan, own, options)?;

@@ -213,13 +213,15 @@ impl Across {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tch::Kind;
 
     use super::*;
     use crate::{
         attention::{SavedAttention, attention as whole, attention_backward as whole_backward, tests::some_dropped},
+        kernel::Instructions,
         spans::{Spans, signed},
-        testing::{assert_close, normal, trunk_masks},
+        testing::{assert_close, cases, normal, ragged, trunk_masks},
     };
 
     /// As if keys and values were computed: context, gradient of queries, gradient of the input.
@@ -237,10 +239,13 @@ mod tests {
         [context, of_query, of_input]
     }
 
-    fn check(keys: &Spans, (heads, d): (i64, i64), dropout: Option<&ProbabilityDropout>) {
+    /// Gives what it was compared with.
+    fn check(keys: &Spans, (heads, d): (i64, i64), dropout: Option<&ProbabilityDropout>) -> [Tensor; 3] {
         let queries = keys.first_tokens();
         let shape = Shape { queries: &queries, keys, heads, places: None };
-        let linear = |number: u32| Linear::new(normal(number, &[d, d]) * 0.3, normal(number + 1, &[d]));
+        // Scores of one size whatever the width: rounding grows with them, in what this is compared with too.
+        let size = 1.0 / (d as f64).sqrt();
+        let linear = |number: u32| Linear::new(normal(number, &[d, d]) * size, normal(number + 1, &[d]));
         let (key, value) = (linear(10), linear(20));
         let [query, gradient] = [1, 2].map(|number| normal(number, &[signed(queries.rows()), d]));
         let input = normal(3, &[signed(keys.tokens()), d]);
@@ -248,9 +253,13 @@ mod tests {
         let [of_query, of_input] = attention_backward(&saved, &gradient, [&key, &value], &shape);
         let expected = plainly([&query, &input, &gradient], [&key, &value], &shape, dropout);
         for (ours, expected) in [context, of_query, of_input].iter().zip(&expected) {
-            assert!(f64::try_from(expected.abs().sum(Kind::Float)).unwrap() > 0.0);
             assert_close(ours, expected, 1e-5);
         }
+        expected
+    }
+
+    fn says_something(found: &[Tensor]) -> bool {
+        found.iter().all(|found| f64::try_from(found.abs().sum(Kind::Float)).unwrap() > 0.0)
     }
 
     #[test]
@@ -258,7 +267,7 @@ mod tests {
         let mut keys = Spans::new(&[4, 1, 7, 33], &[0, 1, 2, 3]);
         keys.0[2].visible = 3;
         for sizes in [(3, 24), (2, 32), (2, 52), (1, 96), (12, 48)] {
-            check(&keys, sizes, None);
+            assert!(says_something(&check(&keys, sizes, None)));
         }
     }
 
@@ -266,7 +275,8 @@ mod tests {
     fn dropped_probabilities_lose_their_part_of_the_values_bias() {
         let masks = trunk_masks();
         let dropout = some_dropped(&masks);
-        check(&Spans::new(&[4, 1, 7, 19], &[40, 41, 2, 3]), (3, 24), Some(&dropout));
+        let keys = Spans::new(&[4, 1, 7, 19], &[40, 41, 2, 3]);
+        assert!(says_something(&check(&keys, (3, 24), Some(&dropout))));
     }
 
     #[test]
@@ -289,6 +299,25 @@ mod tests {
             let alone = context(&[length], [signed(row), signed(at)]);
             assert_eq!(host::values(&alone), host::values(&together.narrow(0, signed(row), 1)), "row {row}");
             at += length;
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases(32))]
+
+        #[test]
+        fn first_queries_of_any_rows_need_neither_keys_nor_values(
+            keys in ragged(40),
+            (heads, width) in (1..5_i64, 1..25_i64),
+        ) {
+            let masks = trunk_masks();
+            for instructions in Instructions::all() {
+                instructions.with(|| {
+                    prop_assert!(says_something(&check(&keys, (heads, heads * width), None)));
+                    let _ = check(&keys, (heads, heads * width), Some(&some_dropped(&masks)));
+                    Ok(())
+                })?;
+            }
         }
     }
 }

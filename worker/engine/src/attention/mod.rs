@@ -174,11 +174,15 @@ fn scale(query_td: &Tensor, shape: &Shape) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tch::Kind;
 
     use super::*;
-    use crate::spans::signed;
-    use crate::testing::{assert_close, normal, trunk_masks};
+    use crate::{
+        kernel::Instructions,
+        spans::signed,
+        testing::{assert_close, cases, normal, ragged, trunk_masks},
+    };
 
     /// Drops three probabilities in ten.
     pub(super) fn some_dropped(masks: &Masks) -> ProbabilityDropout<'_> {
@@ -198,12 +202,12 @@ mod tests {
     /// Narrow heads, heads of whole vectors, and such as end within one.
     fn check(queries: &Spans, keys: &Spans) {
         for (heads, d) in [(3, 24), (2, 32), (2, 64), (2, 52), (1, 96)] {
-            check_heads(queries, keys, (heads, d));
+            check_heads(queries, keys, (heads, d), 1e-6);
         }
     }
 
     #[expect(clippy::many_single_char_names, reason = "queries, keys, values and gradients as everywhere")]
-    fn check_heads(queries: &Spans, keys: &Spans, (heads, d): (i64, i64)) {
+    fn check_heads(queries: &Spans, keys: &Spans, (heads, d): (i64, i64), tolerance: f32) {
         let (q, g) = (normal(1, &[signed(queries.tokens()), d]), normal(4, &[signed(queries.tokens()), d]));
         let (k, v) = (normal(2, &[signed(keys.tokens()), d]), normal(3, &[signed(keys.tokens()), d]));
         let leaves: Vec<Tensor> = [&q, &k, &v].iter().map(|x| x.detach().set_requires_grad(true)).collect();
@@ -225,33 +229,38 @@ mod tests {
         let (context, weights) = side_by_side([&q, &k, &v], &shape, None);
         let [query_td, key_td, value_td] = inputs();
         for (context, saved) in [in_kernel, (context, SavedAttention { query_td, key_td, value_td, weights })] {
-            assert_close(&context, &expected.detach(), 1e-6);
+            assert_close(&context, &expected.detach(), tolerance);
             for (ours, theirs) in attention_backward(&saved, &g, &shape).iter().zip(&gradients) {
-                assert_close(ours, theirs, 1e-6);
+                assert_close(ours, theirs, tolerance);
             }
+        }
+    }
+
+    #[expect(clippy::many_single_char_names, reason = "as above")]
+    fn check_dropped(queries: &Spans, keys: &Spans, (heads, d): (i64, i64), tolerance: f32) {
+        let masks = trunk_masks();
+        let dropout = some_dropped(&masks);
+        let shape = Shape { queries, keys, heads, places: None };
+        let [q, g] = [1, 4].map(|number| normal(number, &[signed(queries.tokens()), d]));
+        let [k, v] = [2, 3].map(|number| normal(number, &[signed(keys.tokens()), d]));
+        let inputs = || [&q, &k, &v].map(Tensor::shallow_clone);
+        let (context, saved) = attention(inputs(), &shape, Some(&dropout), true);
+        assert!(attention(inputs(), &shape, Some(&dropout), false).0.equal(&context));
+        let in_kernel = (context, saved.unwrap());
+        let (context, weights) = side_by_side([&q, &k, &v], &shape, Some(&dropout));
+        assert_close(&in_kernel.0, &context, tolerance);
+        let padded = SavedAttention { query_td: q, key_td: k, value_td: v, weights };
+        let [ours, theirs] = [&in_kernel.1, &padded].map(|saved| attention_backward(saved, &g, &shape));
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            assert_close(ours, theirs, tolerance);
         }
     }
 
     #[test]
     fn both_ways_drop_the_same_probabilities() {
-        let masks = trunk_masks();
-        let dropout = some_dropped(&masks);
         let keys = Spans::new(&[4, 1, 7, 19], &[40, 41, 2, 3]);
         for queries in [keys.clone(), keys.first_tokens()] {
-            let shape = Shape { queries: &queries, keys: &keys, heads: 3, places: None };
-            let [q, g] = [1, 4].map(|number| normal(number, &[signed(queries.tokens()), 24]));
-            let [k, v] = [2, 3].map(|number| normal(number, &[signed(keys.tokens()), 24]));
-            let inputs = || [&q, &k, &v].map(Tensor::shallow_clone);
-            let (context, saved) = attention(inputs(), &shape, Some(&dropout), true);
-            assert!(attention(inputs(), &shape, Some(&dropout), false).0.equal(&context));
-            let in_kernel = (context, saved.unwrap());
-            let (context, weights) = side_by_side([&q, &k, &v], &shape, Some(&dropout));
-            assert_close(&in_kernel.0, &context, 1e-6);
-            let padded = SavedAttention { query_td: q, key_td: k, value_td: v, weights };
-            let [ours, theirs] = [&in_kernel.1, &padded].map(|saved| attention_backward(saved, &g, &shape));
-            for (ours, theirs) in ours.iter().zip(&theirs) {
-                assert_close(ours, theirs, 1e-6);
-            }
+            check_dropped(&queries, &keys, (3, 24), 1e-6);
         }
     }
 
@@ -272,5 +281,24 @@ mod tests {
         let mut spans = Spans::new(&[4, 5], &[0, 1]);
         spans.0[1].visible = 2;
         check(&spans, &spans);
+    }
+
+    proptest! {
+        #![proptest_config(cases(32))]
+
+        #[test]
+        fn any_rows_attend_by_the_plain_formula(
+            keys in ragged(40),
+            (heads, width) in (1..5_i64, 1..40_i64),
+            first_alone in any::<bool>(),
+        ) {
+            let queries = if first_alone { keys.first_tokens() } else { keys.clone() };
+            for instructions in Instructions::all() {
+                instructions.with(|| {
+                    check_heads(&queries, &keys, (heads, heads * width), 1e-5);
+                    check_dropped(&queries, &keys, (heads, heads * width), 1e-5);
+                });
+            }
+        }
     }
 }

@@ -1,16 +1,23 @@
-//! AdapterFusion by its algebra: three products serve any number of adapters, forward and backward.
+//! AdapterFusion by its algebra: three products of its own and six of all adapters together, forward and backward, serve any
+//! number of adapters.
 //!
 //! With query x, adapter outputs aᵢ and projections Q, K, V: the scores (Q x)·(K aᵢ + b) are (Kᵀ Q x)·aᵢ + (Q x)·b,
-//! whose constant cancels in the softmax unless a mask stands between, and Σ sᵢ V aᵢ is V Σ sᵢ aᵢ.
+//! whose constant cancels in the softmax unless a mask stands between, and Σ sᵢ V aᵢ is V Σ sᵢ aᵢ. An adapter's output is
+//! Uᵢ hᵢ + uᵢ, so (Kᵀ Q x)·aᵢ is (Uᵢᵀ Kᵀ Q x)·hᵢ + uᵢ·(Kᵀ Q x), and Σ sᵢ aᵢ is Σ Uᵢ (sᵢ hᵢ) + Σ sᵢ uᵢ: outputs as wide as the
+//! base model are made of no adapter. What residual stands in all outputs is the same for all of them: it cancels in the
+//! softmax too, and is added to their sum.
+
+use std::ops::Deref;
 
 use super::{
-    adapter::{self, bias_gradient, mask_values, up, up_backward, weight_gradient},
+    adapter::{bias_gradient, factor, mask_values, weight_gradient},
     end::{Below, Reads, Source},
+    joined::{Bent, Joined},
 };
 use crate::{
-    bottleneck::{BottleneckSite, SiteContext, fusion_mask},
+    bottleneck::{BottleneckSite, BottleneckWeights, SiteContext, fusion_mask},
     fusion::FusionWeights,
-    kernel::{Left, Panels, Start, add, fuse, product},
+    kernel::{Left, Panels, Start, add, add_rows, fuse, product},
     parameters::{Leaves, Way},
     rows::FusionAttention,
     spans::Spans,
@@ -29,19 +36,48 @@ pub(super) struct Saved {
     fusion: usize,
     adapters: Vec<usize>,
     reads: Reads,
-    /// Of each adapter.
-    ups: Vec<adapter::Saved>,
-    /// What is fused: for each adapter `[t, d]`.
-    values: Vec<Vec<f32>>,
+    bent: Bent,
     /// The query projection; absent where the query is read as it is.
     query: Option<Vec<f32>>,
     /// Kᵀ Q x; absent without a key.
     along: Option<Vec<f32>>,
+    /// The same times all up projections and biases, `[t, r + n]`.
+    sides: Vec<f32>,
     /// `[t, n]`.
     attention: Vec<f32>,
     mask: Option<tch::Tensor>,
+    /// All sᵢ hᵢ, and the sᵢ: `[t, r + n]`.
+    weighted: Vec<f32>,
     /// Σ sᵢ aᵢ.
     fused: Vec<f32>,
+}
+
+/// Projections side by side: kept for all passes, or made for this one because some of them are trained.
+enum Projections<'a> {
+    Kept(&'a Joined),
+    Fresh(Box<Joined>),
+}
+
+impl Deref for Projections<'_> {
+    type Target = Joined;
+
+    fn deref(&self) -> &Joined {
+        match self {
+            Self::Kept(joined) => joined,
+            Self::Fresh(joined) => joined,
+        }
+    }
+}
+
+fn weights_of<'a>(site: &'a BottleneckSite, adapters: &[usize]) -> Vec<&'a BottleneckWeights> {
+    adapters.iter().map(|&index| &site.adapters[index].1).collect()
+}
+
+fn projections<'a>(fusion: &'a FusionWeights, adapters: &[&BottleneckWeights], leaves: &Leaves) -> Projections<'a> {
+    if adapters.iter().any(|adapter| adapter.is_trained()) {
+        return Projections::Fresh(Box::new(Joined::of(adapters, leaves)));
+    }
+    Projections::Kept(fusion.joined.get_or_init(|| Joined::of(adapters, leaves)))
 }
 
 impl Fused<'_> {
@@ -63,40 +99,43 @@ impl Fused<'_> {
     ) -> (Vec<f32>, Saved) {
         let (leaves, weights) = (context.leaves, self.weights());
         let (x, residual) = (read(reads.adapter), read(reads.residual));
-        let (mut values, mut ups) = (Vec::new(), Vec::new());
-        for &index in &self.adapters {
-            let (mut value, saved) = up(&self.site.adapters[index].1, leaves, x, true);
-            if weights.config.residual_before {
-                add(&mut value, residual);
-            }
-            values.push(value);
-            ups.push(saved);
-        }
-        let hidden = leaves.sizes(&self.site.adapters[self.last()].1.down[0])[1];
+        let adapters = weights_of(self.site, &self.adapters);
+        let joined = projections(weights, &adapters, leaves);
+        let (hidden, count) = (joined.hidden(), adapters.len());
+        let tokens = x.len() / hidden;
+        let bent = joined.down(&adapters, x);
         let query = weights.query.as_ref().map(|[weight, bias]| {
             let mut out = vec![0.0; x.len()];
             let panels = leaves.packed(weight, Way::Forward);
             let (left, start) = (Left::rows(read(reads.query), hidden), Start::Bias(leaves.values(bias)));
-            product(left, x.len() / hidden, &panels, start, &mut out);
+            product(left, tokens, &panels, start, &mut out);
             out
         });
         let asked = query.as_deref().unwrap_or(read(reads.query));
         let along = weights.key.as_ref().map(|[weight, _]| through(&leaves.packed(weight, Way::Backward), asked, None));
-        let mask = fusion_mask(self.site, context, (self.fusion, weights), self.adapters.len(), spans);
-        // Without a mask the constant changes no weight.
-        let constants = weights.key.as_ref().filter(|_| mask.is_some()).map(|[_, bias]| {
-            let bias = leaves.values(bias);
-            asked.chunks_exact(hidden).map(|row| row.iter().zip(bias).map(|(a, b)| a * b).sum()).collect::<Vec<f32>>()
+        let sides = joined.up_turned(along.as_deref().unwrap_or(asked));
+        let mask = fusion_mask(self.site, context, (self.fusion, weights), count, spans);
+        // Without a mask what is the same for all adapters changes no weight.
+        let constants = mask.is_some().then(|| {
+            let mut constants = vec![0.0; tokens];
+            if let Some([_, bias]) = &weights.key {
+                add_dots(&mut constants, asked.chunks_exact(hidden), std::iter::repeat(leaves.values(bias)));
+            }
+            if weights.config.residual_before {
+                let along = along.as_deref().unwrap_or(asked);
+                add_dots(&mut constants, along.chunks_exact(hidden), residual.chunks_exact(hidden));
+            }
+            constants
         });
-        let mut attention = vec![0.0; x.len() / hidden * values.len()];
-        let mut fused = vec![0.0; x.len()];
-        let slices: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
-        let scores = fuse::Scores {
-            along: along.as_deref().unwrap_or(asked),
-            constants: constants.as_deref(),
-            mask: mask.as_ref().map(mask_values),
-        };
-        fuse::forward(&slices, scores, &mut attention, &mut fused);
+        let mut attention = vec![0.0; tokens * count];
+        let mut weighted = vec![0.0; tokens * joined.reach()];
+        let mask_of = mask.as_ref().map(mask_values);
+        let of = fuse::Sides { columns: &joined.columns, inner: &bent.inner, along: &sides, mask: mask_of };
+        fuse::forward(&of, constants.as_deref(), &mut attention, &mut weighted);
+        let mut fused = joined.up(&weighted);
+        if weights.config.residual_before {
+            add(&mut fused, residual);
+        }
         let onto = (!weights.config.residual_before).then_some(residual);
         let out = match &weights.value_dd {
             Some(value) => through(&leaves.packed(value, Way::Forward), &fused, onto),
@@ -113,12 +152,13 @@ impl Fused<'_> {
             fusion: self.fusion,
             adapters: self.adapters.clone(),
             reads,
-            ups,
-            values,
+            bent,
             query,
             along,
+            sides,
             attention,
             mask,
+            weighted,
             fused,
         };
         (out, saved)
@@ -151,7 +191,9 @@ impl Saved {
     ) {
         let weights = &site.fusions[self.fusion].1;
         let reads = self.reads;
-        let hidden = leaves.sizes(&site.adapters[self.adapters[0]].1.down[0])[1];
+        let adapters = weights_of(site, &self.adapters);
+        let joined = projections(weights, &adapters, leaves);
+        let hidden = joined.hidden();
         if let Some(below) = below.as_deref_mut().filter(|_| !weights.config.residual_before) {
             add(below.of(reads.residual), &slope);
         }
@@ -163,16 +205,37 @@ impl Saved {
             None => slope,
         };
         let asked = self.query.as_deref().unwrap_or(read(reads.query));
-        let mut of_values: Vec<Vec<f32>> = self.values.iter().map(|value| vec![0.0; value.len()]).collect();
-        let (mut of_along, mut of_constants) = (vec![0.0; of_fused.len()], vec![0.0; of_fused.len() / hidden]);
-        let kept = fuse::Kept {
-            values: &self.values.iter().map(Vec::as_slice).collect::<Vec<_>>(),
-            along: self.along.as_deref().unwrap_or(asked),
-            attention: &self.attention,
+        let sides = fuse::Sides {
+            columns: &joined.columns,
+            inner: &self.bent.inner,
+            along: &self.sides,
             mask: self.mask.as_ref().map(mask_values),
         };
-        let mut outs: Vec<&mut [f32]> = of_values.iter_mut().map(Vec::as_mut_slice).collect();
-        fuse::backward(&kept, &of_fused, &mut outs, (&mut of_along, &mut of_constants));
+        let (mut of_inner, mut of_sides) = (vec![0.0; self.bent.inner.len()], vec![0.0; self.sides.len()]);
+        let mut of_constants = vec![0.0; of_fused.len() / hidden];
+        let slopes = fuse::Slopes { inner: &mut of_inner, along: &mut of_sides, constants: &mut of_constants };
+        fuse::backward(&sides, &self.attention, &joined.up_turned(&of_fused), slopes);
+        let mut of_along = joined.up(&of_sides);
+        let residual = weights.config.residual_before.then(|| read(reads.residual));
+        let along = self.along.as_deref().unwrap_or(asked);
+        if let Some(residual) = residual {
+            // Without a mask the gradients of all scores of a token are nothing together.
+            let masked = self.mask.is_some();
+            if masked {
+                add_scaled(&mut of_along, &of_constants, residual);
+            }
+            if let Some(below) = below.as_deref_mut() {
+                let below = below.of(reads.residual);
+                add(below, &of_fused);
+                if masked {
+                    add_scaled(below, &of_constants, along);
+                }
+            }
+        }
+        if adapters.iter().any(|adapter| adapter.is_trained()) {
+            let pairs = [(of_fused.as_slice(), self.weighted.as_slice()), (along, of_sides.as_slice())];
+            up_gradients(leaves, (&adapters, &joined), pairs);
+        }
         let of_asked = match &weights.key {
             Some([weight, bias]) => {
                 weight_gradient(leaves, weight, (asked, hidden), (&of_along, hidden));
@@ -193,18 +256,77 @@ impl Saved {
         if let Some(below) = below.as_deref_mut() {
             query_backward(weights, (&*leaves, hidden), &of_asked, below.of(reads.query));
         }
-        let needed = |index: usize| below.is_some() || site.adapters[index].1.is_trained();
-        let x = read(reads.adapter);
-        let needed: Vec<bool> = self.adapters.iter().map(|&index| needed(index)).collect();
-        for (((&index, saved), gradient), _) in
-            self.adapters.iter().zip(&self.ups).zip(of_values).zip(needed).filter(|(_, needed)| *needed)
-        {
-            if let Some(below) = below.as_deref_mut().filter(|_| weights.config.residual_before) {
-                add(below.of(reads.residual), &gradient);
-            }
-            let below = below.as_deref_mut().map(|below| (Start::Out, below.of(reads.adapter)));
-            up_backward(&site.adapters[index].1, leaves, (x, saved), (&gradient, None), below);
+        let trained = adapters.iter().any(|adapter| adapter.is_trained());
+        if below.is_some() || trained {
+            joined.down_backward(&self.bent, &mut of_inner, below.map(|below| below.of(reads.adapter)));
         }
+        if trained {
+            down_gradients(leaves, (&adapters, &joined), &of_inner, read(reads.adapter));
+        }
+    }
+}
+
+/// Adds the gradients of trained up projections: sums of `gᵀ w` over pairs of `[t, d]` and `[t, r + n]`.
+fn up_gradients(
+    leaves: &mut Leaves,
+    (adapters, joined): (&[&BottleneckWeights], &Joined),
+    pairs: [(&[f32], &[f32]); 2],
+) {
+    let (hidden, reach) = (joined.hidden(), joined.reach());
+    let mut sum = vec![0.0; hidden * reach];
+    for (gradient, weighted) in pairs {
+        let panels = Panels::of_rows(weighted, [weighted.len() / reach, reach]);
+        product(Left::turned(gradient, hidden), hidden, &panels, Start::Out, &mut sum);
+    }
+    for ((number, adapter), columns) in adapters.iter().enumerate().zip(&joined.columns) {
+        let factor = factor(adapter).unwrap_or(1.0);
+        let [weight, bias] = &adapter.up;
+        if let Some(gradient) = leaves.gradient(weight) {
+            for (row, sum) in gradient.chunks_exact_mut(columns.len()).zip(sum.chunks_exact(reach)) {
+                row.iter_mut().zip(&sum[columns.clone()]).for_each(|(row, sum)| *row += factor * sum);
+            }
+        }
+        if let Some(gradient) = leaves.gradient(bias) {
+            let sums = sum.iter().skip(joined.width() + number).step_by(reach);
+            gradient.iter_mut().zip(sums).for_each(|(bias, sum)| *bias += factor * sum);
+        }
+    }
+}
+
+/// Adds the gradients of trained down projections, from those in front of the activations, `[t, r]`.
+fn down_gradients(
+    leaves: &mut Leaves,
+    (adapters, joined): (&[&BottleneckWeights], &Joined),
+    gradient: &[f32],
+    x: &[f32],
+) {
+    let (hidden, width) = (joined.hidden(), joined.width());
+    let (mut sum, mut bias_sum) = (vec![0.0; width * hidden], vec![0.0; width]);
+    let panels = Panels::of_rows(x, [x.len() / hidden, hidden]);
+    product(Left::turned(gradient, width), width, &panels, Start::Zero, &mut sum);
+    add_rows(&mut bias_sum, gradient);
+    for (adapter, columns) in adapters.iter().zip(&joined.columns) {
+        let [weight, bias] = &adapter.down;
+        if let Some(gradient) = leaves.gradient(weight) {
+            add(gradient, &sum[columns.start * hidden..columns.end * hidden]);
+        }
+        if let Some(gradient) = leaves.gradient(bias) {
+            add(gradient, &bias_sum[columns.clone()]);
+        }
+    }
+}
+
+/// Adds the product of each pair of rows to its place.
+fn add_dots<'a>(out: &mut [f32], a: impl Iterator<Item = &'a [f32]>, b: impl Iterator<Item = &'a [f32]>) {
+    let dots = a.zip(b).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
+    out.iter_mut().zip(dots).for_each(|(out, dot)| *out += dot);
+}
+
+/// Adds each row of `[t, d]` times its factor.
+fn add_scaled(out: &mut [f32], factors: &[f32], rows: &[f32]) {
+    let width = out.len() / factors.len();
+    for ((out, row), factor) in out.chunks_exact_mut(width).zip(rows.chunks_exact(width)).zip(factors) {
+        out.iter_mut().zip(row).for_each(|(out, row)| *out += factor * row);
     }
 }
 

@@ -7,10 +7,12 @@
 mod adapter;
 mod end;
 mod fusion;
+mod joined;
 mod lora;
 mod near;
 
 pub(crate) use end::{SavedEnd, Sites};
+pub(crate) use joined::Joined;
 pub(crate) use lora::{SavedUpdate, update, update_backward};
 pub(crate) use near::{Near, Projection, Through};
 

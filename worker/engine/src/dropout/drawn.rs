@@ -123,11 +123,14 @@ fn counted(count: usize, device: Device) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::{
         Dropout, LaneOptions,
         dropout::{Place, drop_of},
         host,
+        testing::{cases, ragged},
         transfer::{take_waits, to_host},
     };
 
@@ -145,42 +148,70 @@ mod tests {
         Spans(spans.repeat(3).0.into_iter().chain(later.0.into_iter().filter(|span| span.length > 0)).collect())
     }
 
+    fn check(seed: u64, spans: &Spans, width: usize, probability: f64) {
+        let address = Address { layer: 1023, place: Place::Head, module: 255 };
+        let masks = masks(seed);
+        // A test that failed may have left it on.
+        host::OFF.set(false);
+        let expected = to_host(&masks.tokens(address, spans, width, probability));
+        host::OFF.set(true);
+        take_waits();
+        let found = masks.tokens(address, spans, width, probability);
+        assert_eq!((found.size(), take_waits()), (vec![signed(spans.tokens()), signed(width)], 0));
+        host::OFF.set(false);
+        assert_eq!(to_host(&found), expected, "{seed} {width} {probability}");
+    }
+
     #[test]
     fn masks_of_tokens_have_the_bits_of_the_host() {
-        let address = Address { layer: 1023, place: Place::Head, module: 255 };
         for (seed, width, probability) in [(5, 8, 0.1), (u64::MAX, 384, 0.5), (0, 16, 1e-5), (7, 24, 1.0)] {
-            let masks = masks(seed);
-            let expected = to_host(&masks.tokens(address, &spans(), width, probability));
-            host::OFF.set(true);
-            take_waits();
-            let found = masks.tokens(address, &spans(), width, probability);
-            assert_eq!((found.size(), take_waits()), (vec![signed(spans().tokens()), signed(width)], 0));
-            host::OFF.set(false);
-            assert_eq!(to_host(&found), expected, "{seed} {width} {probability}");
+            check(seed, &spans(), width, probability);
+        }
+    }
+
+    fn check_attention((queries, keys): (&Spans, &Spans), [heads, width, depth]: [usize; 3], probability: f64) {
+        let address = Address::of(3, Place::AttentionProbabilities);
+        let (masks, rows) = (masks(11), (queries, keys));
+        host::OFF.set(false);
+        assert!(masks.attention_side_by_side(address, rows, [heads, width, depth], probability).is_none());
+        let found = to_host(&attention(&masks, (address, drop_of(probability)), rows, [heads, width, depth]));
+        assert_eq!(found.len(), queries.rows() * heads * width * depth);
+        for (row, (query, key)) in queries.0.iter().zip(&keys.0).enumerate() {
+            let mut expected = vec![0.0; heads * query.length * key.visible];
+            masks.fill_attention(address, query, [heads, key.visible], probability, &mut expected);
+            for (line, expected) in expected.chunks(key.visible).enumerate() {
+                let (head, token) = (line / query.length, line % query.length);
+                let at = ((row * heads + head) * width + token) * depth;
+                assert_eq!(&found[at..at + key.visible], expected, "{row} {head} {token}");
+            }
         }
     }
 
     #[test]
     fn masks_of_attention_have_the_bits_of_the_host() {
-        let address = Address::of(3, Place::AttentionProbabilities);
         let mut keys = Spans::new(&[5, 1, 19, 7], &[40, 1 << 39, 7, 9]).repeat(2);
         keys.0[2].visible = 4;
-        for (queries, [heads, width, depth]) in
+        for (queries, sizes) in
             [(keys.clone(), [3, 20, 24]), (keys.clone(), [1, 19, 19]), (keys.first_tokens(), [3, 1, 24])]
         {
-            let (masks, rows) = (masks(11), (&queries, &keys));
-            assert!(masks.attention_side_by_side(address, rows, [heads, width, depth], 0.3).is_none());
-            let found = to_host(&attention(&masks, (address, drop_of(0.3)), rows, [heads, width, depth]));
-            assert_eq!(found.len(), queries.rows() * heads * width * depth);
-            for (row, (query, key)) in queries.0.iter().zip(&keys.0).enumerate() {
-                let mut expected = vec![0.0; heads * query.length * key.visible];
-                masks.fill_attention(address, query, [heads, key.visible], 0.3, &mut expected);
-                for (line, expected) in expected.chunks(key.visible).enumerate() {
-                    let (head, token) = (line / query.length, line % query.length);
-                    let at = ((row * heads + head) * width + token) * depth;
-                    assert_eq!(&found[at..at + key.visible], expected, "{row} {head} {token}");
-                }
-            }
+            check_attention((&queries, &keys), sizes, 0.3);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases(32))]
+
+        #[test]
+        fn masks_of_any_rows_have_the_bits_of_the_host(
+            (seed, spans, copies) in (any::<u64>(), ragged(20), 1..4_usize),
+            (blocks, probability) in (1..6_usize, 0.0..=1.0_f64),
+            (heads, more, first_alone) in (1..4_usize, 0..4_usize, any::<bool>()),
+        ) {
+            let spans = spans.repeat(copies);
+            check(seed, &spans, 8 * blocks, probability);
+            let queries = if first_alone { spans.first_tokens() } else { spans.clone() };
+            let longest = |spans: &Spans| more + spans.0.iter().map(|span| span.length).max().unwrap();
+            check_attention((&queries, &spans), [heads, longest(&queries), longest(&spans)], probability);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Cutting the rows of an update into lanes. Only counts decide the cut, never lengths or time.
+//! Cutting the rows of an update into lanes. The rows alone decide the cut, never time or who computes.
 
 use graftwork_collective::share;
 use graftwork_dataset::Label;
@@ -44,33 +44,58 @@ impl BatchShape {
         self.batch_size * self.accumulation
     }
 
-    /// Lanes in order, batch after batch: lane i of a batch of n rows is the rows `[i·n/L, (i+1)·n/L)`. A last update
-    /// with fewer rows fills its first batches; a lane without rows is `None`, and the number of lanes stays.
+    /// Lanes in order, batch after batch. The L lanes of a batch of n rows have n/L rows each, or one more, and about as many
+    /// tokens: so threads that compute a lane each are done at about the same time. A last update with fewer rows
+    /// fills its first batches; a lane without rows is `None`, and the number of lanes stays.
     pub(crate) fn lanes(&self, examples: &[Example]) -> Vec<Option<Lane>> {
         let mut lanes = Vec::with_capacity(self.accumulation * self.lanes);
         let edge = |batch: usize| (batch * self.batch_size).min(examples.len());
         for batch in 0..self.accumulation {
             let rows = &examples[edge(batch)..edge(batch + 1)];
-            lanes.extend((0..self.lanes).map(|lane| pack(&rows[share(rows.len(), self.lanes, lane)])));
+            let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.ids.len()).collect();
+            lanes.extend(dealt(&lengths, self.lanes).iter().map(|places| pack(rows, places)));
         }
         lanes
     }
 }
 
-fn pack(examples: &[Example]) -> Option<Lane> {
-    let first = examples.first()?;
+/// The places of each lane's rows, ascending: the longest row that is left goes to the lane with the fewest tokens among
+/// those that may have more rows. Of equals the first.
+fn dealt(lengths: &[usize], lanes: usize) -> Vec<Vec<usize>> {
+    let mut dealt = vec![(0, Vec::new()); lanes];
+    let mut order: Vec<usize> = (0..lengths.len()).collect();
+    order.sort_by_key(|&place| std::cmp::Reverse(lengths[place]));
+    for place in order {
+        let open = dealt.iter().enumerate().filter(|(lane, (_, places))| {
+            let places: &Vec<usize> = places;
+            places.len() < share(lengths.len(), lanes, *lane).len()
+        });
+        let (lane, _) = open.min_by_key(|(_, (tokens, _))| *tokens).expect("lanes have room for all rows");
+        dealt[lane].0 += lengths[place];
+        dealt[lane].1.push(place);
+    }
+    let sorted = |(_, mut places): (usize, Vec<usize>)| {
+        places.sort_unstable();
+        places
+    };
+    dealt.into_iter().map(sorted).collect()
+}
+
+fn pack(batch: &[Example], places: &[usize]) -> Option<Lane> {
+    let examples = || places.iter().map(|&place| &batch[place]);
+    let first = examples().next()?;
     let mut tokens = Tokens::default();
-    for example in examples {
+    for example in examples() {
         tokens.ids.extend(&example.tokens.ids);
         tokens.type_ids.extend(&example.tokens.type_ids);
         tokens.lengths.push(example.tokens.ids.len());
     }
     // A reader gives one kind of label, that of the head.
     let targets = match first.label {
-        Label::Class(_) => Targets::Classes(examples.iter().filter_map(|row| class(row.label)).collect()),
-        Label::Value(_) => Targets::Values(examples.iter().filter_map(|row| value(row.label)).collect()),
+        Label::Class(_) => Targets::Classes(examples().filter_map(|row| class(row.label)).collect()),
+        Label::Value(_) => Targets::Values(examples().filter_map(|row| value(row.label)).collect()),
     };
-    Some(Lane { tokens, targets, rows: examples.iter().map(|row| row.number).collect() })
+    Some(Lane { tokens, targets, rows: examples().map(|row| row.number).collect() })
 }
 
 fn class(label: Label) -> Option<i64> {
@@ -102,13 +127,32 @@ mod tests {
     }
 
     #[test]
-    fn lanes_are_contiguous_runs_of_each_batch() {
+    fn lanes_are_of_one_batch_and_share_its_tokens() {
         let shape = BatchShape { batch_size: 5, accumulation: 2, lanes: 2 };
+        // Of 1 to 5 tokens, and of 6 to 10.
         let lanes = shape.lanes(&examples(10));
-        assert_eq!(rows(&lanes), [vec![0, 1], vec![2, 3, 4], vec![5, 6], vec![7, 8, 9]]);
+        assert_eq!(rows(&lanes), [vec![1, 4], vec![0, 2, 3], vec![6, 9], vec![5, 7, 8]]);
         let lane = lanes[1].as_ref().unwrap();
-        assert_eq!((lane.tokens.lengths.as_slice(), lane.tokens.ids.len()), (&[3, 4, 5][..], 12));
-        assert_eq!(lane.targets, Targets::Classes(vec![0, 1, 0]));
+        assert_eq!((lane.tokens.lengths.as_slice(), lane.tokens.ids.len()), (&[1, 3, 4][..], 8));
+        assert_eq!(lane.targets, Targets::Classes(vec![0, 0, 1]));
+    }
+
+    #[test]
+    fn rows_are_dealt_by_length_and_each_lane_has_its_number() {
+        assert_eq!(dealt(&[9, 1, 1, 1, 1, 1, 1, 1], 2), [vec![0, 5, 6, 7], vec![1, 2, 3, 4]]);
+        assert_eq!(dealt(&[4, 8, 6, 2, 5, 7], 3), [vec![1, 3], vec![0, 5], vec![2, 4]]);
+        assert_eq!(dealt(&[3, 3, 3], 2), [vec![0], vec![1, 2]]);
+        assert_eq!(dealt(&[], 2), [vec![], vec![]] as [Vec<usize>; 2]);
+        for lanes in 1..5 {
+            let lengths: Vec<usize> = (0..16).map(|row| row * row * 7 % 31 + 1).collect();
+            let dealt = dealt(&lengths, lanes);
+            let mut all: Vec<usize> = dealt.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..16).collect::<Vec<_>>());
+            let tokens = dealt.iter().map(|lane| lane.iter().map(|&row| lengths[row]).sum::<usize>());
+            let (least, most) = (tokens.clone().min().unwrap(), tokens.max().unwrap());
+            assert!(most - least <= 3, "{least} to {most} tokens in {lanes} lanes");
+        }
     }
 
     #[test]
@@ -116,7 +160,7 @@ mod tests {
         let shape = BatchShape { batch_size: 4, accumulation: 2, lanes: 4 };
         assert_eq!(
             rows(&shape.lanes(&examples(5))),
-            [vec![0], vec![1], vec![2], vec![3], vec![], vec![], vec![], vec![4]]
+            [vec![3], vec![2], vec![1], vec![0], vec![], vec![], vec![], vec![4]]
         );
         assert_eq!(shape.lanes(&[]).len(), 8);
     }

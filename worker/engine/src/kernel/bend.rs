@@ -148,7 +148,10 @@ pub(crate) fn exponential(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::{kernel::Instructions, testing::cases};
 
     #[test]
     fn the_exponential_is_as_good_as_the_librarys() {
@@ -170,31 +173,71 @@ mod tests {
         0.5 + sum * (-0.5 * x * x).exp() / std::f64::consts::TAU.sqrt()
     }
 
+    type Function = fn(f64) -> f64;
+
+    fn gate(x: f64) -> f64 {
+        1.0 / (1.0 + (-x).exp())
+    }
+
+    const DEFINITIONS: [(Bend, Function); 7] = [
+        (Bend::Linear, |x| x),
+        (Bend::Relu, |x| x.max(0.0)),
+        (Bend::LeakyRelu, |x| if x > 0.0 { x } else { 0.01 * x }),
+        (Bend::Gelu, |x| x * below(x)),
+        (Bend::GeluNew, |x| {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+        }),
+        (Bend::Silu, |x| x * gate(x)),
+        (Bend::Tanh, f64::tanh),
+    ];
+
+    /// Values and slopes beside f64.
+    fn check((bend, f): (Bend, Function), inputs: &[f32]) {
+        let (mut values, mut slopes, mut alone) = (inputs.to_vec(), vec![9.0; inputs.len()], inputs.to_vec());
+        bend.with_slope(&mut values, &mut slopes);
+        bend.alone(&mut alone);
+        assert_eq!(alone, values);
+        for (&x, (value, slope)) in inputs.iter().zip(values.iter().zip(&slopes)) {
+            let x = f64::from(x);
+            let rise = (f(x + 1e-6) - f(x - 1e-6)) / 2e-6;
+            let far = [f64::from(*value) - f(x), f64::from(*slope) - rise].map(f64::abs);
+            assert!(far[0] < 4e-7 * (1.0 + x.abs()) && far[1] < 2e-6, "{bend:?} {x} {far:?}");
+        }
+    }
+
     #[test]
     fn activations_and_slopes_are_those_of_their_definitions() {
-        let gate = |x: f64| 1.0 / (1.0 + (-x).exp());
-        let of: [(Bend, &dyn Fn(f64) -> f64); 7] = [
-            (Bend::Linear, &|x| x),
-            (Bend::Relu, &|x| x.max(0.0)),
-            (Bend::LeakyRelu, &|x| if x > 0.0 { x } else { 0.01 * x }),
-            (Bend::Gelu, &|x| x * below(x)),
-            (Bend::GeluNew, &|x| {
-                0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
-            }),
-            (Bend::Silu, &|x| x * gate(x)),
-            (Bend::Tanh, &f64::tanh),
-        ];
-        for (bend, f) in of {
-            for step in -9_000..9_000_i16 {
-                let x = (f32::from(step) + 0.5) / 1000.0;
-                let (mut value, mut slope, mut alone) = ([x], [0.0], [x]);
-                bend.with_slope(&mut value, &mut slope);
-                bend.alone(&mut alone);
-                assert_eq!(alone[0].to_bits(), value[0].to_bits());
-                let x = f64::from(x);
-                let rise = (f(x + 1e-6) - f(x - 1e-6)) / 2e-6;
-                let far = [f64::from(value[0]) - f(x), f64::from(slope[0]) - rise].map(f64::abs);
-                assert!(far[0] < 4e-7 * (1.0 + x.abs()) && far[1] < 2e-6, "{bend:?} {x} {far:?}");
+        let inputs: Vec<f32> = (-9_000..9_000_i16).map(|step| (f32::from(step) + 0.5) / 1000.0).collect();
+        for definition in DEFINITIONS {
+            check(definition, &inputs);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases(64))]
+
+        #[test]
+        fn rows_of_any_length_are_bent_alike_by_all_instructions(
+            inputs in prop::collection::vec((1.0..2.0_f32, -14..4, any::<bool>()), 1..70),
+        ) {
+            // Numbers of every size, none as near to 0 as a difference is wide.
+            let of = |&(digits, exponent, negative): &(f32, i32, bool)| {
+                let size = digits * 2.0_f32.powi(exponent);
+                if negative { -size } else { size }
+            };
+            let inputs: Vec<f32> = inputs.iter().map(of).collect();
+            for definition in DEFINITIONS {
+                check(definition, &inputs);
+                let (values, slopes) = Instructions::same(|| {
+                    let (mut values, mut slopes) = (inputs.clone(), inputs.clone());
+                    definition.0.with_slope(&mut values, &mut slopes);
+                    (values, slopes)
+                });
+                for (place, &x) in inputs.iter().enumerate() {
+                    let (mut value, mut slope) = ([x], [9.0]);
+                    definition.0.with_slope(&mut value, &mut slope);
+                    prop_assert_eq!((value[0], slope[0]), (values[place], slopes[place]));
+                }
             }
         }
     }

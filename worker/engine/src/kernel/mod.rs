@@ -71,6 +71,36 @@ impl Instructions {
     }
 }
 
+#[cfg(test)]
+impl Instructions {
+    /// All that this machine has.
+    pub(crate) fn all() -> Vec<Self> {
+        // A test that failed may have left some behind.
+        ASKED.set(None);
+        let all = [Self::Plain, Self::Avx2, Self::Avx512];
+        let here = all.iter().position(|known| *known == Self::here()).expect("one of all");
+        all[..=here].to_vec()
+    }
+
+    /// What comes out where kernels use these in place of the best ones.
+    pub(crate) fn with<T>(self, run: impl FnOnce() -> T) -> T {
+        ASKED.set(Some(self));
+        let found = run();
+        ASKED.set(None);
+        found
+    }
+
+    /// What comes out with the best ones, which all others must give as well.
+    #[track_caller]
+    pub(crate) fn same<T: PartialEq + std::fmt::Debug>(run: impl Fn() -> T) -> T {
+        let expected = run();
+        for instructions in Self::all() {
+            assert_eq!(instructions.with(&run), expected, "{instructions:?}");
+        }
+        expected
+    }
+}
+
 /// A function on slices that is compiled for each set of instructions, without fused multiply-add: the same bytes
 /// everywhere.
 macro_rules! vectorised {

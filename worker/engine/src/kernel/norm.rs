@@ -264,80 +264,125 @@ pub(crate) fn together(values: [f32; SIDE_BY_SIDE], fold: impl Fn(f32, f32) -> f
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::{kernel::Instructions, testing::cases};
+
+    const EPS: f64 = 1e-5;
 
     fn wave(length: usize, step: f32) -> Vec<f32> {
         (0..length).map(|n| (n as f32 * step).sin()).collect()
     }
 
-    #[test]
-    fn the_sum_of_terms_is_normalised_row_by_row() {
-        // Rows go four at a time, so that there are blocks behind the first one, and rows behind the last one.
-        for (rows, width) in [(1, 3), (4, 16), (3, 50), (2, 384), (4, 50), (9, 50), (6, 384)] {
-            let terms = [wave(rows * width, 0.7), wave(rows * width, 0.31), wave(rows * width, 1.7)];
-            let (weight, bias) = (wave(width, 0.9), wave(width, 1.1));
-            for count in 1..=3 {
-                let terms: Vec<&[f32]> = terms[..count].iter().map(Vec::as_slice).collect();
-                let (mut out, mut normal, mut rstd) =
-                    (vec![9.0; rows * width], vec![9.0; rows * width], vec![9.0; rows]);
-                let norm = Norm { weight: &weight, bias: &bias, eps: 1e-5 };
-                normalise(&terms, norm, Outputs { out: &mut out, normal: &mut normal, rstd: &mut rstd });
-                let mut alone = vec![9.0; rows * width];
-                normalise_alone(&terms, norm, &mut alone);
-                assert_eq!(alone, out);
-                for row in 0..rows {
-                    let own = row * width..(row + 1) * width;
-                    let its_terms: Vec<&[f32]> = terms.iter().map(|term| &term[own.clone()]).collect();
-                    let mut by_itself = vec![9.0; width];
-                    normalise_alone(&its_terms, norm, &mut by_itself);
-                    assert_eq!(by_itself, out[own], "a row's bytes depend on no other row");
-                    let at =
-                        |column: usize| terms.iter().map(|term| f64::from(term[row * width + column])).sum::<f64>();
-                    let mean = (0..width).map(at).sum::<f64>() / width as f64;
-                    let variance = (0..width).map(|c| (at(c) - mean).powi(2)).sum::<f64>() / width as f64;
-                    for column in 0..width {
-                        let x = (at(column) - mean) / (variance + 1e-5).sqrt();
-                        let expected = x * f64::from(weight[column]) + f64::from(bias[column]);
-                        assert!((f64::from(out[row * width + column]) - expected).abs() < 2e-6);
-                        assert!((f64::from(normal[row * width + column]) - x).abs() < 2e-6);
-                    }
-                }
+    /// Mean and 1 / deviation.
+    fn moments(row: &[f64]) -> (f64, f64) {
+        let mean = row.iter().sum::<f64>() / row.len() as f64;
+        let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / row.len() as f64;
+        (mean, 1.0 / (variance + EPS).sqrt())
+    }
+
+    /// Result, rows before weight and bias, 1 / deviation of each.
+    fn normalised(terms: &[&[f32]], norm: Norm) -> [Vec<f32>; 3] {
+        let size = terms[0].len();
+        let [mut out, mut normal, mut rstd] = [size, size, size / norm.weight.len()].map(|length| vec![9.0; length]);
+        normalise(terms, norm, Outputs { out: &mut out, normal: &mut normal, rstd: &mut rstd });
+        [out, normal, rstd]
+    }
+
+    fn alone(terms: &[&[f32]], norm: Norm) -> Vec<f32> {
+        let mut out = vec![9.0; terms[0].len()];
+        normalise_alone(terms, norm, &mut out);
+        out
+    }
+
+    /// One to three terms of `[rows, width]` beside f64.
+    fn check([rows, width]: [usize; 2], steps: &[f32]) {
+        let terms: Vec<Vec<f32>> = steps.iter().map(|&step| wave(rows * width, step)).collect();
+        let terms: Vec<&[f32]> = terms.iter().map(Vec::as_slice).collect();
+        let (weight, bias) = (wave(width, 0.9), wave(width, 1.1));
+        let norm = Norm { weight: &weight, bias: &bias, eps: EPS };
+        let [out, normal, rstd] = Instructions::same(|| normalised(&terms, norm));
+        assert_eq!(Instructions::same(|| alone(&terms, norm)), out);
+        for (row, rstd) in rstd.iter().enumerate() {
+            let own = row * width..(row + 1) * width;
+            let its_terms: Vec<&[f32]> = terms.iter().map(|term| &term[own.clone()]).collect();
+            assert_eq!(alone(&its_terms, norm), out[own.clone()], "a row's bytes depend on no other row");
+            let sum = |column: usize| its_terms.iter().map(|term| f64::from(term[column])).sum();
+            let sums: Vec<f64> = (0..width).map(sum).collect();
+            let (mean, scale) = moments(&sums);
+            assert!((f64::from(*rstd) / scale - 1.0).abs() < 5e-7 * (1.0 + scale));
+            for column in 0..width {
+                let x = (sums[column] - mean) * scale;
+                let expected = x * f64::from(weight[column]) + f64::from(bias[column]);
+                // A row of almost equal numbers makes what was rounded in them larger.
+                let bound = 5e-7 * (1.0 + scale) * (1.0 + x.abs());
+                let at = own.start + column;
+                assert!((f64::from(out[at]) - expected).abs() < bound, "{} {expected}", out[at]);
+                assert!((f64::from(normal[at]) - x).abs() < bound, "{} {x}", normal[at]);
             }
         }
     }
 
     #[test]
-    fn the_backward_is_the_slope_of_the_forward() {
-        let (rows, width) = (2, 19);
-        let (x, gradient, weight) = (wave(rows * width, 0.7), wave(rows * width, 0.43), wave(width, 0.9));
-        let mean_var = |row: &[f64]| {
-            let mean = row.iter().sum::<f64>() / width as f64;
-            (mean, row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / width as f64)
-        };
-        let loss = |x: &[f64]| -> f64 {
-            x.chunks(width)
-                .zip(gradient.chunks(width))
-                .map(|(x, gradient)| {
-                    let (mean, variance) = mean_var(x);
-                    let term = |c: usize| (x[c] - mean) / variance.sqrt() * f64::from(weight[c] * gradient[c]);
-                    (0..width).map(term).sum::<f64>()
-                })
-                .sum()
-        };
-        let (mut out, mut normal, mut rstd) = (vec![0.0; x.len()], vec![0.0; x.len()], vec![0.0; rows]);
-        let norm = Norm { weight: &weight, bias: &weight, eps: 0.0 };
-        normalise(&[&x], norm, Outputs { out: &mut out, normal: &mut normal, rstd: &mut rstd });
-        let mut found = vec![0.0; x.len()];
-        normalise_backward(&gradient, (&normal, &rstd), &weight, Some(&x), &mut found);
+    fn the_sum_of_terms_is_normalised_row_by_row() {
+        // Rows go four at a time, so that there are blocks behind the first one, and rows behind the last one.
+        for sizes in [[1, 3], [4, 16], [3, 50], [2, 384], [4, 50], [9, 50], [6, 384]] {
+            for count in 1..=3 {
+                check(sizes, &[0.7, 0.31, 1.7][..count]);
+            }
+        }
+    }
+
+    /// The backward of `[rows, width]` beside differences of the forward in f64.
+    fn check_backward([rows, width]: [usize; 2], step: f32, with_onto: bool) {
+        let (x, gradient, weight) = (wave(rows * width, step), wave(rows * width, 0.43), wave(width, 0.9));
+        let onto = with_onto.then_some(x.as_slice());
+        let [_, normal, rstd] = normalised(&[&x], Norm { weight: &weight, bias: &weight, eps: EPS });
+        let found = Instructions::same(|| {
+            let mut found = vec![9.0; x.len()];
+            normalise_backward(&gradient, (&normal, &rstd), &weight, onto, &mut found);
+            found
+        });
         for (place, found) in found.iter().enumerate() {
+            let (row, column) = (place / width, place % width);
+            let own = row * width..(row + 1) * width;
             let at = |step: f64| {
-                let mut x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-                x[place] += step;
-                loss(&x)
+                let mut x: Vec<f64> = x[own.clone()].iter().map(|&x| f64::from(x)).collect();
+                x[column] += step;
+                let (mean, scale) = moments(&x);
+                let factors = gradient[own.clone()].iter().zip(&weight);
+                let terms = x.iter().zip(factors).map(|(x, (a, b))| (x - mean) * scale * f64::from(*a) * f64::from(*b));
+                terms.sum::<f64>()
             };
-            let slope = (at(1e-5) - at(-1e-5)) / 2e-5;
-            let slope = slope + f64::from(x[place]);
-            assert!((f64::from(*found) - slope).abs() < 1e-5, "{place}: {found} {slope}");
+            let slope = (at(1e-5) - at(-1e-5)) / 2e-5 + onto.map_or(0.0, |onto| f64::from(onto[place]));
+            let bound = 2e-6 * (1.0 + f64::from(rstd[row])).powi(2);
+            assert!((f64::from(*found) - slope).abs() < bound, "{place}: {found} {slope}");
+        }
+    }
+
+    #[test]
+    fn the_backward_is_the_slope_of_the_forward() {
+        check_backward([2, 19], 0.7, true);
+    }
+
+    proptest! {
+        #![proptest_config(cases(64))]
+
+        #[test]
+        fn norms_of_any_size_are_those_of_their_definition(
+            (rows, width) in (1..14_usize, prop_oneof![4 => 1..70_usize, 1 => 370..390_usize]),
+            steps in prop::collection::vec(0.3..2.5_f32, 1..=3),
+        ) {
+            check([rows, width], &steps);
+        }
+
+        #[test]
+        fn backwards_of_any_size_are_slopes(
+            (rows, width) in (1..5_usize, 1..70_usize),
+            (step, with_onto) in (0.3..2.5_f32, any::<bool>()),
+        ) {
+            check_backward([rows, width], step, with_onto);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Products of activations with a packed right factor.
 //!
-//! A tile of up to 12 rows and 32 columns keeps its sums in registers while the index runs from front to back, or through one
-//! block of it after the other. Each element is one chain of multiply-adds in the order of the index, so it is the same whatever
+//! A strip is all rows of 32 columns. Tiles of up to 12 of its rows keep their sums in registers while the index runs from front
+//! to back, or through one block of it after the other. Each element is one chain of multiply-adds in the order of the index, so it is the same whatever
 //! tile it falls into, and however many blocks there are.
 
 use std::ops::Range;
@@ -83,22 +83,14 @@ pub(crate) fn product_once(
     while column + HALF <= columns {
         let halves = (columns - column).div_euclid(HALF).min(2);
         let values = right.values.get(column..).unwrap_or(&[]);
-        for (row, height) in instructions.tiles(rows, halves) {
-            let factors = Factors { left: left.below(row), right: values, right_row: right.row, sums, ahead: &[] };
-            tile(
-                instructions,
-                [height, halves],
-                factors,
-                From::Here(&ZEROS, 0),
-                (&mut out[row * out_row + column..], out_row),
-            );
-        }
+        let factors = Factors { left, right: values, right_row: right.row, sums, ahead: &[] };
+        strip(instructions, [rows, halves], factors, From::Here(&ZEROS, 0), (&mut out[column..], out_row));
         column += HALF * halves;
     }
     for row in 0..rows {
         for column in column..columns {
             let factors = left.values[row * left.row..].iter().step_by(left.column.max(1)).take(sums);
-            let rights = right.values[column..].iter().step_by(right.row.max(1));
+            let rights = right.values.get(column..).unwrap_or(&[]).iter().step_by(right.row.max(1));
             out[row * out_row + column] = factors.zip(rights).fold(0.0, |sum, (a, b)| sum + a * b);
         }
     }
@@ -155,21 +147,22 @@ fn run_panel(
     let next = if behind.is_empty() { right.panel(last.min(panel + 1)) } else { behind };
     let next = if sums < LONG { &[] } else { &next[..next.len().min(sums * WIDE)] };
     let left = left.behind(terms.start);
-    for (row, height) in instructions.tiles(rows.len(), halves) {
-        let ahead = &next[next.len() * row / rows.len()..next.len() * (row + height) / rows.len()];
-        let row = rows.start + row;
-        let at = row * columns + column;
-        let factors = Factors { left: left.below(row), right: here, right_row: WIDE, sums, ahead };
-        if width == WIDE {
-            let from = match start {
-                Start::Zero => From::Here(&ZEROS, 0),
-                Start::Bias(bias) => From::Here(&bias[column..], 0),
-                Start::Matrix(matrix) => From::Here(&matrix[at..], columns),
-                Start::Out => From::Out,
-            };
-            tile(instructions, [height, 2], factors, from, (&mut out[at..], columns));
-            continue;
-        }
+    if width == WIDE {
+        let at = rows.start * columns + column;
+        let from = match start {
+            Start::Zero => From::Here(&ZEROS, 0),
+            Start::Bias(bias) => From::Here(&bias[column..], 0),
+            Start::Matrix(matrix) => From::Here(&matrix[at..], columns),
+            Start::Out => From::Out,
+        };
+        let factors = Factors { left: left.below(rows.start), right: here, right_row: WIDE, sums, ahead: next };
+        strip(instructions, [rows.len(), halves], factors, from, (&mut out[at..], columns));
+        return;
+    }
+    // Through rows of a whole panel, of which the last columns are left behind.
+    for first in rows.clone().step_by(TALLEST) {
+        let height = TALLEST.min(rows.end - first);
+        let at = first * columns + column;
         let mut edge = [[0.0; WIDE]; TALLEST];
         for (line, edge) in edge[..height].iter_mut().enumerate() {
             let begin = match start {
@@ -180,7 +173,10 @@ fn run_panel(
             };
             edge[..width].copy_from_slice(&begin[..width]);
         }
-        tile(instructions, [height, halves], factors, From::Out, (edge.as_flattened_mut(), WIDE));
+        let share = |row: usize| next.len() * (row - rows.start) / rows.len();
+        let ahead = &next[share(first)..share(first + height)];
+        let factors = Factors { left: left.below(first), right: here, right_row: WIDE, sums, ahead };
+        strip(instructions, [height, halves], factors, From::Out, (edge.as_flattened_mut(), WIDE));
         for (out, edge) in out[at..].chunks_mut(columns).zip(&edge[..height]) {
             out[..width].copy_from_slice(&edge[..width]);
         }
@@ -198,21 +194,6 @@ impl Instructions {
     /// long panels would leave the nearest cache between two of them.
     fn block(self) -> usize {
         if self == Self::Avx2 { 384 } else { usize::MAX }
-    }
-
-    /// First row and number of rows of each tile of one or two halves. Tiles are of about the same height: a last tile of
-    /// one or two rows would leave the adders idle.
-    fn tiles(self, rows: usize, halves: usize) -> impl Iterator<Item = (usize, usize)> {
-        let tallest = match self {
-            Self::Avx512 => TALLEST,
-            Self::Avx2 => 6 / halves,
-            Self::Plain => 4,
-        };
-        let count = rows.div_ceil(tallest);
-        (0..count).map(move |number| {
-            let first = number * rows / count;
-            (first, (number + 1) * rows / count - first)
-        })
     }
 }
 
@@ -233,7 +214,7 @@ impl Left<'_> {
     }
 }
 
-/// Both factors of one tile.
+/// Both factors of a strip.
 #[derive(Clone, Copy)]
 struct Factors<'a> {
     left: Left<'a>,
@@ -245,24 +226,25 @@ struct Factors<'a> {
     ahead: &'a [f32],
 }
 
-/// Where a tile's sums begin: rows of a matrix this far apart, or what the result holds.
+/// Where a strip's sums begin: rows of a matrix this far apart, or what the result holds.
 #[derive(Clone, Copy)]
 enum From<'a> {
     Here(&'a [f32], usize),
     Out,
 }
 
-fn tile(
+/// All rows of one panel, or of a half of one, tile after tile.
+fn strip(
     instructions: Instructions,
-    [height, halves]: [usize; 2],
+    [rows, halves]: [usize; 2],
     factors: Factors,
     from: From,
     (out, out_row): (&mut [f32], usize),
 ) {
     let Factors { left, right, right_row, sums, ahead } = factors;
     let width = HALF * halves;
-    let reach = |stride: usize| (height - 1) * stride + width;
-    left.check(height, sums);
+    let reach = |stride: usize| (rows - 1) * stride + width;
+    left.check(rows, sums);
     assert!(out.len() >= reach(out_row) && (sums == 0 || (sums - 1) * right_row + width <= right.len()));
     if let From::Here(values, row) = from {
         assert!(values.len() >= reach(row));
@@ -278,20 +260,20 @@ fn tile(
         let (left, row, column) = (left.values.as_ptr(), left.row, left.column);
         let right = right.as_ptr();
         let (ahead, ahead_length) = (ahead.as_ptr(), ahead.len());
-        let tile =
+        let whole =
             Tile { left, row, column, right, right_row, sums, begin, begin_row, out, out_row, ahead, ahead_length };
-        // SAFETY: the machine has these instructions, and the assertions above hold every element that the tile reads
+        // SAFETY: the machine has these instructions, and the assertions above hold every element that the strip reads
         // or writes inside its slice.
         unsafe {
             match instructions {
-                Instructions::Avx512 => avx512(height, halves, &tile),
-                _ => avx2(height, halves, &tile),
+                Instructions::Avx512 => avx512(rows, halves, &whole),
+                _ => avx2(rows, halves, &whole),
             }
         }
         return;
     }
     let _ = (instructions, ahead);
-    for line in 0..height {
+    for line in 0..rows {
         let out = &mut out[line * out_row..][..width];
         if let From::Here(values, row) = from {
             out.copy_from_slice(&values[line * row..][..width]);

@@ -10,7 +10,8 @@ use std::arch::x86_64::{
 
 use super::panels::WIDE;
 
-/// One tile: `out[r] = begin[r] + Σ left[r · row + k · column] right[k]` for rows of 16 or 32 columns.
+/// Rows of 16 or 32 columns: `out[r] = begin[r] + Σ left[r · row + k · column] right[k]`.
+#[derive(Clone, Copy)]
 pub(super) struct Tile {
     pub(super) left: *const f32,
     pub(super) row: usize,
@@ -23,31 +24,61 @@ pub(super) struct Tile {
     pub(super) begin_row: usize,
     pub(super) out: *mut f32,
     pub(super) out_row: usize,
-    /// Values that a later tile reads, and how many: vectors of 8 ask for them between their sums. Vectors of 16 do
+    /// Values that later tiles read, and how many: vectors of 8 ask for them between their sums. Vectors of 16 do
     /// not, the processors that have them were slower for it.
     pub(super) ahead: *const f32,
     pub(super) ahead_length: usize,
 }
 
-/// A tile of `16 · halves` columns.
+impl Tile {
+    /// Hands these rows to `compute` in tiles of at most so many, which are of about the same height: a last tile of one or
+    /// two rows would leave the adders idle. Each gets its share of what comes next.
+    ///
+    /// # Safety
+    /// What `compute` asks for, for all rows.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "compiled once for each set of instructions")]
+    unsafe fn cut(&self, rows: usize, tallest: usize, compute: impl Fn(usize, &Self)) {
+        let count = rows.div_ceil(tallest);
+        let mut first = 0;
+        for number in 1..=count {
+            let end = number * rows / count;
+            let share = |row: usize| self.ahead_length * row / rows;
+            compute(
+                end - first,
+                &Self {
+                    left: self.left.wrapping_add(first * self.row),
+                    begin: self.begin.wrapping_add(first * self.begin_row),
+                    out: self.out.wrapping_add(first * self.out_row),
+                    ahead: self.ahead.wrapping_add(share(first)),
+                    ahead_length: share(end) - share(first),
+                    ..*self
+                },
+            );
+            first = end;
+        }
+    }
+}
+
+/// All rows of `16 · halves` columns.
 ///
 /// # Safety
-/// The machine has AVX-512F, `height` is 1 to 12, `halves` 1 or 2, and every element that the tile's formula names for
-/// so many rows and columns may be read, or written where it belongs to `out`.
+/// The machine has AVX-512F, `halves` is 1 or 2, and every element that the formula names for so many rows and columns may be
+/// read, or written where it belongs to `out`.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn avx512(height: usize, halves: usize, tile: &Tile) {
-    // SAFETY: what the caller promises for `height` rows and `halves` vectors.
+pub(super) unsafe fn avx512(rows: usize, halves: usize, whole: &Tile) {
+    // SAFETY: what the caller promises for all rows and `halves` vectors; tiles are of 12 rows at most.
     unsafe {
         if halves == 1 {
-            tall::<1>(height, tile);
+            whole.cut(rows, 12, |height, tile| tall::<1>(height, tile));
         } else {
-            tall::<2>(height, tile);
+            whole.cut(rows, 12, |height, tile| tall::<2>(height, tile));
         }
     }
 }
 
 /// # Safety
-/// As for [`avx512`], with `HALVES` vectors.
+/// As for [`avx512`], with `HALVES` vectors and `height` from 1 to 12.
 #[inline]
 #[target_feature(enable = "avx512f")]
 unsafe fn tall<const HALVES: usize>(height: usize, tile: &Tile) {
@@ -71,36 +102,51 @@ unsafe fn tall<const HALVES: usize>(height: usize, tile: &Tile) {
 }
 
 /// # Safety
-/// As for [`avx512`], with AVX2 and FMA, and `height` 1 to 6, or 1 to 3 if there are two halves.
+/// As for [`avx512`], with AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn avx2(height: usize, halves: usize, tile: &Tile) {
-    // SAFETY: what the caller promises for `height` rows and `halves` times 16 columns; these are the distances.
+pub(super) unsafe fn avx2(rows: usize, halves: usize, whole: &Tile) {
+    let packed = whole.column == 1 && whole.right_row == WIDE && whole.ahead_length > 0;
+    // SAFETY: what the caller promises for all rows and `halves` times 16 columns; these are the distances.
     unsafe {
-        if tile.column == 1 && tile.right_row == WIDE && tile.ahead_length > 0 {
-            short::<true>(height, halves, tile);
-        } else {
-            short::<false>(height, halves, tile);
+        match (halves, packed) {
+            (1, true) => whole.cut(rows, 6, |height, tile| low::<true>(height, tile)),
+            (1, false) => whole.cut(rows, 6, |height, tile| low::<false>(height, tile)),
+            (_, true) => whole.cut(rows, 3, |height, tile| lowest::<true>(height, tile)),
+            (_, false) => whole.cut(rows, 3, |height, tile| lowest::<false>(height, tile)),
         }
     }
 }
 
 /// # Safety
-/// As for [`avx2`]; if `PACKED`, values of a left row lie side by side and right rows are those of a panel.
+/// As for [`avx2`], for 16 columns and `height` from 1 to 6; if `PACKED`, values of a left row lie side by side and right
+/// rows are those of a panel.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn short<const PACKED: bool>(height: usize, halves: usize, tile: &Tile) {
+unsafe fn low<const PACKED: bool>(height: usize, tile: &Tile) {
     // SAFETY: what the caller promises for `height` rows.
     unsafe {
-        match (halves, height) {
-            (1, 1) => narrow::<1, 2, PACKED>(tile),
-            (1, 2) => narrow::<2, 2, PACKED>(tile),
-            (1, 3) => narrow::<3, 2, PACKED>(tile),
-            (1, 4) => narrow::<4, 2, PACKED>(tile),
-            (1, 5) => narrow::<5, 2, PACKED>(tile),
-            (1, _) => narrow::<6, 2, PACKED>(tile),
-            (_, 1) => narrow::<1, 4, PACKED>(tile),
-            (_, 2) => narrow::<2, 4, PACKED>(tile),
-            (_, _) => narrow::<3, 4, PACKED>(tile),
+        match height {
+            1 => narrow::<1, 2, PACKED>(tile),
+            2 => narrow::<2, 2, PACKED>(tile),
+            3 => narrow::<3, 2, PACKED>(tile),
+            4 => narrow::<4, 2, PACKED>(tile),
+            5 => narrow::<5, 2, PACKED>(tile),
+            _ => narrow::<6, 2, PACKED>(tile),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`low`], for 32 columns and `height` from 1 to 3.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn lowest<const PACKED: bool>(height: usize, tile: &Tile) {
+    // SAFETY: what the caller promises for `height` rows.
+    unsafe {
+        match height {
+            1 => narrow::<1, 4, PACKED>(tile),
+            2 => narrow::<2, 4, PACKED>(tile),
+            _ => narrow::<3, 4, PACKED>(tile),
         }
     }
 }
@@ -150,7 +196,7 @@ const STRIDE: usize = 4;
 /// memory for 12 multiply-adds, six of 16 columns for 8, of which six lie a row apart each.
 ///
 /// # Safety
-/// As for [`short`], for `ROWS` rows of `VECTORS` times 8 columns.
+/// As for [`low`], for `ROWS` rows of `VECTORS` times 8 columns.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn narrow<const ROWS: usize, const VECTORS: usize, const PACKED: bool>(tile: &Tile) {

@@ -92,7 +92,10 @@ impl Factors {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::{kernel::Instructions, testing::cases};
 
     // torch 2.11: p = [0.5, -1.25, 2, 0.001]; AdamW([p], lr = 0.01, betas = (0.9, 0.98), eps = 1e-6, weight_decay = 0.1);
     // gradients below; p after each step.
@@ -137,5 +140,61 @@ mod tests {
         moments.update(0..2, &mut parameters, &[1.0, -1.0], &factors, true);
         assert_eq!(parameters, [1.0, 2.0]);
         assert!(moments.first[0] > 0.0 && moments.first[1] < 0.0);
+    }
+
+    /// The textbook's AdamW of one number in f64, which decays so much: after each gradient.
+    fn plainly(training: &Training, rate: f64, decay: f64, start: f32, gradients: &[f32]) -> Vec<f64> {
+        let [beta1, beta2] = training.betas;
+        let (mut parameter, mut first, mut second) = (f64::from(start), 0.0, 0.0);
+        let path = gradients.iter().zip(1..).map(|(&gradient, step)| {
+            let gradient = f64::from(gradient);
+            first = beta1 * first + (1.0 - beta1) * gradient;
+            second = beta2 * second + (1.0 - beta2) * gradient * gradient;
+            let [first, second] = [first / (1.0 - beta1.powi(step)), second / (1.0 - beta2.powi(step))];
+            parameter = parameter * (1.0 - rate * decay) - rate * first / (second.sqrt() + training.epsilon);
+            parameter
+        });
+        path.collect()
+    }
+
+    proptest! {
+        #![proptest_config(cases(64))]
+
+        #[test]
+        fn any_update_is_the_textbooks_and_stays_in_its_range(
+            starts in prop::collection::vec(-2.0..2.0_f32, 1..60),
+            gradients in prop::collection::vec(prop::collection::vec((-1.0..1.0_f32, -12..6), 60), 1..5),
+            (from, to, decays) in (0..60_usize, 0..60_usize, any::<bool>()),
+            (beta1, beta2) in (0.0..0.95_f64, 0.9..0.999_f64),
+            (rate, weight_decay, epsilon) in (0.0..0.1_f64, 0.0..0.5_f64, 1e-8..1e-4_f64),
+        ) {
+            let training = Training { betas: [beta1, beta2], epsilon, weight_decay, ..Training::default() };
+            let of = |&(digits, exponent): &(f32, i32)| digits * 2.0_f32.powi(exponent);
+            let gradients: Vec<Vec<f32>> =
+                gradients.iter().map(|step| step[..starts.len()].iter().map(of).collect()).collect();
+            let [from, to] = [from.min(to), from.max(to)].map(|end| end.min(starts.len()));
+            let path = Instructions::same(|| {
+                let (mut parameters, mut moments) = (starts.clone(), Moments::new(starts.len()));
+                let steps = (0..).zip(&gradients).map(|(step, gradient)| {
+                    let factors = Factors::new(&training, step, rate);
+                    moments.update(from..to, &mut parameters, gradient, &factors, decays);
+                    parameters.clone()
+                });
+                steps.collect::<Vec<_>>()
+            });
+            for (at, &start) in starts.iter().enumerate() {
+                let found = path.iter().map(|parameters| parameters[at]);
+                if !(from..to).contains(&at) {
+                    prop_assert!(found.map(f32::to_bits).all(|bits| bits == start.to_bits()));
+                    continue;
+                }
+                let own: Vec<f32> = gradients.iter().map(|gradient| gradient[at]).collect();
+                let expected = plainly(&training, rate, if decays { weight_decay } else { 0.0 }, start, &own);
+                for (found, expected) in found.zip(expected) {
+                    let far = (f64::from(found) - expected).abs();
+                    prop_assert!(far < 2e-6 * (1.0 + expected.abs()), "{} {}", found, expected);
+                }
+            }
+        }
     }
 }

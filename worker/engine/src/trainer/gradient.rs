@@ -98,9 +98,10 @@ pub(crate) fn clip(gradient: &mut [f32], norm: f64, limit: f64) {
 #[cfg(test)]
 mod tests {
     use graftwork_shared::adapter::FusionConfig;
+    use proptest::prelude::*;
 
     use super::*;
-    use crate::TrainedTensor;
+    use crate::{TrainedTensor, kernel::Instructions, testing::cases};
 
     fn layout(names: &[(&str, &[usize])]) -> Layout {
         let mut layout = Layout::default();
@@ -153,5 +154,20 @@ mod tests {
     fn the_norm_counts_a_ragged_end() {
         assert!((norm(&[1.0; 19]) - 19.0_f64.sqrt()).abs() < 1e-12);
         assert!(norm(&[f32::NAN, 1.0]).is_nan());
+    }
+
+    proptest! {
+        #![proptest_config(cases(64))]
+
+        #[test]
+        fn the_norm_of_any_gradient_is_that_of_its_numbers(
+            gradient in prop::collection::vec((-1.0..1.0_f32, -40..40), 0..100),
+        ) {
+            let of = |&(digits, exponent): &(f32, i32)| digits * 2.0_f32.powi(exponent);
+            let gradient: Vec<f32> = gradient.iter().map(of).collect();
+            let expected = gradient.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>().sqrt();
+            let found = Instructions::same(|| norm(&gradient));
+            prop_assert!((found - expected).abs() <= 1e-13 * expected, "{} {}", found, expected);
+        }
     }
 }

@@ -14,7 +14,7 @@ mod progress;
 #[cfg(test)]
 mod tests;
 
-use graftwork_collective::{Tree, tree_sum};
+use graftwork_collective::{Fold, Tree};
 use graftwork_shared::{
     assignment::Evaluation,
     metric::Metric,
@@ -24,13 +24,14 @@ use graftwork_shared::{
 
 pub use progress::Progress;
 
-pub(crate) use adamw::Moments;
+pub(crate) use adamw::{Factors, Moments};
+pub(crate) use gradient::norm;
 
 use crate::{
     Dropout, EngineError, LaneOptions, LaneOutput, Layout, Setup,
     input::{BatchShape, Consumed},
+    kernel,
 };
-use adamw::Factors;
 use gradient::ValueMatrix;
 
 /// Why training cannot go on. Trying again gives the same.
@@ -112,6 +113,33 @@ impl LaneSum {
         let loss = Tree::new(losses.len()).fold(losses, |left, right| left + right);
         Self { loss: loss.unwrap_or_default(), gradient }
     }
+}
+
+/// Adds up lanes that come one after the other, in their order: of n there are at most log2 n + 1 gradients in memory.
+#[derive(Debug, Default)]
+pub struct LaneSums(Fold<LaneOutput>);
+
+impl LaneSums {
+    /// Takes the next lanes; those without rows are `None`.
+    ///
+    /// # Panics
+    /// When gradients differ in length.
+    pub fn extend(&mut self, lanes: Vec<Option<LaneOutput>>) {
+        lanes.into_iter().for_each(|lane| self.0.push(lane, both));
+    }
+
+    /// What all of them add up to.
+    pub fn finish(self) -> LaneSum {
+        let LaneOutput { loss, gradient } =
+            self.0.finish(both).unwrap_or(LaneOutput { loss: 0.0, gradient: Vec::new() });
+        LaneSum { loss, gradient }
+    }
+}
+
+fn both(mut left: LaneOutput, right: LaneOutput) -> LaneOutput {
+    assert_eq!(left.gradient.len(), right.gradient.len(), "gradients of all lanes have one length");
+    kernel::add(&mut left.gradient, &right.gradient);
+    LaneOutput { loss: left.loss + right.loss, ..left }
 }
 
 /// The weights of the best evaluation so far.
@@ -246,8 +274,10 @@ impl Trainer {
 
     /// The arithmetic of [`Self::apply`].
     pub(crate) fn step(&mut self, lanes: Vec<Option<LaneOutput>>) -> Result<StepOutcome, TrainError> {
-        let (losses, gradients) = self.take_lanes(lanes)?;
-        self.step_sum(LaneSum::of(losses, tree_sum(gradients)))
+        self.check_lanes(&lanes)?;
+        let mut sums = LaneSums::default();
+        sums.extend(lanes);
+        self.step_sum(sums.finish())
     }
 
     fn step_sum(&mut self, LaneSum { mut loss, mut gradient }: LaneSum) -> Result<StepOutcome, TrainError> {
@@ -275,24 +305,17 @@ impl Trainer {
         Ok(StepOutcome { loss, gradient_norm: norm, learning_rate })
     }
 
-    #[expect(clippy::type_complexity, reason = "two lists that were one")]
-    fn take_lanes(
-        &self,
-        lanes: Vec<Option<LaneOutput>>,
-    ) -> Result<(Vec<Option<f64>>, Vec<Option<Vec<f32>>>), TrainError> {
+    fn check_lanes(&self, lanes: &[Option<LaneOutput>]) -> Result<(), TrainError> {
         let step = self.progress.step + 1;
         let shape = self.shape();
         let count = |what, found, expected| {
             if found == expected { Ok(()) } else { Err(TrainError::Count { step, what, found, expected }) }
         };
         count("lanes", lanes.len(), shape.lanes * shape.accumulation)?;
-        for lane in lanes.iter().flatten() {
-            count("gradients of a lane", lane.gradient.len(), self.parameters.len())?;
-        }
-        Ok(lanes
-            .into_iter()
-            .map(|lane| lane.map_or((None, None), |lane| (Some(lane.loss), Some(lane.gradient))))
-            .unzip())
+        lanes
+            .iter()
+            .flatten()
+            .try_for_each(|lane| count("gradients of a lane", lane.gradient.len(), self.parameters.len()))
     }
 
     /// Records an evaluation of the current weights, and keeps them when they are the best so far and the job keeps

@@ -99,7 +99,8 @@ fn a_fusion_needs_three_products_whatever_the_number_of_adapters() {
     let Sizes { d, i, r } = sizes(&network);
     take_multiplications();
     network.predict(&rows(&LENGTHS, 7).tokens, &[]).unwrap();
-    let of_token = |adapters: u64| 3 * d * d + adapters * 2 * d * r;
+    // Of each adapter: down, up, and the direction of the scores times its up projection and bias.
+    let of_token = |adapters: u64| 3 * d * d + adapters * (d * r + 2 * d * (r + 1));
     let (tokens, first) = (37, 4);
     let trunk = (tokens + first) * (4 * d * d + 2 * d * i);
     assert_eq!(take_multiplications(), trunk + (tokens + first) * of_token(2) + first * head(d));
