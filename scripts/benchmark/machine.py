@@ -8,6 +8,8 @@ import subprocess
 
 # What `ours.py` runs; some rows need no example.
 PROGRAMS = ("graftwork", "graftwork-worker", "examples/step_time", "examples/roofline", "examples/input_rate")
+# What measures.
+MEASURING = ("ours.py", "peer.py", "program.py")
 
 
 def facts():
@@ -30,9 +32,10 @@ def facts():
 
 
 def programs(folder):
-    """Digests of the programs that are there, so that figures of other ones are not mixed in."""
-    there = [name for name in PROGRAMS if (folder / name).exists()]
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:16] for name in there}
+    """Digests of the programs that are there, and of what measures, so that figures of other ones are not mixed in."""
+    files = {name: folder / name for name in PROGRAMS}
+    files |= {name: pathlib.Path(__file__).with_name(name) for name in MEASURING}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items() if path.exists()}
 
 
 def first_line(*command, folder=None):

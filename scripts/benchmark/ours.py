@@ -36,7 +36,7 @@ class Ours:
         rows = sum(stage["rows"][0] for stage in done.stages)
         figures = {f"accuracy_{stage['name']}": score(stage) for stage in done.stages}
         # The largest share of the time between two reports in which training waited for rows.
-        figures["most_input_wait"] = max(event["input_wait"] for event in done.events if event["event"] == "step")
+        figures["most_input_wait"] = max((event["input_wait"] for event in done.events if event["event"] == "step"), default=0.0)
         return {"wall_s": done.seconds, "first_step_s": done.first_step, "rows_per_second": rows / done.seconds, **figures}
 
     # -- paces of single stages -----------------------------------------------------------------------------------

@@ -306,6 +306,13 @@ impl StageHost<'_> {
     }
 }
 
+/// Bytes of gradients that lanes of one stage have in memory before they are added up, where each thread has a lane.
+const GRADIENT_BYTES: usize = 32 << 20;
+
+fn lanes_at_once(gradients: usize, threads: usize) -> usize {
+    (GRADIENT_BYTES / (size_of::<f32>() * gradients.max(1))).max(threads)
+}
+
 impl stage::Host for StageHost<'_> {
     fn run_while<T: Send + 'static>(
         &self,
@@ -327,6 +334,10 @@ impl stage::Host for StageHost<'_> {
     /// An accelerator is one for all device threads.
     fn lanes_together(&self) -> bool {
         self.shared.device != Device::Cpu
+    }
+
+    fn lanes_at_once(&self, gradients: usize) -> usize {
+        lanes_at_once(gradients, self.shared.pool.threads())
     }
 
     fn report_every(&self) -> Duration {

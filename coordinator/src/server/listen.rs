@@ -8,13 +8,35 @@ use std::{
     fs, io,
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::{Auth, Listen, ServerError, access::Tokens, tls::Identity};
+use super::{Auth, ServerError, access::Tokens, tls::Identity};
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Listen {
+    /// A socket in a folder that only this user can enter; the folder is made if missing.
+    Unix(PathBuf),
+    /// Plain text on a loopback address, with a token; port 0 takes a free one.
+    Tcp(SocketAddr),
+    /// TLS, with a token; port 0 takes a free one.
+    Tls(SocketAddr),
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "http://{address}"),
+            Self::Tls(address) => write!(f, "https://{address}"),
+        }
+    }
+}
 
 /// Bytes of a socket's path that the system allows, without the closing 0.
 const PATH_BYTES: usize = 107;

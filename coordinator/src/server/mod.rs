@@ -51,7 +51,6 @@ mod workers;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -87,6 +86,7 @@ pub(crate) use self::{
     gauges::{Gauges, LastNight, Nights},
     histories::{Files, Histories, HistoryError},
     journal::{Database, Leadership},
+    listen::Listen,
     lock::{Holder, holder},
     tls::Identity,
 };
@@ -173,28 +173,6 @@ impl Auth {
         let tokens = listen::tokens(self)?;
         let may = |role: Option<Role>| !matches!(role, Some(Role::Join));
         Some(Arc::new(move |shown: &str| tokens.find(shown).is_some_and(|(_, caller)| may(caller.role))))
-    }
-}
-
-/// An address to listen on.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Listen {
-    /// A socket in a folder that only this user can enter; the folder is made if missing.
-    Unix(PathBuf),
-    /// Plain text on a loopback address, with a token; port 0 takes a free one.
-    Tcp(SocketAddr),
-    /// TLS, with a token; port 0 takes a free one.
-    Tls(SocketAddr),
-}
-
-impl std::fmt::Display for Listen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix://{}", path.display()),
-            Self::Tcp(address) => write!(f, "http://{address}"),
-            Self::Tls(address) => write!(f, "https://{address}"),
-        }
     }
 }
 

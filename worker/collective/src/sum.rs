@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::tree::{Node, Tree};
+use crate::tree::{Node, Tree, both};
 
 /// What an owner of lanes sends: the sum of one complete subtree.
 #[derive(Clone, Debug, PartialEq)]
@@ -107,10 +107,7 @@ fn take(tree: Tree, node: Node, sums: &mut BTreeMap<Node, Option<Vec<f32>>>) -> 
     };
     let left = take(tree, left, sums)?;
     let right = if tree.span(right).is_empty() { None } else { take(tree, right, sums)? };
-    Ok(match (left, right) {
-        (Some(left), Some(right)) => Some(add(left, right)),
-        (left, right) => left.or(right),
-    })
+    Ok(both(left, right, add))
 }
 
 fn add(mut left: Vec<f32>, right: Vec<f32>) -> Vec<f32> {

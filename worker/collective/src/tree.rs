@@ -149,7 +149,8 @@ impl<T> Fold<T> {
     }
 }
 
-fn both<T>(left: Option<T>, right: Option<T>, add: impl FnOnce(T, T) -> T) -> Option<T> {
+/// The two added, or the one that is there.
+pub(crate) fn both<T>(left: Option<T>, right: Option<T>, add: impl FnOnce(T, T) -> T) -> Option<T> {
     match (left, right) {
         (Some(left), Some(right)) => Some(add(left, right)),
         (left, right) => left.or(right),

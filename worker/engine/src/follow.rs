@@ -79,7 +79,7 @@ pub fn follow(folder: &Path, base_model: &Path, device: Device, out: &mut dyn Wr
         let rows = lanes.iter().map(|lane| lane.rows.len() as u64).sum();
         let options = trainer.step_options(rows);
         let outputs = lanes.iter().map(|lane| network.lane(lane, &options.lane()).map(Some));
-        let ours = trainer.step(outputs.collect::<Result<_, _>>()?)?;
+        let ours = trainer.step(outputs.collect::<Result<Vec<_>, _>>()?)?;
         network.set_parameters(trainer.parameters());
         let what = |quantity: &str| format!("step {:2} {quantity}", peer.step);
         report.number(&what("loss"), [ours.loss, peer.loss], LOSS_TOLERANCE)?;

@@ -60,7 +60,8 @@ pub(crate) struct FusionWeights {
     pub(crate) query: Option<[Parameter; 2]>,
     pub(crate) key: Option<[Parameter; 2]>,
     pub(crate) value_dd: Option<Parameter>,
-    /// Projections of its adapters side by side, where all are frozen.
+    /// Projections of its adapters side by side, where all are frozen. A fusion has one block of a composition, so they are the
+    /// same for every pass.
     pub(crate) joined: Arc<OnceLock<Joined>>,
 }
 

@@ -13,11 +13,12 @@ pub(crate) fn values(tensor: &Tensor) -> Option<&[f32]> {
     })
 }
 
-/// The values of a tensor that was just made, has no other owner, and is contiguous fp32 on the CPU; `None` otherwise.
+/// The values of a tensor that was just made, or of a view that overlaps no other one in use, and that is contiguous fp32 on
+/// the CPU; `None` otherwise.
 pub(crate) fn values_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
     usable(tensor).then(|| {
-        // SAFETY: as above; callers pass tensors fresh from an allocation, so no other handle shares the storage, and
-        // the mutable borrow keeps this one from being read.
+        // SAFETY: as above; callers pass tensors fresh from an allocation, or views of a lane's own gradient that do not
+        // overlap, and the mutable borrow keeps this one from being read.
         unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) }
     })
 }
@@ -29,6 +30,7 @@ pub(crate) fn fresh([rows, columns]: [usize; 2]) -> Tensor {
 
 /// A vector of numbers in host memory that a tensor writes into.
 pub(crate) struct Written {
+    /// Goes before the numbers do.
     tensor: Tensor,
     values: Vec<f32>,
 }
@@ -36,14 +38,15 @@ pub(crate) struct Written {
 impl Written {
     /// Zeros.
     pub(crate) fn zeros(count: usize) -> Self {
-        let values = vec![0.0; count];
-        // SAFETY: the vector has so many floats, never grows, and is touched by nobody but the tensor until `into_values`.
+        let mut values: Vec<f32> = vec![0.0; count];
+        // SAFETY: the pointer is taken to be written through, the vector has so many floats, never grows, and is touched by
+        // nobody but the tensor until `into_values`.
         let tensor =
-            unsafe { Tensor::from_blob(values.as_ptr().cast(), &[signed(count)], &[1], Kind::Float, Device::Cpu) };
+            unsafe { Tensor::from_blob(values.as_mut_ptr().cast(), &[signed(count)], &[1], Kind::Float, Device::Cpu) };
         Self { tensor, values }
     }
 
-    /// What writes into it. Views of it must be gone before [`Written::into_values`].
+    /// What writes into it. Views of it must be gone before [`Written::into_values`] and before this is dropped.
     pub(crate) fn tensor(&self) -> &Tensor {
         &self.tensor
     }

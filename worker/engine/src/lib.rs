@@ -40,6 +40,7 @@ mod rows;
 mod scoring;
 mod setup;
 mod shelf;
+mod sites;
 mod spans;
 #[cfg(test)]
 mod testing;
@@ -55,7 +56,7 @@ pub use follow::{FollowError, follow};
 pub use golden::{GoldenError, golden};
 pub use initial::initial_weights;
 pub use input::{
-    BatchShape, Consumed, Encoded, Input, InputCost, InputError, InputRequest, Position, TextEncoder, Update,
+    BatchShape, Consumed, Encoded, Input, InputCost, InputError, InputRequest, Position, TextEncoder, Update, deal,
 };
 pub use kernel::take_multiplications;
 pub use metrics::{Predictions, largest};

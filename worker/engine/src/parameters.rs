@@ -179,7 +179,7 @@ impl Flat {
 /// One lane's view of the trained parameters, and their gradients.
 pub(crate) struct Leaves {
     tensors: Vec<Tensor>,
-    /// Views of the flat gradient.
+    /// Views of the flat gradient, which go before it does.
     gradients: Vec<Tensor>,
     flat_gradient: Flat,
     /// Whether autograd may record what is done with them.

@@ -266,9 +266,9 @@ impl Fusion {
     /// Gradients from what [`Self::forward`] left, the weighted sums as their own.
     pub fn backward(&mut self) -> &[f32] {
         let sides = fuse::Sides { columns: &self.columns, inner: &self.inner, along: &self.along, mask: None };
-        let slopes =
+        let mut slopes =
             fuse::Slopes { inner: &mut self.of_inner, along: &mut self.of_along, constants: &mut self.of_constants };
-        fuse::backward(&sides, &self.attention, &self.weighted, slopes);
+        fuse::backward(&sides, &self.attention, &self.weighted, &mut slopes);
         &self.of_inner
     }
 }

@@ -48,7 +48,7 @@ impl Stage {
 
     fn update(&mut self) {
         let options = self.trainer.step_options(4);
-        let lanes = (0..2).map(|lane| Some(self.network.lane(&rows(lane), &options.lane()).unwrap())).collect();
+        let lanes: Vec<_> = (0..2).map(|lane| Some(self.network.lane(&rows(lane), &options.lane()).unwrap())).collect();
         let (position, cost) = (Position::start(), InputCost::default());
         let consumed = Consumed { rows: 4, tokens: 0, position, finished_epoch: None, cost };
         self.trainer.apply(lanes, consumed).unwrap();

@@ -90,7 +90,7 @@ fn lane(rows: std::ops::Range<u64>) -> Option<Lane> {
     (!classes.is_empty()).then(|| Lane { tokens, targets: Targets::Classes(classes), rows: rows.collect() })
 }
 
-/// The next update's lanes, cut as the input cuts them.
+/// The next update's lanes, cut by count.
 fn lanes(position: &Position, shape: BatchShape) -> (Vec<Option<Lane>>, Consumed) {
     let start = position.cursor;
     let end = (start + shape.rows() as u64).min(ROWS);

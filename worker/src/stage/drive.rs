@@ -264,7 +264,7 @@ impl<H: Host> Driver<'_, H> {
                 let (mut sums, rest) = self.compute(own, options)?;
                 self.on_trainer(move |trainer| {
                     sums.extend(rest);
-                    trainer.apply_sum(sums.finish(), consumed)
+                    trainer.apply(sums, consumed)
                 })?
             }
             Some(plan) => {

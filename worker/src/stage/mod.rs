@@ -72,6 +72,9 @@ pub(crate) trait Host {
         false
     }
 
+    /// How many lanes with so many gradients each are computed before they are added up, where there are more. Changes no byte.
+    fn lanes_at_once(&self, gradients: usize) -> usize;
+
     /// How far apart two reports are at least.
     fn report_every(&self) -> Duration {
         Duration::from_millis(REPORT_EVERY_MS)

@@ -70,6 +70,24 @@ fn fusion_of(data: &Data, host: &LocalHost) -> Assignment {
     of
 }
 
+/// Also where the last update leaves batches without rows.
+#[test]
+fn lanes_that_are_added_some_after_the_others_give_the_same_bytes() {
+    let data = Data::write();
+    let trained = |at_once| {
+        let host = LocalHost::adding(at_once);
+        let mut recipe = adapter_recipe(&data);
+        recipe.training.batch_size = 3;
+        recipe.training.accumulation = 5;
+        let result = finish(&assignment(&data, &host, recipe), &host);
+        (bytes_of(&result), host.blob(result.weights))
+    };
+    let expected = trained(usize::MAX);
+    for at_once in [1, 3, 6] {
+        assert_eq!(trained(at_once), expected, "{at_once} at once");
+    }
+}
+
 #[test]
 fn a_stage_trains_scores_and_uploads() {
     let (data, host) = (Data::write(), LocalHost::new(2));

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest, RowReader, open, select};
-use graftwork_engine::{Encoded, Lane, Network, Targets, TextEncoder, Tokens};
+use graftwork_engine::{Encoded, Lane, Network, Targets, TextEncoder, Tokens, deal};
 use graftwork_model::BaseModel;
 use graftwork_shared::{
     data::{Columns, TextColumns},
@@ -114,21 +114,29 @@ fn lane(tokens: Tokens) -> Lane {
     Lane { tokens, targets, rows: (0..rows as u64).collect() }
 }
 
-/// A batch in so many lanes of equally many rows.
+/// A batch in so many lanes, as training deals its rows.
 pub(crate) fn cut(batch: &Lane, lanes: usize) -> Vec<Lane> {
-    let rows = batch.tokens.lengths.len() / lanes;
+    let Tokens { ids, type_ids, lengths } = &batch.tokens;
     let Targets::Classes(classes) = &batch.targets else { unreachable!("batches of this example have classes") };
-    let lane = |lane: usize| {
-        let range = lane * rows..(lane + 1) * rows;
-        let start: usize = batch.tokens.lengths[..range.start].iter().sum();
-        let lengths = batch.tokens.lengths[range.clone()].to_vec();
-        let end = start + lengths.iter().sum::<usize>();
-        let (ids, type_ids) = (batch.tokens.ids[start..end].to_vec(), batch.tokens.type_ids[start..end].to_vec());
+    let mut end = 0;
+    let ends = lengths.iter().map(|length| {
+        end += length;
+        end
+    });
+    let ends: Vec<usize> = ends.collect();
+    let lane = |places: &Vec<usize>| {
+        let mut tokens = Tokens::default();
+        for &row in places {
+            let range = ends[row] - lengths[row]..ends[row];
+            tokens.ids.extend(&ids[range.clone()]);
+            tokens.type_ids.extend(&type_ids[range]);
+            tokens.lengths.push(lengths[row]);
+        }
         Lane {
-            tokens: Tokens { ids, type_ids, lengths },
-            targets: Targets::Classes(classes[range.clone()].to_vec()),
-            rows: batch.rows[range].to_vec(),
+            tokens,
+            targets: Targets::Classes(places.iter().map(|&row| classes[row]).collect()),
+            rows: places.iter().map(|&row| batch.rows[row]).collect(),
         }
     };
-    (0..lanes).map(lane).collect()
+    deal(lengths, lanes).iter().map(lane).collect()
 }

@@ -1,5 +1,5 @@
-//! AdapterFusion by its algebra: three products of its own and six of all adapters together, forward and backward, serve any
-//! number of adapters.
+//! AdapterFusion by its algebra: three products of its own and three of all adapters together serve any number of adapters,
+//! and as many of each backward.
 //!
 //! With query x, adapter outputs aᵢ and projections Q, K, V: the scores (Q x)·(K aᵢ + b) are (Kᵀ Q x)·aᵢ + (Q x)·b,
 //! whose constant cancels in the softmax unless a mask stands between, and Σ sᵢ V aᵢ is V Σ sᵢ aᵢ. An adapter's output is
@@ -77,7 +77,9 @@ fn projections<'a>(fusion: &'a FusionWeights, adapters: &[&BottleneckWeights], l
     if adapters.iter().any(|adapter| adapter.is_trained()) {
         return Projections::Fresh(Box::new(Joined::of(adapters, leaves)));
     }
-    Projections::Kept(fusion.joined.get_or_init(|| Joined::of(adapters, leaves)))
+    let joined = fusion.joined.get_or_init(|| Joined::of(adapters, leaves));
+    debug_assert_eq!(joined.columns.len(), adapters.len(), "a fusion has the same adapters in every pass");
+    Projections::Kept(joined)
 }
 
 impl Fused<'_> {
@@ -116,17 +118,9 @@ impl Fused<'_> {
         let sides = joined.up_turned(along.as_deref().unwrap_or(asked));
         let mask = fusion_mask(self.site, context, (self.fusion, weights), count, spans);
         // Without a mask what is the same for all adapters changes no weight.
-        let constants = mask.is_some().then(|| {
-            let mut constants = vec![0.0; tokens];
-            if let Some([_, bias]) = &weights.key {
-                add_dots(&mut constants, asked.chunks_exact(hidden), std::iter::repeat(leaves.values(bias)));
-            }
-            if weights.config.residual_before {
-                let along = along.as_deref().unwrap_or(asked);
-                add_dots(&mut constants, along.chunks_exact(hidden), residual.chunks_exact(hidden));
-            }
-            constants
-        });
+        let constants = mask
+            .is_some()
+            .then(|| constants(weights, leaves, hidden, [asked, along.as_deref().unwrap_or(asked), residual]));
         let mut attention = vec![0.0; tokens * count];
         let mut weighted = vec![0.0; tokens * joined.reach()];
         let mask_of = mask.as_ref().map(mask_values);
@@ -192,6 +186,7 @@ impl Saved {
         let weights = &site.fusions[self.fusion].1;
         let reads = self.reads;
         let adapters = weights_of(site, &self.adapters);
+        let trained = adapters.iter().any(|adapter| adapter.is_trained());
         let joined = projections(weights, &adapters, leaves);
         let hidden = joined.hidden();
         if let Some(below) = below.as_deref_mut().filter(|_| !weights.config.residual_before) {
@@ -213,8 +208,8 @@ impl Saved {
         };
         let (mut of_inner, mut of_sides) = (vec![0.0; self.bent.inner.len()], vec![0.0; self.sides.len()]);
         let mut of_constants = vec![0.0; of_fused.len() / hidden];
-        let slopes = fuse::Slopes { inner: &mut of_inner, along: &mut of_sides, constants: &mut of_constants };
-        fuse::backward(&sides, &self.attention, &joined.up_turned(&of_fused), slopes);
+        let mut slopes = fuse::Slopes { inner: &mut of_inner, along: &mut of_sides, constants: &mut of_constants };
+        fuse::backward(&sides, &self.attention, &joined.up_turned(&of_fused), &mut slopes);
         let mut of_along = joined.up(&of_sides);
         let residual = weights.config.residual_before.then(|| read(reads.residual));
         let along = self.along.as_deref().unwrap_or(asked);
@@ -232,23 +227,12 @@ impl Saved {
                 }
             }
         }
-        if adapters.iter().any(|adapter| adapter.is_trained()) {
+        if trained {
             let pairs = [(of_fused.as_slice(), self.weighted.as_slice()), (along, of_sides.as_slice())];
             up_gradients(leaves, (&adapters, &joined), pairs);
         }
-        let of_asked = match &weights.key {
-            Some([weight, bias]) => {
-                weight_gradient(leaves, weight, (asked, hidden), (&of_along, hidden));
-                let mut out = through(&leaves.packed(weight, Way::Forward), &of_along, None);
-                if self.mask.is_some() {
-                    weight_gradient(leaves, bias, (&of_constants, 1), (asked, hidden));
-                    let panels = Panels::of_rows(leaves.values(bias), [1, hidden]);
-                    product(Left::rows(&of_constants, 1), of_constants.len(), &panels, Start::Out, &mut out);
-                }
-                out
-            }
-            None => of_along,
-        };
+        let of_constants = self.mask.is_some().then_some(of_constants.as_slice());
+        let of_asked = key_backward(weights, leaves, asked, (of_along, of_constants));
         if let Some([weight, bias]) = &weights.query {
             weight_gradient(leaves, weight, (&of_asked, hidden), (read(reads.query), hidden));
             bias_gradient(leaves, bias, &of_asked);
@@ -256,7 +240,6 @@ impl Saved {
         if let Some(below) = below.as_deref_mut() {
             query_backward(weights, (&*leaves, hidden), &of_asked, below.of(reads.query));
         }
-        let trained = adapters.iter().any(|adapter| adapter.is_trained());
         if below.is_some() || trained {
             joined.down_backward(&self.bent, &mut of_inner, below.map(|below| below.of(reads.adapter)));
         }
@@ -264,6 +247,37 @@ impl Saved {
             down_gradients(leaves, (&adapters, &joined), &of_inner, read(reads.adapter));
         }
     }
+}
+
+/// What is the same for all scores of a token, from what is asked, what scores are taken along and the residual.
+fn constants(weights: &FusionWeights, leaves: &Leaves, hidden: usize, sources: [&[f32]; 3]) -> Vec<f32> {
+    let bias = weights.key.as_ref().map(|[_, bias]| leaves.values(bias));
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let constant = |((asked, along), residual)| {
+        let of_key = bias.map_or(0.0, |bias| dot(asked, bias));
+        if weights.config.residual_before { of_key + dot(along, residual) } else { of_key }
+    };
+    let [asked, along, residual] = sources.map(|source| source.chunks_exact(hidden));
+    asked.zip(along).zip(residual).map(constant).collect()
+}
+
+/// From the gradients of what scores are taken along and of the constants: that of what is asked, and of the key.
+fn key_backward(
+    weights: &FusionWeights,
+    leaves: &mut Leaves,
+    asked: &[f32],
+    (of_along, of_constants): (Vec<f32>, Option<&[f32]>),
+) -> Vec<f32> {
+    let Some([weight, bias]) = &weights.key else { return of_along };
+    let [_, hidden] = leaves.sizes(weight);
+    weight_gradient(leaves, weight, (asked, hidden), (&of_along, hidden));
+    let mut out = through(&leaves.packed(weight, Way::Forward), &of_along, None);
+    if let Some(of_constants) = of_constants {
+        weight_gradient(leaves, bias, (of_constants, 1), (asked, hidden));
+        let panels = Panels::of_rows(leaves.values(bias), [1, hidden]);
+        product(Left::rows(of_constants, 1), of_constants.len(), &panels, Start::Out, &mut out);
+    }
+    out
 }
 
 /// Adds the gradients of trained up projections: sums of `gᵀ w` over pairs of `[t, d]` and `[t, r + n]`.
@@ -314,12 +328,6 @@ fn down_gradients(
             add(gradient, &bias_sum[columns.clone()]);
         }
     }
-}
-
-/// Adds the product of each pair of rows to its place.
-fn add_dots<'a>(out: &mut [f32], a: impl Iterator<Item = &'a [f32]>, b: impl Iterator<Item = &'a [f32]>) {
-    let dots = a.zip(b).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>());
-    out.iter_mut().zip(dots).for_each(|(out, dot)| *out += dot);
 }
 
 /// Adds each row of `[t, d]` times its factor.

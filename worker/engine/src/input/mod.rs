@@ -26,7 +26,7 @@ use tokio::runtime::Handle;
 
 pub(crate) use encoder::Rules;
 pub use encoder::{Encoded, TextEncoder};
-pub use pack::BatchShape;
+pub use pack::{BatchShape, deal};
 
 use crate::{Lane, clock::thread_seconds};
 

@@ -44,8 +44,8 @@ impl BatchShape {
         self.batch_size * self.accumulation
     }
 
-    /// Lanes in order, batch after batch. The L lanes of a batch of n rows have n/L rows each, or one more, and about as many
-    /// tokens: so threads that compute a lane each are done at about the same time. A last update with fewer rows
+    /// Lanes in order, batch after batch. The L lanes of a batch of n rows have n/L rows each, or one more, and about as
+    /// many tokens: so threads that compute a lane each are done at about the same time. A last update with fewer rows
     /// fills its first batches; a lane without rows is `None`, and the number of lanes stays.
     pub(crate) fn lanes(&self, examples: &[Example]) -> Vec<Option<Lane>> {
         let mut lanes = Vec::with_capacity(self.accumulation * self.lanes);
@@ -53,32 +53,27 @@ impl BatchShape {
         for batch in 0..self.accumulation {
             let rows = &examples[edge(batch)..edge(batch + 1)];
             let lengths: Vec<usize> = rows.iter().map(|row| row.tokens.ids.len()).collect();
-            lanes.extend(dealt(&lengths, self.lanes).iter().map(|places| pack(rows, places)));
+            lanes.extend(deal(&lengths, self.lanes).iter().map(|places| pack(rows, places)));
         }
         lanes
     }
 }
 
-/// The places of each lane's rows, ascending: the longest row that is left goes to the lane with the fewest tokens among
-/// those that may have more rows. Of equals the first.
-fn dealt(lengths: &[usize], lanes: usize) -> Vec<Vec<usize>> {
-    let mut dealt = vec![(0, Vec::new()); lanes];
+/// The places of each lane's rows among those of a batch, ascending: the longest row that is left goes to the lane with
+/// the fewest tokens among those that may have more rows. Of equals the first.
+pub fn deal(lengths: &[usize], lanes: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..lengths.len()).collect();
     order.sort_by_key(|&place| std::cmp::Reverse(lengths[place]));
+    let mut places: Vec<Vec<usize>> = vec![Vec::new(); lanes];
+    let mut tokens = vec![0; lanes];
     for place in order {
-        let open = dealt.iter().enumerate().filter(|(lane, (_, places))| {
-            let places: &Vec<usize> = places;
-            places.len() < share(lengths.len(), lanes, *lane).len()
-        });
-        let (lane, _) = open.min_by_key(|(_, (tokens, _))| *tokens).expect("lanes have room for all rows");
-        dealt[lane].0 += lengths[place];
-        dealt[lane].1.push(place);
+        let open = (0..lanes).filter(|&lane| places[lane].len() < share(lengths.len(), lanes, lane).len());
+        let lane = open.min_by_key(|&lane| tokens[lane]).expect("lanes have room for all rows");
+        tokens[lane] += lengths[place];
+        places[lane].push(place);
     }
-    let sorted = |(_, mut places): (usize, Vec<usize>)| {
-        places.sort_unstable();
-        places
-    };
-    dealt.into_iter().map(sorted).collect()
+    places.iter_mut().for_each(|places| places.sort_unstable());
+    places
 }
 
 fn pack(batch: &[Example], places: &[usize]) -> Option<Lane> {
@@ -139,13 +134,13 @@ mod tests {
 
     #[test]
     fn rows_are_dealt_by_length_and_each_lane_has_its_number() {
-        assert_eq!(dealt(&[9, 1, 1, 1, 1, 1, 1, 1], 2), [vec![0, 5, 6, 7], vec![1, 2, 3, 4]]);
-        assert_eq!(dealt(&[4, 8, 6, 2, 5, 7], 3), [vec![1, 3], vec![0, 5], vec![2, 4]]);
-        assert_eq!(dealt(&[3, 3, 3], 2), [vec![0], vec![1, 2]]);
-        assert_eq!(dealt(&[], 2), [vec![], vec![]] as [Vec<usize>; 2]);
+        assert_eq!(deal(&[9, 1, 1, 1, 1, 1, 1, 1], 2), [vec![0, 5, 6, 7], vec![1, 2, 3, 4]]);
+        assert_eq!(deal(&[4, 8, 6, 2, 5, 7], 3), [vec![1, 3], vec![0, 5], vec![2, 4]]);
+        assert_eq!(deal(&[3, 3, 3], 2), [vec![0], vec![1, 2]]);
+        assert_eq!(deal(&[], 2), [vec![], vec![]] as [Vec<usize>; 2]);
         for lanes in 1..5 {
             let lengths: Vec<usize> = (0..16).map(|row| row * row * 7 % 31 + 1).collect();
-            let dealt = dealt(&lengths, lanes);
+            let dealt = deal(&lengths, lanes);
             let mut all: Vec<usize> = dealt.concat();
             all.sort_unstable();
             assert_eq!(all, (0..16).collect::<Vec<_>>());

@@ -1,20 +1,20 @@
 //! Attention of each token over several bottlenecks that lie side by side.
 //!
-//! An adapter's output is Uᵢ hᵢ + uᵢ, with hᵢ behind its activation. So a row of `[t, r + n]` belongs to all of them: r values
-//! for the columns of all Uᵢ, and one for each uᵢ behind them.
+//! An adapter's output is Uᵢ hᵢ + uᵢ, with hᵢ behind its activation. So a row of `[t, r + n]` belongs to all of them: r
+//! values for the columns of all Uᵢ, and one for each uᵢ behind them.
 
 use std::ops::Range;
 
 use super::{exponential, norm::dot, vectorised};
 
-/// What of the outputs' directions a vector meets: it, times all Uᵢ and uᵢ.
+/// What scores are made of, and what they weigh.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sides<'a> {
     /// Columns of each adapter among the r, one behind the other.
     pub(crate) columns: &'a [Range<usize>],
     /// All hᵢ, `[t, r]`.
     pub(crate) inner: &'a [f32],
-    /// What scores are taken along, times all Uᵢ and uᵢ: `[t, r + n]`.
+    /// The vector that scores are taken along, times all Uᵢ and uᵢ: `[t, r + n]`.
     pub(crate) along: &'a [f32],
     /// What scores are multiplied with, `[t, n]`.
     pub(crate) mask: Option<&'a [f32]>,
@@ -71,29 +71,18 @@ pub(crate) struct Slopes<'a> {
     pub(crate) constants: &'a mut [f32],
 }
 
-/// From the gradient of the weighted sum, times all Uᵢ and uᵢ, `[t, r + n]`.
-pub(crate) fn backward(sides: &Sides, attention: &[f32], gradient: &[f32], slopes: Slopes) {
-    backward_tokens(sides, attention, gradient, slopes.inner, slopes.along, slopes.constants);
-}
-
 vectorised! {
-    fn backward_tokens(
-        sides: &Sides,
-        attention: &[f32],
-        gradient: &[f32],
-        of_inner: &mut [f32],
-        of_along: &mut [f32],
-        of_constants: &mut [f32],
-    ) {
+    /// From the gradient of the weighted sum, times all Uᵢ and uᵢ, `[t, r + n]`.
+    pub(crate) fn backward(sides: &Sides, attention: &[f32], gradient: &[f32], slopes: &mut Slopes) {
         let count = sides.columns.len();
         let [width, reach] = sides.sizes();
-        for (token, of_constant) in of_constants.iter_mut().enumerate() {
+        for (token, of_constant) in slopes.constants.iter_mut().enumerate() {
             let inner = &sides.inner[token * width..][..width];
             let (along, _) = sides.along[token * reach..][..reach].split_at(width);
             let (gradient, offsets) = gradient[token * reach..][..reach].split_at(width);
             let weights = &attention[token * count..][..count];
-            let of_inner = &mut of_inner[token * width..][..width];
-            let (of_along, slopes) = of_along[token * reach..][..reach].split_at_mut(width);
+            let of_inner = &mut slopes.inner[token * width..][..width];
+            let (of_along, slopes) = slopes.along[token * reach..][..reach].split_at_mut(width);
             for ((slope, columns), offset) in slopes.iter_mut().zip(sides.columns).zip(offsets) {
                 *slope = dot(&inner[columns.clone()], &gradient[columns.clone()]) + offset;
             }
@@ -189,8 +178,8 @@ mod tests {
         let (of_inner, of_along, of_constants) = Instructions::same(|| {
             let (mut of_inner, mut of_along) = (vec![9.0; inner.len()], vec![9.0; along.len()]);
             let mut of_constants = vec![9.0; tokens];
-            let slopes = Slopes { inner: &mut of_inner, along: &mut of_along, constants: &mut of_constants };
-            backward(&sides, &attention, &gradient, slopes);
+            let mut slopes = Slopes { inner: &mut of_inner, along: &mut of_along, constants: &mut of_constants };
+            backward(&sides, &attention, &gradient, &mut slopes);
             (of_inner, of_along, of_constants)
         });
         // By differences; `inner` is read twice, by scores and by the sum.

@@ -75,8 +75,6 @@ impl Instructions {
 impl Instructions {
     /// All that this machine has.
     pub(crate) fn all() -> Vec<Self> {
-        // A test that failed may have left some behind.
-        ASKED.set(None);
         let all = [Self::Plain, Self::Avx2, Self::Avx512];
         let here = all.iter().position(|known| *known == Self::here()).expect("one of all");
         all[..=here].to_vec()
@@ -84,10 +82,16 @@ impl Instructions {
 
     /// What comes out where kernels use these in place of the best ones.
     pub(crate) fn with<T>(self, run: impl FnOnce() -> T) -> T {
+        /// Also where the closure fails.
+        struct Back;
+        impl Drop for Back {
+            fn drop(&mut self) {
+                ASKED.set(None);
+            }
+        }
+        let _back = Back;
         ASKED.set(Some(self));
-        let found = run();
-        ASKED.set(None);
-        found
+        run()
     }
 
     /// What comes out with the best ones, which all others must give as well.

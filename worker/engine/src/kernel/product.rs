@@ -1,8 +1,8 @@
 //! Products of activations with a packed right factor.
 //!
-//! A strip is all rows of 32 columns. Tiles of up to 12 of its rows keep their sums in registers while the index runs from front
-//! to back, or through one block of it after the other. Each element is one chain of multiply-adds in the order of the index, so it is the same whatever
-//! tile it falls into, and however many blocks there are.
+//! A strip is all rows of 32 columns. Tiles of up to 12 of its rows keep their sums in registers while the index runs from
+//! front to back, or through one block of it after the other. Each element is one chain of multiply-adds in the order of the
+//! index, so it is the same whatever tile it falls into, and however many blocks there are.
 
 use std::ops::Range;
 

@@ -31,8 +31,8 @@ pub(super) struct Tile {
 }
 
 impl Tile {
-    /// Hands these rows to `compute` in tiles of at most so many, which are of about the same height: a last tile of one or
-    /// two rows would leave the adders idle. Each gets its share of what comes next.
+    /// Hands these rows to `compute` in tiles of at most so many, which are of about the same height: a last tile of one
+    /// or two rows would leave the adders idle. Each gets its share of what comes next.
     ///
     /// # Safety
     /// What `compute` asks for, for all rows.
@@ -63,8 +63,8 @@ impl Tile {
 /// All rows of `16 · halves` columns.
 ///
 /// # Safety
-/// The machine has AVX-512F, `halves` is 1 or 2, and every element that the formula names for so many rows and columns may be
-/// read, or written where it belongs to `out`.
+/// The machine has AVX-512F, `halves` is 1 or 2, and every element that the formula names for so many rows and columns
+/// may be read, or written where it belongs to `out`.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn avx512(rows: usize, halves: usize, whole: &Tile) {
     // SAFETY: what the caller promises for all rows and `halves` vectors; tiles are of 12 rows at most.

@@ -16,8 +16,8 @@ use tch::{Device, Tensor};
 use super::{Network, input::Input};
 use crate::{
     host,
-    layer::{Depth, LayerSites},
     shelf::{Shelves, Visit},
+    sites::{Depth, LayerSites},
     spans::Spans,
 };
 

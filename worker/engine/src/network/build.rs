@@ -20,10 +20,10 @@ use crate::{
     dropout::Place,
     fusion::FusionWeights,
     head::{HeadWeights, final_block},
-    layer::LayerSites,
     lora::{LoraSite, LoraWeights},
     parameters::{Layout, Parameter},
     setup::{ModuleShapes, Setup},
+    sites::LayerSites,
     spans::signed,
     trunk::Trunk,
 };

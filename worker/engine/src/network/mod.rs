@@ -21,10 +21,10 @@ use tch::Tensor;
 use crate::{
     EngineError,
     head::HeadWeights,
-    layer::LayerSites,
     parameters::Layout,
     rows::{Lane, LaneOptions, LaneOutput, Prediction, Tokens},
     setup::Setup,
+    sites::LayerSites,
     spans::Spans,
     transfer::{self, to_host},
     trunk::Trunk,

@@ -18,9 +18,10 @@ use crate::{
     fusion::Notes,
     head::{Service, loss as loss_of, services},
     island::Island,
-    layer::{Constants, Depth, Layer, LayerSites, SavedLayer},
+    layer::{Constants, Layer, SavedLayer},
     parameters::{Leaves, Unread},
     rows::{HeadLogits, LaneOptions, LaneOutput, Prediction, Targets},
+    sites::{Depth, LayerSites},
     spans::{Spans, signed},
     transfer::to_host,
 };

@@ -117,7 +117,10 @@ impl LaneSum {
 
 /// Adds up lanes that come one after the other, in their order: of n there are at most log2 n + 1 gradients in memory.
 #[derive(Debug, Default)]
-pub struct LaneSums(Fold<LaneOutput>);
+pub struct LaneSums {
+    fold: Fold<LaneOutput>,
+    lanes: usize,
+}
 
 impl LaneSums {
     /// Takes the next lanes; those without rows are `None`.
@@ -125,14 +128,21 @@ impl LaneSums {
     /// # Panics
     /// When gradients differ in length.
     pub fn extend(&mut self, lanes: Vec<Option<LaneOutput>>) {
-        lanes.into_iter().for_each(|lane| self.0.push(lane, both));
+        self.lanes += lanes.len();
+        lanes.into_iter().for_each(|lane| self.fold.push(lane, both));
     }
 
-    /// What all of them add up to.
-    pub fn finish(self) -> LaneSum {
-        let LaneOutput { loss, gradient } =
-            self.0.finish(both).unwrap_or(LaneOutput { loss: 0.0, gradient: Vec::new() });
-        LaneSum { loss, gradient }
+    fn finish(self) -> LaneSum {
+        let sum = self.fold.finish(both).unwrap_or(LaneOutput { loss: 0.0, gradient: Vec::new() });
+        LaneSum { loss: sum.loss, gradient: sum.gradient }
+    }
+}
+
+impl From<Vec<Option<LaneOutput>>> for LaneSums {
+    fn from(lanes: Vec<Option<LaneOutput>>) -> Self {
+        let mut sums = Self::default();
+        sums.extend(lanes);
+        sums
     }
 }
 
@@ -259,7 +269,7 @@ impl Trainer {
     ///
     /// The gradient of a layer that AdapterDrop left out is zero: its moments fade and it moves by what is left of
     /// them.
-    pub fn apply(&mut self, lanes: Vec<Option<LaneOutput>>, consumed: Consumed) -> Result<StepOutcome, TrainError> {
+    pub fn apply(&mut self, lanes: impl Into<LaneSums>, consumed: Consumed) -> Result<StepOutcome, TrainError> {
         let outcome = self.step(lanes)?;
         self.progress.take(consumed);
         Ok(outcome)
@@ -273,11 +283,13 @@ impl Trainer {
     }
 
     /// The arithmetic of [`Self::apply`].
-    pub(crate) fn step(&mut self, lanes: Vec<Option<LaneOutput>>) -> Result<StepOutcome, TrainError> {
-        self.check_lanes(&lanes)?;
-        let mut sums = LaneSums::default();
-        sums.extend(lanes);
-        self.step_sum(sums.finish())
+    pub(crate) fn step(&mut self, lanes: impl Into<LaneSums>) -> Result<StepOutcome, TrainError> {
+        let (lanes, shape) = (lanes.into(), self.shape());
+        let (found, expected) = (lanes.lanes, shape.lanes * shape.accumulation);
+        if found != expected {
+            return Err(TrainError::Count { step: self.progress.step + 1, what: "lanes", found, expected });
+        }
+        self.step_sum(lanes.finish())
     }
 
     fn step_sum(&mut self, LaneSum { mut loss, mut gradient }: LaneSum) -> Result<StepOutcome, TrainError> {
@@ -303,19 +315,6 @@ impl Trainer {
         }
         self.progress.step += 1;
         Ok(StepOutcome { loss, gradient_norm: norm, learning_rate })
-    }
-
-    fn check_lanes(&self, lanes: &[Option<LaneOutput>]) -> Result<(), TrainError> {
-        let step = self.progress.step + 1;
-        let shape = self.shape();
-        let count = |what, found, expected| {
-            if found == expected { Ok(()) } else { Err(TrainError::Count { step, what, found, expected }) }
-        };
-        count("lanes", lanes.len(), shape.lanes * shape.accumulation)?;
-        lanes
-            .iter()
-            .flatten()
-            .try_for_each(|lane| count("gradients of a lane", lane.gradient.len(), self.parameters.len()))
     }
 
     /// Records an evaluation of the current weights, and keeps them when they are the best so far and the job keeps

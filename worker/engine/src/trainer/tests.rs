@@ -1,5 +1,6 @@
 //! The trainer on numbers alone: lanes are made up, so every expectation can be computed by hand.
 
+use graftwork_collective::{combine, partial_sums};
 use graftwork_shared::{
     adapter::FusionConfig,
     digest::Digest,
@@ -144,6 +145,27 @@ fn a_diverged_update_is_refused_with_its_step() {
     assert!(error.contains("update 2") && error.contains("learning_rate"), "{error}");
     let infinite = Some(LaneOutput { loss: 1.0, gradient: vec![f32::INFINITY; 7] });
     assert!(trainer.step(vec![infinite, None]).is_err());
+}
+
+/// Against the sum over nodes, which is computed from the root downwards.
+#[test]
+fn lanes_add_up_along_the_tree_however_they_come() {
+    let lane = |at: usize| {
+        let number = 0.1 + at as f32 * 1.7e3;
+        (at % 5 != 3).then(|| LaneOutput { loss: f64::from(number), gradient: vec![number, 1.0 / number] })
+    };
+    for count in 1..40 {
+        let gradients = (0..count).map(|at| lane(at).map(|lane| lane.gradient)).collect();
+        let tree = Tree::new(count);
+        let partials = partial_sums(tree, 0, gradients);
+        let expected = combine(tree, partials).unwrap().unwrap_or_default();
+        for some in [1, 2, 3, 7, count] {
+            let mut sums = LaneSums::default();
+            let lanes: Vec<usize> = (0..count).collect();
+            lanes.chunks(some).for_each(|lanes| sums.extend(lanes.iter().map(|&at| lane(at)).collect()));
+            assert_eq!(sums.finish().gradient, expected, "{count} lanes, {some} at once");
+        }
+    }
 }
 
 #[test]

@@ -50,6 +50,7 @@ pub(super) struct LocalHost {
     seat: Option<Seat>,
     shelves: Option<Arc<Shelves>>,
     together: bool,
+    at_once: usize,
     waiting: Waiting,
 }
 
@@ -68,6 +69,7 @@ impl LocalHost {
             seat: None,
             shelves: None,
             together: false,
+            at_once: usize::MAX,
             waiting: Waiting::default(),
         }
     }
@@ -81,6 +83,11 @@ impl LocalHost {
     /// A host that gives the lanes of an update to one device thread, as that of an accelerator does.
     pub(super) fn of_lanes_together(threads: usize) -> Self {
         Self { together: true, ..Self::new(threads) }
+    }
+
+    /// A host that adds so many lanes up before it computes others.
+    pub(super) fn adding(at_once: usize) -> Self {
+        Self { at_once, ..Self::new(2) }
     }
 
     /// Another host over the same blobs.
@@ -147,6 +154,10 @@ impl Host for LocalHost {
 
     fn lanes_together(&self) -> bool {
         self.together
+    }
+
+    fn lanes_at_once(&self, _: usize) -> usize {
+        self.at_once
     }
 
     /// Even tiny gradients travel in many parts, the larger of them in slices. A lane goes on only once the exchange has

@@ -1,7 +1,9 @@
 //! Sites that are written out give what the recorded ones give.
 
+use std::collections::BTreeMap;
+
 use graftwork_shared::{
-    adapter::{AdapterConfig, FusionConfig, ReductionFactor},
+    adapter::{AdapterConfig, FusionConfig, NonLinearity, ReductionFactor, Scaling},
     composition::Composition,
 };
 
@@ -31,10 +33,40 @@ fn more_setups() -> Vec<(String, Setup)> {
         setup.fusions = [("trained".to_owned(), change)].into();
         setups.push((format!("fusion, {what}"), setup));
     }
+    for residual_before in [false, true] {
+        for trained in [&[][..], &["slot0", "slot1", "slot2"], &["slot1"]] {
+            let setup = unlike(FusionConfig { residual_before, ..FusionConfig::default() }, trained);
+            setups.push((format!("fusion of unlike adapters, {trained:?} trained, {residual_before}"), setup));
+        }
+    }
     for (method, other) in [("seq_bn", "par_bn"), ("seq_bn", "lora"), ("double_seq_bn", "seq_bn")] {
         setups.extend(compositions([method, other]));
     }
     setups
+}
+
+/// A fusion of adapters with other widths, activations and factors each.
+fn unlike(config: FusionConfig, trained: &[&str]) -> Setup {
+    let kinds = [(2.0, NonLinearity::Relu, 1.0), (4.0, NonLinearity::Gelu, 2.0), (8.0, NonLinearity::Tanh, 0.5)];
+    let adapters =
+        ["slot0", "slot1", "slot2"].into_iter().zip(kinds).map(|(slot, (reduction, non_linearity, factor))| {
+            let mut config = AdapterConfig::preset("seq_bn").unwrap();
+            if let AdapterConfig::Bottleneck(config) = &mut config {
+                config.reduction_factor = ReductionFactor::All(reduction);
+                config.non_linearity = non_linearity;
+                config.scaling = Scaling::Constant(factor);
+            }
+            (name(slot), config)
+        });
+    let adapters: BTreeMap<_, _> = adapters.collect();
+    let children = adapters.keys().map(|slot| Composition::single(slot.clone())).collect();
+    Setup {
+        composition: Some(Composition::Fuse { children, name: Some("trained".to_owned()) }),
+        adapters,
+        fusions: [("trained".to_owned(), config)].into(),
+        trained: Trained { adapters: trained.iter().map(|slot| name(slot)).collect(), ..fusion_alone() },
+        ..fusion_setup(fusion_alone())
+    }
 }
 
 #[test]
