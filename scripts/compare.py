@@ -26,6 +26,7 @@ def of_peer(options, seeds):
     command = [str(options.peer), str(ROOT / "tests/peer/train.py"), "--base", str(options.base), "--data", str(options.data)]
     command += ["--tasks", *options.tasks, "--seeds", *map(str, seeds), "--rows", str(options.rows)]
     command += ["--epochs", str(options.epochs), "--padding", options.padding, "--dropout", "--threads", str(options.threads)]
+    command += ["--max-length", str(options.max_length)]
     with tempfile.TemporaryDirectory() as scratch:
         lines = subprocess.run(command + ["--scratch", scratch], check=True, stdout=subprocess.PIPE, text=True).stdout
     results = [json.loads(line) for line in lines.splitlines() if line.startswith("{\"task\"")]
@@ -36,7 +37,7 @@ def ours(options, seeds, dropout):
     job = [
         'name = "comparison"', "[base_model]", f'location = "{options.base}"', "[publish]", 'hub = "hub"',
         'organisation = "comparison"', "[defaults.adapter]", 'method = "seq_bn"', "[defaults.training]",
-        f"epochs = {options.epochs}", "learning_rate = 1e-3", "batch_size = 16", "evaluate_every = 1000000",
+        f"epochs = {options.epochs}", f"max_length = {options.max_length}", "learning_rate = 1e-3", "batch_size = 16", "evaluate_every = 1000000",
         "keep_best = false", f"base_model_dropout = {str(dropout).lower()}",
     ]
     for task in options.tasks:
@@ -72,6 +73,8 @@ def interval(values):
 def difference(ours, peers):
     """Difference of the means with its 95 % interval, for unequal variances (Welch 1947)."""
     errors = [statistics.variance(values) / len(values) for values in (ours, peers)]
+    if not any(errors):
+        return statistics.mean(ours) - statistics.mean(peers), 0.0
     degrees = sum(errors) ** 2 / sum(error**2 / (len(values) - 1) for error, values in zip(errors, (ours, peers)))
     return statistics.mean(ours) - statistics.mean(peers), student(int(degrees)) * math.sqrt(sum(errors))
 
@@ -88,6 +91,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--max-length", type=int, default=128, help="tokens of a text at most")
     parser.add_argument("--padding", choices=("longest", "group"), default="group")
     parser.add_argument("--threads", type=int, default=2, help="of both programs")
     parser.add_argument("--base", type=pathlib.Path, default=ROOT / ".graftwork/base/all-minilm-l6-v2")
