@@ -62,7 +62,7 @@ pub(crate) struct FusionWeights {
     pub(crate) value_dd: Option<Parameter>,
     /// Projections of its adapters side by side, where all are frozen. A fusion has one block of a composition, so they are the
     /// same for every pass.
-    pub(crate) joined: Arc<OnceLock<Joined>>,
+    pub(crate) joined: Arc<OnceLock<Arc<Joined>>>,
 }
 
 impl FusionWeights {

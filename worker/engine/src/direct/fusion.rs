@@ -7,12 +7,12 @@
 //! base model are made of no adapter. What residual stands in all outputs is the same for all of them: it cancels in the
 //! softmax too, and is added to their sum.
 
-use std::ops::Deref;
+use std::sync::Arc;
 
 use super::{
     adapter::{bias_gradient, factor, mask_values, weight_gradient},
     end::{Below, Reads, Source},
-    joined::{Bent, Joined},
+    joined::{Bent, Joined, through},
 };
 use crate::{
     bottleneck::{BottleneckSite, BottleneckWeights, SiteContext, fusion_mask},
@@ -36,6 +36,7 @@ pub(super) struct Saved {
     fusion: usize,
     adapters: Vec<usize>,
     reads: Reads,
+    joined: Arc<Joined>,
     bent: Bent,
     /// The query projection; absent where the query is read as it is.
     query: Option<Vec<f32>>,
@@ -52,34 +53,19 @@ pub(super) struct Saved {
     fused: Vec<f32>,
 }
 
-/// Projections side by side: kept for all passes, or made for this one because some of them are trained.
-enum Projections<'a> {
-    Kept(&'a Joined),
-    Fresh(Box<Joined>),
-}
-
-impl Deref for Projections<'_> {
-    type Target = Joined;
-
-    fn deref(&self) -> &Joined {
-        match self {
-            Self::Kept(joined) => joined,
-            Self::Fresh(joined) => joined,
-        }
-    }
-}
-
 fn weights_of<'a>(site: &'a BottleneckSite, adapters: &[usize]) -> Vec<&'a BottleneckWeights> {
     adapters.iter().map(|&index| &site.adapters[index].1).collect()
 }
 
-fn projections<'a>(fusion: &'a FusionWeights, adapters: &[&BottleneckWeights], leaves: &Leaves) -> Projections<'a> {
+/// Projections side by side: kept for all passes, or made for this one where some of them are trained.
+fn projections(fusion: &FusionWeights, adapters: &[&BottleneckWeights], leaves: &Leaves) -> Arc<Joined> {
+    let joined = || Arc::new(Joined::of(adapters, leaves));
     if adapters.iter().any(|adapter| adapter.is_trained()) {
-        return Projections::Fresh(Box::new(Joined::of(adapters, leaves)));
+        return joined();
     }
-    let joined = fusion.joined.get_or_init(|| Joined::of(adapters, leaves));
-    debug_assert_eq!(joined.columns.len(), adapters.len(), "a fusion has the same adapters in every pass");
-    Projections::Kept(joined)
+    let kept = fusion.joined.get_or_init(joined);
+    debug_assert_eq!(kept.columns.len(), adapters.len(), "a fusion has the same adapters in every pass");
+    Arc::clone(kept)
 }
 
 impl Fused<'_> {
@@ -146,6 +132,7 @@ impl Fused<'_> {
             fusion: self.fusion,
             adapters: self.adapters.clone(),
             reads,
+            joined,
             bent,
             query,
             along,
@@ -187,8 +174,7 @@ impl Saved {
         let reads = self.reads;
         let adapters = weights_of(site, &self.adapters);
         let trained = adapters.iter().any(|adapter| adapter.is_trained());
-        let joined = projections(weights, &adapters, leaves);
-        let hidden = joined.hidden();
+        let (joined, hidden) = (&self.joined, self.joined.hidden());
         if let Some(below) = below.as_deref_mut().filter(|_| !weights.config.residual_before) {
             add(below.of(reads.residual), &slope);
         }
@@ -229,7 +215,7 @@ impl Saved {
         }
         if trained {
             let pairs = [(of_fused.as_slice(), self.weighted.as_slice()), (along, of_sides.as_slice())];
-            up_gradients(leaves, (&adapters, &joined), pairs);
+            up_gradients(leaves, (&adapters, joined), pairs);
         }
         let of_constants = self.mask.is_some().then_some(of_constants.as_slice());
         let of_asked = key_backward(weights, leaves, asked, (of_along, of_constants));
@@ -244,7 +230,7 @@ impl Saved {
             joined.down_backward(&self.bent, &mut of_inner, below.map(|below| below.of(reads.adapter)));
         }
         if trained {
-            down_gradients(leaves, (&adapters, &joined), &of_inner, read(reads.adapter));
+            down_gradients(leaves, (&adapters, joined), &of_inner, read(reads.adapter));
         }
     }
 }
@@ -347,12 +333,4 @@ fn query_backward(weights: &FusionWeights, (leaves, hidden): (&Leaves, usize), g
         }
         None => add(below, gradient),
     }
-}
-
-/// `x` times a square matrix, added to `onto`.
-fn through(panels: &Panels, x: &[f32], onto: Option<&[f32]>) -> Vec<f32> {
-    let mut out = vec![0.0; x.len()];
-    let start = onto.map_or(Start::Zero, Start::Matrix);
-    product(Left::rows(x, panels.sums()), x.len() / panels.sums(), panels, start, &mut out);
-    out
 }

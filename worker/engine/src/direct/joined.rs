@@ -109,18 +109,20 @@ impl Joined {
 
     /// `[t, r + n]` to `[t, d]`: all up projections and biases, summed.
     pub(super) fn up(&self, x: &[f32]) -> Vec<f32> {
-        through(&self.up[0], x)
+        through(&self.up[0], x, None)
     }
 
     /// `[t, d]` to `[t, r + n]`: times each column of the up projections, and each bias.
     pub(super) fn up_turned(&self, x: &[f32]) -> Vec<f32> {
-        through(&self.up[1], x)
+        through(&self.up[1], x, None)
     }
 }
 
-fn through(panels: &Panels, x: &[f32]) -> Vec<f32> {
+/// `x` times a packed matrix, added to `onto`.
+pub(super) fn through(panels: &Panels, x: &[f32], onto: Option<&[f32]>) -> Vec<f32> {
     let rows = x.len() / panels.sums();
     let mut out = vec![0.0; rows * panels.columns()];
-    product(Left::rows(x, panels.sums()), rows, panels, Start::Zero, &mut out);
+    let start = onto.map_or(Start::Zero, Start::Matrix);
+    product(Left::rows(x, panels.sums()), rows, panels, start, &mut out);
     out
 }

@@ -109,10 +109,10 @@ pub(super) unsafe fn avx2(rows: usize, halves: usize, whole: &Tile) {
     // SAFETY: what the caller promises for all rows and `halves` times 16 columns; these are the distances.
     unsafe {
         match (halves, packed) {
-            (1, true) => whole.cut(rows, 6, |height, tile| low::<true>(height, tile)),
-            (1, false) => whole.cut(rows, 6, |height, tile| low::<false>(height, tile)),
-            (_, true) => whole.cut(rows, 3, |height, tile| lowest::<true>(height, tile)),
-            (_, false) => whole.cut(rows, 3, |height, tile| lowest::<false>(height, tile)),
+            (1, true) => whole.cut(rows, 6, |height, tile| of_half::<true>(height, tile)),
+            (1, false) => whole.cut(rows, 6, |height, tile| of_half::<false>(height, tile)),
+            (_, true) => whole.cut(rows, 3, |height, tile| of_panel::<true>(height, tile)),
+            (_, false) => whole.cut(rows, 3, |height, tile| of_panel::<false>(height, tile)),
         }
     }
 }
@@ -122,7 +122,7 @@ pub(super) unsafe fn avx2(rows: usize, halves: usize, whole: &Tile) {
 /// rows are those of a panel.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn low<const PACKED: bool>(height: usize, tile: &Tile) {
+unsafe fn of_half<const PACKED: bool>(height: usize, tile: &Tile) {
     // SAFETY: what the caller promises for `height` rows.
     unsafe {
         match height {
@@ -137,10 +137,10 @@ unsafe fn low<const PACKED: bool>(height: usize, tile: &Tile) {
 }
 
 /// # Safety
-/// As for [`low`], for 32 columns and `height` from 1 to 3.
+/// As for [`of_half`], for 32 columns and `height` from 1 to 3.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn lowest<const PACKED: bool>(height: usize, tile: &Tile) {
+unsafe fn of_panel<const PACKED: bool>(height: usize, tile: &Tile) {
     // SAFETY: what the caller promises for `height` rows.
     unsafe {
         match height {
@@ -196,7 +196,7 @@ const STRIDE: usize = 4;
 /// memory for 12 multiply-adds, six of 16 columns for 8, of which six lie a row apart each.
 ///
 /// # Safety
-/// As for [`low`], for `ROWS` rows of `VECTORS` times 8 columns.
+/// As for [`of_half`], for `ROWS` rows of `VECTORS` times 8 columns.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn narrow<const ROWS: usize, const VECTORS: usize, const PACKED: bool>(tile: &Tile) {
