@@ -4,8 +4,8 @@
 //! A store is a backup in `tests/fixtures/stores/VERSION`, with `store.json` beside, which says what is in it: one job that
 //! had ended, and one that was killed behind a snapshot of the journal. A history of one night lies in it too, but in those
 //! from before the first release. `GRAFTWORK_WRITE_STORE=1` writes that of this version; how that belongs to a release stands
-//! in `tests/fixtures/stores/README.md`. The store of this version has facts of this version, so whoever gives facts another
-//! one leaves a store of the old ones behind.
+//! in `tests/fixtures/stores/README.md`. The store of this version has facts and numerics of this version, so whoever gives
+//! one of them another leaves a store of the old ones behind.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_scheduler::FACT_VERSION;
-use graftwork_shared::{VERSION, event::EventKind};
+use graftwork_shared::{NUMERICS_VERSION, VERSION, event::EventKind};
 use graftwork_tests::{Run, Servers, World};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -39,6 +39,9 @@ struct Store {
     version: String,
     /// The version of the facts in its journal.
     facts: u32,
+    /// The numerics version of its checkpoints; 0 where it was not written down.
+    #[serde(default)]
+    numerics: u32,
     /// A job that had ended, by its id.
     whole: String,
     /// One that had not.
@@ -111,9 +114,10 @@ pub(crate) fn the_store_of_this_version_is_written() -> Result<()> {
     graftwork(world.path(), &trained, 0)?;
     graftwork(folder, &["backup", "--state", "state", "--to", "store"], 0)?;
     let journal = folder.join("store/journal.sqlite");
-    let (snapshots, facts) = rows(&journal)?;
-    ensure!(snapshots == 1 && facts > 0, "a store needs a snapshot and facts behind it: {snapshots} and {facts}");
-    let store = Store { version: VERSION.to_owned(), facts: latest(&journal)?, whole, begun, step };
+    let (snapshots, behind) = rows(&journal)?;
+    ensure!(snapshots == 1 && behind > 0, "a store needs a snapshot and facts behind it: {snapshots} and {behind}");
+    let facts = latest(&journal)?;
+    let store = Store { version: VERSION.to_owned(), facts, numerics: NUMERICS_VERSION, whole, begun, step };
     fs::write(folder.join("store/store.json"), serde_json::to_string_pretty(&store)? + "\n")?;
     copy(&folder.join("store"), &place)
 }
@@ -168,11 +172,11 @@ fn released() -> Result<BTreeMap<String, (PathBuf, Store)>> {
 
 pub(crate) fn every_released_store_opens() -> Result<()> {
     let found = released()?;
-    let facts = found.get(VERSION).map(|(_, store)| store.facts);
+    let versions = found.get(VERSION).map(|(_, store)| (store.facts, store.numerics));
     ensure!(
-        facts == Some(FACT_VERSION),
-        "the store of version {VERSION} with facts of version {FACT_VERSION} is missing among {:?} ({facts:?} is there): \
-         tests/fixtures/stores/README.md says how it is written",
+        versions == Some((FACT_VERSION, NUMERICS_VERSION)),
+        "the store of version {VERSION} with facts of version {FACT_VERSION} and numerics of version {NUMERICS_VERSION} is \
+         missing among {:?} ({versions:?} is there): tests/fixtures/stores/README.md says how it is written",
         found.keys()
     );
     let path = stores().join(VERSION);
@@ -296,6 +300,8 @@ fn goes_on(world: &World, folder: &Path, store: &Store, hub: &Path) -> Result<()
     });
     let data = decided.with_context(|| format!("it neither runs nor says why: {:?}", stage()))?;
     if data["state"] == "ready" {
+        let other_numerics = data["refusal"]["refusal"] == "numerics_version";
+        ensure!(!other_numerics || store.numerics != NUMERICS_VERSION, "it has our numerics: {}", data["refusal"]);
         println!("the store of {} waits for its own kind of worker: {}", store.version, data["refusal"]);
         return Ok(());
     }
