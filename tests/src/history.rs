@@ -74,7 +74,9 @@ fn check_one(facts: &[Fact], state: &Path, rows: &BTreeMap<Digest, Vec<Digest>>)
     let of_state = heard.iter().filter(|(of, _)| state.starts_with(of)).flat_map(|(_, listeners)| listeners);
     let nothing = Vec::new();
     for told in of_state.chain([&nothing]) {
-        let found = history::check(&History { facts, told, rows, in_lockstep: true });
+        // Workers report every update, but reports give way while a session is busy, are lost with a connection, and pass
+        // by whoever watches too slowly: nothing that is told shows it.
+        let found = history::check(&History { facts, told, rows, in_lockstep: true, every_update: false });
         ensure!(found.is_empty(), "the history in {} cannot be: {found:#?}", state.display());
     }
     Ok(())

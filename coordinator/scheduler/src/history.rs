@@ -29,6 +29,9 @@ pub struct History<'a> {
     /// Members of a group were together after every update, as real ones are: losing one loses the update that was under
     /// way, and no more.
     pub in_lockstep: bool,
+    /// Every update was reported, and those who watched missed no report but what was lost with a coordinator, or with
+    /// whoever spoke for a group before it was formed anew.
+    pub every_update: bool,
 }
 
 /// What cannot be.
@@ -90,6 +93,7 @@ struct Stage {
 struct Reader<'a> {
     rows: &'a BTreeMap<Digest, Vec<Digest>>,
     in_lockstep: bool,
+    every_update: bool,
     findings: Vec<Finding>,
     term: Term,
     last_lease: LeaseId,
@@ -112,6 +116,7 @@ impl<'a> Reader<'a> {
         Self {
             rows: history.rows,
             in_lockstep: history.in_lockstep,
+            every_update: history.every_update,
             findings: Vec::new(),
             term: Term(0),
             last_lease: LeaseId(0),

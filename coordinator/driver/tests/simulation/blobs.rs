@@ -8,6 +8,7 @@ use graftwork_shared::{assignment::StageResult, digest::Digest, id::LeaseId};
 
 use crate::{
     ledger::Disk,
+    seen::Seen,
     world::{Deed, World},
 };
 
@@ -18,6 +19,8 @@ impl World {
             self.put(blob);
             let coordinator = self.coordinator.as_mut().unwrap();
             coordinator.core.on_put(format!("process {process}"), blob);
+        } else {
+            self.note(Seen::DiskFull);
         }
         self.answer(process, Deed::PutDone(process, lease, blob, kept));
     }

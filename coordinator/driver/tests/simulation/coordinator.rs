@@ -70,6 +70,9 @@ impl World {
         self.starts += 1;
         let start = self.starts;
         let started_wall = self.now.saturating_add_signed(self.wall_ahead_ms);
+        if self.wall_ahead_ms != 0 {
+            self.note(Seen::ClockSet);
+        }
         let term = self.disk.lead(started_wall);
         let state = self.disk.read();
         let (index, unheard) = self.list(start, &state.blobs());
@@ -473,12 +476,18 @@ impl World {
         let dies = planned.is_some() || self.strikes(self.faults.crash_at_write);
         let committed = planned.map_or_else(|| self.dice.chance(500), |(_, after)| after);
         let coordinator = self.coordinator.as_mut().unwrap();
-        let facts = coordinator.writing.take().expect("a write is under way");
+        let (term, facts) = (coordinator.term, coordinator.writing.take().expect("a write is under way"));
         // A full disk, and a death before the commit, leave nothing of it.
-        if self.disk.full || (dies && !committed) {
+        if self.disk.full {
+            self.note(Seen::DiskFull);
             return self.crash();
         }
-        let term = coordinator.term;
+        if dies {
+            self.note(Seen::DiedAtWrite);
+        }
+        if dies && !committed {
+            return self.crash();
+        }
         if !self.write(term, facts) || dies {
             return self.crash();
         }

@@ -40,6 +40,9 @@ pub(crate) struct Faults {
     pub(crate) sends_home: bool,
     /// Messages that may wait for a worker to read them.
     pub(crate) unread: usize,
+    /// Every update is reported, and no report is lost but with its coordinator or with its worker: no connection between
+    /// two that live breaks, and nobody speaks to a coordinator that leads no more.
+    pub(crate) every_update: bool,
 }
 
 impl Faults {
@@ -70,6 +73,7 @@ impl Faults {
             hub: 0,
             sends_home: false,
             unread: 256,
+            every_update: false,
         }
     }
 
@@ -106,6 +110,8 @@ impl Faults {
         let mean = dice.between(2_000, 10_000);
         faults.part = if dice.chance(100) { mean } else { 0 };
         faults.unread = if dice.chance(150) { 4 } else { 256 };
+        // In few worlds: each report is a turn of the scheduler, which is held against all invariants.
+        faults.every_update = faults.break_link == 0 && faults.usurp == 0 && dice.chance(125);
         faults
     }
 

@@ -409,8 +409,8 @@ impl Work {
         self.epoch == epoch && !self.joining && !matches!(self.doing, Doing::Loading | Doing::Parting(_))
     }
 
-    /// Trains on; gives what is said, and what is uploaded first.
-    pub(crate) fn train(&mut self, lease: LeaseId, steps: u64, info: &WorkerInfo) -> Vec<Word> {
+    /// Trains on; gives what is said, of each update or of the last one, and what is uploaded first.
+    pub(crate) fn train(&mut self, lease: LeaseId, (steps, each): (u64, bool), info: &WorkerInfo) -> Vec<Word> {
         let rung = self.assignment.until;
         if rung.is_some_and(|rung| self.trained.step >= rung && self.accepted >= self.trained.step) {
             return vec![self.pause(lease)];
@@ -418,12 +418,14 @@ impl Work {
         let due = (self.trained.step / CHECKPOINT_EVERY + 1) * CHECKPOINT_EVERY;
         let end = rung.unwrap_or(self.total);
         let until = (self.trained.step + steps).min(due).min(end).max(self.trained.step);
+        let first = if each { self.trained.step + 1 } else { until };
         while self.trained.step < until {
             self.trained.update(&self.recipe);
         }
         self.spent += 0.5;
         let usage = Usage { core_seconds: self.spent, wall_seconds: self.spent, ..Usage::default() };
-        let words = vec![Word::Step(lease, until, self.epoch), Word::Spent(lease, usage)];
+        let mut words: Vec<Word> = (first..=until).map(|step| Word::Step(lease, step, self.epoch)).collect();
+        words.push(Word::Spent(lease, usage));
         let then = if until == self.total && rung.is_none() {
             let (numeric_class, epochs) = (info.class.clone(), vec![self.trained.rows]);
             let result = fixture::result(self.assignment.stage.as_str(), self.total, 0.9);

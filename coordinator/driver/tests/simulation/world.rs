@@ -236,6 +236,10 @@ impl World {
         let mut seen = self.seen.clone();
         seen.insert(Seen::HelpedFirst, u64::from(formed("would hold up the job")));
         seen.insert(Seen::StoodStill, u64::from(formed("some cannot reach each other")));
+        if self.faults.every_update {
+            let updates = self.told.iter().filter(|told| matches!(told.kind, EventKind::Step(_)));
+            seen.insert(Seen::UpdateTold, updates.count() as u64);
+        }
         for fact in &self.disk.facts {
             let kind = match fact {
                 Fact::TrialScored { .. } => Seen::TrialScored,
@@ -271,8 +275,9 @@ impl World {
         let of_an_epoch =
             |(recipe, rows): (&Digest, &Vec<Digest>)| (*recipe, rows.last().copied().into_iter().collect());
         let (facts, rows) = (&self.disk.facts, plans::rows().iter().map(of_an_epoch).collect());
+        let every_update = self.faults.every_update;
         for told in std::iter::once(&self.told).chain(self.told_late.values()) {
-            let found = history::check(&History { facts, told, rows: &rows, in_lockstep: false });
+            let found = history::check(&History { facts, told, rows: &rows, in_lockstep: false, every_update });
             assert!(found.is_empty(), "{found:#?}");
         }
     }
@@ -338,9 +343,12 @@ impl World {
             }
             return;
         };
-        let frozen = direction == DOWN && process.frozen_until > self.now;
+        let (cut, frozen) = (process.partition[direction], direction == DOWN && process.frozen_until > self.now);
         let waits = self.held.get(&(number, direction)).is_some_and(|held| !held.is_empty());
-        if process.partition[direction] || frozen || waits {
+        if cut {
+            self.note(Seen::CutOff);
+        }
+        if cut || frozen || waits {
             return self.held.entry((number, direction)).or_default().push_back(deed);
         }
         self.pass(number, direction, deed);

@@ -15,6 +15,8 @@ struct Watched {
     step: u64,
     /// The update from which the attempt went on, or that was last said to be safe.
     safe: u64,
+    /// The furthest update that the next report may be of, where every update is reported. `None`: some may be missing.
+    furthest: Option<u64>,
     /// Members of the attempt's group, by epoch.
     formed: BTreeMap<u64, Vec<WorkerId>>,
     /// Those who go on and made the update that was reported last: they have its state, or that of the one before.
@@ -37,8 +39,13 @@ pub(super) fn check(reader: &Reader<'_>, told: &[Event]) -> Vec<Finding> {
         if matches!(event.kind, EventKind::JobStarted { .. }) {
             // A coordinator that was killed may have decided what nobody was told.
             let missed = |key: &StageKey| turns.get(key) != reader.turns.get(key);
-            let of_job = stages.iter_mut().filter(|(key, _)| key.job == event.job && missed(key));
-            of_job.for_each(|(_, watched)| watched.on_formed(None));
+            for (key, watched) in stages.iter_mut().filter(|(key, _)| key.job == event.job) {
+                // Nor did anybody hear what workers reported until they came to this one.
+                watched.furthest = None;
+                if missed(key) {
+                    watched.on_formed(None);
+                }
+            }
         }
         let Some(stage) = &event.stage else { continue };
         let key = StageKey { job: event.job.clone(), stage: stage.clone() };
@@ -79,8 +86,9 @@ fn promise(kind: &EventKind) -> Option<String> {
 
 impl Watched {
     fn begun(worker: WorkerId, from_step: u64) -> Self {
-        // What it finds changed makes it start over, so its first report may be of any step.
-        Self { step: 0, safe: from_step, formed: [(0, vec![worker])].into(), trained: vec![worker] }
+        // What it finds changed makes it start over, so its first report may be of any step up to the next one.
+        let furthest = Some(from_step.saturating_add(1));
+        Self { step: 0, safe: from_step, furthest, formed: [(0, vec![worker])].into(), trained: vec![worker] }
     }
 
     /// These go on, or nobody knows who. If one of them made the last update they stand behind it by the update that was
@@ -91,19 +99,23 @@ impl Watched {
         self.trained.retain(|worker| members.is_some_and(|members| members.contains(worker)));
         let last = if self.trained.is_empty() { self.safe } else { self.step };
         self.step = self.step.min(last.saturating_sub(1));
+        // Whoever spoke for the group may have been lost with its last reports.
+        self.furthest = None;
     }
 
-    /// Gives the update that was reported before.
-    fn on_report(&mut self, report: &StepReport) -> u64 {
+    /// Gives the update that was reported before, and the furthest that this one may be.
+    fn on_report(&mut self, report: &StepReport) -> (u64, Option<u64>) {
         // Whoever was told of another group and has not changed over yet still trains in the one before.
         if let Some(members) = self.formed.get(&report.group) {
             self.trained.clone_from(members);
         }
-        std::mem::replace(&mut self.step, report.step)
+        let furthest = self.furthest.replace(report.step.saturating_add(1));
+        (std::mem::replace(&mut self.step, report.step), furthest)
     }
 }
 
-/// Updates go on one by one: each attempt begins at a state that was accepted, and its reports grow.
+/// Updates go on one by one: each attempt begins at a state that was accepted, and its reports grow, without a gap where
+/// every update is reported.
 fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &EventKind) -> Option<Finding> {
     let found = |broken, what: String| Some(Finding { broken, what: format!("{key}: {what}") });
     match kind {
@@ -127,12 +139,18 @@ fn follow(reader: &Reader<'_>, key: &StageKey, watched: &mut Watched, kind: &Eve
             }
         }
         EventKind::Step(report) => {
-            let before = watched.on_report(report);
+            let (before, furthest) = watched.on_report(report);
             if report.step <= before {
                 return found(Broken::StepTwice, format!("step {} was reported after step {before}", report.step));
             }
+            if let Some(furthest) = furthest.filter(|furthest| reader.every_update && report.step > *furthest) {
+                let what = format!("step {} was reported, and step {furthest} was not", report.step);
+                return found(Broken::StepMissed, what);
+            }
         }
-        EventKind::CheckpointLost { .. } | EventKind::ResultLost => (watched.step, watched.safe) = (0, 0),
+        EventKind::CheckpointLost { .. } | EventKind::ResultLost => {
+            (watched.step, watched.safe, watched.furthest) = (0, 0, None);
+        }
         _ => {}
     }
     None

@@ -68,7 +68,7 @@ fn started(from_step: u64) -> EventKind {
 }
 
 fn read(facts: &[Fact], told: &[Told]) -> Vec<Finding> {
-    check(&History { facts, told, rows: &rows(), in_lockstep: true })
+    check(&History { facts, told, rows: &rows(), in_lockstep: true, every_update: false })
 }
 
 /// The facts after a change, and what is found in them.
@@ -272,4 +272,46 @@ fn what_a_killed_coordinator_did_not_tell_any_more_may_have_changed_who_goes_on(
     assert_eq!(found([first(), vec![resumed.clone(), step(49)]].concat()), [Broken::StepTwice], "it was safe");
     let all = [first(), vec![started(50), step(70), resumed, step(60)]].concat();
     assert_eq!(found(all), [Broken::StepTwice], "nothing is missing");
+}
+
+#[test]
+fn an_update_that_was_not_reported_is_missed_where_every_update_is_and_reports_may_be_rare_elsewhere() {
+    let (facts, job, _) = sound();
+    let found = |every_update: bool, kinds: Vec<EventKind>| {
+        let (told, rows) = (told(&job, kinds), rows());
+        let history = History { facts: &facts, told: &told, rows: &rows, in_lockstep: true, every_update };
+        check(&history).into_iter().map(|finding| finding.broken).collect::<Vec<_>>()
+    };
+    let of_each = |kinds| found(true, kinds);
+    assert_eq!(of_each(vec![started(0), step(1), step(2), step(3)]), []);
+    let gap = || vec![started(0), step(1), step(2), step(4), step(5)];
+    assert_eq!(of_each(gap()), [Broken::StepMissed]);
+    assert_eq!(found(false, gap()), [], "nobody said that each of them is reported");
+    assert_eq!(of_each(vec![started(0), step(2)]), [Broken::StepMissed], "the first one of all");
+    assert_eq!(of_each(vec![started(50), step(52)]), [Broken::StepMissed], "the first one of an attempt that goes on");
+    assert_eq!(of_each(vec![started(50), step(51), step(52)]), []);
+    assert_eq!(of_each(vec![started(50), step(1), step(2)]), [], "it found other rows and started over");
+    assert_eq!(of_each(vec![started(50), step(1), step(3)]), [Broken::StepMissed], "so it did, and left one out");
+}
+
+#[test]
+fn reports_that_were_lost_with_a_coordinator_or_with_whoever_led_a_group_are_no_missed_updates() {
+    let (facts, job, _) = sound();
+    let found = |kinds: Vec<EventKind>| {
+        let (told, rows) = (told(&job, kinds), rows());
+        let history = History { facts: &facts, told: &told, rows: &rows, in_lockstep: true, every_update: true };
+        check(&history).into_iter().map(|finding| finding.broken).collect::<Vec<_>>()
+    };
+    let killed = |then: u64| {
+        let resumed = EventKind::JobStarted { stages: 1, resumed: true };
+        found(vec![started(0), step(1), resumed, step(9), step(then)])
+    };
+    assert_eq!(killed(10), [], "it trained on while nobody led");
+    assert_eq!(killed(11), [Broken::StepMissed], "the next coordinator heard both");
+    let led = |then: u64| found(vec![started(0), step(1), formed(1, &[2, 1]), step_in(1, 4), step_in(1, then)]);
+    assert_eq!(led(5), []);
+    assert_eq!(led(6), [Broken::StepMissed]);
+    assert_eq!(found(vec![started(0), step(1), started(0), step(1), step(2)]), [], "another attempt");
+    // Whoever began to watch late.
+    assert_eq!(found(vec![step(7), step(8)]), []);
 }
