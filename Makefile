@@ -79,7 +79,7 @@ test: $(LIBTORCH) $(NCCL) $(BASE) data
 
 # All that starts a coordinator again, over PostgreSQL and an object store instead of a folder, and what only those can
 # show. Without one of the servers nothing of it runs, and the script says why.
-ON_SERVERS := broken_links by_itself groups guarded recovery restarts standby uploads
+ON_SERVERS := broken_links by_itself groups guarded recovery restarts standby sweeps uploads
 test-servers: $(WEED) build
 	@$(PYTHON) scripts/setup.py postgres
 	@scripts/servers.py sh -ec ' \

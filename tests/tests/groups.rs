@@ -16,11 +16,57 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use graftwork_shared::{
+    data::Split,
     digest::Digest,
     event::{Event, EventKind},
     id::WorkerId,
+    record::Record,
+    training::Length,
 };
 use graftwork_tests::{Cluster, Run, Story, World, program, recipes_computed, tree_digests};
+
+/// What a job has published.
+#[derive(Debug, PartialEq, Eq)]
+struct Published {
+    /// SHA-256 of every file.
+    files: BTreeMap<String, Digest>,
+    /// Updates behind each release, as its record tells them.
+    updates: BTreeMap<String, u64>,
+}
+
+impl Published {
+    fn of(world: &World, cluster: &Cluster, job: &str) -> Result<Self> {
+        let mut files = tree_digests(&cluster.path().join("hub"))?;
+        files.retain(|name, _| !name.contains("report"));
+        ensure!(files.len() > 20, "too few files are published: {files:?}");
+        Ok(Self { files, updates: updates(world, cluster, job)? })
+    }
+}
+
+/// The updates of each release: as many as its rows, batches and epochs make, and as the plan has.
+fn updates(world: &World, cluster: &Cluster, job: &str) -> Result<BTreeMap<String, u64>> {
+    let (status, _) = cluster.ask(world, &["status", job, "--output", "json"], 0)?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let mut updates = BTreeMap::new();
+    for stage in status["stages"].as_array().context("a job has stages")? {
+        let name = stage["name"].as_str().context("a stage has a name")?;
+        let record = fs::read(cluster.path().join("hub/tests").join(name).join("graftwork.json"))?;
+        let record: Record = serde_json::from_slice(&record).with_context(|| format!("the record of {name}"))?;
+        let training = &record.recipe.training;
+        let Length::Epochs(epochs) = training.length else { bail!("{name} has no epochs: {training:?}") };
+        let rows = record.data.get(&Split::Train).context("a stage has rows to train on")?.rows;
+        let rows_of_update = u64::from(training.batch_size) * u64::from(training.accumulation);
+        let planned = rows.div_ceil(rows_of_update) * u64::from(epochs);
+        let [made, kept] = record.steps;
+        ensure!(
+            made == planned && stage["total_steps"] == planned && kept <= made,
+            "{name}: {made} updates were made and {kept} kept, of {planned}; the plan says {}",
+            stage["total_steps"]
+        );
+        updates.insert(name.to_owned(), made);
+    }
+    Ok(updates)
+}
 
 /// Runs the long job on this many workers; `at` sees each event and may change the cluster.
 fn run(
@@ -28,7 +74,7 @@ fn run(
     cluster: &mut Cluster,
     workers: usize,
     at: impl FnMut(&Event, &Story, &mut Cluster) -> Result<()>,
-) -> Result<(BTreeMap<String, Digest>, Story)> {
+) -> Result<(Published, Story)> {
     world.long_job("job.toml", &cluster.path().join("hub").display().to_string(), "")?;
     run_job(world, cluster, (workers, &[]), at)
 }
@@ -39,7 +85,7 @@ fn run_job(
     cluster: &mut Cluster,
     (workers, options): (usize, &[&str]),
     mut at: impl FnMut(&Event, &Story, &mut Cluster) -> Result<()>,
-) -> Result<(BTreeMap<String, Digest>, Story)> {
+) -> Result<(Published, Story)> {
     cluster.begin_anew()?;
     let (job, _) = cluster.ask(world, &["submit", "job.toml"], 0)?;
     let mut watch = Run::watch(&cluster.address(), &job)?;
@@ -52,10 +98,7 @@ fn run_job(
         at(&event, &story, cluster)?;
     }
     watch.finish(0)?;
-    let mut published = tree_digests(&cluster.path().join("hub"))?;
-    published.retain(|name, _| !name.contains("report"));
-    ensure!(published.len() > 20, "too few files are published: {published:?}");
-    Ok((published, story))
+    Ok((Published::of(world, cluster, &job)?, story))
 }
 
 /// The members that made an update of the fusion, as whoever leads them reports it.
@@ -81,6 +124,8 @@ fn one_worker_four_and_two_that_become_four_and_one_publish_the_same_bytes() -> 
     let (world, mut cluster) = (World::new()?, Cluster::new()?);
     let (alone, story) = run(&world, &mut cluster, 1, |_, _, _| Ok(()))?;
     ensure!(story.largest.is_empty(), "one worker forms no group: {:?}", story.largest);
+    let updates = ["mood", "mood_fused", "topic"].map(|stage| (stage.to_owned(), 1_440_u64));
+    assert_eq!(alone.updates, BTreeMap::from(updates), "96 rows in batches of 8, 120 times");
 
     for workers in [2, 3] {
         let (some, story) = run(&world, &mut cluster, workers, |_, _, _| Ok(()))?;
@@ -252,9 +297,7 @@ fn a_gang_starts_with_its_second_worker_and_publishes_the_same_bytes() -> Result
     watch.finish(0)?;
     ensure!(started > 0 && story.failures == 0, "{started} stages started, {} failures", story.failures);
     ensure!(story.largest.get("mood_fused") == Some(&2), "the fusion had both workers: {:?}", story.largest);
-    let mut published = tree_digests(&cluster.path().join("hub"))?;
-    published.retain(|name, _| !name.contains("report"));
-    assert_eq!(published, alone, "a gang of two");
+    assert_eq!(Published::of(&world, &cluster, &job)?, alone, "a gang of two");
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! A sweep through the real programs: one worker, two, and two of which one is killed choose the same trial and publish
-//! the same bytes; so does a coordinator that was killed. One whose choice depends on timing is marked as such.
+//! the same bytes; so does a coordinator that was killed, under one command and in a cluster (over a database and an
+//! object store where they run). One whose choice depends on timing is marked as such.
 
 use std::{
     collections::BTreeMap,
@@ -13,11 +14,15 @@ use graftwork_shared::{
     recipe::Method,
     record::Record,
 };
-use graftwork_tests::{Run, World, kill, program, tree_digests};
+use graftwork_tests::{Cluster, Run, World, kill, program, tree_digests};
 
 /// Six trials of `mood`, compared at updates 6, 12 and 24; the fusion of the world reads the best of them.
 const SWEEP: &str = "[tasks.mood.sweep]\nlearning_rate = [1e-4, 1e-3, 5e-3]\nseed = [1, 2]\n\
                      [tasks.mood.sweep.halving]\nfactor = 2\nfirst = 0.25\n";
+
+/// Its trials train for ten epochs and are compared at updates 30, 60 and 120: behind the first rung more is left than
+/// can be trained until a kill is felt.
+const LONGER: &str = "[tasks.mood.training]\nepochs = 10\n";
 
 fn start(world: &World, state: &str, workers: u32) -> Result<Run> {
     let more = format!("{SWEEP}[resources]\nworkers = {workers}\n");
@@ -30,15 +35,26 @@ fn of_trial(event: &Event) -> bool {
 }
 
 /// What was published, and the decisions on the way there, as every run must have them.
-fn outcome(world: &World, mut run: Run, mut decisions: Vec<String>) -> Result<(BTreeMap<String, Digest>, Vec<String>)> {
+fn outcome(world: &World, run: Run, mut decisions: Vec<String>) -> Result<(BTreeMap<String, Digest>, Vec<String>)> {
+    follow(run, &mut decisions)?;
+    Ok((take_published(world)?, decisions))
+}
+
+/// Reads a run to its end, which must be a good one, and adds the decisions that it tells.
+fn follow(mut run: Run, decisions: &mut Vec<String>) -> Result<()> {
     while let Some(event) = run.next_event()? {
-        note(&mut decisions, &event);
+        note(decisions, &event);
     }
-    run.finish(0)?;
-    let mut published = tree_digests(&world.path().join("hub"))?;
+    run.finish(0).map(drop)
+}
+
+/// What was published; the next run finds no hub.
+fn take_published(world: &World) -> Result<BTreeMap<String, Digest>> {
+    let hub = world.path().join("hub");
+    let mut published = tree_digests(&hub)?;
     published.retain(|name, _| !name.contains("report"));
-    std::fs::remove_dir_all(world.path().join("hub"))?;
-    Ok((published, decisions))
+    std::fs::remove_dir_all(hub)?;
+    Ok(published)
 }
 
 fn note(decisions: &mut Vec<String>, event: &Event) {
@@ -101,18 +117,11 @@ fn asynchronous_halving_is_marked_in_report_record_and_card() -> Result<()> {
 #[test]
 fn workers_and_kills_change_neither_the_choice_nor_a_byte() -> Result<()> {
     let world = World::new()?;
-    let mut alone = start(&world, "one", 1)?;
     let mut decisions = Vec::new();
-    while let Some(event) = alone.next_event()? {
-        note(&mut decisions, &event);
-    }
-    alone.finish(0)?;
+    follow(start(&world, "one", 1)?, &mut decisions)?;
     ensure!(decisions.len() == 3 && decisions[0].starts_with("rung 0: ["), "{decisions:?}");
     check_releases(&world)?;
-    let mut published = tree_digests(&world.path().join("hub"))?;
-    published.retain(|name, _| !name.contains("report"));
-    std::fs::remove_dir_all(world.path().join("hub"))?;
-    let expected = (published, decisions);
+    let expected = (take_published(&world)?, decisions);
 
     assert_eq!(outcome(&world, start(&world, "two", 2)?, Vec::new())?, expected, "two workers");
 
@@ -143,5 +152,46 @@ fn workers_and_kills_change_neither_the_choice_nor_a_byte() -> Result<()> {
         assert_eq!(published, expected.0, "a coordinator killed once a trial is chosen: {chosen}");
         ensure!(told.len() < expected.1.len(), "nothing is decided again: {told:?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_cluster_whose_coordinator_is_killed_between_rungs_ends_as_one_command_does() -> Result<()> {
+    let (world, mut cluster) = (World::new()?, Cluster::new()?);
+    let hub = world.path().join("hub").display().to_string();
+    let file = world.job("job.toml", &hub, &format!("{SWEEP}{LONGER}"))?;
+    let mut decided = Vec::new();
+    follow(Run::start(&file, &["--state", "alone", "--threads", "2"])?, &mut decided)?;
+    let sweep = record(&world, "mood")?.sweep.context("the record tells of the sweep")?;
+    ensure!(decided.len() == 3 && sweep.rungs == [30, 60, 120], "{decided:?}, {sweep:?}");
+    let published = take_published(&world)?;
+
+    // Rows are read where they lie, so that both jobs and their records name the same places.
+    let (file, root) = (file.display().to_string(), world.path().display().to_string());
+    let (job, _) = cluster.ask(&world, &["submit", &file, "--shared-root", &root], 0)?;
+    let mut watch = Run::watch(&cluster.address(), &job)?;
+    for _ in 0..2 {
+        cluster.start_worker()?;
+    }
+    let (mut told, mut killed, mut told_before) = (Vec::new(), false, None);
+    while let Some(event) = watch.next_event()? {
+        if matches!(event.kind, EventKind::JobStarted { resumed: true, .. }) {
+            told_before = Some(told.len());
+        }
+        note(&mut told, &event);
+        if !killed && !told.is_empty() {
+            cluster.kill_coordinator();
+            cluster.start_coordinator()?;
+            killed = true;
+        }
+    }
+    watch.finish(0)?;
+    let told_before = told_before.context("the next coordinator told nothing")?;
+    ensure!(told_before < told.len(), "all was decided before the kill: {told:?}");
+    // What the first one decided as it died is in its journal, and perhaps was told to nobody.
+    let of_told = decided.iter().filter(|decision| told.contains(decision));
+    ensure!(of_told.eq(&told), "{told:?} instead of {decided:?}");
+    assert_eq!(record(&world, "mood")?.sweep, Some(sweep), "what came of each trial, and which of them won");
+    assert_eq!(take_published(&world)?, published, "a cluster whose coordinator was killed");
     Ok(())
 }

@@ -1,10 +1,16 @@
-//! `graftwork submit` to a coordinator that sees nothing of the user's disk.
+//! `graftwork submit` to a coordinator that sees nothing of the user's disk, and once more when the hub has lost what
+//! came of it.
 
-use std::process::{Command, Output};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::{Command, Output},
+};
 
-use anyhow::{Result, ensure};
-use graftwork_shared::digest::Digest;
-use graftwork_tests::{Cluster, Run, World, program, tensor_digests};
+use anyhow::{Context as _, Result, ensure};
+use graftwork_shared::{digest::Digest, event::EventKind};
+use graftwork_tests::{Cluster, Run, World, program, tensor_digests, tree_digests};
+use serde_json::{Value, json};
 
 #[test]
 fn a_job_trains_from_its_uploads_alone_to_the_bytes_of_a_local_run() -> Result<()> {
@@ -35,6 +41,10 @@ fn a_job_trains_from_its_uploads_alone_to_the_bytes_of_a_local_run() -> Result<(
     let local = again.job("local.toml", "hub", "")?;
     Run::start(&local, &["--state", "state"])?.finish(0)?;
     assert_eq!(tensor_digests(&elsewhere.path().join("hub"))?, tensor_digests(&again.path().join("hub"))?);
+
+    // Nobody can open what its readers cannot ask for.
+    let card = std::fs::read_to_string(elsewhere.path().join("hub/tests/mood/README.md"))?;
+    ensure!(card.contains("predict --base-model path/to/base ") && !card.contains("blob://"), "{card}");
 
     // A release is trained again from its record and the coordinator's blobs.
     let release = elsewhere.path().join("hub/tests/mood").display().to_string();
@@ -102,5 +112,67 @@ fn shared_files_are_read_in_place_and_refused_when_they_changed() -> Result<()> 
     let (report, _) = elsewhere.ask(&world, &["report", &job], 0)?;
     ensure!(report.contains("validation.parquet changed since planning"), "{report}");
     ensure!(report.contains("plan the job again"), "{report}");
+    Ok(())
+}
+
+/// All that is in a hub, but for reports, which hold times.
+fn published(hub: &Path) -> Result<BTreeMap<String, Digest>> {
+    let mut published = tree_digests(hub)?;
+    published.retain(|name, _| !name.contains("report"));
+    ensure!(published.len() > 20, "too few files are published: {published:?}");
+    Ok(published)
+}
+
+/// What came of each stage, with what that cost, and how often it was handed out. All four are published, and none is
+/// an earlier result out of a hub.
+fn results(world: &World, cluster: &Cluster, job: &str) -> Result<Vec<(Value, Value)>> {
+    let stages = |verb: &str| -> Result<Vec<Value>> {
+        let (told, _) = cluster.ask(world, &[verb, job, "--output", "json"], 0)?;
+        let told: Value = serde_json::from_str(&told)?;
+        Ok(told["stages"].as_array().context("a job has stages")?.clone())
+    };
+    let (seen, explained) = (stages("status")?, stages("explain")?);
+    let own = json!({ "state": "published", "reused": false });
+    ensure!(seen.len() == 4 && seen.iter().all(|stage| stage["state"] == own), "{seen:?}");
+    ensure!(explained.len() == 4, "{explained:?}");
+    let attempts = explained.iter().map(|stage| stage["attempts"].clone());
+    Ok(seen.iter().map(|stage| stage["result"].clone()).zip(attempts).collect())
+}
+
+/// The whole hub is deleted: under a coordinator that goes on, and before the next one starts, which has nothing but
+/// journal and blobs. A worker stands by and gets nothing to do.
+#[test]
+fn a_job_that_is_submitted_again_gives_back_what_the_hub_has_lost_and_trains_nothing() -> Result<()> {
+    let (world, mut elsewhere) = (World::new()?, Cluster::new()?);
+    elsewhere.job(&world)?;
+    let (job, _) = elsewhere.ask(&world, &["submit", "job.toml"], 0)?;
+    elsewhere.start_worker()?;
+    Run::watch(&elsewhere.address(), &job)?.finish(0)?;
+    let hub = elsewhere.path().join("hub");
+    let before = (published(&hub)?, results(&world, &elsewhere, &job)?);
+    for restarted in [false, true] {
+        std::fs::remove_dir_all(&hub)?;
+        if restarted {
+            elsewhere.kill();
+            elsewhere.start_coordinator()?;
+            elsewhere.start_worker()?;
+        }
+        let (same, said) = elsewhere.ask(&world, &["submit", "job.toml"], 0)?;
+        ensure!(same == job && said.contains("nothing to upload: 13 files there already"), "{same}, {job}: {said}");
+        let mut watch = Run::watch(&elsewhere.address(), &job)?;
+        let mut again = BTreeSet::new();
+        while let Some(event) = watch.next_event()? {
+            let trained = matches!(event.kind, EventKind::StageStarted { .. } | EventKind::Step(_));
+            ensure!(!trained, "it was trained again, restarted: {restarted}: {event:?}");
+            if let (EventKind::Published { .. }, Some(stage)) = (&event.kind, &event.stage) {
+                again.insert(stage.to_string());
+            }
+        }
+        watch.finish(0)?;
+        let all = ["mood", "mood_fused", "strength", "topic"].map(str::to_owned);
+        assert_eq!(again, BTreeSet::from(all), "what was published again, restarted: {restarted}");
+        let after = (published(&hub)?, results(&world, &elsewhere, &job)?);
+        assert_eq!(after, before, "restarted: {restarted}");
+    }
     Ok(())
 }

@@ -11,6 +11,7 @@ use graftwork_shared::{
     record::Record,
     sweep::values_line,
     training::{AdapterDrop, Length, Precision, Reduction, Schedule, Warmup},
+    upload,
     view::StageKind,
 };
 
@@ -40,11 +41,11 @@ impl Card<'_> {
         format!("{}/{}", self.record.job.publish.organisation, self.stage.publish_as)
     }
 
-    /// Where a reader finds the base model: its address, or for a folder a path that the reader fills in. Where it lay
-    /// when it was used is nobody's business.
+    /// Where a reader finds the base model: its address, or for a folder, uploaded or not, a path that the reader fills in.
+    /// Where it lay when it was used is nobody's business.
     fn base_location(&self) -> String {
         let location = &self.record.job.base_model.location;
-        let local = !location.contains("://") || location.starts_with("file://");
+        let local = !location.contains("://") || location.starts_with("file://") || upload::digest(location).is_some();
         if local { format!("path/to/{}", self.base_name) } else { location.clone() }
     }
 
