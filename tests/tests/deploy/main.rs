@@ -81,6 +81,7 @@ fn main() -> ExitCode {
         trial("what_a_group_says_stands_in_the_trace", tools, traces::a_group_stands_in_the_trace),
         trial("a_state_is_put_aside_and_brought_back", None, backup::a_state_is_put_aside_and_brought_back),
         trial("of_an_old_job_only_its_releases_stay", None, retention::of_an_old_job_only_its_releases_stay),
+        trial("of_a_forgotten_job_only_its_releases_stay", None, retention::of_a_forgotten_job_only_its_releases_stay),
         trial("the_store_of_this_version_is_written", unasked, stores::the_store_of_this_version_is_written),
         trial("every_released_store_opens", None, stores::every_released_store_opens),
         trial("a_state_moves_to_servers_and_back", moved::lacks(), moved::a_state_moves_to_servers_and_back),

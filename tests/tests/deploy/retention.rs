@@ -1,4 +1,4 @@
-//! What `--keep-jobs` leaves on the disk: of an ended job nothing but what it published.
+//! What `graftwork forget` and `--keep-jobs` leave on the disk: of an ended job nothing but what it published.
 
 use std::{
     fs,
@@ -67,10 +67,40 @@ pub(crate) fn of_an_old_job_only_its_releases_stay() -> Result<()> {
     let _leader = keeping(folder, "0.000001")?;
     let gone = until(Duration::from_secs(90), || (listed().ok()? == "[]").then_some(()));
     gone.with_context(|| format!("{job} is not forgotten"))?;
-    let empty = || files(&blobs).is_ok_and(|left| left.is_empty()).then_some(());
-    until(Duration::from_secs(30), empty).with_context(|| format!("blobs are left: {:?}", files(&blobs)))?;
-    ensure!(predictions(&hub)? == released, "what was released is another one now");
+    only_releases_are_left(&blobs, &hub, &released)?;
     deleted_as_the_page_says(&hub, &released)
+}
+
+pub(crate) fn of_a_forgotten_job_only_its_releases_stay() -> Result<()> {
+    let (world, folder) = (World::new()?, tempfile::tempdir()?);
+    let (folder, hub) = (folder.path(), folder.path().join("hub"));
+    world.job("job.toml", &hub.display().to_string(), "")?;
+    let _leader = keeping(folder, "1")?;
+    let told = |words: &[&str]| ask(&world, folder, words, &[]);
+    let job = told(&["submit", "job.toml"])?;
+    let refused = |why: &str| match told(&["forget", &job]) {
+        Err(error) if error.to_string().contains(why) => Ok(()),
+        other => bail!("{other:?} does not say {why:?}"),
+    };
+    refused("has not ended: cancel it first")?;
+    let _trainer = Process::start(&mut worker(folder, &[]))?;
+    Run::watch(&socket(folder), &job)?.finish(0)?;
+    let released = predictions(&hub)?;
+    ensure!(released.len() >= 4, "predictions of three adapters and a fusion: {}", released.len());
+
+    told(&["forget", &job])?;
+    let listed = told(&["status", "--output", "json"])?;
+    ensure!(listed == "[]", "{listed}");
+    refused(&job)?;
+    only_releases_are_left(&folder.join("state/blobs"), &hub, &released)
+}
+
+/// Uploads, results and checkpoints of a forgotten job go soon.
+fn only_releases_are_left(blobs: &Path, hub: &Path, released: &[(PathBuf, Vec<u8>)]) -> Result<()> {
+    let empty = || files(blobs).is_ok_and(|left| left.is_empty()).then_some(());
+    until(Duration::from_secs(30), empty).with_context(|| format!("blobs are left: {:?}", files(blobs)))?;
+    ensure!(predictions(hub)? == released, "what was released is another one now");
+    Ok(())
 }
 
 /// The commands of docs/operations.md: a release, with its predictions, is in no place of the hub any more.
