@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     };
     graftwork_telemetry::stop_traces();
     // Device threads may still be inside libtorch; its global destructors must not run under them.
-    std::process::exit(i32::from(code));
+    graftwork_engine::end_process(i32::from(code))
 }
 
 /// Starts this program again in the same process, unless the environment is right already.

@@ -62,7 +62,7 @@ pub use kernel::take_multiplications;
 pub use metrics::{Predictions, largest};
 pub use network::{Keep, Network, Parts, StagedLane};
 pub use parameters::{Layout, TrainedTensor};
-pub use process::{cuda_devices, use_one_thread};
+pub use process::{cuda_devices, end_process, use_one_thread};
 pub use rows::{Dropout, FusionAttention, HeadLogits, Lane, LaneOptions, LaneOutput, Prediction, Targets, Tokens};
 pub use scoring::Scored;
 pub use setup::{Setup, Trained};

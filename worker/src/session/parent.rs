@@ -34,6 +34,6 @@ pub(super) fn watch(id: i32) -> io::Result<()> {
 /// Process 1 adopts orphans: a worker that process 1 itself started has no parent to follow.
 fn look(parent: Option<Pid>) {
     if getppid() != parent {
-        std::process::exit(0);
+        graftwork_engine::end_process(0);
     }
 }

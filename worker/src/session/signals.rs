@@ -35,7 +35,7 @@ impl Signals {
                 true
             }
             Some(first) if first.elapsed() < SECOND_SIGNAL => false,
-            Some(_) => std::process::exit(130),
+            Some(_) => graftwork_engine::end_process(130),
         }
     }
 }

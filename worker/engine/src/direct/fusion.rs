@@ -36,6 +36,7 @@ pub(super) struct Saved {
     fusion: usize,
     adapters: Vec<usize>,
     reads: Reads,
+    /// As the forward pass used them, so that the backward makes none.
     joined: Arc<Joined>,
     bent: Bent,
     /// The query projection; absent where the query is read as it is.
@@ -59,11 +60,11 @@ fn weights_of<'a>(site: &'a BottleneckSite, adapters: &[usize]) -> Vec<&'a Bottl
 
 /// Projections side by side: kept for all passes, or made for this one where some of them are trained.
 fn projections(fusion: &FusionWeights, adapters: &[&BottleneckWeights], leaves: &Leaves) -> Arc<Joined> {
-    let joined = || Arc::new(Joined::of(adapters, leaves));
+    let make = || Arc::new(Joined::of(adapters, leaves));
     if adapters.iter().any(|adapter| adapter.is_trained()) {
-        return joined();
+        return make();
     }
-    let kept = fusion.joined.get_or_init(joined);
+    let kept = fusion.joined.get_or_init(make);
     debug_assert_eq!(kept.columns.len(), adapters.len(), "a fusion has the same adapters in every pass");
     Arc::clone(kept)
 }
