@@ -1,4 +1,5 @@
 """Which rows are measured: real texts in a folder, or what `make data` fetches."""
+import json
 import pathlib
 
 # Name, whether it is a pair of texts, rows at most.
@@ -7,6 +8,9 @@ FETCHED = [
     ("question_type", False, 4000), ("sms_spam", False, 4000), ("movie_sentiment", False, 4000),
     ("tweet_sentiment", False, 4000), ("bbc_topic", False, 500),
 ]
+
+# Rows that `BatchSplit` is measured on.
+SPLIT_ROWS = 1600
 
 
 class Task:
@@ -52,3 +56,12 @@ class Data:
 
 def tasks(folder, names):
     return [Task(pathlib.Path(folder).resolve(), *name) for name in names]
+
+
+def made_texts(folder, count):
+    """A file of texts of 5 to 36 words: `BatchSplit` takes whole batches alone, and a data set rarely ends with one."""
+    path = pathlib.Path(folder) / f"texts-{count}.jsonl"
+    words = "the film was a slow and quiet story of seven people who never said what they had seen".split()
+    texts = [" ".join(words[(row + word) % len(words)] for word in range(5 + row % 32)) for row in range(count)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path

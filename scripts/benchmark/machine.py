@@ -9,7 +9,7 @@ import subprocess
 # What `ours.py` runs; some rows need no example.
 PROGRAMS = ("graftwork", "graftwork-worker", "examples/step_time", "examples/roofline", "examples/input_rate")
 # What measures.
-MEASURING = ("ours.py", "peer.py", "program.py")
+MEASURING = ("data.py", "ours.py", "peer.py", "program.py", "watch.py")
 
 
 def facts():

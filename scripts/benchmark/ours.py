@@ -8,11 +8,14 @@ import subprocess
 import time
 
 from . import watch
+from .data import SPLIT_ROWS, made_texts
 
 # Training of the suite, the same for the peer.
 BATCH, RATE = 16, 1e-3
 # Rows of measurements that need only a steady pace.
 STEADY_ROWS = 1600
+# So many of the lowest layers lose their adapters at most in training with AdapterDrop.
+MOST_DROPPED = 5
 
 
 class Ours:
@@ -69,6 +72,11 @@ class Ours:
         done = self.run(self.job([section("lora", self.data.middle.first(STEADY_ROWS))], {"epochs": 1}, method="lora"))
         return {"examples_per_second": done.pace("lora")}
 
+    def adapter_drop(self):
+        """AdapterDrop: each update leaves out the adapters of none to five of the lowest layers."""
+        training = {"epochs": 1, "adapter_drop.up_to": MOST_DROPPED}
+        return {"examples_per_second": self.run(self.job([section("drop", self.data.middle.first(STEADY_ROWS))], training)).pace("drop")}
+
     def one_core(self):
         return self.cores({0}, 1)
 
@@ -107,31 +115,17 @@ class Ours:
             command += ["--compose", compose] if compose else []
             columns = self.data.pairs.columns
             file = ["--file", self.data.pairs.validation, "--column", columns[0], *(["--pair-column", columns[1]] if columns[1:] else [])]
-            rows = self.rows_of_predictions() if figure == "split8" else None
-            if rows:
-                file = ["--file", rows, "--column", "text"]
-            text = ["--file", self.sixteen(), "--column", "text"] if figure == "split8" else ["--text", "A short text."]
+            text = ["--text", "A short text."]
+            if figure == "split8":
+                file = ["--file", made_texts(self.scratch, SPLIT_ROWS), "--column", "text"]
+                text = ["--file", made_texts(self.scratch, BATCH), "--column", "text"]
             whole = watch.run(command + file)
             alone = watch.run(command + text)
-            done = whole["output"].count("\n")
+            done = whole["output"].count("\n") - alone["output"].count("\n")
             figures[f"{figure}_rows"] = done
             figures[f"{figure}_seconds"] = whole["seconds"] - alone["seconds"]
             figures[f"{figure}_rows_per_second"] = done / figures[f"{figure}_seconds"]
         return figures
-
-    def sixteen(self):
-        return self.texts("sixteen", 16)
-
-    def rows_of_predictions(self):
-        return self.texts("many", 1600)
-
-    def texts(self, name, count):
-        """A file of texts of 5 to 36 words: `BatchSplit` takes whole batches alone, and a data set rarely ends with one."""
-        path = self.scratch / f"{name}.jsonl"
-        words = "the film was a slow and quiet story of seven people who never said what they had seen".split()
-        texts = [" ".join(words[(row + word) % len(words)] for word in range(5 + row % 32)) for row in range(count)]
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-        return path
 
     # -- the step, kernels and input, by the engine's examples ----------------------------------------------------
 

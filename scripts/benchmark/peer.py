@@ -4,7 +4,8 @@ import pathlib
 import time
 
 from . import watch
-from .ours import BATCH, RATE, STEADY_ROWS
+from .data import SPLIT_ROWS, made_texts
+from .ours import BATCH, MOST_DROPPED, RATE, STEADY_ROWS
 
 
 class Peer:
@@ -41,12 +42,17 @@ class Peer:
         _, events = self.train([self.data.middle.first(STEADY_ROWS)], ["--method", "lora"])
         return {"examples_per_second": events[0]["examples_per_second"]}
 
+    def adapter_drop(self):
+        _, events = self.train([self.data.middle.first(STEADY_ROWS)], ["--drop", str(MOST_DROPPED)])
+        return {"examples_per_second": events[0]["examples_per_second"]}
+
     def predict(self):
-        done = self.run("predict", [self.data.pairs], [])
+        done = self.run("predict", [self.data.pairs], ["--split", made_texts(self.scratch, SPLIT_ROWS)])
         event = next(event for event in done["events"] if event["event"] == "predicted")
         return {
             "rows": event["rows"], "eight_passes_seconds": event["seconds"],
             "one_pass_rows_per_second": event["rows"] / event["first"], "single_ms": event["single_ms"],
+            "split8_rows_per_second": event["split_rows"] / event["split"],
         }
 
     def start(self):

@@ -1,7 +1,7 @@
 """What is measured of AdapterHub's library, in its documented way. Runs in the library's own Python (scripts/peer.sh).
 
-    program.py train   --base DIR --tasks JSON --padding longest|group|max [--method seq_bn] [--dropout default|off] [--fuse N]
-    program.py predict --base DIR --tasks JSON [--passes 8]
+    program.py train   --base DIR --tasks JSON --padding longest|group|max [--method seq_bn] [--dropout default|off] [--fuse N | --drop N]
+    program.py predict --base DIR --tasks JSON [--passes 8] [--split FILE]
 
 Prints one line of JSON for each event, with the time of day, so that whoever started it can count from the command on.
 JSON is a list of {"name", "train", "validation", "columns", "rows"}; rows 0 takes all. Labels are numbers or names.
@@ -9,6 +9,7 @@ JSON is a list of {"name", "train", "validation", "columns", "rows"}; rows 0 tak
 import argparse
 import json
 import os
+import random
 import statistics
 import time
 import warnings
@@ -21,7 +22,7 @@ import datasets
 import pyarrow.parquet as parquet
 import torch
 from adapters import AdapterTrainer, AutoAdapterModel
-from adapters.composition import Fuse
+from adapters.composition import BatchSplit, Fuse
 from transformers import AutoTokenizer, DataCollatorWithPadding, TrainerCallback, TrainingArguments, logging, set_seed
 
 logging.set_verbosity_error()
@@ -62,7 +63,20 @@ class Steps(TrainerCallback):
             say("first_step")
 
 
-def fit(model, name, rows, held_out, tokenizer, options):
+class Drop(TrainerCallback):
+    """AdapterDrop: each step leaves out the adapters of none to `most` of the lowest layers."""
+
+    def __init__(self, name, most):
+        self.name, self.most = name, most
+
+    def on_step_begin(self, *_, model, **__):
+        model.set_active_adapters(self.name, skip_layers=list(range(random.randint(0, self.most))))
+
+    def on_train_end(self, *_, model, **__):
+        model.set_active_adapters(self.name)
+
+
+def fit(model, name, rows, held_out, tokenizer, options, callbacks):
     arguments = TrainingArguments(
         output_dir=options.scratch, learning_rate=options.learning_rate, num_train_epochs=1,
         per_device_train_batch_size=options.batch, per_device_eval_batch_size=64, group_by_length=options.padding == "group",
@@ -71,7 +85,7 @@ def fit(model, name, rows, held_out, tokenizer, options):
     )
     collator = None if options.padding == "max" else DataCollatorWithPadding(tokenizer)
     steps = Steps()
-    trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[steps])
+    trainer = AdapterTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator, callbacks=[steps, *callbacks])
     trainer.train()
     answers = trainer.predict(held_out)
     logits = answers.predictions[0] if isinstance(answers.predictions, tuple) else answers.predictions
@@ -100,7 +114,8 @@ def train(options, tasks):
             model.add_adapter(name, config=options.method)
             model.add_classification_head(name, num_labels=labels)
             model.train_adapter(name)
-        fit(model, name, rows, held_out, tokenizer, options)
+        callbacks = [Drop(name, options.drop)] if options.drop else []
+        fit(model, name, rows, held_out, tokenizer, options, callbacks)
 
 
 def predict(options, tasks):
@@ -122,10 +137,12 @@ def predict(options, tasks):
 
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(options.precision)
     with torch.inference_mode(), torch.autocast(options.device, kind, enabled=kind is not None):
-        def go(name, batches):
-            """Seconds of the whole pass and of its middle batch; what a generator does for its batches is in them."""
-            model.set_active_adapters(name)
-            model.active_head = name
+        def go(setup, batches):
+            """Seconds of the whole pass and of its middle batch; what a generator does for its batches is in them.
+
+            Heads are those with the names of the adapters.
+            """
+            model.set_active_adapters(setup)
             times = [time.perf_counter()]
             for batch in batches:
                 # Answers are wanted here, as of the other program.
@@ -137,7 +154,13 @@ def predict(options, tasks):
         passes = [go(name, batches(options.batch, texts))[0] for name in names]
         # Of single rows our program is given tokens: these are encoded before the clock starts.
         _, single = go(names[0], list(batches(1, texts[:200])))
-    say("predicted", rows=len(texts), seconds=sum(passes), first=passes[0], single_ms=1e3 * single)
+        split = {}
+        if options.split:
+            made = [(json.loads(line)["text"],) for line in open(options.split)]
+            parts = BatchSplit(*names, batch_sizes=[options.batch // len(names)] * len(names))
+            go(parts, batches(options.batch, made[:64]))
+            split = {"split_rows": len(made), "split": go(parts, batches(options.batch, made))[0]}
+    say("predicted", rows=len(texts), seconds=sum(passes), first=passes[0], single_ms=1e3 * single, **split)
 
 
 def main():
@@ -148,7 +171,10 @@ def main():
     parser.add_argument("--padding", choices=("longest", "group", "max"), default="longest")
     parser.add_argument("--dropout", choices=("default", "off"), default="default")
     parser.add_argument("--method", default="seq_bn")
-    parser.add_argument("--fuse", type=int, default=0)
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--fuse", type=int, default=0)
+    kind.add_argument("--drop", type=int, default=0)
+    parser.add_argument("--split", help="file of texts, one line of JSON each, for a BatchSplit over all adapters")
     parser.add_argument("--passes", type=int, default=8)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
