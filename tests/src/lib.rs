@@ -23,4 +23,4 @@ pub use process::{Finished, Run, kill, program};
 pub use rows::recipes_computed;
 pub use servers::{Servers, servers_run};
 pub use story::{Formation, Story};
-pub use world::{BaseSizes, World, base_shapes, tensor_digests, tree_digests};
+pub use world::{BaseSizes, World, base_shapes, published_digests, tensor_digests};

@@ -76,8 +76,14 @@ impl Pair {
 
     /// Starts a worker of two threads that knows both.
     pub fn start_worker(&mut self) -> Result<()> {
+        self.start_worker_of(2)
+    }
+
+    /// The same, with so many threads, and places for as many stages.
+    pub fn start_worker_of(&mut self, threads: usize) -> Result<()> {
         let mut command = Command::new(program());
-        command.current_dir(self.path()).args(["worker", "--coordinator", &self.addresses(), "--threads", "2"]);
+        command.current_dir(self.path()).args(["worker", "--coordinator", &self.addresses()]);
+        command.args(["--threads", &threads.to_string()]);
         // Every update is told, so that one that is made twice is seen.
         command.args(["--report-every", "0", "--cache", "worker-cache"]).stdin(Stdio::null()).stderr(Stdio::null());
         self.worker = Some(command.spawn()?);

@@ -133,7 +133,7 @@ fn task(task: &str) -> String {
 }
 
 /// SHA-256 of every file below a folder, by path inside it.
-pub fn tree_digests(folder: &Path) -> Result<BTreeMap<String, Digest>> {
+fn tree_digests(folder: &Path) -> Result<BTreeMap<String, Digest>> {
     let mut digests = BTreeMap::new();
     let mut open = vec![folder.to_owned()];
     while let Some(next) = open.pop() {
@@ -147,6 +147,15 @@ pub fn tree_digests(folder: &Path) -> Result<BTreeMap<String, Digest>> {
             }
         }
     }
+    Ok(digests)
+}
+
+/// SHA-256 of every published file, by path in the hub, but for reports, which hold times and rates: everything else in a hub
+/// is a function of the job alone.
+pub fn published_digests(hub: &Path) -> Result<BTreeMap<String, Digest>> {
+    let mut digests = tree_digests(hub)?;
+    digests.retain(|name, _| !name.contains("report"));
+    ensure!(digests.len() > 20, "too few files are published: {digests:?}");
     Ok(digests)
 }
 

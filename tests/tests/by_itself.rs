@@ -188,9 +188,10 @@ fn nights_in_a_database_go_on_with_whoever_takes_over_on_another_host() -> Resul
         return Ok(());
     }
     let world = World::new()?;
-    let job = write_job(&world, "* * * * * *", 6)?.display().to_string();
+    let job = write_job(&world, "* * * * * *", 20)?.display().to_string();
     let mut pair = Pair::with_options(&["--nightly", &job])?;
-    pair.start_worker()?;
+    // One stage after the other, so that one is published while the other still trains.
+    pair.start_worker_of(1)?;
     let history = |host: &str| pair_history(pair.path(), host);
     let night = |host: &str, number: u32, file: &str| history(host).join(format!("nights/{number:06}/{file}"));
     wait_until("the first night", || night("a", 1, "nightly.html").exists())?;
@@ -206,7 +207,7 @@ fn nights_in_a_database_go_on_with_whoever_takes_over_on_another_host() -> Resul
     let (path, addresses) = (pair.path().to_owned(), pair.addresses());
     pair.coordinator(0).signal("-9")?;
     fs::rename(path.join("a"), path.join("gone"))?;
-    write_job(&world, "0 0 1 1 *", 6)?;
+    write_job(&world, "0 0 1 1 *", 20)?;
 
     let night = |number: u32, file: &str| pair_history(&path, "b").join(format!("nights/{number:06}/{file}"));
     let ended = || json(&night(2, "night.json")).is_ok_and(|night| !night["judged"].is_null());

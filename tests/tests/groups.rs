@@ -23,7 +23,7 @@ use graftwork_shared::{
     record::Record,
     training::Length,
 };
-use graftwork_tests::{Cluster, Run, Story, World, program, recipes_computed, tree_digests};
+use graftwork_tests::{Cluster, Run, Story, World, program, published_digests, recipes_computed};
 
 /// What a job has published.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,9 +36,7 @@ struct Published {
 
 impl Published {
     fn of(world: &World, cluster: &Cluster, job: &str) -> Result<Self> {
-        let mut files = tree_digests(&cluster.path().join("hub"))?;
-        files.retain(|name, _| !name.contains("report"));
-        ensure!(files.len() > 20, "too few files are published: {files:?}");
+        let files = published_digests(&cluster.path().join("hub"))?;
         Ok(Self { files, updates: updates(world, cluster, job)? })
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
 use graftwork_shared::{digest::Digest, event::EventKind};
-use graftwork_tests::{Run, kill, tree_digests};
+use graftwork_tests::{Run, kill, published_digests};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
@@ -24,9 +24,7 @@ fn job(folder: &Path) -> Result<std::path::PathBuf> {
 }
 
 fn published(folder: &Path) -> Result<BTreeMap<String, Digest>> {
-    let mut digests = tree_digests(&folder.join("hub"))?;
-    // Reports hold times and rates; everything else in a hub is a function of the job alone.
-    digests.retain(|name, _| !name.contains("report"));
+    let digests = published_digests(&folder.join("hub"))?;
     ensure!(digests.len() > 40, "too few files are published: {digests:?}");
     Ok(digests)
 }

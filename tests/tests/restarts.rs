@@ -12,7 +12,7 @@ use graftwork_shared::{
     digest::Digest,
     event::{Event, EventKind},
 };
-use graftwork_tests::{Cluster, Run, World, tree_digests};
+use graftwork_tests::{Cluster, Run, World, published_digests};
 use serde_json::Value;
 
 /// Trains the long job with two workers, killing the coordinator so often while one `watch` goes on over all of it; gives
@@ -40,10 +40,7 @@ fn train(world: &World, cluster: &mut Cluster, kills: u64) -> Result<BTreeMap<St
     for stage in explained["stages"].as_array().into_iter().flatten() {
         ensure!(stage["attempts"] == 1 && stage["failures"] == serde_json::json!([]), "handed out again: {stage}");
     }
-    let mut published = tree_digests(&cluster.path().join("hub"))?;
-    published.retain(|name, _| !name.contains("report"));
-    ensure!(published.len() > 20, "too few files are published: {published:?}");
-    Ok(published)
+    published_digests(&cluster.path().join("hub"))
 }
 
 #[test]

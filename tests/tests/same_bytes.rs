@@ -8,12 +8,10 @@ use graftwork_shared::{
     digest::Digest,
     event::{Event, EventKind},
 };
-use graftwork_tests::{Run, World, kill, tree_digests};
+use graftwork_tests::{Run, World, kill, published_digests};
 
 fn published(world: &World, hub: &str) -> Result<BTreeMap<String, Digest>> {
-    let mut digests = tree_digests(&world.path().join(hub))?;
-    // Reports hold times and rates; everything else in a hub is a function of the job alone.
-    digests.retain(|name, _| !name.contains("report"));
+    let digests = published_digests(&world.path().join(hub))?;
     ensure!(
         digests.keys().filter(|name| name.ends_with("adapter.safetensors")).count() >= 3,
         "too few releases: {digests:?}"

@@ -14,7 +14,7 @@ use graftwork_shared::{
     recipe::Method,
     record::Record,
 };
-use graftwork_tests::{Cluster, Run, World, kill, program, tree_digests};
+use graftwork_tests::{Cluster, Run, World, kill, program, published_digests};
 
 /// Six trials of `mood`, compared at updates 6, 12 and 24; the fusion of the world reads the best of them.
 const SWEEP: &str = "[tasks.mood.sweep]\nlearning_rate = [1e-4, 1e-3, 5e-3]\nseed = [1, 2]\n\
@@ -51,8 +51,7 @@ fn follow(mut run: Run, decisions: &mut Vec<String>) -> Result<()> {
 /// What was published; the next run finds no hub.
 fn take_published(world: &World) -> Result<BTreeMap<String, Digest>> {
     let hub = world.path().join("hub");
-    let mut published = tree_digests(&hub)?;
-    published.retain(|name, _| !name.contains("report"));
+    let published = published_digests(&hub)?;
     std::fs::remove_dir_all(hub)?;
     Ok(published)
 }

@@ -2,14 +2,13 @@
 //! came of it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
+    collections::BTreeSet,
     process::{Command, Output},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use graftwork_shared::{digest::Digest, event::EventKind};
-use graftwork_tests::{Cluster, Run, World, program, tensor_digests, tree_digests};
+use graftwork_tests::{Cluster, Run, World, program, published_digests, tensor_digests};
 use serde_json::{Value, json};
 
 #[test]
@@ -115,14 +114,6 @@ fn shared_files_are_read_in_place_and_refused_when_they_changed() -> Result<()> 
     Ok(())
 }
 
-/// All that is in a hub, but for reports, which hold times.
-fn published(hub: &Path) -> Result<BTreeMap<String, Digest>> {
-    let mut published = tree_digests(hub)?;
-    published.retain(|name, _| !name.contains("report"));
-    ensure!(published.len() > 20, "too few files are published: {published:?}");
-    Ok(published)
-}
-
 /// What came of each stage, with what that cost, and how often it was handed out. All four are published, and none is
 /// an earlier result out of a hub.
 fn results(world: &World, cluster: &Cluster, job: &str) -> Result<Vec<(Value, Value)>> {
@@ -149,7 +140,7 @@ fn a_job_that_is_submitted_again_gives_back_what_the_hub_has_lost_and_trains_not
     elsewhere.start_worker()?;
     Run::watch(&elsewhere.address(), &job)?.finish(0)?;
     let hub = elsewhere.path().join("hub");
-    let before = (published(&hub)?, results(&world, &elsewhere, &job)?);
+    let before = (published_digests(&hub)?, results(&world, &elsewhere, &job)?);
     for restarted in [false, true] {
         std::fs::remove_dir_all(&hub)?;
         if restarted {
@@ -171,7 +162,7 @@ fn a_job_that_is_submitted_again_gives_back_what_the_hub_has_lost_and_trains_not
         watch.finish(0)?;
         let all = ["mood", "mood_fused", "strength", "topic"].map(str::to_owned);
         assert_eq!(again, BTreeSet::from(all), "what was published again, restarted: {restarted}");
-        let after = (published(&hub)?, results(&world, &elsewhere, &job)?);
+        let after = (published_digests(&hub)?, results(&world, &elsewhere, &job)?);
         assert_eq!(after, before, "restarted: {restarted}");
     }
     Ok(())

@@ -91,7 +91,7 @@ pub(crate) fn of_a_forgotten_job_only_its_releases_stay() -> Result<()> {
     told(&["forget", &job])?;
     let listed = told(&["status", "--output", "json"])?;
     ensure!(listed == "[]", "{listed}");
-    refused(&job)?;
+    refused(&format!("there is no job {job} here"))?;
     only_releases_are_left(&folder.join("state/blobs"), &hub, &released)
 }
 

@@ -2,8 +2,8 @@
 //! and new jobs are taken.
 //!
 //! A store is a backup in `tests/fixtures/stores/VERSION`, with `store.json` beside, which says what is in it: one job that
-//! had ended, and one that was killed behind a snapshot of the journal. A history of one night lies in it too, but in those
-//! from before the first release. `GRAFTWORK_WRITE_STORE=1` writes that of this version; how that belongs to a release stands
+//! had ended, and one that was killed behind a snapshot of the journal. A history of one night lies in it too, but in the
+//! three oldest. `GRAFTWORK_WRITE_STORE=1` writes that of this version; how that belongs to a release stands
 //! in `tests/fixtures/stores/README.md`. The store of this version has facts and numerics of this version, so whoever gives
 //! one of them another leaves a store of the old ones behind.
 
@@ -185,6 +185,7 @@ pub(crate) fn every_released_store_opens() -> Result<()> {
     ensure!(older > 0, "no store is older than facts of version {FACT_VERSION}: {:?}", found.keys());
     let (_lock, hub) = hub()?;
     for (name, (path, store)) in found {
+        println!("{name}");
         opens(&path, &store, &hub).with_context(|| format!("the store {name}"))?;
         fs::remove_dir_all(&hub)?;
     }
@@ -302,7 +303,7 @@ fn goes_on(world: &World, folder: &Path, store: &Store, hub: &Path) -> Result<()
     if data["state"] == "ready" {
         let other_numerics = data["refusal"]["refusal"] == "numerics_version";
         ensure!(!other_numerics || store.numerics != NUMERICS_VERSION, "it has our numerics: {}", data["refusal"]);
-        println!("the store of {} waits for its own kind of worker: {}", store.version, data["refusal"]);
+        println!("what was begun waits for its own kind of worker: {}", data["refusal"]);
         return Ok(());
     }
     let mut watch = Run::watch(&socket(folder), &store.begun)?;
