@@ -10,7 +10,7 @@ use world::{CLASSES, F1_MACRO, NUMBERS, Scores, World, costs, quiet};
 /// Nights of each kind.
 const NIGHTS: u32 = 1_000;
 
-/// The same where there is time: of so many a rate of 0.04 is told from one of 0.05.
+/// Of so many a rate of 0.04 is told from one of 0.05.
 const MANY_NIGHTS: u32 = 2_000;
 
 fn settings() -> Settings {
@@ -58,11 +58,11 @@ fn bootstrapped_measures_keep_to_it_too() {
 }
 
 /// Two scores of the same answers, fusions beside their adapters, and a spread of seeds that earlier nights tell too; how many
-/// nights of each take seconds, and the seed of their luck.
+/// nights of each take little time, and the seed of their luck.
 fn as_they_are() -> [(World, u32, u64); 3] {
     let classes = World { scores: &[CLASSES], earlier: 5, ..World::new(6, 300, 3) };
     let numbers = World { scores: &[NUMBERS], ..World::new(3, 200, 3) };
-    let kinds = [(classes, 400, 11), (numbers, 300, 12), (World::benchmark(150, 5), 200, 13)];
+    let kinds = [(classes, MANY_NIGHTS, 11), (numbers, 300, 12), (World::benchmark(150, 5), 200, 13)];
     kinds.map(|(world, nights, seed)| (World { threshold: 0.0, ..world }, nights, seed))
 }
 
@@ -71,8 +71,8 @@ fn nights_as_they_are_keep_to_it_too() {
     for (world, nights, seed) in as_they_are() {
         let rate = alarms(&world, nights, seed, &tests_alone());
         println!("{world:?}: {rate}");
-        // They are slow, so few; the test below counts more.
-        assert!(rate <= 0.05 + two_errors(0.05, nights), "{world:?}: {rate}");
+        // What is slow is counted further by the test below.
+        assert!(rate <= 0.05, "{world:?}: {rate}");
     }
 }
 

@@ -20,7 +20,7 @@ impl World {
             let coordinator = self.coordinator.as_mut().unwrap();
             coordinator.core.on_put(format!("process {process}"), blob);
         } else {
-            self.note(Seen::DiskFull);
+            self.note(Seen::BlobRefused);
         }
         self.answer(process, Deed::PutDone(process, lease, blob, kept));
     }

@@ -479,11 +479,11 @@ impl World {
         let (term, facts) = (coordinator.term, coordinator.writing.take().expect("a write is under way"));
         // A full disk, and a death before the commit, leave nothing of it.
         if self.disk.full {
-            self.note(Seen::DiskFull);
+            self.note(Seen::FactsRefused);
             return self.crash();
         }
         if dies {
-            self.note(Seen::DiedAtWrite);
+            self.note(if committed { Seen::DiedBehindCommit } else { Seen::DiedBeforeCommit });
         }
         if dies && !committed {
             return self.crash();

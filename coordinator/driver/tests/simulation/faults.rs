@@ -40,8 +40,8 @@ pub(crate) struct Faults {
     pub(crate) sends_home: bool,
     /// Messages that may wait for a worker to read them.
     pub(crate) unread: usize,
-    /// Every update is reported, and no report is lost but with its coordinator or with its worker: no connection between
-    /// two that live breaks, and nobody speaks to a coordinator that leads no more.
+    /// Every update is reported, and no report is lost but with its coordinator, or with a worker that is given up, whose
+    /// attempt or group begins anew: no connection is broken otherwise, and nobody speaks to a coordinator that leads no more.
     pub(crate) every_update: bool,
 }
 

@@ -203,10 +203,10 @@ impl World {
         if ranks > 1 && self.parted_since(lease, epoch).is_some() {
             return;
         }
-        let steps = (self.dice.between(1, 8), self.faults.every_update);
+        let (steps, each) = (self.dice.between(1, 8), self.faults.every_update);
         let process = self.processes.get_mut(&index).unwrap();
         let info = process.info.clone();
-        let words = process.leases.get_mut(&lease).unwrap().train(lease, steps, &info);
+        let words = process.leases.get_mut(&lease).unwrap().train(lease, steps, each, &info);
         let work = &process.leases[&lease];
         let trained = work.trained;
         if let Doing::Uploading { then, .. } = &work.doing

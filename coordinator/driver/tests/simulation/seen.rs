@@ -33,14 +33,18 @@ pub(crate) enum Seen {
     CommandTwice,
     /// A worker refused to be greeted by a coordinator of an older term.
     TermRefused,
-    /// A full disk took no blob, or no facts.
-    DiskFull,
+    /// A full disk took no blob.
+    BlobRefused,
+    /// A full disk took no facts.
+    FactsRefused,
     /// A coordinator started by a wall clock that had been set.
     ClockSet,
     /// A message, or the end of a connection, was held up since its worker was cut off.
     CutOff,
-    /// A coordinator died at a write, before the commit or after it.
-    DiedAtWrite,
+    /// A coordinator died at a write before the commit.
+    DiedBeforeCommit,
+    /// A coordinator died at a write behind the commit.
+    DiedBehindCommit,
     /// An update was told in a world in which each of them is.
     UpdateTold,
 }
@@ -48,7 +52,7 @@ pub(crate) enum Seen {
 /// What must happen, with how often in a thousand worlds at least. That a term is refused takes a coordinator that leads no
 /// more, has nothing to write and is asked by one that has left it within its grace, and that a sweep fails takes trials of
 /// which none ends: too rare to be counted on.
-pub(crate) const WANTED: [(Seen, u64); 19] = [
+pub(crate) const WANTED: [(Seen, u64); 21] = [
     (Seen::Turn, 100_000),
     (Seen::Echo, 20_000),
     (Seen::HelpedFirst, 2),
@@ -63,10 +67,12 @@ pub(crate) const WANTED: [(Seen, u64); 19] = [
     (Seen::TrialScored, 500),
     (Seen::RungDecided, 100),
     (Seen::TrialChosen, 50),
-    (Seen::DiskFull, 50),
+    (Seen::BlobRefused, 20),
+    (Seen::FactsRefused, 20),
     (Seen::ClockSet, 50),
     (Seen::CutOff, 500),
-    (Seen::DiedAtWrite, 50),
+    (Seen::DiedBeforeCommit, 50),
+    (Seen::DiedBehindCommit, 50),
     (Seen::UpdateTold, 2_000),
 ];
 

@@ -410,7 +410,7 @@ impl Work {
     }
 
     /// Trains on; gives what is said, of each update or of the last one, and what is uploaded first.
-    pub(crate) fn train(&mut self, lease: LeaseId, (steps, each): (u64, bool), info: &WorkerInfo) -> Vec<Word> {
+    pub(crate) fn train(&mut self, lease: LeaseId, steps: u64, each: bool, info: &WorkerInfo) -> Vec<Word> {
         let rung = self.assignment.until;
         if rung.is_some_and(|rung| self.trained.step >= rung && self.accepted >= self.trained.step) {
             return vec![self.pause(lease)];
