@@ -136,7 +136,7 @@ fn neither_threads_nor_interruptions_change_a_byte() {
 }
 
 #[test]
-fn the_next_updates_rows_are_sent_while_lanes_are_computed_together() {
+fn the_next_updates_rows_are_there_while_lanes_are_computed_and_sent_where_that_is_together() {
     let data = Data::write();
     let (apart, together) = (LocalHost::new(1), LocalHost::of_lanes_together(1));
     let mut recipe = adapter_recipe(&data);
@@ -144,9 +144,11 @@ fn the_next_updates_rows_are_sent_while_lanes_are_computed_together() {
     let of = assignment(&data, &apart, recipe);
     assert_eq!(bytes_of(&finish(&of, &apart)), bytes_of(&finish(&of, &together)));
     // Updates are packed ahead, so most of them are there; the first one never is.
-    let sent = |host: &LocalHost| host.ahead().iter().filter(|ahead| **ahead).count();
-    assert_eq!((apart.ahead(), together.ahead().len(), together.ahead()[0]), (vec![false; 40], 40, false));
-    assert!(sent(&together) > 10, "{:?}", together.ahead());
+    let [apart, together] = [apart, together].map(|host| host.updates());
+    assert_eq!((apart.len(), together.len(), together[0].ahead), (40, 40, false));
+    let there = apart.iter().filter(|update| update.input_wait.is_zero()).count();
+    assert!(there > 10 && apart.iter().all(|update| !update.ahead), "{apart:?}");
+    assert!(together.iter().filter(|update| update.ahead).count() > 10, "{together:?}");
 }
 
 /// `Invariant::BytesFollowRecipe`.

@@ -45,7 +45,7 @@ pub(super) struct LocalHost {
     reports: Mutex<Vec<StepReport>>,
     evaluated: Mutex<Vec<u64>>,
     costs: Mutex<Vec<Usage>>,
-    ahead: Mutex<Vec<bool>>,
+    updates: Mutex<Vec<Counted>>,
     questions_left: Cell<u32>,
     seat: Option<Seat>,
     shelves: Option<Arc<Shelves>>,
@@ -64,7 +64,7 @@ impl LocalHost {
             reports: Mutex::default(),
             evaluated: Mutex::default(),
             costs: Mutex::default(),
-            ahead: Mutex::default(),
+            updates: Mutex::default(),
             questions_left: Cell::new(u32::MAX),
             seat: None,
             shelves: None,
@@ -132,9 +132,9 @@ impl LocalHost {
         self.costs.lock().unwrap().last().copied().unwrap_or_default()
     }
 
-    /// For each update whether its rows were sent to the device before its turn.
-    pub(super) fn ahead(&self) -> Vec<bool> {
-        self.ahead.lock().unwrap().clone()
+    /// What this host was told of each update.
+    pub(super) fn updates(&self) -> Vec<Counted> {
+        self.updates.lock().unwrap().clone()
     }
 
     pub(super) fn last_report(&self) -> Option<StepReport> {
@@ -190,7 +190,7 @@ impl Host for LocalHost {
     }
 
     fn on_update(&self, update: Counted) {
-        self.ahead.lock().unwrap().push(update.ahead);
+        self.updates.lock().unwrap().push(update);
         self.seat.iter().for_each(|seat| seat.say(Said::Updated(update)));
     }
 
