@@ -51,7 +51,7 @@ nightly: build data night-data
 night-data: $(NIGHT_DATA)
 
 build: $(LIBTORCH)
-	@cargo build --release --locked --quiet -p graftwork -p graftwork-worker
+	@cargo build --release --locked -p graftwork -p graftwork-worker
 
 data: build $(BASE) $(DATA)
 
@@ -141,7 +141,7 @@ bench-pieces: $(LIBTORCH) $(BASE)
 	@cargo bench --locked -p graftwork-engine --bench pieces -- $(BENCH)
 
 bench-programs: build
-	@cargo build --release --locked --quiet -p graftwork-engine --examples
+	@cargo build --release --locked -p graftwork-engine --examples
 
 golden: build
 	@$(GRAFTWORK) golden $(GOLDEN)
