@@ -60,7 +60,7 @@ pub(crate) struct LayerWeights {
 }
 
 impl Trunk {
-    /// Maps a base model's weights. fp32 tensors are used where they lie; other types are converted into memory.
+    /// Maps a base model's weights. fp32 matrices are used where they lie; vectors and other types are copied into memory.
     pub fn open(base: &BaseModel, device: Device) -> Result<Self, EngineError> {
         let mapped = Arc::new(base.map()?);
         let reader = Reader { base, mapped: &mapped, device };
@@ -231,8 +231,10 @@ impl Reader<'_> {
         let missing = || EngineError::MissingTensor { name: name.to_owned(), present: self.base.tensors().len() };
         let tensor = self.base.tensor(name).ok_or_else(missing)?;
         let shape: Vec<i64> = tensor.shape.iter().map(|&size| signed(size)).collect();
-        let on_host =
-            if tensor.usable_in_place() { self.in_place(tensor, &shape) } else { self.copied(tensor, &shape)? };
+        // Norms and biases are copied: they lie between the layers' matrices, which nobody reads once they are packed, and a
+        // system that keeps files in large pages would keep much of those in memory for them.
+        let in_place = tensor.usable_in_place() && shape.len() > 1;
+        let on_host = if in_place { self.in_place(tensor, &shape) } else { self.copied(tensor, &shape)? };
         Ok(on_host.to_device(self.device))
     }
 
