@@ -95,8 +95,9 @@ impl UnderWay {
                 return Ok(newest);
             }
         }
-        let last = &self.told[self.told.len().saturating_sub(40)..];
-        bail!("the job ended before {what}; the last that was told: {last:#?}")
+        let told = self.told.iter().rev().filter(|event| !matches!(event.kind, EventKind::Step(_)));
+        let last: Vec<_> = told.take(40).collect();
+        bail!("the job ended before {what}; the last that was told besides updates, newest first: {last:#?}")
     }
 
     /// The members that made an update of this stage, as whoever leads them reports it.
