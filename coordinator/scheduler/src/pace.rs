@@ -2,8 +2,9 @@
 //!
 //! Two things follow from it. A stage goes to the fastest of the workers that stand equal otherwise. And a straggler in a
 //! group gets fewer lanes: a member that takes more than twice as long for a wave of lanes (one on each of its threads) as
-//! the median member, over [`STRAGGLER_STEPS`] updates. The group is then formed again with other shares, each lane going
-//! to whoever has it done first, and who gets none gives the lease back. That happens at most once in
+//! the median member, over [`STRAGGLER_STEPS`] updates and [`STRAGGLER_MS`], and computes for a good part of its time. The
+//! group is then formed again with other shares, each lane going to whoever has it done first, and who gets none gives the
+//! lease back. That happens at most once in
 //! [`Policy::reshape_ms`](crate::Policy::reshape_ms), which doubles each time.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,13 @@ use crate::{machine::Scheduler, message::StageKey, phase::Grant, worker::Worker}
 
 /// Updates over which a member must be slow, or no longer slow, before lanes move.
 const STRAGGLER_STEPS: u64 = 20;
+
+/// And milliseconds, eight reports: of updates that take a few of them, twenty are one hiccup of a machine.
+const STRAGGLER_MS: u64 = 2_000;
+
+/// Share of its time that a straggler computes at least. Where all wait for messages nobody waits for a member, and the
+/// little that each computes is too short to be compared.
+const STRAGGLER_COMPUTES: f64 = 0.2;
 
 /// How many times as long as the median member a straggler takes.
 const STRAGGLER_TIMES: f64 = 2.0;
@@ -39,8 +47,8 @@ pub(crate) struct Paces {
     reports: BTreeMap<WorkerId, StepReport>,
     /// The stragglers for which the group of now was formed.
     shaped_for: BTreeSet<WorkerId>,
-    /// Since which update others than those are slow.
-    otherwise_since: Option<u64>,
+    /// Since which update, and when, others than those are slow.
+    otherwise_since: Option<(u64, u64)>,
     /// How often lanes moved, and until when they stay.
     moved: u32,
     stays_until_ms: u64,
@@ -78,6 +86,11 @@ impl Worker {
             self.speeds.push((of, speed));
         }
     }
+}
+
+/// Share of its time that a member computes, and waits neither for rows nor for others.
+fn computing(report: &StepReport) -> f64 {
+    (1.0 - report.exchange_wait - report.input_wait).clamp(0.01, 1.0)
 }
 
 /// A speed in steps that a measurement can tell apart.
@@ -131,8 +144,13 @@ impl Scheduler {
         if report.lanes == 0 || report.examples_per_second <= 0.0 {
             return None;
         }
-        let computing = (1.0 - report.exchange_wait - report.input_wait).clamp(0.01, 1.0);
-        Some(computing / report.examples_per_second / f64::from(report.lanes.div_ceil(threads)))
+        Some(computing(report) / report.examples_per_second / f64::from(report.lanes.div_ceil(threads)))
+    }
+
+    /// Others may have to wait for it: it does not wait nearly all the time itself.
+    fn is_busy(&self, lease: LeaseId, worker: WorkerId) -> bool {
+        let report = self.groups.get(&lease).and_then(|group| group.paces.report(worker));
+        report.is_some_and(|report| computing(report) >= STRAGGLER_COMPUTES)
     }
 
     /// How lanes are divided among members: evenly while none of them is slow.
@@ -146,6 +164,7 @@ impl Scheduler {
         let waves = members.iter().map(|member| (*member, self.wave(lease, *member).unwrap_or(median)));
         let waves: Vec<(WorkerId, f64)> = waves.collect();
         let slow = waves.iter().filter(|(_, wave)| *wave > STRAGGLER_TIMES * median);
+        let slow = slow.filter(|(member, _)| self.is_busy(lease, *member));
         let stragglers: BTreeMap<WorkerId, f64> = slow.map(|(member, wave)| (*member, wave / median)).collect();
         if stragglers.is_empty() {
             return Shape::default();
@@ -189,9 +208,10 @@ impl Scheduler {
             group.paces.otherwise_since = None;
             return;
         }
-        let since = *group.paces.otherwise_since.get_or_insert(step);
+        let (since, since_ms) = *group.paces.otherwise_since.get_or_insert((step, now_ms));
+        let early = step < since + STRAGGLER_STEPS || now_ms < since_ms + STRAGGLER_MS;
         let quiet = group.joiners.is_empty() && group.asked_back.is_empty() && !group.is_breaking();
-        if step < since + STRAGGLER_STEPS || now_ms < group.paces.stays_until_ms || !quiet {
+        if early || now_ms < group.paces.stays_until_ms || !quiet {
             return;
         }
         let wait_ms = self.policy.reshape_ms.saturating_mul(1 << group.paces.moved.min(16));

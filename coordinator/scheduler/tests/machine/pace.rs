@@ -45,9 +45,14 @@ fn shares(commands: &[Command]) -> Vec<Vec<u32>> {
 
 /// All members tell, step by step, how long they compute; gives what was commanded.
 fn run(world: &mut World, steps: std::ops::Range<u64>, members: &[(u32, f64)]) -> Vec<Command> {
+    run_at(100, world, steps, members)
+}
+
+/// Of updates that take so many milliseconds.
+fn run_at(step_ms: u64, world: &mut World, steps: std::ops::Range<u64>, members: &[(u32, f64)]) -> Vec<Command> {
     let mut all = Vec::new();
     for step in steps {
-        world.machine.now_ms += 100;
+        world.machine.now_ms += step_ms;
         for (worker, (lanes, computing)) in world.members.clone().into_iter().zip(members) {
             all.extend(tell(&mut world.machine, (worker, world.lease), report(step, *lanes, *computing)));
         }
@@ -103,6 +108,22 @@ fn a_member_without_which_the_group_is_faster_gives_the_lease_back() {
     assert_eq!(places(&commands), [(first, 2, 0, 1, true)]);
     assert!(invited(&commands).is_empty(), "nor is it asked again at once");
     assert_eq!(world.failures(), 0);
+}
+
+#[test]
+fn a_hiccup_over_many_quick_updates_makes_no_straggler() {
+    let mut world = World::of(&grouped(2, 10_000), 2);
+    assert!(released(&run_at(4, &mut world, 1..400, &[(1, 0.2), (1, 0.95)])).is_empty(), "within 2 s");
+    assert!(released(&run_at(4, &mut world, 400..410, &[(1, 0.5), (1, 0.5)])).is_empty());
+    assert!(released(&run_at(4, &mut world, 410..800, &[(1, 0.2), (1, 0.95)])).is_empty(), "counted anew");
+    assert_eq!(released(&run_at(4, &mut world, 800..920, &[(1, 0.2), (1, 0.95)])).len(), 1);
+}
+
+#[test]
+fn nobody_is_a_straggler_where_all_wait_for_messages() {
+    let mut world = World::of(&grouped(2, 1_000), 2);
+    let commands = run_at(800, &mut world, 1..100, &[(1, 0.01), (1, 0.15)]);
+    assert!(released(&commands).is_empty() && places(&commands).is_empty(), "{commands:?}");
 }
 
 #[test]
