@@ -4,8 +4,7 @@
 //! group gets fewer lanes: a member that takes more than twice as long for a wave of lanes (one on each of its threads) as
 //! the median member, over [`STRAGGLER_STEPS`] updates and [`STRAGGLER_MS`], and computes for a good part of its time. The
 //! group is then formed again with other shares, each lane going to whoever has it done first, and who gets none gives the
-//! lease back. That happens at most once in
-//! [`Policy::reshape_ms`](crate::Policy::reshape_ms), which doubles each time.
+//! lease back. That happens at most once in [`Policy::reshape_ms`](crate::Policy::reshape_ms), which doubles each time.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -17,9 +17,9 @@ pub fn use_one_thread() {
     });
 }
 
-/// Makes the first calls of the math library under libtorch while no other thread computes. During them it chooses its functions
-/// for the processor, and guards the choice against nobody: where two threads came to their first tanh at the same time,
-/// one of them got other last bits, with AVX-512 in 7 of 1,000 processes.
+/// Makes the first calls of the math library under libtorch while no other thread computes. During them it chooses its
+/// functions for the processor, and guards the choice against nobody: where two threads came to their first tanh at the
+/// same time, one of them got other last bits, with AVX-512 in 7 of 1,000 processes.
 fn wake_math_library() {
     let ones = Tensor::ones([16, 16], (Kind::Float, Device::Cpu));
     drop(tch::no_grad(|| ones.matmul(&ones).tanh()));
