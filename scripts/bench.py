@@ -32,7 +32,7 @@ from benchmark.watch import Failed, Others
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A row of the table as it is shown.
-Shown = collections.namedtuple("Shown", "row value text least aim reached runs")
+Shown = collections.namedtuple("Shown", "row value text ends least aim reached runs")
 
 
 def parse():
@@ -83,6 +83,9 @@ def say(text):
 def begin(options, data):
     """A new record, or the one that is there if it was taken in the same way."""
     way = {"device": options.device, "rows": options.rows, "data": data.words, "programs": machine.programs(options.programs)}
+    # Ratios hold within one machine alone, and figures for one base model.
+    way["machine"] = machine.kind()
+    way["base_model"] = machine.digest(options.base / "model.safetensors")
     if options.precision != "fp32":
         way["precision"] = options.precision
     path = options.out / "record.json"
@@ -93,7 +96,7 @@ def begin(options, data):
     record = old or {"way": way, "began": time.strftime("%Y-%m-%d %H:%M:%S %z"), "samples": {}}
     record["machine"] = machine.facts()
     record["versions"] = machine.versions(options, ROOT)
-    record["pieces"] = machine.pieces(ROOT / "target/criterion")
+    record["pieces"] = machine.pieces(ROOT / "target/criterion", options.programs / "graftwork-worker")
     return record
 
 
@@ -147,14 +150,15 @@ def table(rows, samples):
         value, reached = outcome(row, samples)
         bars = (row.show(row.least), row.show(row.aim)) if row.least is not None else ("", "")
         runs = 0 if value is None else min(len(samples[need]) for need in row.needs if samples.get(need))
-        yield Shown(row, value, "not measured" if value is None else row.show(value), *bars, reached, runs)
+        ends = " – ".join(row.number(end) for end in row.ends(samples)) if runs > 1 else ""
+        yield Shown(row, value, "not measured" if value is None else row.show(value), ends, *bars, reached, runs)
 
 
 def show(rows, record):
     width = max((len(row.what) for row in rows), default=0)
-    print(f"{'':15} {'':{width}}  {'value':>14} {'at least':>10} {'aim':>10}  reached   runs")
-    for row, _, text, least, aim, reached, runs in table(rows, record["samples"]):
-        print(f"{row.name:15} {row.what:{width}}  {text:>14} {least:>10} {aim:>10}  {reached:8}  {runs:4}")
+    print(f"{'':15} {'':{width}}  {'value':>14} {'single runs':>16} {'at least':>10} {'aim':>10}  reached   runs")
+    for row, _, text, ends, least, aim, reached, runs in table(rows, record["samples"]):
+        print(f"{row.name:15} {row.what:{width}}  {text:>14} {ends:>16} {least:>10} {aim:>10}  {reached:8}  {runs:4}")
     print("\nMedians (all figures are in the record):")
     for need in dict.fromkeys(need for row in rows for need in row.needs):
         figures = list(record.get("medians", {}).get(need, {}).items())[:3]
@@ -181,7 +185,7 @@ def save(options, record):
     record["table"] = [
         {"row": row.name, "what": row.what, "against": row.against, "value": value, "unit": row.unit,
          "at_least": row.least, "aim": row.aim, "reached": reached, "runs": runs}
-        for row, value, _, _, _, reached, runs in rows
+        for row, value, _, _, _, _, reached, runs in rows
     ]
     for name, text in (("record.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n"), ("index.html", page.page(record, rows))):
         new = options.out / f"{name}.new"

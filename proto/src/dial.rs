@@ -270,7 +270,7 @@ impl Token {
         Self { version: version.parse().ok(), ..self }
     }
 
-    /// The same, for the coordinator of this term alone; for any of them if it is 0, which none has.
+    /// The same, for the coordinator of this term alone. It says none if that is 0, which no coordinator has.
     pub fn with_term(self, term: Term) -> Self {
         Self { term: (term.0 > 0).then(|| term.0.into()), ..self }
     }

@@ -12,11 +12,25 @@ PROGRAMS = ("graftwork", "graftwork-worker", "examples/step_time", "examples/roo
 MEASURING = ("data.py", "ours.py", "peer.py", "program.py", "watch.py")
 
 
-def facts():
+def processor():
+    """What the system says of the first core."""
     cpu = {}
     for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
         key, _, value = line.partition(":")
         cpu.setdefault(key.strip(), value.strip())
+    return cpu
+
+
+def kind():
+    """What two machines have in common that figures of both may stand in one record for."""
+    cpu = processor()
+    names = ("model name", "vendor_id", "cpu family", "model", "stepping")
+    gpu = first_line("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    return [*(cpu.get(name, "") for name in names), os.cpu_count(), gpu]
+
+
+def facts():
+    cpu = processor()
     memory = next(line for line in pathlib.Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal"))
     wanted = ("avx2", "fma", "avx512f", "avx512vl", "avx512_bf16", "amx_bf16")
     return {
@@ -35,7 +49,11 @@ def programs(folder):
     """Digests of the programs that are there, and of what measures, so that figures of other ones are not mixed in."""
     files = {name: folder / name for name in PROGRAMS}
     files |= {name: pathlib.Path(__file__).with_name(name) for name in MEASURING}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items() if path.exists()}
+    return {name: digest(path) for name, path in files.items() if path.exists()}
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def first_line(*command, folder=None):
@@ -61,10 +79,16 @@ def versions(options, root):
     return found
 
 
-def pieces(folder):
-    """Median and its 95 % interval in nanoseconds, of each benchmark that `cargo bench -p graftwork-engine` has run."""
+def pieces(folder, program):
+    """Median and its 95 % interval in nanoseconds, of each benchmark that `cargo bench -p graftwork-engine` has run.
+
+    Those that were taken before this program was built are of another one, and left out.
+    """
     found = {}
+    built = program.stat().st_mtime if program.exists() else 0
     for path in sorted(folder.glob("**/new/estimates.json")):
+        if path.stat().st_mtime < built:
+            continue
         median = json.loads(path.read_text())["median"]
         interval = median["confidence_interval"]
         name = str(path.parent.parent.relative_to(folder))

@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import signal
+import statistics
 import subprocess
 import time
 
@@ -14,6 +15,8 @@ from .data import SPLIT_ROWS, made_texts
 BATCH, RATE = 16, 1e-3
 # Rows of measurements that need only a steady pace.
 STEADY_ROWS = 1600
+# Rows of the measurement of a start.
+START_ROWS = 1000
 # So many of the lowest layers lose their adapters at most in training with AdapterDrop.
 MOST_DROPPED = 5
 
@@ -38,8 +41,15 @@ class Ours:
         done = self.run(job)
         rows = sum(stage["rows"][0] for stage in done.stages)
         figures = {f"accuracy_{stage['name']}": score(stage) for stage in done.stages}
-        # The largest share of the time between two reports in which training waited for rows.
-        figures["most_input_wait"] = max((event["input_wait"] for event in done.events if event["event"] == "step"), default=0.0)
+        figures["mean_accuracy"] = statistics.mean(figures.values())
+        # The largest share of the time between two reports in which training waited for rows. Those of a stage's first update
+        # are read when it starts, so they stand apart.
+        waits = {}
+        for event in done.events:
+            if event["event"] == "step":
+                waits.setdefault(event["stage"], []).append(event["input_wait"])
+        figures["most_input_wait"] = max((wait for stage in waits.values() for wait in stage[1:]), default=0.0)
+        figures["most_first_input_wait"] = max((stage[0] for stage in waits.values()), default=0.0)
         return {"wall_s": done.seconds, "first_step_s": done.first_step, "rows_per_second": rows / done.seconds, **figures}
 
     # -- paces of single stages -----------------------------------------------------------------------------------
@@ -68,6 +78,18 @@ class Ours:
         done = self.run(self.job([section("dropped", task)], training, "leave_out = [0, 1, 2]"))
         return {"first_epoch_examples_per_second": done.pace("dropped", 0, 1), "later_examples_per_second": done.pace("dropped", 1, 3)}
 
+    def kept(self):
+        """A job as `dropped`'s, of one epoch: with nothing kept, and behind another seed's of two, which keeps what returns."""
+        task = self.data.middle.first(STEADY_ROWS)
+        job = lambda seed, epochs: self.job([section("kept", task, f"seed = {seed}")], {"epochs": epochs}, "leave_out = [0, 1, 2]")
+        nothing = self.run(job(1, 1), environment={"GRAFTWORK_KEEP_GIB": "0"})
+        folder = self.fresh()
+        self.run(job(2, 2), folder=folder)
+        filled = self.run(job(1, 1), folder=folder)
+        runs = {"nothing_kept": nothing, "filled": filled}
+        seconds = {f"{name}_s": run.seconds for name, run in runs.items()}
+        return {**seconds, **{f"{name}_first_step_s": run.first_step for name, run in runs.items()}}
+
     def lora(self):
         done = self.run(self.job([section("lora", self.data.middle.first(STEADY_ROWS))], {"epochs": 1}, method="lora"))
         return {"examples_per_second": done.pace("lora")}
@@ -89,8 +111,12 @@ class Ours:
         return {"seconds_from_first_step": done.seconds - done.first_step}
 
     def start(self):
-        """A command like one that was given before: tokens and all else that is kept on disk are there."""
-        job = self.job([section("start", self.data.short.first(64))], {"epochs": 1})
+        """A command like one that was given before: tokens and all else that is kept on disk are there.
+
+        Updates are reported a quarter of a second apart, so the rows must last longer than that: the first report of fewer
+        is the last one, behind the evaluation.
+        """
+        job = self.job([section("start", self.data.short.first(START_ROWS))], {"epochs": 1})
         folder = self.fresh()
         self.run(job, folder=folder)
         return {"first_step_s": self.run(job, folder=folder, options=["--again"]).first_step}
@@ -133,7 +159,7 @@ class Ours:
         figures = {}
         for line in self.step_time("seq_bn", 3, self.data.pairs.train, ["--batches", "16,64", "--cuts", "1x1,2x2"]):
             name = f"batch{line['batch']}_threads{line['threads']}"
-            for figure in ("share_of_sgemm", "useful_gflops", "sgemm_gflops", "examples_per_second", "tokens_per_batch"):
+            for figure in ("share_of_sgemm", "useful_gflops", "sgemm_gflops", "examples_per_second", "tokens_per_second", "tokens_per_batch"):
                 figures[f"{name}_{figure}"] = line[figure]
         return figures
 
@@ -237,7 +263,7 @@ class Ours:
         folder.mkdir()
         return folder
 
-    def run(self, job, folder=None, cpus=None, options=()):
+    def run(self, job, folder=None, cpus=None, options=(), environment=None):
         """`graftwork run`, with a state and a cache of its own."""
         folder = folder or self.fresh()
         (folder / "job.toml").write_text(job)
@@ -248,7 +274,8 @@ class Ours:
                 events.append({**json.loads(line), "seconds": seconds})
 
         command = [self.programs / "graftwork", "run", "job.toml", "--state", folder / "state", "--progress", "json", *options]
-        done = watch.run(command, {"XDG_CACHE_HOME": str(folder / "cache")}, cpus, hear, folder=folder)
+        environment = {"XDG_CACHE_HOME": str(folder / "cache"), **(environment or {})}
+        done = watch.run(command, environment, cpus, hear, folder=folder)
         report = max(folder.glob("state/*/report.json"), key=os.path.getmtime)
         return Done(folder, events, done, stages_of(json.loads(report.read_text())))
 

@@ -50,10 +50,11 @@ def table(rows):
         drawn = gauge(shown.value, row.least, row.aim, row.lower) if row.least is not None else ""
         against = f'<div class="quiet">against {html.escape(row.against)}</div>' if row.against else ""
         lines.append(
-            f"<tr><td>{html.escape(row.what)}{against}</td><td class=n><b>{html.escape(shown.text)}</b></td><td class=n>{shown.least}</td>"
+            f"<tr><td>{html.escape(row.what)}{against}</td><td class=n><b>{html.escape(shown.text)}</b></td>"
+            f'<td class="n quiet">{shown.ends}</td><td class=n>{shown.least}</td>'
             f'<td class=n>{shown.aim}</td><td>{drawn}</td><td class="{kind}">{shown.reached}</td><td class=n>{shown.runs or ""}</td></tr>'
         )
-    head = "<tr><th>what</th><th class=n>value</th><th class=n>at least</th><th class=n>aim</th><th></th><th>reached</th><th class=n>runs</th></tr>"
+    head = "<tr><th>what</th><th class=n>value</th><th class=n>single runs</th><th class=n>at least</th><th class=n>aim</th><th></th><th>reached</th><th class=n>runs</th></tr>"
     return f'<div class="wide"><table>{head}{"".join(lines)}</table></div>'
 
 

@@ -15,6 +15,12 @@ class Row:
     def value(self, samples):
         return self.of(lambda need, figure: statistics.median(sample[figure] for sample in samples[need]))
 
+    def ends(self, samples):
+        """The smallest and the largest value of a single run; runs are those that were taken in the same turn."""
+        runs = range(min(len(samples[need]) for need in self.needs if samples.get(need)))
+        values = [self.of(lambda need, figure, run=run: samples[need][run][figure]) for run in runs]
+        return min(values), max(values)
+
     def reached(self, value):
         """"aim", "at least", "below", or nothing where there are no bars."""
         if self.least is None:
@@ -23,9 +29,10 @@ class Row:
         return "aim" if self.aim is not None and good(self.aim) else "at least" if good(self.least) else "below"
 
     def show(self, value):
-        if value is None:
-            return "–"
-        return f"{100 * value:.0f} %" if self.unit == "%" else f"{value:.2f} {self.unit}" if value < 100 else f"{value:,.0f} {self.unit}"
+        return "–" if value is None else f"{self.number(value)} {self.unit}"
+
+    def number(self, value):
+        return f"{100 * value:.0f}" if self.unit == "%" else f"{value:.2f}" if value < 100 else f"{value:,.0f}"
 
 
 def ratio(over, below):
@@ -43,12 +50,19 @@ ROWS = [
         ["ours.suite", "peer.suite_group"], ratio(("peer.suite_group", "wall_s"), ("ours.suite", "wall_s")), 2, 2.5),
     Row("suite-max", "suite, wall clock", "peer, padding to 128",
         ["ours.suite", "peer.suite_max"], ratio(("peer.suite_max", "wall_s"), ("ours.suite", "wall_s")), 9, 12),
+    Row("suite-score", "suite, mean accuracy on validation, points of a hundred above or below", "peer, longest in batch",
+        ["ours.suite", "peer.suite_longest"], lambda median: 100 * (median("ours.suite", "mean_accuracy") - median("peer.suite_longest", "mean_accuracy")),
+        unit="points"),
+    Row("suite-input", "suite, largest share of a quarter second in which training waited for rows, behind the first of each task", "",
+        ["ours.suite"], figure("ours.suite", "most_input_wait"), unit="%", lower=True),
     Row("suite-dropout", "suite with dropout on for both", "peer, longest in batch",
         ["ours.suite_with_dropout", "peer.suite_longest"], ratio(("peer.suite_longest", "wall_s"), ("ours.suite_with_dropout", "wall_s")), 3, 3.8),
     Row("fusion3", "fusion of 3 adapters, training", "peer, longest in batch",
         ["ours.fusion3", "peer.fusion3"], ratio(("ours.fusion3", "examples_per_second"), ("peer.fusion3", "examples_per_second")), 4, 5),
     Row("fusion8", "fusion of 8 adapters, training", "peer, longest in batch",
         ["ours.fusion8", "peer.fusion8"], ratio(("ours.fusion8", "examples_per_second"), ("peer.fusion8", "examples_per_second")), 6, 9),
+    Row("kept", "first adapter at layer 3, one epoch, behind another seed's two", "nothing kept",
+        ["ours.kept"], ratio(("ours.kept", "nothing_kept_s"), ("ours.kept", "filled_s"))),
     Row("lora", "LoRA, training", "peer, longest in batch",
         ["ours.lora", "peer.lora"], ratio(("ours.lora", "examples_per_second"), ("peer.lora", "examples_per_second"))),
     Row("adapter-drop", "AdapterDrop, none to five of the lowest layers left out in each update, training", "peer, longest in batch",

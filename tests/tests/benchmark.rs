@@ -136,8 +136,8 @@ fn check_plots(out: &Path) -> Result<()> {
 
 /// The verdict on the suite with a record that leaves nothing to measure.
 fn judge(out: &Path, record: &mut Value, device: &str, (wall, reached, code): (f64, &str, i32)) -> Result<()> {
-    record["samples"]["ours.suite"] = json!([{ "wall_s": 100.0 }]);
-    record["samples"]["peer.suite_longest"] = json!([{ "wall_s": wall }]);
+    record["samples"]["ours.suite"] = json!([{ "wall_s": 100.0, "mean_accuracy": 0.75, "most_input_wait": 0.02 }]);
+    record["samples"]["peer.suite_longest"] = json!([{ "wall_s": wall, "mean_accuracy": 0.7 }]);
     fs::write(out.join("record.json"), record.to_string())?;
     let done = bench(out, &["--peer", "--go-on", "--device", device, "--only", "suite"])?;
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
@@ -173,6 +173,14 @@ fn measured_is_recorded_and_judged() -> Result<()> {
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
     ensure!(!other.status.success() && said.contains("was taken in another way (rows)"), "{said}");
 
+    let here = record["way"]["machine"].clone();
+    record["way"]["machine"] = json!(["another processor"]);
+    fs::write(out.join("record.json"), record.to_string())?;
+    let other = bench(out, &["--go-on", "--only", "suite"])?;
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    ensure!(!other.status.success() && said.contains("was taken in another way (machine)"), "{said}");
+    record["way"]["machine"] = here;
+
     // On a GPU both programs multiply in bf16, unless another precision is named.
     record["way"]["device"] = json!("cuda");
     record["way"]["precision"] = json!("bf16");
@@ -180,6 +188,26 @@ fn measured_is_recorded_and_judged() -> Result<()> {
         judge(out, &mut record, "cuda", verdict)?;
     }
     Ok(())
+}
+
+/// Everything that is measured of ours alone.
+fn every_row_of_ours_is_measured() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let done = make_bench("bench", folder.path(), "--rows 1600")?;
+    let said = String::from_utf8_lossy(&done.stderr).into_owned();
+    ensure!(done.status.success() && !said.contains(" failed: "), "{said}");
+    let record = record(folder.path())?;
+    for name in ["suite-input", "below", "kept", "sgemm16", "sgemm64", "cores", "adapter-memory", "start", "input"] {
+        let value =
+            row(&record, name)?["value"].as_f64().with_context(|| format!("{name} was not measured: {said}"))?;
+        ensure!(value.is_finite() && value >= 0.0, "{name}: {value}");
+    }
+    for need in
+        ["suite_with_dropout", "fusion3", "fusion8", "lora", "adapter_drop", "predict", "single_rows", "four_tasks"]
+    {
+        ensure!(record["samples"][format!("ours.{need}")][0].is_object(), "{need} was not measured: {said}");
+    }
+    check_plots(folder.path())
 }
 
 /// The suite, over the sets of `make data`.
@@ -251,6 +279,7 @@ fn main() -> ExitCode {
     };
     let trials = vec![
         trial("measured_is_recorded_and_judged", fetched, measured_is_recorded_and_judged),
+        trial("every_row_of_ours_is_measured", fetched.or(unasked), every_row_of_ours_is_measured),
         trial(
             "the_library_is_measured_beside_ours",
             fetched.or(library).or(unasked),

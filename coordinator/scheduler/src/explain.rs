@@ -417,14 +417,16 @@ impl Scheduler {
         ends.get((ahead + others).min(ends.len().saturating_sub(1))).copied()
     }
 
-    /// When a stage has its result at the rate of now; `None` while no rate is known.
+    /// When a stage has its result, or is at the rung where its trial pauses, at the rate of now; `None` while no rate is
+    /// known.
     fn end_of(&self, lease: LeaseId) -> Option<u64> {
         let (job, position) = self.state.record(self.state.live().get(&lease)?)?;
         let stage = &job.plan.stages[position];
         let leader = self.state.grant(lease)?.worker;
         let report = self.groups.get(&lease)?.paces.report(leader)?;
         let rows = f64::from(stage.recipe.training.batch_size) * f64::from(stage.recipe.training.accumulation.max(1));
-        let steps = stage.total_steps.saturating_sub(report.step) as f64;
+        let until = job.pause_step(position).unwrap_or(stage.total_steps);
+        let steps = until.saturating_sub(report.step) as f64;
         let seconds = steps * rows / report.examples_per_second;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a time of less than a year")]
         let left_ms = (seconds.is_finite() && seconds < 3.2e7).then_some((seconds * 1000.0) as u64)?;

@@ -23,7 +23,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Invariant {
     /// 1. The trunk's bytes never change: files are mapped read-only (`shared/model/src/weights.rs`), so that a write would
-    ///    end the process, and no tensor of a trunk leaves `graftwork-engine`.
+    ///    end the process, and no tensor of a trunk leaves `graftwork-engine`, whose tests hold that what is copied from
+    ///    the file stays as it was too (`network/tests.rs`).
     TrunkUnchanged,
     /// 2. One live lease for a stage; a late worker or an old coordinator cannot commit. Of a group that holds a lease,
     ///    each worker is a member once, all are of one numeric class and of versions that train together, and rank 0 alone

@@ -29,11 +29,14 @@ const MOST_WORK: u64 = 2 * WORKERS + 1_000;
 /// could have it for what is usual.
 const MOST_WORK_OF_GANGS: u64 = MOST_WORK + 2 * WORKERS;
 
+/// Where a stage with a higher priority takes a place, all that run are looked at for who loses the least.
+const MOST_WORK_OF_PREEMPTION: u64 = MOST_WORK + 2 * WORKERS;
+
 /// What a submission may touch: each stage of its plan so often.
 const MOST_WORK_OF_SUBMISSIONS: u64 = 16 * STAGES;
 
-fn thousand(assignments: u64, gangs: bool) -> Curve {
-    let crowd = Crowd {
+fn thousand(assignments: u64, gangs: bool) -> Crowd {
+    Crowd {
         workers: WORKERS,
         slots: 2,
         jobs: assignments.div_ceil(STAGES),
@@ -45,7 +48,10 @@ fn thousand(assignments: u64, gangs: bool) -> Curve {
         seed: 42,
         troubled: false,
         checked: false,
-    };
+    }
+}
+
+fn measured(crowd: Crowd) -> Curve {
     let curve = crowd.run();
     println!(
         "| {} | {} | {} | {:.1} | {} ({}) | {} | {:.1} | {:.1} | {:.1} | {} | {:x}",
@@ -84,18 +90,24 @@ fn what_a_decision_touches_does_not_grow_with_what_there_is_to_do() {
     println!(
         "| assignments | events | deaths | work of an event | most | of a submission | p50 us | p99 us | s | virtual s |"
     );
-    let mut curves = vec![thousand(2_000, false), thousand(20_000, false)];
+    let mut curves = Vec::from([2_000, 20_000].map(|assignments| measured(thousand(assignments, false))));
     if std::env::var_os("GRAFTWORK_LONG_TESTS").is_some() {
-        curves.push(thousand(100_000, false));
+        curves.push(measured(thousand(100_000, false)));
     }
     hold(&curves, MOST_WORK);
 }
 
 #[test]
 fn nor_does_it_where_many_gangs_wait() {
-    let curves = [thousand(2_000, true), thousand(10_000, true)];
+    let curves = [2_000, 10_000].map(|assignments| measured(thousand(assignments, true)));
     assert!(curves.iter().all(|curve| curve.gangs * 8 > curve.assignments), "a quarter of all stages are gangs");
     hold(&curves, MOST_WORK_OF_GANGS);
+}
+
+#[test]
+fn nor_does_it_where_some_jobs_go_first() {
+    let of = |assignments| measured(Crowd { priorities: vec![0, 2, 1], ..thousand(assignments, false) });
+    hold(&[2_000, 10_000].map(of), MOST_WORK_OF_PREEMPTION);
 }
 
 #[test]

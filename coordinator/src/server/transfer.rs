@@ -51,9 +51,13 @@ async fn blocking<T: Send + 'static>(
 
 impl Transfer {
     /// Refuses what is of another term, as a coordinator that cannot be reached would: a worker asks again once it is
-    /// welcomed. Commands say no term.
+    /// welcomed. Commands are of no session, and say no term.
     fn check_term<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let Some(said) = request.metadata().get(TERM_HEADER) else { return Ok(()) };
+        let Some(said) = request.metadata().get(TERM_HEADER) else {
+            let of_session = request.metadata().contains_key(KEY_HEADER);
+            let refused = || Status::unavailable(format!("the request is of a session and says no {TERM_HEADER}"));
+            return if of_session { Err(refused()) } else { Ok(()) };
+        };
         let theirs = said.to_str().ok().and_then(|text| text.parse().ok()).map(Term);
         let theirs = theirs.ok_or_else(|| Status::invalid_argument(format!("{TERM_HEADER}: it is no number")))?;
         if theirs == self.term {

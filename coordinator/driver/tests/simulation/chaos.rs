@@ -4,14 +4,15 @@ use graftwork_scheduler::{Policy, StageKey};
 use graftwork_shared::{
     assignment::{Blame, Failure},
     digest::Digest,
-    id::LeaseId,
+    id::{LeaseId, WorkerId},
 };
 
 use crate::{
     coordinator::Coordinator,
     faults::Fault,
     fixture, plans,
-    worker::Word,
+    seen::Seen,
+    worker::{Word, Work},
     world::{Deed, World},
 };
 
@@ -97,8 +98,49 @@ impl World {
         }
     }
 
-    /// A worker speaks under a lease that is another's, or was its own once; its blobs are there.
+    /// A member that does not lead its group sends a checkpoint or a result of its own making; its blobs are there.
+    fn speak_as_leader(&mut self, process: usize) {
+        let follows = |work: &&Work| work.rank > 0 && work.is_member(work.epoch);
+        let leases = self.processes[&process].leases.iter();
+        let followed: Vec<LeaseId> = leases.filter(|(_, work)| follows(work)).map(|(lease, _)| *lease).collect();
+        let Some(lease) = self.dice.pick(&followed) else { return };
+        let stage = self.processes[&process].leases[&lease].assignment.stage.clone();
+        let result = fixture::result(stage.as_str(), 1, 0.9);
+        let word = if self.dice.chance(500) {
+            Word::Checkpoint(lease, self.dice.between(1, 10), result.weights)
+        } else {
+            Word::Finished(lease, Box::new(result))
+        };
+        self.say_with_blobs(process, lease, Word::AsLeader(lease, Box::new(word)));
+    }
+
+    /// A word as it is heard: not what a member says as if it led when it does lead, since it would be believed.
+    pub(crate) fn unmasked(&mut self, worker: WorkerId, word: Word) -> Option<Word> {
+        let Word::AsLeader(lease, word) = word else { return Some(word) };
+        let machine = self.coordinator.as_ref()?.core.machine();
+        let (holds, leads) = (machine.holds(worker, lease).is_some(), machine.leads(worker, lease).is_some());
+        if holds && !leads {
+            self.note(Seen::SpokeAsLeader);
+        }
+        (!leads).then_some(*word)
+    }
+
+    fn say_with_blobs(&mut self, process: usize, lease: LeaseId, word: Word) {
+        for blob in word.blobs() {
+            self.reach_coordinator(Deed::Put(process, self.starts, lease, blob));
+            self.checkpoints.entry(blob).or_default();
+        }
+        if self.processes.get(&process).is_some_and(|process| process.welcome.is_some()) {
+            self.say(process, vec![word]);
+        }
+    }
+
+    /// A worker speaks under a lease that is another's, or was its own once, or as if it led a group that it is a member
+    /// of; its blobs are there.
     fn lie(&mut self, process: usize) {
+        if self.dice.chance(400) {
+            return self.speak_as_leader(process);
+        }
         let held: Vec<(LeaseId, StageKey)> = self
             .processes
             .iter()
@@ -129,13 +171,7 @@ impl World {
             3 => Word::Checkpoint(lease, self.dice.between(1, 10), result.weights),
             _ => Word::Finished(lease, Box::new(result)),
         };
-        for blob in word.blobs() {
-            self.reach_coordinator(Deed::Put(process, self.starts, lease, blob));
-            self.checkpoints.entry(blob).or_default();
-        }
-        if self.processes.get(&process).is_some_and(|process| process.welcome.is_some()) {
-            self.say(process, vec![word]);
-        }
+        self.say_with_blobs(process, lease, word);
     }
 
     /// Only whoever stood still, or could not be heard, was silent: never a worker whose coordinator did not listen.

@@ -324,8 +324,10 @@ impl World {
             core.on_left(now_ms, (worker, link), Gone::Wrong("a blob was not uploaded".to_owned()));
             return self.close(link);
         }
+        let Some(word) = self.unmasked(worker, word) else { return };
+        let coordinator = self.coordinator.as_mut().unwrap();
         let replaced = coordinator.sessions.get(&worker) != Some(&link);
-        let before = replaced.then(|| core.machine().clone());
+        let before = replaced.then(|| coordinator.core.machine().clone());
         if replaced {
             self.note(Seen::LateWord);
         }

@@ -26,6 +26,8 @@ pub(crate) enum Seen {
     SweepFailed,
     /// A word came over a session that another one had replaced, or that had ended.
     LateWord,
+    /// A member that does not lead sent a checkpoint or a result.
+    SpokeAsLeader,
     /// An answer about a blob overtook what was said before it.
     AnswerOvertook,
     /// A word of a worker, or of a coordinator, came twice.
@@ -52,7 +54,7 @@ pub(crate) enum Seen {
 /// What must happen, with how often in a thousand worlds at least. That a term is refused takes a coordinator that leads no
 /// more, has nothing to write and is asked by one that has left it within its grace, and that a sweep fails takes trials of
 /// which none ends: too rare to be counted on.
-pub(crate) const WANTED: [(Seen, u64); 21] = [
+pub(crate) const WANTED: [(Seen, u64); 22] = [
     (Seen::Turn, 100_000),
     (Seen::Echo, 20_000),
     (Seen::HelpedFirst, 2),
@@ -61,6 +63,7 @@ pub(crate) const WANTED: [(Seen, u64); 21] = [
     (Seen::WriteRefused, 20),
     (Seen::LateCommand, 20),
     (Seen::LateWord, 20),
+    (Seen::SpokeAsLeader, 20),
     (Seen::AnswerOvertook, 100),
     (Seen::WordTwice, 1_000),
     (Seen::CommandTwice, 1_000),

@@ -115,13 +115,16 @@ pub(crate) enum Word {
     Prepared(LeaseId),
     Broken(LeaseId, u64),
     Waits(LeaseId, u64, u64),
+    /// A member says this of its group's lease as if it led. It is not heard where it leads by then, and would be believed.
+    AsLeader(LeaseId, Box<Word>),
 }
 
 impl Word {
-    /// The event that it is to the scheduler; reports, hellos and probes are told in other ways.
+    /// The event that it is to the scheduler; reports, hellos and probes are told in other ways, and what a member says as
+    /// if it led is looked at first.
     pub(crate) fn event(self, worker: WorkerId) -> Option<Event> {
         Some(match self {
-            Self::Hello(_) | Self::Probe(..) | Self::Step(..) => return None,
+            Self::Hello(_) | Self::Probe(..) | Self::Step(..) | Self::AsLeader(..) => return None,
             Self::Heartbeat(leases) => Event::Heartbeat { worker, leases },
             Self::Spent(lease, usage) => Event::Spent { worker, lease, usage },
             Self::Checkpoint(lease, step, blob) => Event::Checkpointed { worker, lease, step, blob },
@@ -144,6 +147,7 @@ impl Word {
             Self::Finished(_, result) => {
                 std::iter::once(result.weights).chain(result.predictions.values().copied()).collect()
             }
+            Self::AsLeader(_, word) => word.blobs(),
             _ => Vec::new(),
         }
     }

@@ -80,7 +80,8 @@ impl Board {
 
 impl Scheduler {
     /// Stages, workers, leases and jobs that decisions have looked at so far. It grows by a bounded number with each event,
-    /// whatever else there is.
+    /// whatever else there is. Not in it is what is looked at stage by stage while groups' helpers hold places that an
+    /// owner at its quota, or a gang, waits for.
     pub fn work(&self) -> u64 {
         self.board.work
     }

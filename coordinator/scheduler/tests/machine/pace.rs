@@ -13,6 +13,7 @@ use graftwork_shared::{
 use crate::{
     fixture::{Machine, assigned, class, grouped, info, invited, name, plan, result, stage},
     group::{World, keyed, places, reasons, released},
+    swept::{Run, swept, whole},
 };
 
 fn report(step: u64, lanes: u32, computing: f64) -> StepReport {
@@ -251,6 +252,18 @@ fn explain_says_what_is_needed_what_is_free_who_is_ahead_and_when_it_may_start()
     let json = serde_json::to_string(&machine.scheduler.explain(&waiting).unwrap()).unwrap();
     let back: graftwork_scheduler::Explanation = serde_json::from_str(&json).unwrap();
     assert_eq!(back, machine.scheduler.explain(&waiting).unwrap());
+}
+
+#[test]
+fn a_trial_is_expected_to_leave_its_place_at_its_rung() {
+    let mut run = Run::start(swept(3, whole(2)), &[1]);
+    let first = run.next("s-trial-1").unwrap();
+    assert_eq!(first.until, Some(10));
+    tell(&mut run.machine, (first.worker, first.lease), report(5, 2, 1.0));
+    let why = explained(&run.machine, &run.job, "s-trial-2").why;
+    // 5 of the 10 updates up to its rung, of 40 in all, with 16 rows a second.
+    let rows = f64::from(stage("b", &[], 1).recipe.training.batch_size);
+    assert_eq!(why.earliest_in_ms.map(Duration::from_millis), Some(Duration::from_secs_f64(5.0 * rows / 16.0)));
 }
 
 #[test]

@@ -52,8 +52,9 @@ async fn pair(place: &Place) -> Pair {
     Pair { running, channel, job, lease, first, second }
 }
 
+/// Meets under a place's first coordinator.
 async fn meet(channel: &Channel, (lease, epoch): (LeaseId, u64), name: &str, what: What) -> Result<Met, Status> {
-    let request = v1::MeetRequest { lease: lease.0, epoch, name: name.to_owned(), what: Some(what), term: 0 };
+    let request = v1::MeetRequest { lease: lease.0, epoch, name: name.to_owned(), what: Some(what), term: 1 };
     let reply = GroupsClient::new(channel.clone()).meet(request).await?.into_inner();
     Ok((reply.value, reply.sum))
 }
@@ -183,13 +184,13 @@ async fn whoever_meets_under_another_term_meets_nobody() {
         let mut client = GroupsClient::new(channel.clone());
         async move { client.meet(request).await.map(|reply| reply.into_inner().sum) }
     };
-    for other in [first.term.0 - 1, first.term.0 + 1].into_iter().filter(|term| *term > 0) {
+    assert_eq!(first.term, Term(1));
+    for other in [0, 2] {
         let refused = under(other).await.unwrap_err();
         assert_eq!(refused.code(), Code::FailedPrecondition);
         assert!(refused.message().contains(&Term(other).to_string()), "{}", refused.message());
     }
-    assert_eq!(under(first.term.0).await.unwrap(), 1);
-    assert_eq!(under(0).await.unwrap(), 2, "an earlier version says no term");
+    assert_eq!(under(1).await.unwrap(), 1);
 }
 
 #[tokio::test]
@@ -203,7 +204,7 @@ async fn what_is_met_over_is_small() {
     for name in ["", &"n".repeat(257)] {
         assert_eq!(code(meet(&channel, here, name, What::Add(1)).await), Code::InvalidArgument);
     }
-    let request = v1::MeetRequest { lease: lease.0, epoch: 1, name: "x".to_owned(), what: None, term: 0 };
+    let request = v1::MeetRequest { lease: lease.0, epoch: 1, name: "x".to_owned(), what: None, term: 1 };
     let refused = GroupsClient::new(channel.clone()).meet(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     for number in 0..4_095 {
@@ -229,7 +230,7 @@ async fn a_stranger_without_the_token_meets_nobody() {
         epoch: 1,
         name: "x".to_owned(),
         what: Some(What::Add(1)),
-        term: 0,
+        term: 1,
     });
     request.metadata_mut().insert("authorization", "Bearer a secret of some length".parse().unwrap());
     let refused = GroupsClient::new(channel).meet(request).await.unwrap_err();
@@ -243,8 +244,13 @@ async fn a_restart_ends_the_group_with_its_lease() {
     drop(running);
     let running = place.start().await;
     let channel = connect(&running).await;
-    assert_eq!(code(meet(&channel, (lease, 1), "x", What::Add(1)).await), Code::FailedPrecondition);
     let mut peer = Peer::join(&channel).await;
+    for term in [first.term, peer.term] {
+        let request =
+            v1::MeetRequest { lease: lease.0, epoch: 1, name: "x".to_owned(), what: Some(What::Add(1)), term: term.0 };
+        let refused = GroupsClient::new(channel.clone()).meet(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+    }
     assert!(peer.term > first.term && peer.term > Term(0));
     assert!(peer.assignment().await.0 > lease);
 }

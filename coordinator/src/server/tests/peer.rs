@@ -59,12 +59,13 @@ pub(super) async fn put(channel: &Channel, bytes: &[u8]) -> Result<Digest, Statu
     put_as(channel, bytes, "").await
 }
 
-/// Puts a blob as the worker of this key does.
+/// Puts a blob as the worker of this key does under a place's first coordinator; as a command does if there is no key.
 pub(super) async fn put_as(channel: &Channel, bytes: &[u8], key: &str) -> Result<Digest, Status> {
     let chunks: Vec<v1::Chunk> = bytes.chunks(1_000).map(|data| v1::Chunk { data: data.to_vec() }).collect();
     let mut request = tonic::Request::new(futures::stream::iter(chunks));
     if !key.is_empty() {
         request.metadata_mut().insert(graftwork_proto::KEY_HEADER, key.parse().unwrap());
+        request.metadata_mut().insert(graftwork_proto::TERM_HEADER, "1".parse().unwrap());
     }
     let reply = BlobsClient::new(channel.clone()).put(request).await?;
     Ok(reply.into_inner().digest.parse().unwrap())

@@ -352,6 +352,9 @@ async fn what_a_worker_puts_for_another_coordinator_is_refused_until_this_one_ha
         let wanted = v1::BlobDigest { digest: late.clone() };
         assert_eq!(blobs.get(wanted).await.unwrap_err().code(), Code::Unavailable, "and not that it is missing");
     }
+    let mut blobs = BlobsClient::with_interceptor(channel.clone(), Token::default().with_key("process"));
+    let wanted = v1::BlobDigest { digest: late.clone() };
+    assert_eq!(blobs.get(wanted).await.unwrap_err().code(), Code::Unavailable, "a session that says no term");
     assert_eq!(get(&channel, &late).await.unwrap_err().code(), Code::NotFound, "nothing was kept");
     let welcomed = Peer::join(&channel).await;
     assert_eq!(welcomed.term, now);

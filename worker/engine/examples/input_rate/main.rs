@@ -1,8 +1,9 @@
 //! Rows a second of the input alone, against the tokenizer library alone: one JSON object a line.
 //!
 //! `input_rate BASE_MODEL FILE COLUMN[,COLUMN] [SECONDS]`: `input` reads Parquet, tokenises and packs batches of 16 as
-//! training does, on its one thread, epoch after epoch; `tokenizer` is the library's own `encode_fast` over the same
-//! texts in memory, on one thread. The label's column is called `label`.
+//! training does, on its one thread, epoch after epoch; `kept` is the same behind a run that left the token ids of all rows
+//! on a shelf; `tokenizer` is the library's own `encode_fast` over the same texts in memory, on one thread. The label's
+//! column is called `label`.
 
 use std::{
     path::Path,
@@ -11,10 +12,11 @@ use std::{
 };
 
 use graftwork_dataset::{Access, DEFAULT_WINDOW_BYTES, GroupDigests, Order, ReadRequest, RowReader, open, select};
-use graftwork_engine::{BatchShape, Input, InputRequest, Position, TextEncoder};
+use graftwork_engine::{BatchShape, Input, InputRequest, Position, Shelves, TextEncoder};
 use graftwork_model::BaseModel;
 use graftwork_shared::{
     data::{Columns, TextColumns},
+    digest::Digest,
     head::HeadOutput,
 };
 use serde_json::json;
@@ -24,6 +26,7 @@ type Failure = Box<dyn std::error::Error>;
 
 const BATCH: usize = 16;
 const LONGEST: u32 = 128;
+const MOST_KEPT_BYTES: u64 = 1 << 30;
 
 fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1);
@@ -36,8 +39,17 @@ fn main() -> Result<(), Failure> {
     let rows: Vec<Vec<String>> = RowReader::start(runtime.handle(), read.clone(), Access::anonymous())
         .map(|row| row.map(|row| row.texts))
         .collect::<Result<_, _>>()?;
-    let encoder = TextEncoder::open(&model.tokenizer, LONGEST, model.description.type_vocab_size)?;
-    println!("{}", input(&runtime, read, encoder, duration)?);
+    let encoder = || TextEncoder::open(&model.tokenizer, LONGEST, model.description.type_vocab_size);
+    println!("{}", input(&runtime, "input", (read.clone(), 0), Arc::new(encoder()?), duration)?);
+    let folder = tempfile::tempdir()?;
+    let shelves = Arc::new(Shelves::new(folder.path().to_owned(), MOST_KEPT_BYTES));
+    let keeping = || encoder().map(|encoder| Arc::new(encoder.keeping(&shelves, &Digest::of(b"rows"))));
+    input(&runtime, "filling", (read.clone(), rows.len()), keeping()?, duration)?;
+    let kept = keeping()?;
+    println!("{}", input(&runtime, "kept", (read, 0), kept.clone(), duration)?);
+    if kept.tokenised() > 0 {
+        return Err(format!("{} rows were not on the shelf: is there room for them?", kept.tokenised()).into());
+    }
     println!("{}", library(&model.tokenizer, &rows, duration)?);
     Ok(())
 }
@@ -65,19 +77,21 @@ fn request(runtime: &Runtime, file: String, columns: &str) -> Result<ReadRequest
     })
 }
 
+/// Reads for so long, and so many rows at least.
 fn input(
     runtime: &Runtime,
-    read: ReadRequest,
-    encoder: TextEncoder,
+    kind: &str,
+    (read, least): (ReadRequest, usize),
+    encoder: Arc<TextEncoder>,
     duration: Duration,
 ) -> Result<serde_json::Value, Failure> {
     let shape = BatchShape { batch_size: BATCH, accumulation: 1, lanes: 2 };
     let (position, access) = (Position::start(), Access::anonymous());
     let request = InputRequest { read, access, shape, position, updates: u64::MAX };
     let began = Instant::now();
-    let mut input = Input::start(runtime.handle(), request, Arc::new(encoder));
+    let mut input = Input::start(runtime.handle(), request, encoder);
     let (mut rows, mut tokens, mut first) = (0, 0, None);
-    while began.elapsed() < duration {
+    while began.elapsed() < duration || rows < least as u64 {
         let update = input.next_update()?;
         first.get_or_insert_with(|| began.elapsed());
         rows += update.consumed.rows;
@@ -85,7 +99,7 @@ fn input(
     }
     let seconds = began.elapsed().as_secs_f64();
     Ok(json!({
-        "kind": "input",
+        "kind": kind,
         "rows_per_second": rows as f64 / seconds,
         "tokens_per_second": tokens as f64 / seconds,
         "first_batch_ms": first.map(|first| 1e3 * first.as_secs_f64()),

@@ -71,6 +71,21 @@ fn split(lane: &Lane, rows_in_first: usize) -> [Lane; 2] {
     [part(0..rows_in_first, 0..tokens), part(rows_in_first..lane.rows.len(), tokens..lane.tokens.ids.len())]
 }
 
+/// `Invariant::TrunkUnchanged`, of what is no mapped page too: norms and biases.
+#[test]
+fn no_method_changes_the_trunk_that_it_trains_on() {
+    let trunk = tiny_trunk();
+    let plain = adapter_setup("seq_bn", "trained");
+    let tokens = rows(&LENGTHS, 7).tokens;
+    let said = || Network::new(trunk.share(), plain.clone(), shaken_weights(&plain)).unwrap().predict(&tokens, &[]);
+    let before = said().unwrap();
+    for (what, setup) in every_setup() {
+        let network = Network::new(trunk.share(), setup.clone(), shaken_weights(&setup)).unwrap();
+        network.lane(&rows(&LENGTHS, 7), &options(Some(Dropout { seed: 1, base_model: true }))).unwrap();
+        assert_eq!(said().unwrap(), before, "{what}");
+    }
+}
+
 #[test]
 fn two_lanes_add_up_to_one_with_and_without_dropout() {
     for (what, setup) in every_setup() {

@@ -9,7 +9,7 @@ use crate::{
     network::Input,
     rows::{Dropout, Lane},
     setup::Setup,
-    spans::FILLER,
+    spans::{FILLER, rounded},
     testing::{adapter_setup, largest_difference, rows, shaken, shaken_weights, tiny_trunk},
     transfer::{take_copies, take_waits},
 };
@@ -163,7 +163,8 @@ fn fillers_make_shapes_few_and_change_no_result() {
     let network = shaken(&fusion_setup(fusion_alone()));
     let mut shapes = std::collections::BTreeSet::new();
     for number in 0..400_usize {
-        let lengths: Vec<usize> = (0..=number % 23).map(|row| 1 + (number * 7 + row * row * 5) % 14).collect();
+        let lengths: Vec<usize> =
+            (0..=number % 23).map(|row| 1 + (number * 11 + number / 14 + row * row * 5) % 14).collect();
         let lane = rows(&lengths, 7);
         let input = Input::new(&lane.tokens, &lane.rows, network.description());
         let (asked, tokens) = (input.spans.clone(), input.spans.tokens());
@@ -176,7 +177,9 @@ fn fillers_make_shapes_few_and_change_no_result() {
         let sizes = [filled.ids.len(), filled.type_ids.len(), filled.positions.len()];
         assert_eq!(sizes, [filled.spans.tokens(); 3]);
         assert!(filled.spans.tokens() <= tokens + 16 + tokens / 4, "{tokens} became {}", filled.spans.tokens());
-        shapes.insert((filled.spans.tokens(), filled.spans.rows()));
+        // What kernels read: tokens, rows, and the places of a row in attention.
+        let longest = filled.spans.0.iter().map(|span| span.length).max().unwrap();
+        shapes.insert((filled.spans.tokens(), filled.spans.rows(), rounded(longest)));
     }
     assert!(shapes.len() <= 60, "{} shapes", shapes.len());
     // Rows alone, and beside others that need other fillers.
