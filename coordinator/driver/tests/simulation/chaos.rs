@@ -99,15 +99,18 @@ impl World {
     }
 
     /// A member that does not lead its group sends a checkpoint or a result of its own making; its blobs are there.
-    fn speak_as_leader(&mut self, process: usize) {
-        let follows = |work: &&Work| work.rank > 0 && work.is_member(work.epoch);
-        let leases = self.processes[&process].leases.iter();
-        let followed: Vec<LeaseId> = leases.filter(|(_, work)| follows(work)).map(|(lease, _)| *lease).collect();
-        let Some(lease) = self.dice.pick(&followed) else { return };
-        let stage = self.processes[&process].leases[&lease].assignment.stage.clone();
-        let result = fixture::result(stage.as_str(), 1, 0.9);
-        let word = if self.dice.chance(500) {
-            Word::Checkpoint(lease, self.dice.between(1, 10), result.weights)
+    fn speak_as_leader(&mut self) {
+        let follows = |work: &Work| work.rank > 0 && work.is_member(work.epoch);
+        let leases = self.processes.iter().flat_map(|(process, of)| of.leases.iter().map(move |of| (*process, of)));
+        let followed = leases.filter(|(_, (_, work))| follows(work)).map(|(process, (lease, _))| (process, *lease));
+        let followed: Vec<(usize, LeaseId)> = followed.collect();
+        let Some((process, lease)) = self.dice.pick(&followed) else { return };
+        let work = &self.processes[&process].leases[&lease];
+        let (stage, total, trained) = (work.assignment.stage.clone(), work.total, work.trained.step);
+        // What its leader could say next.
+        let result = fixture::result(stage.as_str(), total, 0.9);
+        let word = if self.dice.chance(500) && trained + 1 < total {
+            Word::Checkpoint(lease, self.dice.between(trained + 1, total - 1), result.weights)
         } else {
             Word::Finished(lease, Box::new(result))
         };
@@ -138,8 +141,8 @@ impl World {
     /// A worker speaks under a lease that is another's, or was its own once, or as if it led a group that it is a member
     /// of; its blobs are there.
     fn lie(&mut self, process: usize) {
-        if self.dice.chance(400) {
-            return self.speak_as_leader(process);
+        if self.dice.chance(500) {
+            return self.speak_as_leader();
         }
         let held: Vec<(LeaseId, StageKey)> = self
             .processes
